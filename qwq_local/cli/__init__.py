@@ -1,0 +1,1 @@
+"""One module per command: flags in, exit status out. The only door to Typer."""

@@ -1,0 +1,1 @@
+"""Messages in, events out: conversation, prompt, thinking parser, turn, loop guard."""

@@ -1,0 +1,1 @@
+"""Token ids in, token ids out: the Engine protocol, and llama.cpp behind it."""

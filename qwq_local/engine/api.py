@@ -1,0 +1,165 @@
+"""The seam between dialogue and inference: token ids in, token ids out.
+
+Values that describe a context, sampling and a vocabulary, and the Protocols that the rest of the program
+is written against. Knows no llama.cpp: tests pass in engines that replay a queue of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """How the next token is chosen; a value at its neutral setting leaves its step out of the chain.
+
+    `order` names the steps first to last. `temperature` 0 is greedy and ignores everything but the
+    penalties. Penalties and DRY look at sampled tokens only, never at the prompt.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    typical: float = 1.0
+    penalty_window: int = 64
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_window: int = -1
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    order: tuple[str, ...] = DEFAULT_ORDER
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """One context over loaded weights: window in tokens, rope scaling, KV types, batch sizes, threads.
+
+    `yarn_factor` 1 is unscaled; another factor scales from `yarn_origin` tokens. `threads` 0 lets the
+    engine take the physical cores. `flash_attention` None lets llama.cpp decide.
+    """
+
+    n_ctx: int
+    n_batch: int = 512
+    n_ubatch: int = 512
+    kv_type_k: str = "f16"
+    kv_type_v: str = "f16"
+    flash_attention: bool | None = None
+    yarn_factor: float = 1.0
+    yarn_origin: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`done` of `total` prompt tokens are in the KV cache; `cached` of them were there before."""
+
+    done: int
+    total: int
+    cached: int
+
+
+class AbortFlag:
+    """Set from a signal handler or another thread; the engine stops at its next check and raises Aborted."""
+
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Ask whatever runs to stop."""
+        self._set = True
+
+    def clear(self) -> None:
+        """Forget an earlier request."""
+        self._set = False
+
+    def __bool__(self) -> bool:
+        return self._set
+
+
+class Aborted(Exception):
+    """The abort flag was set; the KV cache holds a consistent prefix and the engine can go on."""
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Every piece that a template may write as one token (control and user-defined) with its id."""
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of `text` as plain text: never a control or user-defined token, whatever it contains."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for, special ones rendered."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends the generation."""
+
+
+class Grammar(Protocol):
+    """A compiled grammar; opaque to everything but the engine that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the header says of a model; `native_window` is the trained window in tokens."""
+
+    name: str
+    architecture: str
+    n_vocab: int
+    native_window: int
+    chat_template: str | None
+    file_type: str = ""
+    parameters: int = 0
+    size_bytes: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One context over a loaded model: a KV cache of tokens, logits after the last one, a sampler chain."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary."""
+
+    @property
+    def settings(self) -> ContextSettings:
+        """The settings that the context was made with; n_ctx is the one in force."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens whose keys and values are cached now."""
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+        """Make the KV cache hold exactly `tokens`, keeping the longest common prefix; logits follow the last.
+
+        Raises Aborted (what was computed stays cached) and EngineError.
+        """
+
+    def start_sampling(self, settings: SamplerSettings) -> None:
+        """Begin a new chain: fresh seed, empty penalty window."""
+
+    def sample(self, grammar: Grammar | None = None) -> int:
+        """The next token by the chain from the current logits, obeying the grammar; it is not yet cached."""
+
+    def append(self, token: int) -> None:
+        """Put one token into the KV cache and compute the logits after it. Raises Aborted, EngineError."""
+
+    def truncate(self, n_tokens: int) -> None:
+        """Drop all cached tokens from position `n_tokens` on; logits are stale until the next append."""
+
+    def compile_grammar(self, schema: Mapping[str, object]) -> Grammar:
+        """A grammar for values of a JSON schema. Raises SchemaError naming the path of what cannot be."""

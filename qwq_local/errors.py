@@ -1,0 +1,89 @@
+"""Everything that can go wrong in a way a user can mend, and the exit status each one ends with.
+
+    QwqError                 1  failed
+    ├── UsageError           2  wrong usage or unreadable input
+    │   ├── ProfileError     2  a profile with an unknown key or a wrong type
+    │   └── SchemaError      2  a JSON schema that no grammar can express
+    ├── ModelNotFound        3  no such model on this machine
+    ├── DoesNotFit           4  llama.cpp could not have the memory
+    ├── PromptTooLong        5  more tokens than the window
+    ├── ModelFileError       1  a GGUF that is damaged, foreign or of another architecture
+    ├── TemplateError        1  a chat template that does not render
+    ├── EngineError          1  llama.cpp refused to go on
+    └── ConvertError         1  a checkpoint that does not convert
+
+A message says what happened, with numbers, then what to do. Only the command line catches these.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitStatus(IntEnum):
+    """The exit statuses of `qwq`, the same for every command."""
+
+    ANSWERED = 0
+    FAILED = 1
+    USAGE = 2
+    NO_MODEL = 3
+    NO_MEMORY = 4
+    PROMPT_TOO_LONG = 5
+    CUT = 6
+    NO_ANSWER = 7
+    INTERRUPTED = 130
+
+
+class QwqError(Exception):
+    """An error that the user can act on; its text is one line for the screen."""
+
+    exit_status: ClassVar[ExitStatus] = ExitStatus.FAILED
+
+
+class UsageError(QwqError):
+    """Wrong usage, or input that cannot be read."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class ProfileError(UsageError):
+    """A profile, an environment variable or a flag with an unknown key or a value of the wrong type."""
+
+
+class SchemaError(UsageError):
+    """A JSON schema that is not one, or that uses a keyword which cannot be enforced."""
+
+
+class ModelNotFound(QwqError):
+    """No model of that name on this machine."""
+
+    exit_status = ExitStatus.NO_MODEL
+
+
+class DoesNotFit(QwqError):
+    """The memory for weights, KV cache or compute buffers could not be had."""
+
+    exit_status = ExitStatus.NO_MEMORY
+
+
+class PromptTooLong(QwqError):
+    """The prompt has more tokens than the chosen window holds."""
+
+    exit_status = ExitStatus.PROMPT_TOO_LONG
+
+
+class ModelFileError(QwqError):
+    """A model file that is damaged, is something else, or holds an unsupported architecture."""
+
+
+class TemplateError(QwqError):
+    """A chat template that is missing, does not render, or takes too long."""
+
+
+class EngineError(QwqError):
+    """llama.cpp failed in the middle of its work, or is not the library this version was tested with."""
+
+
+class ConvertError(QwqError):
+    """A checkpoint that cannot be converted, with the file and the mend."""

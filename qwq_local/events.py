@@ -1,0 +1,130 @@
+"""Frozen values that flow out of a turn; every front end reads these and nothing else.
+
+A turn yields, in this order: Planned, Prefill (several), Thinking (many), ThinkingClosed, Answer (many) or
+ToolCall, and Finished last; a Notice may come anywhere. Texts are pieces: joined they are the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class CloseReason(StrEnum):
+    """Why the thinking ended."""
+
+    MODEL = "model"  # it wrote </think>
+    BUDGET = "budget"  # it reached its token budget
+    CONTEXT = "context"  # the window minus the answer reserve was reached
+    LOOP = "loop"  # the loop guard cut it back
+    USER = "user"  # asked to answer now
+
+
+class FinishReason(StrEnum):
+    """Why the turn ended."""
+
+    STOP = "stop"  # the model ended its turn
+    MAX_TOKENS = "max_tokens"  # the answer reached max_tokens
+    CONTEXT = "context"  # the window is full
+    LOOP = "loop"  # the loop guard ended the answer
+    NO_ANSWER = "no_answer"  # the thinking ended and no answer came
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What was decided before the first token: sizes in tokens."""
+
+    model: str
+    n_ctx: int
+    prompt_tokens: int
+    thinking_budget: int
+    answer_reserve: int
+    yarn_factor: float
+    kv_type: str
+    n_gpu_layers: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Progress through the prompt: `done` of `total` tokens, `cached` of them taken from the KV cache."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of the thinking trace."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingClosed:
+    """The thinking ended: why, its sampled tokens, and how long it took."""
+
+    reason: CloseReason
+    tokens: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for, in the answer and never in the thinking."""
+
+    name: str
+    arguments: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line that a person should read: what was done and why."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStats:
+    """Tokens and seconds of one turn; prefill counts only the tokens that were computed."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_rate(self) -> float:
+        """Computed prompt tokens per second, 0 when nothing was computed."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Sampled tokens per second, 0 before the first."""
+        return (self.thinking_tokens + self.answer_tokens) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a turn: why, the figures, and the turn as it belongs in the history."""
+
+    reason: FinishReason
+    stats: TurnStats
+    thinking: str
+    answer: str
+    tool_calls: tuple[ToolCall, ...] = field(default=())
+
+
+Event = Planned | Prefill | Thinking | ThinkingClosed | Answer | ToolCall | Notice | Finished

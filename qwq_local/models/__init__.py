@@ -1,0 +1,1 @@
+"""A name in, a local GGUF out: header reader, store."""

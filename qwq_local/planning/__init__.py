@@ -1,0 +1,1 @@
+"""Arithmetic only, no probing: context, rope scaling, budgets."""
