@@ -1,13 +1,12 @@
 """Frozen values that flow out of a turn; every front end reads these and nothing else.
 
-A turn yields, in this order: Planned, Prefill (several), Thinking (many), ThinkingClosed, Answer (many) or
-ToolCall, and Finished last; a Notice may come anywhere. Texts are pieces: joined they are the whole.
+A turn yields, in this order: Planned, Prefill (several), Thinking (many), ThinkingClosed, Answer (many),
+and Finished last; a Notice may come anywhere. Texts are pieces: joined they are the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -80,14 +79,6 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that the model asks for, in the answer and never in the thinking."""
-
-    name: str
-    arguments: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
 class Notice:
     """One line that a person should read: what was done and why."""
 
@@ -124,7 +115,6 @@ class Finished:
     stats: TurnStats
     thinking: str
     answer: str
-    tool_calls: tuple[ToolCall, ...] = field(default=())
 
 
-Event = Planned | Prefill | Thinking | ThinkingClosed | Answer | ToolCall | Notice | Finished
+Event = Planned | Prefill | Thinking | ThinkingClosed | Answer | Notice | Finished

@@ -7,7 +7,7 @@ is written against. Knows no llama.cpp: tests pass in engines that replay a queu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
@@ -45,7 +45,7 @@ class ContextSettings:
     """One context over loaded weights: window in tokens, rope scaling, KV types, batch sizes, threads.
 
     `yarn_factor` 1 is unscaled; another factor scales from `yarn_origin` tokens. `threads` 0 lets the
-    engine take the physical cores. `flash_attention` None lets llama.cpp decide.
+    engine take all cores. `flash_attention` None lets llama.cpp decide.
     """
 
     n_ctx: int
@@ -110,22 +110,10 @@ class Vocabulary(Protocol):
 
 
 class Grammar(Protocol):
-    """A compiled grammar; opaque to everything but the engine that made it."""
+    """A compiled grammar and what it has seen; opaque to everything but the engine that made it."""
 
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the header says of a model; `native_window` is the trained window in tokens."""
-
-    name: str
-    architecture: str
-    n_vocab: int
-    native_window: int
-    chat_template: str | None
-    file_type: str = ""
-    parameters: int = 0
-    size_bytes: int = 0
-    extra: Mapping[str, str] = field(default_factory=dict)
+    def reset(self) -> None:
+        """Forget what it saw, before the next answer."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,242 @@
+"""One llama.cpp context over loaded weights: the KV cache as a list of tokens, prefill, decode, sampling.
+
+The longest common prefix of the cache and the next prompt is kept. Whatever happens in llama_decode, the
+cache afterwards holds exactly the tokens that `tokens` lists.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qwq_local.engine.api import (
+    Aborted,
+    AbortFlag,
+    ContextSettings,
+    Grammar,
+    PrefillProgress,
+    SamplerSettings,
+)
+from qwq_local.engine.batches import BatchSizer
+from qwq_local.engine.library import forget_log, last_warning, library
+from qwq_local.engine.model import LoadedModel
+from qwq_local.engine.sampler import SamplerChain
+from qwq_local.engine.vocabulary import LlamaVocabulary
+from qwq_local.errors import DoesNotFit, EngineError, UsageError
+
+KV_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+_ROPE_UNSCALED, _ROPE_YARN = 0, 2
+_DECODED, _ABORTED = 0, 2
+# A single token that takes longer than this is worth the abort callback's cost of one call per graph node.
+_SLOW_TOKEN_S = 0.1
+
+
+class LlamaContext:
+    """The Engine protocol over llama.cpp. Free it with `close`, before its model."""
+
+    def __init__(self, model: LoadedModel, settings: ContextSettings, abort: AbortFlag) -> None:
+        """Raises DoesNotFit when the memory cannot be had, UsageError for settings llama.cpp would refuse."""
+        self._lib = library()
+        self._model = model
+        self._abort = abort
+        self._chain: SamplerChain | None = None
+        self._handle = self._create(settings)
+        self._memory = self._lib.llama_get_memory(self._handle)
+        self._settings = replace(
+            settings,
+            n_ctx=self._lib.llama_n_ctx(self._handle),
+            n_batch=self._lib.llama_n_batch(self._handle),
+            n_ubatch=self._lib.llama_n_ubatch(self._handle),
+        )
+        self._tokens: list[int] = []
+        self._batch = (ctypes.c_int32 * self._settings.n_batch)()
+        self._token_s = 0.0
+        # Backends other than CPU and Metal do not ask the abort callback: there, batches are kept short.
+        self._sizer = BatchSizer(self._settings.n_batch, adaptive=not _abortable(self._lib))
+        self._on_abort = self._lib.ggml_abort_callback(lambda _: bool(self._abort))
+        self._never = self._lib.ggml_abort_callback()
+        self._watching = False
+
+    @property
+    def vocabulary(self) -> LlamaVocabulary:
+        """The model's vocabulary."""
+        return self._model.vocabulary
+
+    @property
+    def settings(self) -> ContextSettings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens in the KV cache."""
+        return self._tokens
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+        """Make the KV cache hold exactly `tokens`; see Engine.prefill."""
+        if not tokens:
+            raise EngineError("an empty prompt cannot be prefilled.")
+        if len(tokens) > self._settings.n_ctx:
+            raise EngineError(f"{len(tokens)} tokens do not fit a context of {self._settings.n_ctx}.")
+        # The last token is always decoded, since its logits are what the caller is after.
+        cached = min(_common_prefix(self._tokens, tokens), len(tokens) - 1)
+        self.truncate(cached)
+        yield PrefillProgress(cached, len(tokens), cached)
+        while (done := len(self._tokens)) < len(tokens):
+            count = min(self._sizer.size, len(tokens) - done)
+            began = time.perf_counter()
+            self._decode(tokens[done : done + count], watch=True)
+            self._sizer.measured(count, time.perf_counter() - began)
+            yield PrefillProgress(done + count, len(tokens), cached)
+
+    def start_sampling(self, settings: SamplerSettings) -> None:
+        """Begin a new sampler chain."""
+        if self._chain is not None:
+            self._chain.close()
+        n_vocab = self.vocabulary.size
+        vocab = self._lib.llama_model_get_vocab(self._model.handle)
+        self._chain = SamplerChain(settings, vocab, n_vocab, self._settings.n_ctx)
+
+    def sample(self, grammar: Grammar | None = None) -> int:
+        """The next token by the chain from the current logits."""
+        if self._chain is None or not self._tokens:
+            raise EngineError("sampling needs a prefilled prompt and a sampler chain.")
+        if grammar is None:
+            token: int = self._lib.llama_sampler_sample(self._chain.handle, self._handle, -1)
+            return token
+        from qwq_local.engine.grammar import LlamaGrammar, sample_under
+
+        if not isinstance(grammar, LlamaGrammar):
+            raise EngineError("the grammar was compiled by another engine.")
+        logits = self._lib.llama_get_logits_ith(self._handle, -1)
+        return sample_under(grammar, self._chain, logits, self.vocabulary.size)
+
+    def append(self, token: int) -> None:
+        """Put one token into the KV cache and compute the logits after it."""
+        if len(self._tokens) >= self._settings.n_ctx:
+            raise EngineError(f"the context of {self._settings.n_ctx} tokens is full.")
+        began = time.perf_counter()
+        self._decode((token,), watch=self._token_s > _SLOW_TOKEN_S)
+        self._token_s = time.perf_counter() - began
+
+    def truncate(self, n_tokens: int) -> None:
+        """Drop all cached tokens from position `n_tokens` on."""
+        if n_tokens < len(self._tokens):
+            self._forget_from(n_tokens)
+            del self._tokens[n_tokens:]
+
+    def compile_grammar(self, schema: Mapping[str, object]) -> Grammar:
+        """A grammar for values of a JSON schema."""
+        from qwq_local.engine.grammar import LlamaGrammar
+        from qwq_local.engine.schema import schema_to_gbnf
+
+        return LlamaGrammar(schema_to_gbnf(schema), self._lib.llama_model_get_vocab(self._model.handle))
+
+    def close(self) -> None:
+        """Free the context; closing twice is harmless."""
+        if self._chain is not None:
+            self._chain.close()
+            self._chain = None
+        if self._handle is not None:
+            self._lib.llama_free(self._handle)
+            self._handle = None
+
+    def _create(self, settings: ContextSettings) -> Any:
+        _check(settings)
+        lib = self._lib
+        forget_log()
+        handle = lib.llama_init_from_model(self._model.handle, _context_params(lib, settings))
+        if not handle:
+            raise DoesNotFit(
+                f"a context of {settings.n_ctx:,} tokens ({settings.kv_type_k} KV) does not fit: "
+                f"{last_warning() or 'llama.cpp gives no reason'}. "
+                f"Try --set n_ctx={max(512, settings.n_ctx // 2)} or --set kv_type=q8_0."
+            )
+        return handle
+
+    def _decode(self, tokens: Sequence[int], *, watch: bool) -> None:
+        if self._abort:
+            raise Aborted
+        if watch is not self._watching:
+            self._lib.llama_set_abort_callback(self._handle, self._on_abort if watch else self._never, None)
+            self._watching = watch
+        count = len(tokens)
+        self._batch[:count] = list(tokens)
+        # With no positions given, llama.cpp continues after the last cached token of sequence 0.
+        status = self._lib.llama_decode(self._handle, self._lib.llama_batch_get_one(self._batch, count))
+        if status == _DECODED:
+            self._tokens.extend(tokens)
+            return
+        self._forget_from(len(self._tokens))
+        if status == _ABORTED and self._abort:
+            raise Aborted
+        raise EngineError(f"llama_decode failed with status {status}: {last_warning() or 'no reason given'}.")
+
+    def _forget_from(self, position: int) -> None:
+        self._lib.llama_memory_seq_rm(self._memory, 0, position, -1)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))
+
+
+def _check(settings: ContextSettings) -> None:
+    for kv_type in (settings.kv_type_k, settings.kv_type_v):
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"no KV type {kv_type!r}; there are {', '.join(KV_TYPES)}.")
+    quantized = settings.kv_type_v not in ("f32", "f16", "bf16")
+    if quantized and settings.flash_attention is False:
+        raise UsageError(f"a {settings.kv_type_v} V cache needs flash attention: --set flash_attention=on.")
+    if not 1 <= settings.n_ctx <= 1 << 22 or not 1 <= settings.n_ubatch <= settings.n_batch <= 1 << 16:
+        raise UsageError(
+            f"n_ctx {settings.n_ctx}, n_batch {settings.n_batch}, n_ubatch {settings.n_ubatch}: "
+            "n_ctx goes to 4194304, and n_ubatch <= n_batch <= 65536."
+        )
+    if settings.yarn_factor < 1 or (settings.yarn_factor > 1 and settings.yarn_origin < 1):
+        raise UsageError(
+            f"YaRN needs a factor of at least 1 and the native window, not {settings.yarn_factor}."
+        )
+
+
+def _context_params(lib: Any, settings: ContextSettings) -> Any:
+    params = lib.llama_context_default_params()
+    params.n_ctx = settings.n_ctx
+    params.n_batch = settings.n_batch
+    params.n_ubatch = settings.n_ubatch
+    # Only the last token's logits are read: the compute buffer then holds one row, not one per token.
+    params.n_outputs_max = 1
+    params.n_threads = params.n_threads_batch = settings.threads or os.cpu_count() or 1
+    params.type_k, params.type_v = KV_TYPES[settings.kv_type_k], KV_TYPES[settings.kv_type_v]
+    params.flash_attn_type = {None: -1, False: 0, True: 1}[settings.flash_attention]
+    if settings.yarn_factor > 1:
+        params.rope_scaling_type = _ROPE_YARN
+        params.rope_freq_scale = 1.0 / settings.yarn_factor
+        params.yarn_orig_ctx = settings.yarn_origin
+    else:
+        # Said outright, so that scaling keys in the GGUF are not applied below the native window.
+        params.rope_scaling_type = _ROPE_UNSCALED
+        params.rope_freq_scale = 1.0
+    return params
+
+
+def _abortable(lib: Any) -> bool:
+    """Whether every backend in use asks the abort callback (ggml: CPU and Metal do)."""
+    return not lib.llama_supports_gpu_offload() or sys.platform == "darwin"

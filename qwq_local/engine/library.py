@@ -1,0 +1,98 @@
+"""The door to llama_cpp: the tested version, its log kept off the screen, stderr that C code writes to.
+
+Comes in: nothing but the installed package. Goes out: the module of low-level functions. Importing this
+module does not import llama_cpp; `library()` does, once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from functools import cache
+from importlib import metadata
+from types import ModuleType
+from typing import Any, TextIO
+
+from qwq_local.errors import EngineError
+
+TESTED_VERSION = "0.3.36"
+_WARNING = 2
+_recent: deque[str] = deque(maxlen=20)
+
+
+def check_version(installed: str | None) -> None:
+    """Raise EngineError in one line when llama-cpp-python is absent or not the tested version.
+
+    Structs cross the C border by their layout, which changes between versions without notice.
+    """
+    if installed == TESTED_VERSION:
+        return
+    found = f"llama-cpp-python {installed}" if installed else "no llama-cpp-python"
+    raise EngineError(
+        f"{found} is installed; this qwq is tested with {TESTED_VERSION} only. "
+        f"Run: pip install llama-cpp-python=={TESTED_VERSION}"
+    )
+
+
+def _installed_version() -> str | None:
+    try:
+        return metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def library() -> ModuleType:
+    """The low-level functions of llama_cpp, backends loaded, its log caught. Raises EngineError."""
+    check_version(_installed_version())
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            f"llama-cpp-python does not load: {error}. Reinstall it for this machine."
+        ) from error
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def _log_callback(llama_cpp: ModuleType) -> Any:
+    verbose = os.environ.get("QWQ_VERBOSE") == "1"
+
+    def log(level: int, text: bytes, _: object) -> None:
+        line = text.decode("utf-8", "replace")
+        if verbose:
+            sys.stderr.write(line)
+        if level >= _WARNING and line.strip():
+            _recent.append(line.strip())
+
+    return llama_cpp.llama_log_callback(log)
+
+
+def forget_log() -> None:
+    """Empty the memory of llama.cpp's warnings, before a call whose failure they should explain."""
+    _recent.clear()
+
+
+def last_warning() -> str:
+    """llama.cpp's own last words that say something, for an error message; empty when there are none."""
+    for line in reversed(_recent):
+        if "error" in line.lower() or "failed" in line.lower():
+            return line.split(": ", 1)[-1][:300]
+    return ""
+
+
+def divert_stderr() -> TextIO:
+    """The real stderr as a new stream; what C code writes to descriptor 2 from now on goes nowhere.
+
+    llama.cpp prints some things past its log callback. Call once, before the library is used.
+    """
+    sys.stderr.flush()
+    stream = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    return stream

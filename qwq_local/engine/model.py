@@ -1,0 +1,95 @@
+"""A GGUF path in, loaded weights out, with progress and a way to stop. One model serves several contexts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.library import forget_log, last_warning, library
+from qwq_local.engine.vocabulary import LlamaVocabulary
+from qwq_local.errors import DoesNotFit, ModelFileError
+
+_ALL_LAYERS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none."""
+
+    n_gpu_layers: int = _ALL_LAYERS
+    special_ids: tuple[int, ...] = ()
+
+
+class LoadedModel:
+    """Weights in memory; free them with `close` after every context made over them."""
+
+    def __init__(self, path: Path, handle: Any, special_ids: tuple[int, ...]) -> None:
+        self.path = path
+        self.handle = handle
+        self._lib = library()
+        self.vocabulary = LlamaVocabulary(self._lib.llama_model_get_vocab(handle), special_ids)
+
+    def close(self) -> None:
+        """Free the weights; closing twice is harmless."""
+        if self.handle is not None:
+            self._lib.llama_model_free(self.handle)
+            self.handle = None
+
+
+def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generator[float, None, LoadedModel]:
+    """Fractions from 0 to 1 while the weights load; the generator's return value is the model.
+
+    The header must have been checked before (see models/architecture.py): llama.cpp asserts on some kinds
+    of damage. Raises ModelFileError or DoesNotFit when llama.cpp refuses, Aborted when the flag was set.
+    """
+    lib = library()
+    forget_log()
+    fractions: SimpleQueue[float | None] = SimpleQueue()
+    stop = AbortFlag()
+
+    def on_progress(fraction: float, _: object) -> bool:
+        fractions.put(fraction)
+        return not (stop or abort)
+
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = settings.n_gpu_layers
+    params.progress_callback = lib.llama_progress_callback(on_progress)
+    loaded: list[Any] = []
+
+    def load() -> None:
+        loaded.append(lib.llama_model_load_from_file(str(path).encode(), params))
+        fractions.put(None)
+
+    # llama.cpp loads in one call: on a thread of its own, progress can be yielded and Ctrl-C is heard.
+    worker = threading.Thread(target=load, name="load", daemon=True)
+    worker.start()
+    try:
+        while (fraction := fractions.get()) is not None:
+            yield fraction
+    finally:
+        stop.set()
+        worker.join()
+        handle = loaded[0]
+        if handle and (abort or fraction is not None):
+            lib.llama_model_free(handle)
+    if abort:
+        raise Aborted
+    if not handle:
+        raise _refusal(path)
+    return LoadedModel(path, handle, settings.special_ids)
+
+
+def _refusal(path: Path) -> ModelFileError | DoesNotFit:
+    why = last_warning()
+    if any(word in why for word in ("alloc", "memory", "buffer")):
+        size_gib = path.stat().st_size / 2**30
+        return DoesNotFit(
+            f"{path.name} ({size_gib:.1f} GiB) does not fit: {why}. Try a smaller type, or fewer layers on "
+            "the GPU: --set n_gpu_layers=N."
+        )
+    return ModelFileError(f"llama.cpp refuses {path}: {why or 'no reason given'}. Fetch or convert it again.")
