@@ -1,11 +1,13 @@
 """Frozen values that flow out of a turn; every front end reads these and nothing else.
 
-A turn yields, in this order: Planned, Prefill (several), Thinking (many), ThinkingClosed, Answer (many),
-and Finished last; a Notice may come anywhere. Texts are pieces: joined they are the whole.
+A turn yields, in this order: Loading (the first time), Planned, Prefill (several), Thinking (many),
+ThinkingClosed, Answer (many), and Finished last; a Notice may come anywhere. Texts are pieces: joined they
+are the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +19,6 @@ class CloseReason(StrEnum):
     BUDGET = "budget"  # it reached its token budget
     CONTEXT = "context"  # the window minus the answer reserve was reached
     LOOP = "loop"  # the loop guard cut it back
-    USER = "user"  # asked to answer now
 
 
 class FinishReason(StrEnum):
@@ -29,6 +30,14 @@ class FinishReason(StrEnum):
     LOOP = "loop"  # the loop guard ended the answer
     NO_ANSWER = "no_answer"  # the thinking ended and no answer came
     INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Weights come into memory: `fraction` from 0 to 1 of the model called `model`."""
+
+    model: str
+    fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool as it stands in the history of an assistant message."""
+
+    name: str
+    arguments: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """One line that a person should read: what was done and why."""
 
@@ -117,4 +134,4 @@ class Finished:
     answer: str
 
 
-Event = Planned | Prefill | Thinking | ThinkingClosed | Answer | Notice | Finished
+Event = Loading | Planned | Prefill | Thinking | ThinkingClosed | Answer | Notice | Finished

@@ -148,6 +148,3 @@ class Engine(Protocol):
 
     def truncate(self, n_tokens: int) -> None:
         """Drop all cached tokens from position `n_tokens` on; logits are stale until the next append."""
-
-    def compile_grammar(self, schema: Mapping[str, object]) -> Grammar:
-        """A grammar for values of a JSON schema. Raises SchemaError naming the path of what cannot be."""

@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,13 +139,6 @@ class LlamaContext:
         if n_tokens < len(self._tokens):
             self._forget_from(n_tokens)
             del self._tokens[n_tokens:]
-
-    def compile_grammar(self, schema: Mapping[str, object]) -> Grammar:
-        """A grammar for values of a JSON schema."""
-        from qwq_local.engine.grammar import LlamaGrammar
-        from qwq_local.engine.schema import schema_to_gbnf
-
-        return LlamaGrammar(schema_to_gbnf(schema), self._lib.llama_model_get_vocab(self._model.handle))
 
     def close(self) -> None:
         """Free the context; closing twice is harmless."""

@@ -9,15 +9,19 @@ never be accepted: llama.cpp ends the process.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from qwq_local.engine.library import library
+from qwq_local.engine.model import LoadedModel
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.errors import EngineError, SchemaError
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+if TYPE_CHECKING:
+    import numpy as np
+
+_MINUS_INFINITY = float("-inf")
+_CANDIDATE = [("id", "i4"), ("logit", "f4"), ("p", "f4")]  # llama_token_data
 _LIKELIEST = 256
 
 
@@ -37,14 +41,14 @@ class LlamaGrammar:
         self._one[0] = (token, 0.0, 0.0)
         array = self._lib.llama_token_data_array(self._one, 1, -1, False)
         self._lib.llama_sampler_apply(self.handle, ctypes.byref(array))
-        return bool(self._one[0].logit != -np.inf)
+        return bool(self._one[0].logit != _MINUS_INFINITY)
 
     def allowed_among(self, candidates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The candidates that may come next, as a new array."""
         kept = candidates.copy()
         array = _token_array(self._lib, kept)
         self._lib.llama_sampler_apply(self.handle, ctypes.byref(array))
-        allowed: np.ndarray[Any, Any] = kept[kept["logit"] != -np.inf]
+        allowed: np.ndarray[Any, Any] = kept[kept["logit"] != _MINUS_INFINITY]
         return allowed
 
     def accept(self, token: int) -> None:
@@ -62,11 +66,20 @@ class LlamaGrammar:
             self.handle = None
 
 
+def compile_grammar(model: LoadedModel, schema: Mapping[str, object]) -> LlamaGrammar:
+    """A grammar for values of a JSON schema. Raises SchemaError naming the path of what cannot be enforced."""
+    from qwq_local.engine.schema import schema_to_gbnf
+
+    return LlamaGrammar(schema_to_gbnf(schema), library().llama_model_get_vocab(model.handle))
+
+
 def sample_under(grammar: LlamaGrammar, chain: SamplerChain, logits: Any, n_vocab: int) -> int:
     """The next token by the chain that the grammar allows; both have accepted it.
 
     `logits` is llama.cpp's float pointer of `n_vocab` values.
     """
+    import numpy as np
+
     lib = library()
     everything = np.empty(n_vocab, _CANDIDATE)
     everything["id"] = np.arange(n_vocab, dtype=np.int32)
@@ -81,6 +94,8 @@ def sample_under(grammar: LlamaGrammar, chain: SamplerChain, logits: Any, n_voca
 
 
 def _permitted(grammar: LlamaGrammar, everything: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
     if len(everything) > _LIKELIEST:
         best = np.argpartition(everything["logit"], -_LIKELIEST)[-_LIKELIEST:]
         permitted = grammar.allowed_among(everything[best])

@@ -20,6 +20,7 @@ from qwq_local.errors import EngineError
 TESTED_VERSION = "0.3.36"
 _WARNING = 2
 _recent: deque[str] = deque(maxlen=20)
+_shown = False
 
 
 def check_version(installed: str | None) -> None:
@@ -60,16 +61,20 @@ def library() -> ModuleType:
 
 @cache
 def _log_callback(llama_cpp: ModuleType) -> Any:
-    verbose = os.environ.get("QWQ_VERBOSE") == "1"
-
     def log(level: int, text: bytes, _: object) -> None:
         line = text.decode("utf-8", "replace")
-        if verbose:
+        if _shown:
             sys.stderr.write(line)
         if level >= _WARNING and line.strip():
             _recent.append(line.strip())
 
     return llama_cpp.llama_log_callback(log)
+
+
+def show_log() -> None:
+    """Let llama.cpp's log through to stderr from now on."""
+    global _shown
+    _shown = True
 
 
 def forget_log() -> None:

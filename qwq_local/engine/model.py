@@ -22,6 +22,7 @@ class LoadSettings:
     """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none."""
 
     n_gpu_layers: int = _ALL_LAYERS
+    use_mmap: bool = True
     special_ids: tuple[int, ...] = ()
 
 
@@ -58,6 +59,9 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
 
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.n_gpu_layers
+    if not settings.use_mmap:
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = False  # TEMP
     params.progress_callback = lib.llama_progress_callback(on_progress)
     loaded: list[Any] = []
 

@@ -22,6 +22,7 @@ from qwq_local.errors import ModelFileError
 
 MAGIC = b"GGUF"
 MAX_DIMENSIONS = 4
+_SPECIAL_TYPES = (3, 4)
 MAX_STRING_BYTES = 16 << 20
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
@@ -41,10 +42,11 @@ _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gg
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """An array value that was walked over: its element type and length."""
+    """An array value that was walked over: its element type, length, and the byte it starts at."""
 
     element_type: GGUFValueType
     length: int
+    offset: int
 
 
 Value = int | float | bool | str | ArrayInfo
@@ -84,6 +86,17 @@ class Header:
     def parameters(self) -> int:
         """The number of weights in all tensors."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def special_token_ids(header: Header) -> tuple[int, ...]:
+    """The tokens that the file marks as control (type 3) or user-defined (type 4), in order."""
+    types = header.values.get("tokenizer.ggml.token_type")
+    if not isinstance(types, ArrayInfo) or types.element_type is not GGUFValueType.INT32:
+        return ()
+    with header.path.open("rb") as file:
+        file.seek(types.offset)
+        raw = file.read(4 * types.length)
+    return tuple(i for i, (kind,) in enumerate(struct.iter_unpack("<i", raw)) if kind in _SPECIAL_TYPES)
 
 
 def read_header(path: Path) -> Header:
@@ -208,11 +221,12 @@ class _Reader:
         length = self._scalar("<Q")
         if kind is GGUFValueType.ARRAY:
             raise self._damaged(f"nests arrays under {key!r}")
+        offset = self._at
         if kind is GGUFValueType.STRING:
             self._skip_strings(length, key)
         else:
             self._skip(length * struct.calcsize(_SCALARS[kind]), key)
-        return ArrayInfo(kind, length)
+        return ArrayInfo(kind, length, offset)
 
     def _skip_strings(self, length: int, key: str) -> None:
         if length * 8 > self._size - self._at:

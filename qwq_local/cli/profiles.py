@@ -1,0 +1,111 @@
+"""`qwq profiles`: which profiles there are, and what one of them comes to.
+
+Flags in, lines of plain text out on stdout. `app` is the sub-application that the main command registers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qwq_local.profiles import ProfileFolders, ResolvedProfile
+
+# A value longer than this gets its origin right after it rather than widening the whole column.
+MAX_VALUE_COLUMN = 32
+
+app = typer.Typer(
+    name="profiles",
+    help="List profiles, or show what one comes to.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def list_command(context: typer.Context) -> None:
+    """List the model and task profiles; `qwq profiles show NAME` prints one with the origin of each value."""
+    if context.invoked_subcommand is None:
+        for line in listing_lines(_folders()):
+            typer.echo(line)
+
+
+@app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task (math) or a model (qwq-32b).")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", envvar="QWQ_MODEL", help="The model that a task is shown for.")
+    ] = "qwq-32b",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be repeated.")
+    ] = None,
+) -> None:
+    """Print every key of a profile, its value, and where that came from."""
+    from qwq_local.profiles import resolve
+
+    folders = _folders()
+    model_shown, task = shown_names(name, model, folders)
+    resolved = resolve(model_shown, task, folders, os.environ, settings or ())
+    for notice in resolved.notices:
+        typer.echo(notice, err=True)
+    for line in profile_lines(resolved):
+        typer.echo(line)
+
+
+def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, str | None]:
+    """The model and the task that `show NAME --model MODEL` means; a model's own name leaves out the task."""
+    from qwq_local.profiles import Kind
+
+    if folders.has(Kind.MODEL, name) and not folders.has(Kind.TASK, name):
+        return name, None
+    return model, name
+
+
+def listing_lines(folders: ProfileFolders) -> Iterator[str]:
+    """The list as aligned lines: name, kind, where it comes from, description or what is wrong with it."""
+    from qwq_local.profiles import list_profiles
+
+    rows = [("NAME", "KIND", "SOURCE", "DESCRIPTION")]
+    for entry in list_profiles(folders):
+        text = f"cannot be read: {entry.problem}" if entry.problem else entry.description
+        rows.append((entry.name, entry.kind.value, entry.source, _on_one_line(text)))
+    yield from _aligned(rows)
+    yield ""
+    yield f"Your own: {folders.own / 'models'} and {folders.own / 'tasks'}, NAME.toml in either."
+
+
+def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
+    """The profile as aligned lines, one key each: key, value, origin."""
+    from qwq_local.profile_keys import RULES
+
+    rows = [("KEY", "VALUE", "FROM")]
+    for key, rule in RULES.items():
+        value = getattr(resolved.profile, key)
+        rows.append((key, rule.show(value), resolved.origins[key]))
+    yield f"{resolved.task} on {resolved.model}" if resolved.task else resolved.model
+    yield ""
+    yield from _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    columns = range(len(rows[0]) - 1)
+    widths = [min(max(len(row[i]) for row in rows), MAX_VALUE_COLUMN) for i in columns]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+        yield "  ".join([*cells, row[-1]]).rstrip()
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _folders() -> ProfileFolders:
+    from qwq_local.paths import directories
+    from qwq_local.profiles import profile_folders
+
+    return profile_folders(directories(os.environ))
