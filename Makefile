@@ -1,0 +1,62 @@
+# make demo   from nothing to an answer: environment, llama.cpp, the miniature's reply
+# make test   the tests, likewise from nothing
+# make lint   ruff and mypy
+# make bench  every figure of docs/measured.md
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WHEELS := $(VENV)/wheels
+LLAMA  := llama-cpp-python==0.3.36
+
+# GCC 12 and older drop the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that have
+# AMX; nothing else needs the instructions, so they stay off.
+ifeq ($(shell uname -m),x86_64)
+  CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8
+endif
+export CMAKE_ARGS
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/qwq ask --model miniature "How many r's are in the word strawberry?"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/decode.py
+
+$(VENV)/.venv-made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "qwq needs Python 3.11 or newer; $$($(PYTHON) --version) is here. Run: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.llama-built: $(VENV)/.venv-made
+	@echo "==> Building llama.cpp ($(LLAMA)) for this machine: about 10 minutes on 2 cores, once."
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir $(WHEELS) $(LLAMA)
+	$(BIN)/python -m pip install --quiet --find-links $(WHEELS) $(LLAMA)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.llama-built pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.llama-built pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

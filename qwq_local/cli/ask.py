@@ -1,0 +1,77 @@
+"""`qwq ask`: one question from files, standard input and the argument; the answer alone on stdout.
+
+Flags in, exit status out. What is shown where is decided by terminal/; how text is made by the backend.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_MODEL = "qwq-32b"
+DEFAULT_PROFILE = "chat"
+
+
+Think = Literal["show", "hide"]
+
+
+def command(
+    question: Annotated[
+        str, typer.Argument(help="The question; it comes after files and standard input.")
+    ] = "",
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="A text file to read first; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", envvar="QWQ_MODEL", help="A model's name or a GGUF file.")
+    ] = DEFAULT_MODEL,
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
+    ] = DEFAULT_PROFILE,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="Seed of the sampler.")] = None,
+    think: Annotated[
+        Think | None, typer.Option(help="Show the thinking on stderr or hide it; shown on a terminal.")
+    ] = None,
+    think_to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the thinking to a file.")
+    ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Make the answer obey this JSON schema.")
+    ] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every event as a line of JSON.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speed on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+) -> int:
+    """Ask QwQ one question; the answer comes on stdout, the thinking on stderr.
+
+    Files come first, then standard input, the question last: `qwq ask -f report.txt "What is missing?"`.
+    """
+    from qwq_local.cli.asking import Asked, ask
+
+    asked = Asked(
+        question=question,
+        files=tuple(files or ()),
+        system=system,
+        model=model,
+        profile=profile,
+        settings=tuple(settings or ()),
+        seed=seed,
+        think=think,
+        think_to=think_to,
+        json_schema=json_schema,
+        jsonl=jsonl,
+        each=each,
+        stats=stats,
+        verbose=verbose,
+    )
+    return ask(asked)

@@ -1,0 +1,163 @@
+"""How `qwq ask` works: what was asked in, events to the screen, the files and the pipes, exit status out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwq_local.backend import LocalBackend, Question
+from qwq_local.cli.each import answer_each
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.inputs import Framing, read_attachments, read_schema, read_stdin
+from qwq_local.cli.interrupts import interrupts_to
+from qwq_local.cli.jsonl import write_line
+from qwq_local.cli.sinks import JsonLines, Sink
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.devices import can_offload
+from qwq_local.engine.library import divert_stderr, show_log
+from qwq_local.errors import EngineError, ExitStatus, UsageError
+from qwq_local.events import Event, Finished, FinishReason, Notice, Thinking, TurnStats
+from qwq_local.machine import idle_gpu_notice, physical_cores, present_gpu
+from qwq_local.models.store import Catalog, find_model
+from qwq_local.paths import Directories, directories
+from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.screen import AskScreen
+
+_STATUS = {
+    FinishReason.STOP: ExitStatus.ANSWERED,
+    FinishReason.MAX_TOKENS: ExitStatus.CUT,
+    FinishReason.CONTEXT: ExitStatus.CUT,
+    FinishReason.LOOP: ExitStatus.CUT,
+    FinishReason.NO_ANSWER: ExitStatus.NO_ANSWER,
+    FinishReason.INTERRUPTED: ExitStatus.INTERRUPTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The flags of `qwq ask`."""
+
+    question: str = ""
+    files: tuple[Path, ...] = ()
+    system: str | None = None
+    model: str = "qwq-32b"
+    profile: str = "chat"
+    settings: tuple[str, ...] = ()
+    seed: int | None = None
+    think: Literal["show", "hide"] | None = None
+    think_to: Path | None = None
+    json_schema: Path | None = None
+    jsonl: bool = False
+    each: bool = False
+    stats: bool = False
+    verbose: bool = False
+
+
+def ask(asked: Asked) -> int:
+    """Answer what was asked, in the real surroundings; the exit status."""
+    if asked.verbose:
+        show_log()
+    else:
+        # What llama.cpp's C code prints goes nowhere; ours goes to a copy of the descriptor.
+        sys.stderr = divert_stderr()
+    return ask_in(process_environment(), asked)
+
+
+def ask_in(environment: Environment, asked: Asked) -> int:
+    """Answer what was asked with these streams and variables; the exit status.
+
+    What was asked is read and checked before the model is looked for, and that before it is loaded.
+    """
+    places = directories(environment.variables)
+    resolved = _resolve(environment, asked, places)
+    profile = resolved.profile
+    system = profile.system if asked.system is None else asked.system
+    schema = read_schema(asked.json_schema) if asked.json_schema else None
+    framing = Framing(system, tuple(read_attachments(asked.files)), profile.question_suffix)
+    if asked.each:
+        _refuse_with_each(asked)
+        messages = []
+    else:
+        messages = framing.messages(asked.question, read_stdin(environment))
+    with ExitStack() as stack:
+        sink = stack.enter_context(closing(_sink(environment, asked)))
+        for notice in resolved.notices:
+            sink.show(Notice(notice))
+        backend, abort = _backend(asked, resolved, places)
+        stack.enter_context(closing(backend))
+        stack.enter_context(interrupts_to(abort))
+        if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
+            sink.show(Notice(idle))
+        if asked.each:
+            return answer_each(environment, framing, schema, backend, sink)
+        return _answer(environment, asked, backend.reply(Question(messages, schema)), sink)
+
+
+def _resolve(environment: Environment, asked: Asked, places: Directories) -> ResolvedProfile:
+    settings = list(asked.settings)
+    if asked.seed is not None:
+        settings.append(f"seed={asked.seed}")
+    folders = profile_folders(places)
+    return resolve(asked.model, asked.profile, folders, environment.variables, settings)
+
+
+def _backend(asked: Asked, resolved: ResolvedProfile, places: Directories) -> tuple[LocalBackend, AbortFlag]:
+    profile = resolved.profile
+    path = find_model(asked.model, Catalog(resolved.model, profile.repo, profile.files), places.cache)
+    abort = AbortFlag()
+    return LocalBackend(path, profile, physical_cores(), abort), abort
+
+
+def _sink(environment: Environment, asked: Asked) -> Sink:
+    if asked.jsonl:
+        return JsonLines(environment.stdout)
+    out = Output.of(environment.stdout, environment.variables)
+    err = Output.of(environment.stderr, environment.variables)
+    return AskScreen(out, err, time.monotonic, asked.think)
+
+
+def _refuse_with_each(asked: Asked) -> None:
+    if asked.question or asked.jsonl or asked.think_to:
+        raise UsageError(
+            "with --each the questions come as lines of JSON on standard input, and the answers likewise: "
+            "leave out the question, --jsonl and --think-to."
+        )
+
+
+def _answer(environment: Environment, asked: Asked, events: Iterator[Event], sink: Sink) -> int:
+    with ExitStack() as stack:
+        trace = None
+        if asked.think_to is not None:
+            trace = stack.enter_context(asked.think_to.open("w", encoding="utf-8"))
+        finished = None
+        try:
+            for event in events:
+                sink.show(event)
+                if trace is not None and isinstance(event, Thinking):
+                    trace.write(event.text)
+                    trace.flush()
+                if isinstance(event, Finished):
+                    finished = event
+        except Aborted:
+            return ExitStatus.INTERRUPTED
+    if finished is None:
+        raise EngineError("the turn ended without saying why.")
+    if asked.stats:
+        sink.close()
+        write_line(environment.stderr, stats_line(finished.stats) + "\n")
+    return _STATUS[finished.reason]
+
+
+def stats_line(stats: TurnStats) -> str:
+    """The figures of a turn on one line."""
+    return (
+        f"prompt {stats.prompt_tokens:,} tok ({stats.cached_tokens:,} cached) in {stats.prefill_s:.2f} s, "
+        f"{stats.prefill_rate:.1f} tok/s · thinking {stats.thinking_tokens:,} + answer "
+        f"{stats.answer_tokens:,} tok in {stats.decode_s:.2f} s, {stats.decode_rate:.1f} tok/s"
+    )

@@ -1,0 +1,30 @@
+"""Ctrl-C in, an abort flag out: the engine stops at its next check, and the turn ends in order.
+
+A KeyboardInterrupt raised while llama.cpp calls back into Python would be lost in C, so while a model works
+the first Ctrl-C only sets the flag. A second one, or one while nothing works, interrupts as usual.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from qwq_local.engine.api import AbortFlag
+
+
+@contextmanager
+def interrupts_to(flag: AbortFlag) -> Iterator[None]:
+    """Within the block, the first Ctrl-C sets the flag, the second raises KeyboardInterrupt."""
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,58 @@
+"""Events in, one JSON object a line out. The format is documented in docs/jsonl.md and versioned there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import TextIO
+
+from qwq_local.events import Event, Finished, TurnStats
+
+VERSION = 1
+_WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+def event_line(event: Event) -> str:
+    """The event as one line of JSON: `v`, `event`, then its fields by name."""
+    name = _WORD_START.sub("_", type(event).__name__).lower()
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    if isinstance(event, Finished):
+        fields["stats"] = stats_object(event.stats)
+    return _line({"v": VERSION, "event": name, **fields})
+
+
+def stats_object(stats: TurnStats) -> dict[str, float]:
+    """Tokens, seconds and tokens per second of a turn, rounded for reading."""
+    values = {key: round(value, 4) for key, value in dataclasses.asdict(stats).items()}
+    rates = {"prefill_rate": round(stats.prefill_rate, 2), "decode_rate": round(stats.decode_rate, 2)}
+    return {**values, **rates}
+
+
+def answer_line(asked: object, finished: Finished) -> str:
+    """The line that answers one question of `--each`; `asked` is its id."""
+    return _line(
+        {
+            "v": VERSION,
+            "id": asked,
+            "answer": finished.answer,
+            "thinking": finished.thinking,
+            "reason": finished.reason,
+            "stats": stats_object(finished.stats),
+        }
+    )
+
+
+def error_line(asked: object, line_number: int, problem: str) -> str:
+    """The line for a question that could not be asked or answered."""
+    return _line({"v": VERSION, "id": asked, "line": line_number, "error": problem})
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write a line so that a reader has it at once."""
+    stream.write(line)
+    stream.flush()

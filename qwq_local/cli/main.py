@@ -1,0 +1,96 @@
+"""The command line: arguments in, exit status out. The one place that catches QwqError and prints it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from qwq_local import __version__
+from qwq_local.cli import ask, profiles
+from qwq_local.errors import ExitStatus, QwqError
+
+app = typer.Typer(
+    name="qwq",
+    help="Run QwQ-32B on your own computer, its thinking apart from its answer.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("ask")(ask.command)
+app.add_typer(profiles.app, name="profiles")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qwq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run QwQ-32B on your own computer, its thinking apart from its answer."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; the exit status is one of ExitStatus, or 141 when a pipe was closed."""
+    try:
+        status = app(args=list(arguments), prog_name="qwq", standalone_mode=False)
+        sys.stdout.flush()
+    except QwqError as error:
+        return _complain(str(error), error.exit_status)
+    except BrokenPipeError:
+        return _closed_pipe()
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except OSError as error:
+        # What a command writes itself: standard output, --think-to. Reading is reported where it happens.
+        return _complain(f"cannot write: {error.strerror or error}.", ExitStatus.FAILED)
+    except Exception as error:
+        shown = _usage_error(error)
+        if shown is None:
+            raise
+        return shown
+    return status if isinstance(status, int) else ExitStatus.ANSWERED
+
+
+def _usage_error(error: Exception) -> int | None:
+    """Show an error of the argument parser as it shows them; None for anything else, which is a bug."""
+    show = getattr(error, "show", None)
+    if show is None:
+        return ExitStatus.INTERRUPTED if type(error).__name__ == "Abort" else None
+    show(file=sys.stderr)
+    return ExitStatus.USAGE
+
+
+def _complain(message: str, status: ExitStatus) -> ExitStatus:
+    from qwq_local.terminal.sanitize import one_line
+
+    try:
+        print(f"qwq: {one_line(message, 2000)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+    return status
+
+
+def _closed_pipe() -> int:
+    """End as any program does whose reader went away: quietly, by SIGPIPE where there is one."""
+    _silence_stdout()
+    return 128 + getattr(signal, "SIGPIPE", 13)
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from complaining when it flushes a stream that nobody reads."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

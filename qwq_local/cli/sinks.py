@@ -1,0 +1,32 @@
+"""Where the events of a turn go: to a person's terminal, or as lines of JSON to a program."""
+
+from __future__ import annotations
+
+from typing import Protocol, TextIO
+
+from qwq_local.cli.jsonl import event_line, write_line
+from qwq_local.events import Event
+
+
+class Sink(Protocol):
+    """Takes the events of turns, one after the other."""
+
+    def show(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Finish what is drawn; closing twice is harmless."""
+
+
+class JsonLines:
+    """Every event as a line of JSON on a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, event: Event) -> None:
+        """Write the event."""
+        write_line(self._stream, event_line(event))
+
+    def close(self) -> None:
+        """Nothing is left open."""

@@ -1,0 +1,167 @@
+"""What is said, as values: messages with their roles, and the user's message made of files and a question.
+
+Text comes in; frozen, checked messages go out. Knows no template and no token.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+from qwq_local.errors import UsageError
+from qwq_local.events import ToolCall
+
+MAX_FILE_NAME_LENGTH = 200
+MAX_JSON_DEPTH = 64
+_QUOTES = frozenset("`'\"“”‘’«»")
+_MARK = re.compile(r"</think>|^[ \t]*(```|~~~)", re.MULTILINE)
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; an assistant's may hold calls, and the thinking in its content is cut before rendering.
+
+    Raises UsageError for content that is not text and for calls whose arguments are not an object.
+    """
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_text(self.content, f"the content of a {self.role} message")
+        if self.tool_calls and self.role is not Role.ASSISTANT:
+            raise UsageError(f"A {self.role} message holds a tool call. Only the assistant calls tools.")
+        for call in self.tool_calls:
+            _check_text(call.name, "the name of a tool call")
+            if not isinstance(call.arguments, Mapping):
+                kind = type(call.arguments).__name__
+                raise UsageError(
+                    f"The arguments of the call to {call.name!r} are a {kind}. Give an object, not JSON text."
+                )
+            check_json(call.arguments, f"the arguments of {call.name!r}")
+        if self.name is not None:
+            _check_text(self.name, "the name of a message")
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with the question."""
+
+    name: str
+    text: str
+
+
+def user_message(attachments: Sequence[Attachment], stdin_text: str, question: str) -> Message:
+    """The user's message: each file in a fence with its name, then standard input, then the question.
+
+    Raises UsageError when there is nothing to ask.
+    """
+    parts = [fence(attachment) for attachment in attachments]
+    parts += [text.rstrip("\n") for text in (stdin_text, question) if text.strip()]
+    if not parts:
+        raise UsageError(
+            "There is nothing to ask. Give a question, a file with -f, or text on standard input."
+        )
+    return Message(Role.USER, "\n\n".join(parts))
+
+
+def fence(attachment: Attachment) -> str:
+    """The file between two fences that are longer than any run of backticks in it, its name on the first."""
+    longest = max((len(run) for run in re.findall("`+", attachment.text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    newline = "" if attachment.text.endswith("\n") or not attachment.text else "\n"
+    return f"{ticks}{one_line(attachment.name)}\n{attachment.text}{newline}{ticks}"
+
+
+def one_line(name: str) -> str:
+    """A file name fit for the fence's line: no control, line or format character, no backtick, no edges."""
+    shown = "".join(
+        " " if unicodedata.category(character)[0] in "CZ" else "'" if character == "`" else character
+        for character in name[-4 * MAX_FILE_NAME_LENGTH :]
+    )
+    shown = " ".join(shown.split())
+    if len(shown) > MAX_FILE_NAME_LENGTH:
+        shown = "…" + shown[-MAX_FILE_NAME_LENGTH + 1 :]
+    return shown or "file"
+
+
+def answer_of(reply: str) -> str:
+    """The reply without its thinking: what follows the last `</think>`, leading newlines taken off.
+
+    A tag in quotes, or between the two lines of a fence, belongs to the text. A reply that opens a thinking
+    and does not close it has no answer.
+    """
+    marks = list(_MARK.finditer(reply))
+    n_fences = sum(mark.group(1) is not None for mark in marks)
+    end, before = 0, 0
+    for mark in marks:
+        if mark.group(1):
+            before += 1
+        # Thinking may be cut inside a fence: one that is never closed after the tag does not hold it.
+        elif not ((before % 2 and (n_fences - before) % 2) or _is_quoted(reply, mark.start(), mark.end())):
+            end = mark.end()
+    if not end and reply.lstrip().startswith("<think>"):
+        closing = reply.rfind("</think>")
+        return reply[closing + len("</think>") :].lstrip("\n") if closing >= 0 else ""
+    return reply[end:].lstrip("\n")
+
+
+def _is_quoted(text: str, start: int, end: int) -> bool:
+    return text[start - 1 : start] in _QUOTES and text[end : end + 1] in _QUOTES
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """Raises UsageError when there is nothing to answer: no message, or the last one is not to the model."""
+    if not messages:
+        raise UsageError("The conversation is empty. Give a question.")
+    last = messages[-1].role
+    if last not in (Role.USER, Role.TOOL):
+        raise UsageError(
+            f"The last message is the {last}'s: nothing to answer. End with the user's or a tool's."
+        )
+
+
+def check_json(value: object, what: str, depth: int = 0) -> None:
+    """Raises UsageError when `value` is not made of JSON's types, or nests deeper than any tool needs."""
+    if depth > MAX_JSON_DEPTH:
+        raise UsageError(f"In {what}: more than {MAX_JSON_DEPTH} levels of nesting.")
+    if isinstance(value, str):
+        _check_text(value, what)
+    elif isinstance(value, Mapping):
+        for key, item in cast(Mapping[object, object], value).items():
+            _check_text(key, f"a key of {what}")
+            check_json(item, what, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[object], value):
+            check_json(item, what, depth + 1)
+    elif not (value is None or isinstance(value, bool | int | float)):
+        raise UsageError(f"In {what}: a {type(value).__name__}, which JSON does not have.")
+
+
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise UsageError(f"Expected text in {what}, got a {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"In {what}: half a surrogate pair at character {error.start + 1}. Give valid Unicode text."
+        ) from None
