@@ -20,8 +20,8 @@ from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.grammar import LlamaGrammar, compile_grammar
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
 from qwq_local.events import Event, Loading, Notice, Planned
-from qwq_local.models.architecture import check_architecture
-from qwq_local.models.header import Header, read_header, special_token_ids
+from qwq_local.models.architecture import check_architecture, model_name
+from qwq_local.models.header import read_header, special_token_ids
 from qwq_local.planning.context import Plan, Window, Wish, plan_context
 from qwq_local.profile_keys import Profile
 
@@ -176,15 +176,3 @@ class LocalBackend:
         if self._compiled is not None:
             self._compiled[1].close()
             self._compiled = None
-
-
-def model_name(header: Header) -> str:
-    """The model as a person knows it: its name and quantization type, such as `QwQ 32B Q4_K_M`."""
-    from gguf import LlamaFileType
-
-    name = header.text("general.name") or header.path.stem
-    try:
-        kind = LlamaFileType(header.integer("general.file_type") or 0).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        return name
-    return f"{name} {kind}"

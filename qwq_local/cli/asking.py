@@ -38,6 +38,13 @@ _STATUS = {
     FinishReason.INTERRUPTED: ExitStatus.INTERRUPTED,
 }
 
+_ENDINGS = {
+    FinishReason.MAX_TOKENS: "the answer was cut at max_tokens. Raise it: --set max_tokens=N, 0 for no limit.",
+    FinishReason.CONTEXT: "the answer was cut: the context is full. Raise it: --set n_ctx=N, or --set yarn=2.",
+    FinishReason.LOOP: "the answer was ended: it repeated itself. Another --seed may do better.",
+    FinishReason.NO_ANSWER: "no answer came out of the thinking. Another --seed may do better.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -148,8 +155,9 @@ def _answer(environment: Environment, asked: Asked, events: Iterator[Event], sin
             return ExitStatus.INTERRUPTED
     if finished is None:
         raise EngineError("the turn ended without saying why.")
+    if not asked.jsonl and finished.reason in _ENDINGS:
+        sink.show(Notice(_ENDINGS[finished.reason]))
     if asked.stats:
-        sink.close()
         write_line(environment.stderr, stats_line(finished.stats) + "\n")
     return _STATUS[finished.reason]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ class Environment:
 
 
 def process_environment() -> Environment:
-    """The real surroundings."""
+    """The real surroundings; text that goes into a pipe or a file is UTF-8 whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     stdin = sys.stdin.buffer if sys.stdin is not None else None
     return Environment(stdin, sys.stdout, sys.stderr, os.environ)

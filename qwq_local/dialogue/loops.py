@@ -28,8 +28,9 @@ _TEMPLATES = 48  # sentences that others are compared with
 _ALIKE = 0.6  # shared words over all words of two sentences
 _ENUMERATION_REACH = 8  # sentences after something new that belong to its step
 _ENUMERATED = 0.15  # weight of words that merely accompany something new
-_LINE_STEP = 0.25  # weight of a step that is a list item or an unfinished line, as in code
-_NOVELTY = 2.0  # how many repeated words a new one makes good
+_LINE_WEIGHT = 0.25  # of a list item and of a line that ends like no sentence, as in code
+_NOVELTY = 2.0  # how many stale words a new one makes good
+_WEAR = 0.03  # how many stale words any character makes good: loops are dense, boilerplate is not
 
 _WORD = re.compile(r"[^\W\d_\u3040-\u9fff]+|[\u3040-\u9fff]|\d+")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -132,10 +133,11 @@ class LoopGuard:
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    """A sentence or a line, and the number of its first token."""
+    """A sentence or a line, the number of its first token, and the characters up to its end."""
 
     start: int
     text: str
+    n_chars: int
 
 
 class _Splitter:
@@ -144,6 +146,7 @@ class _Splitter:
     def __init__(self) -> None:
         self._text = ""
         self._start = 0
+        self._n_chars = 0
         self._line_begins = True
         self._is_slice = False  # the sentence was too long, and this is the rest of it
         self._in_fence = False
@@ -181,12 +184,13 @@ class _Splitter:
     def _cut(self, end: int, index: int, is_slice: bool = False) -> list[_Sentence]:
         """The first `end` characters as a sentence, or nothing when they are code or part of one."""
         text, self._text = self._text[:end], self._text[end:]
+        self._n_chars += end
         is_fence = False
         if self._line_begins:
             is_fence = _FENCE.match(text) is not None
             self._in_table = text.lstrip().startswith("|")
         is_prose = not (is_fence or self.in_code or is_slice or self._is_slice)
-        sentences = [_Sentence(self._start, text)] if is_prose else []
+        sentences = [_Sentence(self._start, text, self._n_chars)] if is_prose else []
         self._in_fence ^= is_fence
         self._is_slice = is_slice
         self._line_begins = text.endswith("\n")
@@ -297,12 +301,15 @@ class _Sentences:
         self._number = 0
         self._new_at = 0  # the sentence that last brought a step of an enumeration
         self._novelties = 0
+        self._n_chars = 0
         self._stale_words = 0.0
         self._stale_from = 0
 
     def feed(self, sentence: _Sentence) -> Loop | None:
         """The loop that the sentence completes, or None."""
         self._number += 1
+        self._wear_off(_WEAR * (sentence.n_chars - self._n_chars))
+        self._n_chars = sentence.n_chars
         item = _LIST_ITEM.match(sentence.text)
         words = _WORD.findall(sentence.text.casefold(), item.end() if item else 0)
         n_words = sum(not word.isdecimal() for word in words)
@@ -310,13 +317,14 @@ class _Sentences:
         if n_words < _MIN_WORDS:
             if words and seen.times == 1:
                 self._new_at = self._number
+                self._wear_off(_NOVELTY * n_words)
             return None
+        weight = _LINE_WEIGHT if item or not _FINISHED.search(sentence.text) else 1.0
         if seen.template:
-            template, fires = seen.template, self._repeated(seen.times, n_words, sentence.start)
+            template, fires = seen.template, self._repeated(seen.times, weight * n_words, sentence.start)
         else:
             template, known = self._template_of(words, sentence.start)
             seen.template = template
-            weight = _LINE_STEP if item or not _FINISHED.search(sentence.text) else 1.0
             fires = known and self._varied(template, n_words, weight, sentence.start)
             if not known:
                 self._novel(n_words)
@@ -348,7 +356,10 @@ class _Sentences:
 
     def _novel(self, n_words: int) -> None:
         self._novelties += 1
-        self._stale_words = max(0.0, self._stale_words - _NOVELTY * n_words)
+        self._wear_off(_NOVELTY * n_words)
+
+    def _wear_off(self, n_words: float) -> None:
+        self._stale_words = max(0.0, self._stale_words - n_words)
 
     def _varied(self, template: _Template, n_words: int, weight: float, start: int) -> bool:
         """Count a sentence like an earlier one; True when it is one too many."""
@@ -356,7 +367,7 @@ class _Sentences:
         self._add_stale(_ENUMERATED * n_words, start)
         return template.step(weight, start, self._novelties) >= self._settings.steps or self._is_stale()
 
-    def _repeated(self, times: int, n_words: int, start: int) -> bool:
+    def _repeated(self, times: int, n_words: float, start: int) -> bool:
         """Count a sentence that was said word for word before; True when it is one too many."""
         in_enumeration = self._new_at and self._number - self._new_at <= _ENUMERATION_REACH
         self._add_stale(_ENUMERATED * n_words if times == 2 or in_enumeration else n_words, start)

@@ -61,7 +61,6 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
     params.n_gpu_layers = settings.n_gpu_layers
     if not settings.use_mmap:
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
-    params.use_extra_bufts = False  # TEMP
     params.progress_callback = lib.llama_progress_callback(on_progress)
     loaded: list[Any] = []
 
@@ -73,8 +72,11 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
     worker = threading.Thread(target=load, name="load", daemon=True)
     worker.start()
     try:
+        shown = -1
         while (fraction := fractions.get()) is not None:
-            yield fraction
+            if int(100 * fraction) > shown:
+                shown = int(100 * fraction)
+                yield fraction
     finally:
         stop.set()
         worker.join()

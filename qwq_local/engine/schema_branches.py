@@ -107,6 +107,7 @@ class Branches:
             yield "oneOf", self._one_of(keywords)
         denied = keywords.child("not")
         if denied is not None:
+            self._at(denied)  # refuses a schema that would deny itself
             yield "not", (Facts(excludes=((keywords.path("not"), denied),)),)
 
     def _one_of(self, keywords: Keywords) -> Alternatives:

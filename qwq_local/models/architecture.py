@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gguf import LlamaFileType
+
 from qwq_local.errors import ModelFileError
 from qwq_local.models.header import ArrayInfo, Header
 
@@ -157,3 +159,17 @@ def expected_tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{block}.ffn_gate.weight", (shape.hidden, shape.intermediate)
         yield f"{block}.ffn_up.weight", (shape.hidden, shape.intermediate)
         yield f"{block}.ffn_down.weight", (shape.intermediate, shape.hidden)
+
+
+def model_name(header: Header) -> str:
+    """The model as a person knows it: its name and quantization type, such as `QwQ 32B Q4_K_M`."""
+    name = header.text("general.name") or header.path.stem
+    try:
+        kind = (
+            LlamaFileType(header.integer("general.file_type") or 0)
+            .name.removeprefix("MOSTLY_")
+            .removeprefix("ALL_")
+        )
+    except ValueError:
+        return name
+    return f"{name} {kind}"

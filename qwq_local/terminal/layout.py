@@ -1,0 +1,107 @@
+"""Styled text into rows of a terminal's width, and rows into the characters that are written.
+
+Comes in: rich Text. Goes out: rows of escape-coded text in the 16 colors that every theme of a terminal
+defines. Breaks after spaces and between Chinese, Japanese and Korean characters, never before their closing
+punctuation. Greedy: text that is appended later changes no row but the last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+
+from rich.cells import cell_len, chop_cells
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.text import Text
+
+MIN_WIDTH = 8
+"""Cells that a row's text has at least, however deep its prefix."""
+
+_OPENING = "（【「『《〈〔“‘"
+_CLOSING = "，。、；：？！）】」』》〉〕”’…"
+_IDEOGRAPH = (
+    "\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff"
+)
+_ATOM = re.compile(
+    rf"\n|[^\S\n]+|[{_OPENING}]*(?:[{_IDEOGRAPH}]|[^\s{_IDEOGRAPH}]+)[{_CLOSING}]*|[{_OPENING}{_CLOSING}]+"
+)
+
+# Never written to: rich needs a console to look up styles.
+_STYLES = Console(file=StringIO(), force_terminal=True, color_system="standard", legacy_windows=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a terminal: what is written for it, and the cells that it takes."""
+
+    written: str
+    cells: int
+
+
+def row_spans(text: str, width: int) -> list[tuple[int, int]]:
+    """Start and end of each row of the text, trailing white space left out."""
+    spans: list[tuple[int, int]] = []
+    start = used = 0
+    for atom_start, atom, cells in _atoms(text, max(width, 1)):
+        if atom == "\n":
+            spans.append((start, atom_start))
+            start, used = atom_start + 1, 0
+        elif atom.isspace():
+            used += len(atom)
+        elif used and used + cells > width:
+            spans.append((start, atom_start))
+            start, used = atom_start, cells
+        else:
+            used += cells
+    spans.append((start, len(text)))
+    return [(first, first + len(text[first:last].rstrip())) for first, last in spans]
+
+
+def _atoms(text: str, width: int) -> Iterator[tuple[int, str, int]]:
+    """Offset, text and cells of what is never broken; a word wider than a row comes in pieces that fit."""
+    for match in _ATOM.finditer(text):
+        atom, offset = match.group(), match.start()
+        cells = cell_len(atom)
+        if cells <= width or atom.isspace():
+            yield offset, atom, cells
+            continue
+        for piece in chop_cells(atom, width):
+            yield offset, piece, cell_len(piece)
+            offset += len(piece)
+
+
+def fold_spans(text: str, width: int) -> list[tuple[int, int]]:
+    """Start and end of each row of a text that is broken where the row is full, as a terminal does."""
+    spans = []
+    start = 0
+    for piece in chop_cells(text, max(width, 1)):
+        spans.append((start, start + len(piece)))
+        start += len(piece)
+    return spans or [(0, 0)]
+
+
+def cut(text: Text, spans: list[tuple[int, int]]) -> list[Text]:
+    """The parts of a styled text that the spans name."""
+    offsets = [offset for span in spans for offset in span]
+    return list(text.divide(offsets))[1::2]
+
+
+def make_row(prefix: str, text: Text, has_color: bool) -> Row:
+    """One row as it is written; styles end with the row."""
+    written = [prefix]
+    for part, style, _ in text.render(_STYLES):
+        shown = style if has_color or style is None else style.without_color
+        written.append(shown.render(part, color_system=ColorSystem.STANDARD) if shown else part)
+    return Row("".join(written), cell_len(prefix) + cell_len(text.plain))
+
+
+def pad(text: Text, width: int, align: str) -> Text:
+    """The text with spaces around it, `width` cells wide; wider text is left as it is."""
+    missing = max(0, width - cell_len(text.plain))
+    left = {"right": missing, "center": missing // 2}.get(align, 0)
+    padded = Text(" " * left)
+    padded.append_text(text)
+    return padded.append(" " * (missing - left))

@@ -1,0 +1,139 @@
+"""Markdown shown while it streams: pieces of text in, rows on a terminal out.
+
+What no later text can change is written once and scrolls away as any output does. The rest, at most six rows,
+is drawn again, twenty times a second at most and less often where drawing is slow. The whole costs time
+linear in the text: finished blocks are forgotten, and what is open is bounded.
+"""
+
+from __future__ import annotations
+
+from qwq_local.terminal.blocks import PARAGRAPH_LIMIT, Block, BlockReader, Kind
+from qwq_local.terminal.layout import Row
+from qwq_local.terminal.live import LiveRegion
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.render import BlockRenderer
+from qwq_local.terminal.sanitize import Sanitizer
+
+LIVE_ROWS = 6
+FRAME_S = 0.05
+IDLE_SHARE = 5
+"""The next frame waits at least this many times as long as the last one took."""
+
+
+class LineCutter:
+    """Pieces in, lines out; a line that is too long comes in parts, cut at the same places always."""
+
+    def __init__(self) -> None:
+        self.partial = ""
+        self.continues = False
+
+    def feed(self, text: str) -> list[tuple[str, bool]]:
+        """The lines that are complete now, each with whether it continues the one before."""
+        *ended, self.partial = (self.partial + text).split("\n")
+        lines: list[tuple[str, bool]] = []
+        for line in ended:
+            lines.append((self._cut(line, lines), self.continues))
+            self.continues = False
+        self.partial = self._cut(self.partial, lines)
+        return lines
+
+    def _cut(self, line: str, lines: list[tuple[str, bool]]) -> str:
+        """Take parts off a line until the rest is short; returns the rest."""
+        start = 0
+        while len(line) - start > PARAGRAPH_LIMIT:
+            space = line.rfind(" ", start + PARAGRAPH_LIMIT // 2, start + PARAGRAPH_LIMIT)
+            end = space + 1 if space >= 0 else start + PARAGRAPH_LIMIT
+            lines.append((line[start:end], self.continues))
+            self.continues = True
+            start = end
+        return line[start:]
+
+
+class MarkdownWriter:
+    """Shows one answer. Feed its pieces, suspend it before anything else is written, close it at the end."""
+
+    def __init__(self, output: Output, clock: Clock) -> None:
+        self._output = output
+        self._clock = clock
+        self._sanitizer = Sanitizer()
+        self._cutter = LineCutter()
+        self._reader = BlockReader()
+        self._renderer = BlockRenderer(output.has_color)
+        self._region = LiveRegion(output)
+        self._finished: list[Block] = []
+        self._offset = 0  # characters of the open paragraph that are written already
+        self._next_frame = clock()
+
+    def feed(self, text: str) -> None:
+        """Take the next piece; draws a frame when one is due."""
+        for line, continues in self._cutter.feed(self._sanitizer.feed(text)):
+            self._finished += self._reader.feed(line, continues)
+        if self._clock() >= self._next_frame:
+            self._draw()
+
+    def suspend(self) -> None:
+        """Erase what may still change, so that another line can be written; the next piece brings it back."""
+        self._region.erase()
+        self._next_frame = self._clock()
+
+    def close(self) -> None:
+        """Write everything that is left; the cursor ends at the start of a line."""
+        for line, continues in self._cutter.feed("\n" if self._cutter.partial else ""):
+            self._finished += self._reader.feed(line, continues)
+        self._finished += self._reader.close()
+        self._region.frame(self._take_finished(self._output.size()[0]), ())
+
+    def _draw(self) -> None:
+        started = self._clock()
+        columns, window_rows = self._output.size()
+        limit = max(1, min(LIVE_ROWS, window_rows // 3))
+        final = self._take_finished(columns)
+        open_blocks = self._reader.peek(self._cutter.partial)
+        if len(open_blocks) == 1 and open_blocks[0].kind is Kind.PARAGRAPH:
+            settled, live = self._split_paragraph(open_blocks[0], columns, limit)
+            final += settled
+        else:
+            live = self._renderer.preview(open_blocks, columns, self._offset)
+        self._region.frame(final, live[-limit:])
+        ended = self._clock()
+        self._next_frame = started + max(FRAME_S, IDLE_SHARE * (ended - started))
+
+    def _take_finished(self, columns: int) -> list[Row]:
+        blocks, self._finished = self._finished, []
+        if not blocks:
+            return []
+        offset, self._offset = self._offset, 0
+        return self._renderer.render(blocks, columns, offset)
+
+    def _split_paragraph(self, block: Block, columns: int, limit: int) -> tuple[list[Row], list[Row]]:
+        """The rows of the open paragraph that nothing can change, and those that are still live."""
+        shown = self._renderer.paragraph(block, columns, self._offset)
+        gap = [Row("", 0)] if block.gap and not self._offset else []
+        settled = min(shown.settled, _before_table_head(block, shown.spans[-1][1] if shown.spans else 0))
+        n_final = 0
+        # The row below must be settled too: a mark that vanishes in it may let a word move up.
+        while n_final < len(shown.rows) - limit and shown.spans[n_final + 1][1] <= settled:
+            n_final += 1
+        if not n_final:
+            return [], gap + shown.rows
+        self._offset = shown.spans[n_final][0]
+        return gap + shown.rows[:n_final], shown.rows[n_final:]
+
+
+def _before_table_head(block: Block, end: int) -> int:
+    """Where the last two source lines begin if one may be a table's head: the next line decides."""
+    last_lines = block.text.split("\n")[-2:]
+    if not any("|" in line for line in last_lines):
+        return end
+    return end - sum(len(line) + 1 for line in last_lines)
+
+
+def render_markdown(text: str, columns: int, has_color: bool = True) -> str:
+    """A whole text at once, exactly as it ends up on a terminal when it streams."""
+    cutter, reader = LineCutter(), BlockReader()
+    blocks: list[Block] = []
+    for line, continues in cutter.feed(Sanitizer().feed(text) + "\n"):
+        blocks += reader.feed(line, continues)
+    rows = BlockRenderer(has_color).render(blocks + reader.close(), columns)
+    return "".join(f"{row.written}\n" for row in rows)
