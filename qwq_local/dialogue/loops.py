@@ -30,7 +30,7 @@ _ENUMERATION_REACH = 8  # sentences after something new that belong to its step
 _ENUMERATED = 0.15  # weight of words that merely accompany something new
 _LINE_WEIGHT = 0.25  # of a list item and of a line that ends like no sentence, as in code
 _NOVELTY = 2.0  # how many stale words a new one makes good
-_WEAR = 0.03  # how many stale words any character makes good: loops are dense, boilerplate is not
+_WEAR = 0.03  # how many a character of code, tables and scraps makes good: loops are dense
 
 _WORD = re.compile(r"[^\W\d_\u3040-\u9fff]+|[\u3040-\u9fff]|\d+")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -308,13 +308,14 @@ class _Sentences:
     def feed(self, sentence: _Sentence) -> Loop | None:
         """The loop that the sentence completes, or None."""
         self._number += 1
-        self._wear_off(_WEAR * (sentence.n_chars - self._n_chars))
-        self._n_chars = sentence.n_chars
         item = _LIST_ITEM.match(sentence.text)
         words = _WORD.findall(sentence.text.casefold(), item.end() if item else 0)
         n_words = sum(not word.isdecimal() for word in words)
         seen = self._recall(" ".join(words))
-        if n_words < _MIN_WORDS:
+        own_chars = len(sentence.text) if n_words >= _MIN_WORDS else 0
+        self._wear_off(_WEAR * (sentence.n_chars - self._n_chars - own_chars))
+        self._n_chars = sentence.n_chars
+        if not own_chars:
             if words and seen.times == 1:
                 self._new_at = self._number
                 self._wear_off(_NOVELTY * n_words)

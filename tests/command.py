@@ -1,0 +1,154 @@
+"""Runs the real `qwq` in a real process, with streams as pipes or as a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyte
+
+ROOT = Path(__file__).parent.parent
+QWQ = (sys.executable, "-m", "qwq_local")
+TIMEOUT_S = 120
+
+
+def environment(cache: Path, **changes: str) -> dict[str, str]:
+    """The surroundings of a `qwq` that keeps to a cache of its own and to this checkout."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("QWQ_", "HF_", "NO_COLOR"))}
+    own = {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
+        "QWQ_CACHE_DIR": str(cache),
+        "QWQ_CONFIG_DIR": str(cache / "config"),
+        "QWQ_DATA_DIR": str(cache / "data"),
+        "HF_HOME": str(cache / "huggingface"),
+        "TERM": "xterm-256color",
+    }
+    return {**kept, **own, **changes}
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a finished process left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def qwq(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: str) -> Ran:
+    """Run `qwq` to its end; no `stdin` means a closed one."""
+    result = subprocess.run(
+        [*QWQ, *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        env=environment(cache, **variables),
+        timeout=TIMEOUT_S,
+    )
+    return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+@dataclass
+class Terminal:
+    """A `qwq` on a pseudo-terminal, its screen kept by a terminal emulator."""
+
+    arguments: Sequence[str]
+    variables: Mapping[str, str]
+    columns: int = 80
+    rows: int = 24
+    stdout: int | None = None
+    raw: bytearray = field(default_factory=bytearray)
+
+    def __enter__(self) -> Terminal:
+        self.screen = pyte.HistoryScreen(self.columns, self.rows, history=10_000, ratio=0.5)
+        self._stream = pyte.ByteStream(self.screen)
+        self._own, theirs = pty.openpty()
+        _resize(theirs, self.columns, self.rows)
+        self.process = subprocess.Popen(
+            [*QWQ, *self.arguments],
+            stdin=theirs,
+            stdout=theirs if self.stdout is None else self.stdout,
+            stderr=theirs,
+            env=dict(self.variables),
+            preexec_fn=_take_terminal,
+        )
+        os.close(theirs)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._own)
+
+    def read_until(self, condition: Callable[[str], bool]) -> str:
+        """Feed the screen until the condition holds of its text; fails when it never does."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition(self.text):
+            if not self._read(deadline):
+                if condition(self.text):
+                    break
+                raise AssertionError(f"ended or timed out without it; the screen:\n{self.text}")
+        return self.text
+
+    def read_to_end(self) -> int:
+        """Feed the screen until the process ends; its exit status."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._read(deadline):
+            pass
+        return self.process.wait(timeout=TIMEOUT_S)
+
+    def interrupt(self) -> float:
+        """Send Ctrl-C as the terminal does; the moment it was sent."""
+        os.write(self._own, b"\x03")
+        return time.monotonic()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone."""
+        self.process.send_signal(number)
+
+    @property
+    def text(self) -> str:
+        """Scrollback and screen, trailing blanks cut."""
+        lines = ["".join(c.data for c in _cells(row, self.columns)) for row in self.screen.history.top]
+        return "\n".join(line.rstrip() for line in [*lines, *self.screen.display]).rstrip()
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._own], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return False
+        try:
+            raw = os.read(self._own, 65536)
+        except OSError:  # Linux: the other side is closed
+            return False
+        self.raw += raw
+        self._stream.feed(raw)
+        return bool(raw)
+
+
+def _cells(row: Mapping[int, pyte.screens.Char], columns: int) -> list[pyte.screens.Char]:
+    return [row[column] for column in range(columns)]
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _resize(descriptor: int, columns: int, rows: int) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
