@@ -79,7 +79,7 @@ def test_the_longest_common_prefix_stays_cached(context: LlamaContext) -> None:
 
 
 def test_logits_after_reuse_are_those_of_a_fresh_prefill(loaded: LoadedModel) -> None:
-    """What is sampled after a shared prefix, and after the same prompt again, is what a new context samples."""
+    """After a shared prefix, and after the same prompt again, the same is sampled as in a new context."""
     first = loaded.vocabulary.encode_text("How many r's are in the word strawberry?")
     second = first[:20] + loaded.vocabulary.encode_text(" and now something else")
     with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:

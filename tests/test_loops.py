@@ -102,6 +102,21 @@ UNIT_TESTS = "".join(
     f"        self.assertEqual(result.total, {n * 31})\n\n"
     for n in range(100)
 )
+API_DOCUMENTATION = "".join(
+    f"def {verb}_{name}(self, namespace, body):\n    Creates the request that this method sends.\n"
+    "    This method makes a synchronous HTTP request by default.\n"
+    "    To make an asynchronous HTTP request, please pass a callback.\n"
+    f"    :param str {name}: the {verb} of the {name}\n    :return: V1{name}\n"
+    "    If the method is called asynchronously, returns the request thread.\n"
+    f"    path = '/apis/{name}/{verb}'\n    {name} = {verb}(body, '{name}')\n\n"
+    for verb, name in zip(NAMES[::2], NAMES[1::2], strict=False)
+)
+BOARDS = "".join(
+    "Now apply the same rule to every row above and write down the next board:\n"
+    + lines(f"| {{n}} | {{square}} | {round_} | . |", 12)
+    + "That was one more step of the rule, and it changed the board again.\n"
+    for round_ in range(30)
+)
 REPEATING = {
     "markdown table": "| n | square | odd |\n|---|---|---|\n" + lines("| {n} | {square} | {odd} |", 200),
     "table of equal rows": "| a | b | c |\n|---|---|---|\n" + "| 0 | 0 | 0 |\n" * 120,
@@ -131,6 +146,8 @@ REPEATING = {
     "long division": DIVISION,
     "cases": CASES,
     "legal text": LEGAL,
+    "sentences between tables": BOARDS,
+    "documentation of methods": API_DOCUMENTATION,
     "base64": base64.encodebytes(random.Random(1).randbytes(3000)).decode(),
     "hex dump": "".join(f"{n * 16:08x}  {random.Random(n).randbytes(16).hex(' ')}\n" for n in range(100)),
     "rule": f"{'=' * 200}\nResult\n{'-' * 200}\n",
@@ -169,7 +186,7 @@ CYCLES = {
     "a phrase": ("and then", " the cat and the dog and"),
     "a sentence": ("", "No, that is not right. "),
     "two sentences": ("", "Wait, that is not right. Let me compute it again: 3 + 4 = 7.\n"),
-    "numbers": ("", "0, 1, 2, 3, "),
+    "numbers": ("Digits:", " 0, 1, 2, 3,"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Hugging Face weights to GGUF in one pass; `pipeline.convert` is the way in."""

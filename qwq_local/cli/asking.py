@@ -16,6 +16,7 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
 from qwq_local.cli.jsonl import write_line
+from qwq_local.cli.pipes import closed_pipes_end_it
 from qwq_local.cli.sinks import JsonLines, Sink
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.devices import can_offload
@@ -39,8 +40,8 @@ _STATUS = {
 }
 
 _ENDINGS = {
-    FinishReason.MAX_TOKENS: "the answer was cut at max_tokens. Raise it: --set max_tokens=N, 0 for no limit.",
-    FinishReason.CONTEXT: "the answer was cut: the context is full. Raise it: --set n_ctx=N, or --set yarn=2.",
+    FinishReason.MAX_TOKENS: "the answer was cut at max_tokens. Raise it: --set max_tokens=N (0: no limit).",
+    FinishReason.CONTEXT: "the answer was cut: the context is full. Raise it: --set n_ctx=N or yarn=2.",
     FinishReason.LOOP: "the answer was ended: it repeated itself. Another --seed may do better.",
     FinishReason.NO_ANSWER: "no answer came out of the thinking. Another --seed may do better.",
 }
@@ -73,7 +74,8 @@ def ask(asked: Asked) -> int:
     else:
         # What llama.cpp's C code prints goes nowhere; ours goes to a copy of the descriptor.
         sys.stderr = divert_stderr()
-    return ask_in(process_environment(), asked)
+    with closed_pipes_end_it():
+        return ask_in(process_environment(), asked)
 
 
 def ask_in(environment: Environment, asked: Asked) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,6 +10,7 @@ import typer
 
 from qwq_local import __version__
 from qwq_local.cli import ask, profiles
+from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError
 
 app = typer.Typer(
@@ -48,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except QwqError as error:
         return _complain(str(error), error.exit_status)
-    except BrokenPipeError:
-        return _closed_pipe()
+    except ClosedPipe:
+        return end_quietly()
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except OSError as error:
@@ -79,18 +78,5 @@ def _complain(message: str, status: ExitStatus) -> ExitStatus:
         print(f"qwq: {one_line(message, 2000)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
     except OSError:
-        _silence_stdout()
+        silence_stdout()
     return status
-
-
-def _closed_pipe() -> int:
-    """End as any program does whose reader went away: quietly, by SIGPIPE where there is one."""
-    _silence_stdout()
-    return 128 + getattr(signal, "SIGPIPE", 13)
-
-
-def _silence_stdout() -> None:
-    """Keep the interpreter from complaining when it flushes a stream that nobody reads."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -67,7 +67,7 @@ class LlamaGrammar:
 
 
 def compile_grammar(model: LoadedModel, schema: Mapping[str, object]) -> LlamaGrammar:
-    """A grammar for values of a JSON schema. Raises SchemaError naming the path of what cannot be enforced."""
+    """A grammar for values of a JSON schema. Raises SchemaError with the path of what cannot be."""
     from qwq_local.engine.schema import schema_to_gbnf
 
     return LlamaGrammar(schema_to_gbnf(schema), library().llama_model_get_vocab(model.handle))

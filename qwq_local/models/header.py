@@ -21,6 +21,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from qwq_local.errors import ModelFileError
 
 MAGIC = b"GGUF"
+TOKENS_KEY = "tokenizer.ggml.tokens"
 MAX_DIMENSIONS = 4
 _SPECIAL_TYPES = (3, 4)
 MAX_STRING_BYTES = 16 << 20
@@ -232,12 +233,19 @@ class _Reader:
         if length * 8 > self._size - self._at:
             raise self._damaged(f"claims {length} strings under {key!r}")
         unpack, view, size, at = struct.Struct("<Q").unpack_from, self._view, self._size, self._at
-        for _ in range(length):
+        distinct: set[bytes] = set()
+        for index in range(length):
             if at + 8 > size:
                 raise self._damaged(f"ends inside {key!r}")
-            at += 8 + unpack(view, at)[0]
+            start = at + 8
+            at = start + unpack(view, at)[0]
+            if key == TOKENS_KEY:
+                # llama.cpp asserts that no token is there twice; it gives empty ones a name of their own.
+                distinct.add(view[start:at] or b"[EMPTY_%d]" % index)
         if at > size:
             raise self._damaged(f"ends inside {key!r}")
+        if key == TOKENS_KEY and len(distinct) < length:
+            raise self._damaged(f"has {length - len(distinct)} tokens twice")
         self._at = at
 
     def _skip(self, n_bytes: int, what: str) -> None:

@@ -1,0 +1,168 @@
+"""A Hugging Face checkpoint: a folder in, its documents, its tensors' headers and their bytes out.
+
+`Checkpoint` is the one seam between the pipeline and where weights come from; a checkpoint that arrives
+over the network implements the same four members. Knows no GGUF and no model architecture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from qwq_convert.shard import Shard, SourceTensor
+from qwq_convert.strict_json import Fields, parse_object, shown
+from qwq_local.errors import ConvertError
+
+INDEX = "model.safetensors.index.json"
+MAX_DOCUMENT_BYTES = 256 * 1024**2
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+
+
+class Checkpoint(Protocol):
+    """What a conversion asks of a source of weights. Names given to it are bare file names."""
+
+    @property
+    def label(self) -> str | None:
+        """The repository id (owner/name) or the folder's name; None when neither says anything."""
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor by name, known from headers alone."""
+
+    def document(self, name: str) -> bytes | None:
+        """The content of a small file such as config.json, or None when there is none."""
+
+    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
+        """`n_bytes` of a tensor from byte `start` of it; called from several threads at once."""
+
+
+class CheckpointFolder:
+    """A checkpoint in a local folder or in a snapshot of the Hugging Face cache."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open every shard and read the headers; ConvertError when one is missing, cut or contradicts."""
+        if not folder.is_dir():
+            raise ConvertError(f"{folder}: no such folder. Give the folder that holds config.json.")
+        self._folder = folder
+        self._open_files = ExitStack()
+        try:
+            self._shards, self._tensors = self._open_shards()
+        except BaseException:
+            self._open_files.close()
+            raise
+
+    def __enter__(self) -> CheckpointFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_files.close()
+
+    @property
+    def label(self) -> str | None:
+        """The repository id of a cache snapshot, else the folder's name, unless that is a commit hash."""
+        folder = self._folder.resolve()
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        return None if COMMIT_HASH.fullmatch(folder.name) else folder.name or None
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor of every shard, by name."""
+        return self._tensors
+
+    def document(self, name: str) -> bytes | None:
+        """The content of the file `name`, or None when there is none."""
+        return _read_document(self._folder / name)
+
+    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
+        """`n_bytes` of `tensor` from byte `start` of it."""
+        if start < 0 or start + n_bytes > tensor.n_bytes:
+            raise ValueError(f"{n_bytes} bytes at {start} of {tensor.name}, which has {tensor.n_bytes}")
+        return self._shards[tensor.shard].read(tensor.offset + start, n_bytes)
+
+    def _open_shards(self) -> tuple[dict[str, Shard], dict[str, SourceTensor]]:
+        index = self._read_index()
+        names = self._shard_names(index)
+        missing = [name for name in names if not (self._folder / name).is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConvertError(f"{self._folder}: {missing[0]}{more} missing. Download the missing files.")
+        shards = {name: self._open_files.enter_context(Shard(self._folder / name)) for name in names}
+        tensors: dict[str, SourceTensor] = {}
+        for tensor in (tensor for shard in shards.values() for tensor in shard.tensors):
+            if tensor.name in tensors:
+                first = tensors[tensor.name].shard
+                place = f"{tensor.shard}: {shown(tensor.name)}"
+                raise ConvertError(f"{place} is in {first} too. Remove the file that is not part of it.")
+            tensors[tensor.name] = tensor
+        if index is not None:
+            _check_index(index, tensors)
+        return shards, tensors
+
+    def _read_index(self) -> Fields | None:
+        content = self.document(INDEX)
+        if content is None:
+            return None
+        weight_map = parse_object(content, INDEX).optional_object("weight_map")
+        if weight_map is None or not weight_map.values:
+            raise ConvertError(f"{INDEX}: weight_map is missing. Download the file again.")
+        return weight_map
+
+    def _shard_names(self, index: Fields | None) -> list[str]:
+        if index is not None:
+            return sorted({_bare_name(index, tensor) for tensor in index.values})
+        names = sorted(path.name for path in self._folder.glob("*.safetensors"))
+        if not names:
+            raise ConvertError(f"{self._folder}: no *.safetensors file. Download the checkpoint's weights.")
+        if len(names) > 1 and "model.safetensors" not in names:
+            raise ConvertError(f"{self._folder}: {INDEX} is missing for {len(names)} shards. Download it.")
+        return names if len(names) == 1 else ["model.safetensors"]
+
+
+def required_document(checkpoint: Checkpoint, name: str) -> Fields:
+    """The fields of a JSON document that no conversion can do without."""
+    content = checkpoint.document(name)
+    if content is None:
+        raise ConvertError(f"{name}: missing from {checkpoint.label or 'the checkpoint'}. Download it.")
+    return parse_object(content, name)
+
+
+def optional_document(checkpoint: Checkpoint, name: str) -> Fields:
+    """The fields of a JSON document, none when there is no such document."""
+    content = checkpoint.document(name)
+    return Fields(name, {}) if content is None else parse_object(content, name)
+
+
+def _bare_name(index: Fields, tensor: str) -> str:
+    name = index.optional_text(tensor) or ""
+    # A name only, never a path: an index must not reach outside its folder.
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0:"):
+        index.fail(f"{shown(tensor)} points to {shown(name)}, which is no file name. Download it again.")
+    return name
+
+
+def _check_index(index: Fields, tensors: Mapping[str, SourceTensor]) -> None:
+    for name, tensor in tensors.items():
+        if index.values.get(name) != tensor.shard:
+            raise ConvertError(f"{INDEX}: does not place {shown(name)} in {tensor.shard}. Download it again.")
+    lost = [name for name in index.values if name not in tensors]
+    if lost:
+        raise ConvertError(f"{index.values[lost[0]]}: {shown(lost[0])} is missing. Download the file again.")
+
+
+def _read_document(path: Path) -> bytes | None:
+    try:
+        if not path.is_file():
+            return None
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_DOCUMENT_BYTES:
+            raise ConvertError(f"{path.name}: has {n_bytes} bytes, too many for such a file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ConvertError(f"{path.name}: cannot be read ({error.strerror}).") from None

@@ -1,0 +1,155 @@
+"""JSON from strangers: bytes in, typed fields out, every fault one line that names the file.
+
+Knows nothing of models. Stricter than `json.loads` where laxness hides damage: a key given twice, NaN,
+Infinity, a lone surrogate in a text that is asked for, and nesting without end are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from qwq_local.errors import ConvertError
+
+U32_MAX = 2**32 - 1
+F32_MAX = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of one JSON object, read with the type that is expected of them.
+
+    `source` is the file (and the place in it) that a message names. A field that is null counts as absent.
+    """
+
+    source: str
+    values: Mapping[str, object]
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise ConvertError with the name of this file before `message`."""
+        raise ConvertError(f"{self.source}: {message}")
+
+    def integer(self, key: str, least: int = 0, most: int = U32_MAX) -> int:
+        """The whole number under `key`, between `least` and `most`; ConvertError when absent."""
+        value = self.optional_integer(key, least, most)
+        if value is None:
+            self.fail(f"{key} is missing. Download the file again.")
+        return value
+
+    def optional_integer(self, key: str, least: int = 0, most: int = U32_MAX) -> int | None:
+        """The same as `integer`, but None when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.fail(f"{key} is {shown(value)}, expected a whole number from {least} to {most}.")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        """The finite number under `key` that a 32-bit float can hold, or None."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= F32_MAX:
+            self.fail(f"{key} is {shown(value)}, expected a number.")
+        return value
+
+    def positive(self, key: str) -> float:
+        """The number under `key`, above zero; ConvertError when absent."""
+        value = self.optional_number(key)
+        if value is None:
+            self.fail(f"{key} is missing. Download the file again.")
+        if value <= 0:
+            self.fail(f"{key} is {shown(value)}, expected a number above 0.")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True only when `key` holds true; a value that is neither true nor false is an error."""
+        value = self.values.get(key)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            self.fail(f"{key} is {shown(value)}, expected true or false.")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        """The text under `key`, or None."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            self.fail(f"{key} is {shown(value)}, expected a text.")
+        return checked_text(value, f"{self.source}: {key}")
+
+    def optional_object(self, key: str) -> Fields | None:
+        """The fields of the object under `key`, or None."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.fail(f"{key} is {shown(value)}, expected an object.")
+        return Fields(f"{self.source}: {key}", value)
+
+    def items(self, key: str) -> list[object]:
+        """The list under `key`; an empty one when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.fail(f"{key} is {shown(value)}, expected a list.")
+        return value
+
+    def objects(self, key: str) -> list[Fields]:
+        """The objects in the list under `key`."""
+        found = []
+        for place, value in enumerate(self.items(key)):
+            if not isinstance(value, dict):
+                self.fail(f"{key}[{place}] is {shown(value)}, expected an object.")
+            found.append(Fields(f"{self.source}: {key}[{place}]", value))
+        return found
+
+
+def parse_object(content: bytes, source: str) -> Fields:
+    """The fields of the JSON object that `content` is; ConvertError names `source` when it is not one."""
+    try:
+        value = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise ConvertError(f"{source}: is nested too deeply. Download the file again.") from None
+    except ValueError as error:
+        raise ConvertError(f"{source}: is not valid JSON ({error}). Download the file again.") from None
+    if not isinstance(value, dict):
+        raise ConvertError(f"{source}: is not a JSON object. Download the file again.")
+    return Fields(source, value)
+
+
+def checked_text(text: str, source: str) -> str:
+    """`text` itself, once it is known to be encodable; a lone surrogate is a ConvertError."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConvertError(f"{source} is not valid Unicode text. Download the file again.") from None
+    return text
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: one line, at most 40 characters."""
+    text = "infinity" if isinstance(value, float) and not math.isfinite(value) else repr(value)[:200]
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(repeated)} appears twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

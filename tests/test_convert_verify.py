@@ -1,0 +1,214 @@
+"""The header reader and the verifier: agreement with the gguf package, speed, and damaged files."""
+
+from __future__ import annotations
+
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qwq_convert.gguf_header import read_header
+from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.verify import verify_file, verify_structure
+
+from qwq_local.errors import ConvertError
+from tests.checkpoints import CheckpointSpec, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify")
+    source = write_checkpoint(folder / "model", CheckpointSpec(hidden_size=32, n_heads=2, n_layers=1))
+    return run_conversion(ConvertRequest(source, "Q8_0", folder / "model.gguf"))
+
+
+def test_a_header_reads_as_the_gguf_package_reads_it(converted: Path) -> None:
+    ours, reference = read_header(converted), GGUFReader(converted)
+    expected = {key: field.contents() for key, field in reference.fields.items() if key[:5] != "GGUF."}
+    assert {key: ours.value(key) for key in ours.keys} == expected
+    assert ours.data_start == reference.data_offset
+    assert [(t.name, t.kind, t.shape[::-1], ours.data_start + t.offset, t.n_bytes) for t in ours.tensors] == [
+        (t.name, t.tensor_type, tuple(t.shape.tolist()), t.data_offset, t.n_bytes) for t in reference.tensors
+    ]
+
+
+def test_a_whole_file_is_verified_block_by_block(converted: Path) -> None:
+    assert verify_file(converted).tensors == read_header(converted).tensors
+
+
+@pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "Q8_0"])
+def test_one_damaged_block_anywhere_is_found(file_type: str, tmp_path: Path) -> None:
+    """A scale or value that is not a number is found in the first and the last block of a tensor."""
+    source = write_checkpoint(tmp_path / "model")
+    path = run_conversion(ConvertRequest(source, file_type, tmp_path / "model.gguf"))
+    whole = path.read_bytes()
+    header = read_header(path)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == "blk.1.ffn_down.weight")
+    block = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34}[file_type]
+    for start in (0, tensor.n_bytes - block):
+        at = header.data_start + tensor.offset + start
+        nan = b"\xff\xff\xff\x7f" if file_type == "F32" else b"\xff\x7f"
+        path.write_bytes(whole[:at] + nan + whole[at + len(nan) :])
+        verify_structure(path)
+        with pytest.raises(ConvertError, match=r"blk\.1\.ffn_down\.weight has a damaged block"):
+            verify_file(path)
+
+
+def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> None:
+    whole = converted.read_bytes()
+    data_start = read_header(converted).data_start
+    cuts = [*range(64), *range(64, data_start, 997), data_start, len(whole) - 32]
+    for cut in cuts:
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ConvertError) as caught:
+            verify_structure(path)
+        assert "\n" not in str(caught.value), cut
+
+
+def test_the_header_of_a_large_vocabulary_is_read_at_once(tmp_path: Path) -> None:
+    """152,064 tokens and as many merges in under 0.3 seconds, and no token is decoded until asked for."""
+    path = tmp_path / "large.gguf"
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_token_list([f"token{token}" for token in range(152064)])
+    writer.add_token_types([1] * 152064)
+    writer.add_token_merges([f"to ken{token}" for token in range(152064)])
+    writer.add_name("large")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    elapsed_s = min(_seconds(lambda: read_header(path)) for _ in range(3))
+    assert elapsed_s < 0.3
+    tokens = read_header(path).value("tokenizer.ggml.tokens")
+    assert isinstance(tokens, list)
+    assert (len(tokens), tokens[-1]) == (152064, "token152063")
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def head(n_tensors: int, n_fields: int, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_fields)
+
+
+def field(key: bytes, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def entry(name: bytes, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+STRING, ARRAY, U32 = 8, 9, 4
+PADDING = bytes(4096)
+BAD_FILES = {
+    "nothing": (b"", "is empty"),
+    "another format": (b"GGML" + PADDING, "is no GGUF file"),
+    "another version": (head(0, 0, version=2), "has GGUF version 2"),
+    "the other byte order": (b"GGUF" + struct.pack(">I", 3) + PADDING, "has GGUF version 50331648"),
+    "too many tensors": (head(2**63, 0) + PADDING, "entries do not fit"),
+    "too many keys": (head(0, 2**64 - 1) + PADDING, "entries do not fit"),
+    "a key without end": (head(0, 1) + struct.pack("<Q", 2**63) + PADDING, "at most 65535 are allowed"),
+    "a key that is not UTF-8": (head(0, 1) + field(b"\xff", U32, bytes(4)) + PADDING, "not UTF-8"),
+    "a key given twice": (head(0, 2) + field(b"a", U32, bytes(4)) * 2 + PADDING, "'a' appears twice"),
+    "an unknown value type": (head(0, 1) + field(b"a", 13, b"") + PADDING, "unknown type 13"),
+    "a text without end": (head(0, 1) + field(b"a", STRING, b"\xff" * 8) + PADDING, "in the middle"),
+    "an array of arrays": (
+        head(0, 1) + field(b"a", ARRAY, struct.pack("<IQ", ARRAY, 1)) + PADDING,
+        "an array holds arrays",
+    ),
+    "an array without end": (
+        head(0, 1) + field(b"a", ARRAY, struct.pack("<IQ", U32, 2**62)) + PADDING,
+        "in the middle",
+    ),
+    "texts without end": (
+        head(0, 1) + field(b"a", ARRAY, struct.pack("<IQ", STRING, 2**62)) + PADDING,
+        "longer than the file",
+    ),
+    "no alignment": (head(0, 1) + field(b"general.alignment", U32, bytes(4)), "alignment 0 is no power"),
+    "an alignment that is a text": (
+        head(0, 1) + field(b"general.alignment", STRING, text(b"32")),
+        "alignment is no 32-bit number",
+    ),
+    "a long tensor name": (head(1, 0) + entry(b"a" * 64, (1,)) + PADDING, "at most 63"),
+    "no dimensions": (head(1, 0) + entry(b"a", ()) + PADDING, "has 0 dimensions"),
+    "five dimensions": (head(1, 0) + entry(b"a", (1,) * 5) + PADDING, "has 5 dimensions"),
+    "two tensors of one name": (head(2, 0) + entry(b"a", (1,)) * 2 + PADDING, "'a' appears twice"),
+    "an unknown tensor type": (head(1, 0) + entry(b"a", (1,), kind=4) + PADDING, "unknown type 4"),
+    "a size of nothing": (head(1, 0) + entry(b"a", (0,)) + PADDING, "impossible shape"),
+    "a size beyond all": (head(1, 0) + entry(b"a", (2**62, 2**62)) + PADDING, "impossible shape"),
+    "half a block": (head(1, 0) + entry(b"a", (33,), kind=8) + PADDING, "impossible shape"),
+    "an offset out of line": (head(1, 0) + entry(b"a", (1,), offset=4) + PADDING, "or offset"),
+    "an offset beyond the file": (head(1, 0) + entry(b"a", (1,), offset=2**63) + PADDING, "beyond the end"),
+    "tensors on each other": (
+        head(2, 0) + entry(b"a", (32,)) + entry(b"b", (32,)) + PADDING,
+        "'b' overlaps another",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_gguf_header_is_one_line_that_names_the_file(case: str, tmp_path: Path) -> None:
+    content, message = BAD_FILES[case]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ConvertError) as caught:
+        verify_structure(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert message in line
+    assert "\n" not in line
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0), replacement=st.binary(min_size=1, max_size=9), cut=st.integers(0))
+def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
+    converted: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    position: int,
+    replacement: bytes,
+    cut: int,
+) -> None:
+    """Overwritten and cut anywhere, a file opens or is refused, within memory tied to its size."""
+    whole = converted.read_bytes()
+    position %= read_header(converted).data_start
+    damaged = whole[:position] + replacement + whole[position + len(replacement) :]
+    path = tmp_path_factory.mktemp("fuzz") / "damaged.gguf"
+    path.write_bytes(damaged[: cut % len(whole)] if cut % 2 else damaged)
+    tracemalloc.start()
+    with suppress(ConvertError):
+        header = verify_structure(path)
+        for key in header.keys:
+            header.value(key)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * len(whole)
+
+
+def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
+    """The plan is held against what stands in the file, not against the writer's own word."""
+    from qwq_convert.shard import SourceTensor
+    from qwq_convert.writer import Layout, PlannedTensor
+
+    path = tmp_path / "one.gguf"
+    path.write_bytes(head(1, 0) + entry(b"a", (32,)) + PADDING)
+    source = SourceTensor("a", "F32", (32,), "model.safetensors", 0, 128)
+    planned = PlannedTensor("a", GGMLQuantizationType.F16, source, 0, 64)
+    with pytest.raises(ConvertError, match="planned was"):
+        verify_structure(path, Layout((planned,), 64))
+    with pytest.raises(ConvertError, match="holds 1 tensors, planned were 0"):
+        verify_structure(path, Layout((), 0))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
