@@ -123,8 +123,7 @@ class LlamaContext:
 
         if not isinstance(grammar, LlamaGrammar):
             raise EngineError("the grammar was compiled by another engine.")
-        logits = self._lib.llama_get_logits_ith(self._handle, -1)
-        return sample_under(grammar, self._chain, logits, self.vocabulary.size)
+        return sample_under(grammar, self._chain, self._handle, self.vocabulary.size)
 
     def append(self, token: int) -> None:
         """Put one token into the KV cache and compute the logits after it."""

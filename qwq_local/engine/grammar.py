@@ -73,24 +73,38 @@ def compile_grammar(model: LoadedModel, schema: Mapping[str, object]) -> LlamaGr
     return LlamaGrammar(schema_to_gbnf(schema), library().llama_model_get_vocab(model.handle))
 
 
-def sample_under(grammar: LlamaGrammar, chain: SamplerChain, logits: Any, n_vocab: int) -> int:
+def sample_under(grammar: LlamaGrammar, chain: SamplerChain, context: Any, n_vocab: int) -> int:
     """The next token by the chain that the grammar allows; both have accepted it.
 
-    `logits` is llama.cpp's float pointer of `n_vocab` values.
+    `context` is llama.cpp's handle, whose last logits are sampled.
     """
-    import numpy as np
-
     lib = library()
-    everything = np.empty(n_vocab, _CANDIDATE)
-    everything["id"] = np.arange(n_vocab, dtype=np.int32)
-    everything["logit"] = np.ctypeslib.as_array(logits, shape=(n_vocab,))
-    everything["p"] = 0
-    token = _choose(lib, chain, everything.copy())
-    if not grammar.allows(token):
-        token = _choose(lib, chain, _permitted(grammar, everything))
+    if not chain.remembers:
+        # This accepts the token into the chain, which matters only to penalties and DRY.
+        token: int = lib.llama_sampler_sample(chain.handle, context, -1)
+        if grammar.allows(token):
+            grammar.accept(token)
+            return token
+        token = _choose(lib, chain, _permitted(grammar, _candidates(lib, context, n_vocab)))
+    else:
+        candidates = _candidates(lib, context, n_vocab)
+        token = _choose(lib, chain, candidates.copy())
+        if not grammar.allows(token):
+            token = _choose(lib, chain, _permitted(grammar, candidates))
     lib.llama_sampler_accept(chain.handle, token)
     grammar.accept(token)
     return token
+
+
+def _candidates(lib: Any, context: Any, n_vocab: int) -> np.ndarray[Any, Any]:
+    """Every token with its logit, as llama.cpp's samplers take them."""
+    import numpy as np
+
+    candidates = np.empty(n_vocab, _CANDIDATE)
+    candidates["id"] = np.arange(n_vocab, dtype=np.int32)
+    candidates["logit"] = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), shape=(n_vocab,))
+    candidates["p"] = 0
+    return candidates
 
 
 def _permitted(grammar: LlamaGrammar, everything: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -11,7 +11,6 @@ import os
 import sys
 from collections import deque
 from functools import cache
-from importlib import metadata
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -23,37 +22,34 @@ _recent: deque[str] = deque(maxlen=20)
 _shown = False
 
 
-def check_version(installed: str | None) -> None:
-    """Raise EngineError in one line when llama-cpp-python is absent or not the tested version.
+def check_version(installed: str) -> None:
+    """Raise EngineError in one line when another version of llama-cpp-python is installed.
 
     Structs cross the C border by their layout, which changes between versions without notice.
     """
-    if installed == TESTED_VERSION:
-        return
-    found = f"llama-cpp-python {installed}" if installed else "no llama-cpp-python"
-    raise EngineError(
+    if installed != TESTED_VERSION:
+        raise _wrong_version(f"llama-cpp-python {installed}")
+
+
+def _wrong_version(found: str) -> EngineError:
+    return EngineError(
         f"{found} is installed; this qwq is tested with {TESTED_VERSION} only. "
         f"Run: pip install llama-cpp-python=={TESTED_VERSION}"
     )
 
 
-def _installed_version() -> str | None:
-    try:
-        return metadata.version("llama-cpp-python")
-    except metadata.PackageNotFoundError:
-        return None
-
-
 @cache
 def library() -> ModuleType:
     """The low-level functions of llama_cpp, backends loaded, its log caught. Raises EngineError."""
-    check_version(_installed_version())
     try:
         import llama_cpp
+    except ModuleNotFoundError:
+        raise _wrong_version("no llama-cpp-python") from None
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"llama-cpp-python does not load: {error}. Reinstall it for this machine."
         ) from error
+    check_version(llama_cpp.__version__)
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp

@@ -15,6 +15,7 @@ from qwq_local.engine.library import library
 # Where DRY's repeated sequences must not reach across; llama.cpp's own defaults.
 DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 _MIN_KEEP = 1
+_WITH_MEMORY = ("penalties", "dry")
 
 
 class SamplerChain:
@@ -24,13 +25,16 @@ class SamplerChain:
         self._lib = library()
         self.handle = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
         makers = self._makers(settings, vocab, n_vocab, n_ctx)
+        self.remembers = False
+        """Whether what was sampled before changes what is sampled next."""
         greedy = settings.temperature == 0
         for step in settings.order:
-            if greedy and step not in ("penalties", "dry"):
+            if greedy and step not in _WITH_MEMORY:
                 continue
             made = makers[step]()
             if made is not None:
                 self._lib.llama_sampler_chain_add(self.handle, made)
+                self.remembers |= step in _WITH_MEMORY
         last = self._lib.llama_sampler_init_greedy() if greedy else self._dist(settings.seed)
         self._lib.llama_sampler_chain_add(self.handle, last)
 
