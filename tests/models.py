@@ -69,17 +69,19 @@ def _write_weights(path: Path, config: dict[str, int], token: int) -> None:
 
     hidden, vocab = config["hidden_size"], config["vocab_size"]
     ones = np.ones(hidden, np.float32).tobytes()
-    shapes, layout, offset = _shapes(config), {}, 0
+    shapes, offset = _shapes(config), 0
+    layout: dict[str, dict[str, object]] = {}
+    starts: dict[str, int] = {}
     for name, shape in shapes.items():
         size = 4 * prod(shape)
         layout[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
+        starts[name], offset = offset, offset + size
     header = json.dumps(layout).encode()
     start = 8 + len(header)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in shapes:
-            at = start + layout[name]["data_offsets"][0]
+            at = start + starts[name]
             file.seek(at)
             if name == "model.embed_tokens.weight":
                 file.write(ones * vocab)

@@ -298,7 +298,7 @@ GRAMMARS = [
 def test_what_is_sampled_under_a_grammar_obeys_it(
     loaded: LoadedModel, schema: dict[str, object], limit: int, settings: SamplerSettings
 ) -> None:
-    """With a chain that has no memory and with one that has; the model itself would rather say other things."""
+    """With a chain that has no memory and with one that has; left alone, the model says other things."""
     vocabulary = loaded.vocabulary
     with (
         closing(compile_grammar(loaded, schema)) as grammar,

@@ -145,7 +145,7 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
     """400 files with flipped bits in the header: those that pass are loaded and used in another process."""
     rng = random.Random(1)
     path = tmp_path / "flipped.gguf"
-    passed = []
+    passed: list[Path] = []
     for number in range(400):
         content = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 8))):

@@ -1,0 +1,109 @@
+"""The documents say what is true: commands run, flags exist, the file tree is the file tree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import environment
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HARDWARE = "<!-- hardware: only parsed in CI -->"
+_BLOCK = re.compile(rf"(?P<hardware>{re.escape(HARDWARE)}\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
+# A person's shell needs these; a test is in a place of its own already.
+_SHELL_ONLY = ("source ",)
+
+
+def commands(*, hardware: bool) -> list[str]:
+    """The lines of README's shell blocks, those that need hardware or the ones that do not."""
+    blocks = [match for match in _BLOCK.finditer(README) if bool(match["hardware"]) is hardware]
+    return [line for block in blocks for line in block["code"].splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("docs")
+
+
+@pytest.mark.parametrize("command", commands(hardware=False))
+def test_every_command_of_the_readme_works(command: str, cache: Path, tmp_path: Path) -> None:
+    if command.startswith("make "):
+        target = shlex.split(command)[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    if command.startswith(_SHELL_ONLY):
+        return
+    command = command.replace("qwq ", f"{shlex.quote(sys.executable)} -m qwq_local ")
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=tmp_path, env=environment(cache), capture_output=True, text=True, timeout=120,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("command", commands(hardware=True))
+def test_commands_that_need_hardware_are_at_least_commands(command: str) -> None:
+    words = shlex.split(command)
+    assert next(word for word in words if "=" not in word) in ("pip", "hf", "qwq")
+    pinned = [word for word in words if word.startswith("llama-cpp-python")]
+    assert all(word.endswith("==0.3.36") for word in pinned)
+
+
+def help_of(*command: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "qwq_local", *command, "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return result.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/jsonl.md"])
+def test_flags_and_commands_that_documents_name_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    known = help_of("ask") + help_of("profiles") + help_of("profiles", "show") + help_of()
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {
+        "--extra-index-url", "--no-binary", "--no-deps", "--check",
+    }  # fmt: skip
+    assert {flag for flag in flags if flag not in known} == set()
+    named = set(re.findall(r"`qwq ([a-z]+)", text)) - {"pull", "chat", "convert"}
+    assert {command for command in named if f"  {command} " not in help_of()} == set()
+
+
+def tree() -> Iterator[str]:
+    """The paths of README's file tree."""
+    block = README.partition("## How it is built\n")[2].partition("```")[0]
+    folder = ""
+    for line in block.splitlines():
+        if match := re.match(r"^( {4,})([\w./-]+)(?: |$)", line):
+            nested = len(match[1]) > 4
+            folder = folder if nested else match[2]
+            yield folder + match[2] if nested else match[2]
+
+
+def test_the_file_tree_of_the_readme_is_there() -> None:
+    paths = list(tree())
+    assert len(paths) > 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rooms = {path.name for path in (ROOT / "qwq_local").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert {f"qwq_local/{room}/" for room in rooms} <= set(paths)
+
+
+def test_figures_of_the_readme_are_measured_ones() -> None:
+    figures = README.partition("<!-- figures -->")[2].partition("##")[0]
+    measured = (ROOT / "docs" / "measured.md").read_text()
+    numbers = set(re.findall(r"\d+(?:\.\d+)?", figures))
+    assert numbers
+    assert {number for number in numbers if number not in measured} == set()
+
+
+def test_contributing_stays_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
