@@ -377,6 +377,19 @@ def test_on_a_terminal_the_thinking_can_be_hidden(cache: Path) -> None:
     assert len(lines) <= 4
 
 
+def test_ctrl_c_on_a_terminal_leaves_it_sane(cache: Path, babbler: Path) -> None:
+    """Pressed while the thinking streams: what was said stays, the line is ended, no style is left on."""
+    arguments = ["ask", "-m", str(babbler), *LONG, "--set", "n_ctx=32768", "hi"]
+    with Terminal(arguments, environment(cache)) as terminal:
+        terminal.read_until(lambda text: "aaaa" in text)
+        terminal.interrupt()
+        assert terminal.read_to_end() == 130
+        raw = bytes(terminal.raw)
+    assert raw.endswith(b"\r\n")
+    assert raw.rfind(b"\x1b[0m") > raw.rfind(b"\x1b[2m")
+    assert b"Traceback" not in raw
+
+
 def test_a_redirected_answer_leaves_the_thinking_on_the_terminal(cache: Path, tmp_path: Path) -> None:
     arguments = ["ask", *GREEDY, QUESTION]
     with (
