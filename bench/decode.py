@@ -28,7 +28,7 @@ from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, PrefillPro
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.grammar import compile_grammar
 from qwq_local.engine.library import library
-from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.vocabulary import LlamaVocabulary
 from qwq_local.machine import physical_cores
@@ -43,13 +43,8 @@ SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "require
 
 def load(path: Path) -> LoadedModel:
     """The model of a GGUF."""
-    loading = load_model(path, LoadSettings(special_ids=special_token_ids(read_header(path))), AbortFlag())
-    while True:
-        try:
-            next(loading)
-        except StopIteration as finished:
-            model: LoadedModel = finished.value
-            return model
+    special_ids = special_token_ids(read_header(path))
+    return drained(load_model(path, LoadSettings(special_ids=special_ids), AbortFlag()))
 
 
 def bare_rate(context: LlamaContext, prompt: Sequence[int], n_tokens: int) -> float:

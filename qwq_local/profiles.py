@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "qwq-32b"
-DEFAULT_TASK = "chat"
 DEFAULT_ORIGIN = "default"
 ENVIRONMENT_PREFIX = "QWQ_"
 NOT_KEYS = frozenset({"QWQ_MODEL", "QWQ_PROFILE", "QWQ_CONFIG_DIR", "QWQ_CACHE_DIR", "QWQ_DATA_DIR"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwq_local.engine.api import AbortFlag
-from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.models.header import read_header, special_token_ids
 from qwq_local.models.store import converted_miniature
 
@@ -36,10 +36,4 @@ def loaded(miniature: Callable[[str], Path]) -> Iterator[LoadedModel]:
 def load(path: Path, abort: AbortFlag | None = None) -> LoadedModel:
     """The model of a GGUF, its progress drained."""
     special_ids = special_token_ids(read_header(path))
-    loading = load_model(path, LoadSettings(special_ids=special_ids), abort or AbortFlag())
-    while True:
-        try:
-            next(loading)
-        except StopIteration as finished:
-            model: LoadedModel = finished.value
-            return model
+    return drained(load_model(path, LoadSettings(special_ids=special_ids), abort or AbortFlag()))

@@ -111,7 +111,7 @@ STRING, ARRAY, U32 = 8, 9, 4
 PADDING = bytes(4096)
 BAD_FILES = {
     "nothing": (b"", "is empty"),
-    "another format": (b"GGML" + PADDING, "is no GGUF file"),
+    "another format": (b"GGML" + PADDING, "is not a GGUF file"),
     "another version": (head(0, 0, version=2), "has GGUF version 2"),
     "the other byte order": (b"GGUF" + struct.pack(">I", 3) + PADDING, "has GGUF version 50331648"),
     "too many tensors": (head(2**63, 0) + PADDING, "entries do not fit"),
@@ -147,7 +147,7 @@ BAD_FILES = {
     "a size beyond all": (head(1, 0) + entry(b"a", (2**62, 2**62)) + PADDING, "impossible shape"),
     "half a block": (head(1, 0) + entry(b"a", (33,), kind=8) + PADDING, "impossible shape"),
     "an offset out of line": (head(1, 0) + entry(b"a", (1,), offset=4) + PADDING, "or offset"),
-    "an offset beyond the file": (head(1, 0) + entry(b"a", (1,), offset=2**63) + PADDING, "beyond the end"),
+    "an offset beyond the file": (head(1, 0) + entry(b"a", (1,), offset=2**63) + PADDING, "is cut short"),
     "tensors on each other": (
         head(2, 0) + entry(b"a", (32,)) + entry(b"b", (32,)) + PADDING,
         "'b' overlaps another",

@@ -55,7 +55,7 @@ def test_two_processes_that_convert_at_once_both_get_the_model(tmp_path: Path) -
             env=environment(tmp_path),
             stdout=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for _ in range(3)
     ]
     sizes = {process.communicate(timeout=60)[0] for process in started}

@@ -210,3 +210,10 @@ def test_text_after_a_tag_in_the_same_piece_does_not_bypass_the_grammar() -> Non
 
     assert answer(events) == '{"a": 1}'
     assert "Sure" not in engine.cached_text
+
+
+def test_a_tag_inside_an_answer_under_a_grammar_is_content() -> None:
+    pieces = ["thought", CLOSE, '{"a": "', "</th", "ink>", '"}', END]
+    events = run(QueuedEngine(pieces), replace(SETTINGS, grammar=FakeGrammar()))
+
+    assert answer(events) == '{"a": "</think>"}'

@@ -89,6 +89,23 @@ class GgufHeader:
         field = self._fields[key]
         return field.kind, self._content[field.start : field.end]
 
+    def array_length(self, key: str) -> int | None:
+        """The number of values in the array under `key`; None when there is no array."""
+        field = self._fields.get(key)
+        return None if field is None or field.item is None else field.count
+
+    def n_distinct(self, key: str) -> int:
+        """How many different texts the array under `key` holds, each empty one counting."""
+        field, content = self._fields[key], self._content
+        if field.item is not GGUFValueType.STRING:
+            raise ConvertError(f"{self.path}: {key} does not hold texts. Convert or download it again.")
+        at, unpack, distinct = field.start, LENGTH.unpack_from, set()
+        for index in range(field.count):
+            start = at + LENGTH.size
+            at = start + unpack(content, at)[0]
+            distinct.add(content[start:at] or index)
+        return len(distinct)
+
     def value(self, key: str) -> Value:
         """The value under `key`; KeyError when there is none, ConvertError when a text is not UTF-8."""
         field = self._fields[key]
@@ -124,7 +141,7 @@ class _Reader:
 
     def read(self) -> GgufHeader:
         if self._content[: len(MAGIC)] != MAGIC:
-            raise ConvertError(f"{self._path}: is no GGUF file.")
+            raise ConvertError(f"{self._path}: is not a GGUF file.")
         self._at = len(MAGIC)
         if (version := self._word()) != VERSION:
             raise ConvertError(f"{self._path}: has GGUF version {version}, expected {VERSION}.")
@@ -205,8 +222,11 @@ class _Reader:
             if tensor.offset < position:
                 self._fail(f"tensor {tensor.name!r} overlaps another")
             position = tensor.offset + tensor.n_bytes
-            if data_start + position > self._end:
-                self._fail(f"tensor {tensor.name!r} lies beyond the end of the file")
+            if (end := data_start + position) > self._end:
+                raise ConvertError(
+                    f"{self._path}: is cut short, {tensor.name!r} ends at byte {end:,}, the file at "
+                    f"{self._end:,}. Convert or download it again."
+                )
 
     def _value_type(self) -> GGUFValueType:
         number = self._word()

@@ -58,9 +58,6 @@ class Message:
             _check_text(self.name, "the name of a message")
 
 
-Conversation = tuple[Message, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file that goes with the question."""

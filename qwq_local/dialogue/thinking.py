@@ -40,14 +40,6 @@ class Closed:
 Part = Thinking | Answer | Closed
 
 
-def strip_thinking(text: str) -> str:
-    """The answer in a stored assistant text: what follows the last `</think>`, without leading newlines.
-
-    The same as the template does to earlier turns, so a text without the tag loses only leading newlines.
-    """
-    return text.rsplit(CLOSE, 1)[-1].lstrip("\n")
-
-
 class CodeTracker:
     """Whether the text read so far ends inside Markdown code: a fenced block or an inline span.
 
@@ -147,11 +139,6 @@ class ThinkingParser:
     def state(self) -> State:
         """THINKING until `</think>` came; still THINKING after `flush` when it never did."""
         return self._state
-
-    @property
-    def held(self) -> str:
-        """The text held back because it may be the beginning of a tag."""
-        return self._held
 
     def feed(self, text: str) -> list[Part]:
         """What is certain after these further characters, in order; no part is empty."""

@@ -79,7 +79,6 @@ class Turn:
         self._phase_start = 0  # where in the KV cache the thinking, later the answer, begins
         self._cached = self._prompt_tokens = 0
         self._began = self._decode_began = clock()
-        self._prefilled = self._began
 
     def events(self, prompt: Sequence[int]) -> Iterator[Event]:
         """The events of the turn, Finished last. The engine's cache is consistent whenever it pauses."""
@@ -228,6 +227,9 @@ class Turn:
 
     def _take(self, piece: str) -> tuple[list[Event], bool]:
         """The events of a piece of text, recorded; and whether the thinking closed in it."""
+        if self._settings.grammar is not None and self._parser.state is State.ANSWER:
+            # Under a grammar nothing is dropped: a tag there is the content of a string.
+            return (list(self._record(Answer(piece))) if piece else []), False
         events: list[Event] = []
         closed = False
         for event in self._parser.feed(piece):

@@ -90,6 +90,16 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
     return LoadedModel(path, handle, settings.special_ids)
 
 
+def drained(loading: Generator[float, None, LoadedModel]) -> LoadedModel:
+    """The model at the end of a `load_model`, for callers that show no progress."""
+    while True:
+        try:
+            next(loading)
+        except StopIteration as finished:
+            model: LoadedModel = finished.value
+            return model
+
+
 def _refusal(path: Path) -> ModelFileError | DoesNotFit:
     why = last_warning()
     if any(word in why for word in ("alloc", "memory", "buffer")):

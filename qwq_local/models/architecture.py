@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gguf import LlamaFileType
 
 from qwq_local.errors import ModelFileError
-from qwq_local.models.header import ArrayInfo, Header
+from qwq_local.models.header import TOKENS_KEY, Header
 
 SUPPORTED = ("qwen2",)
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
@@ -77,18 +77,18 @@ def _dimension(header: Header, key: str, limit: int, fallback: str = "") -> int:
 
 
 def _vocabulary_size(header: Header) -> int:
-    tokens = header.values.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, ArrayInfo) or tokens.length < 2:
-        raise ModelFileError(f"{header.path} has no vocabulary (tokenizer.ggml.tokens).")
+    n_tokens = header.array_length(TOKENS_KEY)
+    if n_tokens is None or n_tokens < 2:
+        raise ModelFileError(f"{header.path} has no vocabulary ({TOKENS_KEY}).")
     model = header.text("tokenizer.ggml.model")
     if model != "gpt2":
         raise ModelFileError(f"{header.path} has a tokenizer of kind {model!r}; Qwen2 models have 'gpt2'.")
-    types = header.values.get("tokenizer.ggml.token_type")
-    if isinstance(types, ArrayInfo) and types.length != tokens.length:
-        raise ModelFileError(f"{header.path} is damaged: {tokens.length} tokens, {types.length} token types.")
-    if not isinstance(header.values.get("tokenizer.ggml.merges"), ArrayInfo):
+    n_types = header.array_length("tokenizer.ggml.token_type")
+    if n_types not in (None, n_tokens):
+        raise ModelFileError(f"{header.path} is damaged: {n_tokens} tokens, {n_types} token types.")
+    if header.array_length("tokenizer.ggml.merges") is None:
         raise ModelFileError(f"{header.path} has no merges (tokenizer.ggml.merges): its tokenizer is lost.")
-    return tokens.length
+    return n_tokens
 
 
 def _check_heads(header: Header, shape: Shape) -> None:
@@ -117,7 +117,7 @@ def _check_rope(header: Header, shape: Shape) -> None:
     if scaling not in _ROPE_SCALING_TYPES:
         raise ModelFileError(f"{header.path} has the unknown rope scaling {scaling!r}.")
     for key in ("qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon"):
-        value = header.values.get(key)
+        value = header.scalar(key)
         if not isinstance(value, float) or not 0 < value < 1e12:
             raise ModelFileError(f"{header.path} is damaged: {key} is {value}.")
 
@@ -139,26 +139,26 @@ def _check_tensors(header: Header, shape: Shape) -> None:
         if tensor.shape != expected:
             raise ModelFileError(f"{header.path} is damaged: {name} is {tensor.shape}, should be {expected}.")
     output = header.tensors.get("output.weight")
-    if output is not None and output.shape != (shape.hidden, shape.n_vocab):
+    if output is not None and output.shape != (shape.n_vocab, shape.hidden):
         raise ModelFileError(f"{header.path} is damaged: output.weight is {output.shape}.")
 
 
 def expected_tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape (innermost first) of every tensor that a Qwen2 decoder must have."""
+    """Name and shape, rows first, of every tensor that a Qwen2 decoder must have."""
     kv_width = shape.head_dim * shape.n_kv_heads
-    yield "token_embd.weight", (shape.hidden, shape.n_vocab)
+    yield "token_embd.weight", (shape.n_vocab, shape.hidden)
     yield "output_norm.weight", (shape.hidden,)
     for layer in range(shape.n_layers):
         block = f"blk.{layer}"
         for name, width in (("attn_q", shape.hidden), ("attn_k", kv_width), ("attn_v", kv_width)):
-            yield f"{block}.{name}.weight", (shape.hidden, width)
+            yield f"{block}.{name}.weight", (width, shape.hidden)
             yield f"{block}.{name}.bias", (width,)
         yield f"{block}.attn_output.weight", (shape.hidden, shape.hidden)
         yield f"{block}.attn_norm.weight", (shape.hidden,)
         yield f"{block}.ffn_norm.weight", (shape.hidden,)
-        yield f"{block}.ffn_gate.weight", (shape.hidden, shape.intermediate)
-        yield f"{block}.ffn_up.weight", (shape.hidden, shape.intermediate)
-        yield f"{block}.ffn_down.weight", (shape.intermediate, shape.hidden)
+        yield f"{block}.ffn_gate.weight", (shape.intermediate, shape.hidden)
+        yield f"{block}.ffn_up.weight", (shape.intermediate, shape.hidden)
+        yield f"{block}.ffn_down.weight", (shape.hidden, shape.intermediate)
 
 
 def model_name(header: Header) -> str:

@@ -30,7 +30,6 @@ class Unit:
 
 
 TOKENS = Unit("tokens", lambda amount: f"{amount:,.0f}", lambda rate: f"{rate:,.0f} tok/s")
-GIGABYTES = Unit("GB", lambda amount: f"{amount / 1e9:,.2f}", lambda rate: f"{rate / 1e6:,.1f} MB/s")
 
 
 def duration(seconds: float) -> str:
