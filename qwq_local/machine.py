@@ -27,21 +27,16 @@ class Gpu:
     reinstall: str
 
 
-CUDA = Gpu(
-    "an NVIDIA GPU",
-    f"pip install --force-reinstall --no-deps llama-cpp-python=={TESTED_VERSION} "
-    f"--extra-index-url {_WHEELS}/cu124",
-)
-METAL = Gpu(
-    "an Apple GPU",
-    f"pip install --force-reinstall --no-deps llama-cpp-python=={TESTED_VERSION} "
-    f"--extra-index-url {_WHEELS}/metal",
-)
-ROCM = Gpu(
-    "an AMD GPU",
-    'CMAKE_ARGS="-DGGML_HIP=on" pip install --force-reinstall --no-deps --no-binary :all: '
-    f"llama-cpp-python=={TESTED_VERSION}",
-)
+def _wheel(build: str) -> str:
+    return (
+        f"pip install --force-reinstall --no-deps --only-binary :all: llama-cpp-python=={TESTED_VERSION} "
+        f"--extra-index-url {_WHEELS}/{build}"
+    )
+
+
+CUDA = Gpu("an NVIDIA GPU", _wheel("cu124"))
+METAL = Gpu("an Apple GPU", _wheel("metal"))
+ROCM = Gpu("an AMD GPU", _wheel("rocm72"))
 
 
 def physical_cores(cpu_folder: Path = _CPU_FOLDER) -> int:
