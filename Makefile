@@ -46,8 +46,9 @@ $(VENV)/.venv-made:
 
 $(VENV)/.llama-built: $(VENV)/.venv-made
 	@echo "==> Building llama.cpp ($(LLAMA)) for this machine: about 10 minutes on 2 cores, once."
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir $(WHEELS) $(LLAMA)
-	$(BIN)/python -m pip install --quiet --find-links $(WHEELS) $(LLAMA)
+	@# Not from pip's cache: a wheel there may have been built with other flags.
+	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA)
+	$(BIN)/python -m pip install --quiet $(WHEELS)/llama_cpp_python-*.whl
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.llama-built pyproject.toml
