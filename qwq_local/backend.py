@@ -6,6 +6,7 @@ the context planned and made, the turn run. Front ends know only `reply` and `cl
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.grammar import LlamaGrammar, compile_grammar
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.errors import UsageError
 from qwq_local.events import Event, Loading, Notice, Planned
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import read_header, special_token_ids
@@ -50,6 +52,9 @@ class LocalBackend:
     def __init__(self, path: Path, profile: Profile, threads: int, abort: AbortFlag) -> None:
         self._path = path
         self._profile = profile
+        n_cpus = os.cpu_count() or 1
+        if profile.threads > n_cpus:
+            raise UsageError(f"threads is {profile.threads}, this machine has {n_cpus}: more would wait.")
         self._threads = profile.threads or threads
         self._abort = abort
         self._loaded: _Loaded | None = None

@@ -6,6 +6,7 @@ Where a right answer is needed, sampling is greedy (`temperature=0`), so that no
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -333,8 +334,82 @@ def test_a_closed_pipe_ends_quietly(cache: Path, babbler: Path) -> None:
         assert process.stderr is not None
         assert process.stdout.read(1) == b"a"
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert [line[:5] for line in process.stderr.read().splitlines()] == [b"note:"]
         assert process.wait(timeout=30) == 141
+
+
+def shell(cache: Path, command: str) -> Ran:
+    """Run a line of shell in which `qwq` is the real command."""
+    line = command.replace("qwq ", f"{shlex.join(QWQ)} ", 1)
+    result = subprocess.run(
+        ["bash", "-c", line],
+        env=environment(cache),
+        capture_output=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def test_closed_streams_are_neither_a_crash_nor_a_lost_answer(cache: Path) -> None:
+    asked = f"qwq ask {shlex.join(GREEDY)} {shlex.quote(QUESTION)}"
+    assert "boxed{3}" in shell(cache, f"{asked} 2>&-").stdout
+    assert shell(cache, f"{asked} 2>&-").status == 0
+    assert "boxed{3}" in shell(cache, f"{asked} <&-").stdout
+    for command in (asked, f"{asked} --jsonl", "qwq profiles", "qwq --version"):
+        ran = shell(cache, f"{command} >&-")
+        assert ran.status == 1
+        assert "standard output is closed" in one_line(ran)
+    assert shell(cache, "qwq ask -m nowhere hi 2>&-").status == 3
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2> >(head -c1 >/dev/null)"])
+def test_stderr_that_takes_nothing_costs_no_answer(cache: Path, stderr: str) -> None:
+    asked = f"qwq ask {shlex.join(GREEDY)} --think show --stats {shlex.quote(QUESTION)} {stderr}"
+    ran = shell(cache, asked)
+    assert ran.status == 0
+    assert "boxed{3}" in ran.stdout
+    assert shell(cache, f"qwq ask -m nowhere hi {stderr}").status == 3
+
+
+def test_a_trace_never_overwrites_what_is_read(cache: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("precious")
+    ran = qwq(cache, "ask", *GREEDY, "-f", str(text), "--think-to", str(text), "what?")
+    assert ran.status == 2
+    assert "overwrite" in one_line(ran)
+    assert text.read_text() == "precious"
+    ran = qwq(cache, "ask", *GREEDY, "--think-to", str(tmp_path / "no" / "folder"), "what?")
+    assert ran.status == 2
+    assert "cannot be written" in one_line(ran)
+
+
+def test_a_thinking_that_was_cut_is_told_in_a_pipe_too(cache: Path) -> None:
+    ran = qwq(cache, "ask", *GREEDY, "--set", "thinking_budget=5", QUESTION)
+    assert "the thinking of 5 tokens was ended at its budget" in ran.stderr
+
+
+def test_arguments_that_are_not_text_are_refused_by_byte(cache: Path) -> None:
+    ran = shell(cache, f"qwq ask {shlex.join(GREEDY)} $'ab\\xff'")
+    assert ran.status == 2
+    assert "the question is not UTF-8 text: byte 2 is 0xff" in one_line(ran)
+
+
+def test_each_gives_valid_json_whatever_comes_in(cache: Path) -> None:
+    """Numbers and halves of characters that JSON does not have, and one line that is far too long."""
+    lines = [
+        b'{"question": "hi", "id": NaN}',
+        b'{"question": "hi", "id": 1e999}',
+        b'{"question": "hi", "id": "\\ud800"}',
+        b'{"question": "' + b"x" * (70 << 20) + b'"}',
+        b"5",
+    ]
+    ran = qwq(cache, "ask", *GREEDY, "--each", stdin=b"\n".join(lines))
+    answers = [
+        json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in ran.stdout.splitlines()
+    ]
+    assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5]
+    assert all("error" in answer for answer in answers)
 
 
 def test_a_full_disk_is_one_line(cache: Path) -> None:

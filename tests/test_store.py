@@ -36,6 +36,17 @@ def test_the_miniature_is_converted_once_for_each_type(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in first.parent.iterdir()) == [".gguf", ".gguf"]
 
 
+def test_a_damaged_conversion_is_made_again_and_older_ones_go(tmp_path: Path) -> None:
+    path = find_model("miniature", QWQ, tmp_path)
+    whole = path.read_bytes()
+    older = path.with_name("miniature-000000000000-Q8_0.gguf")
+    older.write_bytes(whole)
+    path.write_bytes(whole[:5000])
+
+    assert find_model("miniature", QWQ, tmp_path).read_bytes() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_an_unknown_type_of_the_miniature_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConvertError):
         find_model("miniature:Q99", QWQ, tmp_path)

@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from qwq_local.backend import LocalBackend, Question
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.inputs import Framing, read_attachments, read_schema, read_stdin
+from qwq_local.cli.inputs import Framing, checked, read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
 from qwq_local.cli.jsonl import write_line
-from qwq_local.cli.pipes import closed_pipes_end_it
-from qwq_local.cli.sinks import JsonLines, Sink
+from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
+from qwq_local.cli.sinks import JsonLines, Sink, Traced
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import divert_stderr, show_log
-from qwq_local.errors import EngineError, ExitStatus, UsageError
-from qwq_local.events import Event, Finished, FinishReason, Notice, Thinking, TurnStats
+from qwq_local.errors import EngineError, ExitStatus, SchemaError, UsageError
+from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
 from qwq_local.machine import idle_gpu_notice, physical_cores, present_gpu
 from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import Directories, directories
-from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
+from qwq_local.planning.context import Window, larger_factor
+from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.screen import AskScreen
 
@@ -41,7 +42,6 @@ _STATUS = {
 
 _ENDINGS = {
     FinishReason.MAX_TOKENS: "the answer was cut at max_tokens. Raise it: --set max_tokens=N (0: no limit).",
-    FinishReason.CONTEXT: "the answer was cut: the context is full. Raise it: --set n_ctx=N or yarn=2.",
     FinishReason.LOOP: "the answer was ended: it repeated itself. Another --seed may do better.",
     FinishReason.NO_ANSWER: "no answer came out of the thinking. Another --seed may do better.",
 }
@@ -73,7 +73,7 @@ def ask(asked: Asked) -> int:
         show_log()
     else:
         # What llama.cpp's C code prints goes nowhere; ours goes to a copy of the descriptor.
-        sys.stderr = divert_stderr()
+        sys.stderr = forgiving(divert_stderr())
     with closed_pipes_end_it():
         return ask_in(process_environment(), asked)
 
@@ -86,14 +86,15 @@ def ask_in(environment: Environment, asked: Asked) -> int:
     places = directories(environment.variables)
     resolved = _resolve(environment, asked, places)
     profile = resolved.profile
-    system = profile.system if asked.system is None else asked.system
+    system = checked(profile.system if asked.system is None else asked.system, "the system prompt")
     schema = read_schema(asked.json_schema) if asked.json_schema else None
+    trace = _open_trace(asked)
     framing = Framing(system, tuple(read_attachments(asked.files)), profile.question_suffix)
     if asked.each:
         _refuse_with_each(asked)
         messages = []
     else:
-        messages = framing.messages(asked.question, read_stdin(environment))
+        messages = framing.messages(checked(asked.question, "the question"), read_stdin(environment))
     with ExitStack() as stack:
         sink = stack.enter_context(closing(_sink(environment, asked)))
         for notice in resolved.notices:
@@ -105,7 +106,19 @@ def ask_in(environment: Environment, asked: Asked) -> int:
             sink.show(Notice(idle))
         if asked.each:
             return answer_each(environment, framing, schema, backend, sink)
-        return _answer(environment, asked, backend.reply(Question(messages, schema)), sink)
+        if trace is not None:
+            sink = stack.enter_context(closing(Traced(sink, stack.enter_context(trace))))
+        try:
+            finished = _finished(backend.reply(Question(messages, schema)), sink)
+        except SchemaError as error:
+            raise SchemaError(f"{asked.json_schema}{error}") from None
+        if finished is None:
+            return ExitStatus.INTERRUPTED
+        if not asked.jsonl and (ending := _ending(finished.reason, profile)):
+            sink.show(Notice(ending))
+    if asked.stats:
+        write_line(environment.stderr, stats_line(finished.stats) + "\n")
+    return _STATUS[finished.reason]
 
 
 def _resolve(environment: Environment, asked: Asked, places: Directories) -> ResolvedProfile:
@@ -139,29 +152,40 @@ def _refuse_with_each(asked: Asked) -> None:
         )
 
 
-def _answer(environment: Environment, asked: Asked, events: Iterator[Event], sink: Sink) -> int:
-    with ExitStack() as stack:
-        trace = None
-        if asked.think_to is not None:
-            trace = stack.enter_context(asked.think_to.open("w", encoding="utf-8"))
-        finished = None
-        try:
-            for event in events:
-                sink.show(event)
-                if trace is not None and isinstance(event, Thinking):
-                    trace.write(event.text)
-                    trace.flush()
-                if isinstance(event, Finished):
-                    finished = event
-        except Aborted:
-            return ExitStatus.INTERRUPTED
-    if finished is None:
-        raise EngineError("the turn ended without saying why.")
-    if not asked.jsonl and finished.reason in _ENDINGS:
-        sink.show(Notice(_ENDINGS[finished.reason]))
-    if asked.stats:
-        write_line(environment.stderr, stats_line(finished.stats) + "\n")
-    return _STATUS[finished.reason]
+def _open_trace(asked: Asked) -> TextIO | None:
+    """The file of --think-to, emptied. Raises UsageError when it cannot be written or is an input."""
+    path = asked.think_to
+    if path is None:
+        return None
+    try:
+        if path.exists() and any(path.samefile(file) for file in asked.files):
+            raise UsageError(f"--think-to {path} would overwrite a file that is to be read.")
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--think-to {path} cannot be written: {error.strerror}.") from None
+
+
+def _finished(events: Iterator[Event], sink: Sink) -> Finished | None:
+    """Show every event; the last one, or None when loading was interrupted."""
+    try:
+        for event in events:
+            sink.show(event)
+            if isinstance(event, Finished):
+                return event
+    except Aborted:
+        return None
+    raise EngineError("the turn ended without saying why.")
+
+
+def _ending(reason: FinishReason, profile: Profile) -> str:
+    """Why there is less of an answer than there should be and what would help, or nothing."""
+    if reason is not FinishReason.CONTEXT:
+        return _ENDINGS.get(reason, "")
+    window = Window(profile.native_window, profile.yarn, profile.yarn_factors)
+    if profile.n_ctx is not None and profile.n_ctx < window.tokens:
+        return f"the answer was cut: the context of {profile.n_ctx:,} tokens is full. Leave out n_ctx."
+    mend = larger_factor(window.tokens + 1, window) or " Shorten the prompt."
+    return f"the answer was cut: the window of {window.tokens:,} tokens is full.{mend}"
 
 
 def stats_line(stats: TurnStats) -> str:

@@ -79,15 +79,25 @@ def _lines(environment: Environment) -> Iterator[_Line]:
     number = 0
     while raw := environment.stdin.readline(MAX_TEXT_BYTES + 1):
         number += 1
+        rest = raw
+        while len(rest) > MAX_TEXT_BYTES and not rest.endswith(b"\n"):
+            rest = environment.stdin.readline(MAX_TEXT_BYTES + 1)
         if raw.strip():
             yield _parsed(number, raw)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def _parsed(number: int, raw: bytes) -> _Line:
     try:
-        value = json.loads(decoded(raw, f"line {number}"))
+        value = json.loads(decoded(raw, f"line {number}"), parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UsageError as error:
         return _Line(number, problem=str(error))
+    except UnicodeEncodeError:
+        return _Line(number, problem=f"line {number} holds half a surrogate pair.")
     except (ValueError, RecursionError) as error:
         return _Line(number, problem=f"line {number} is not JSON: {error}")
     if not isinstance(value, dict):

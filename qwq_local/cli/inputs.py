@@ -6,6 +6,7 @@ Everything that comes in must be UTF-8 text; what is not is refused by name and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ from qwq_local.errors import SchemaError, UsageError
 MAX_TEXT_BYTES = 64 << 20
 MAX_SCHEMA_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def checked(text: str, what: str) -> str:
+    """The text of a flag or argument. Raises UsageError when its bytes were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return decoded(os.fsencode(text), what)
+    return text
 
 
 def read_attachments(paths: Sequence[Path]) -> list[Attachment]:

@@ -23,6 +23,10 @@ def interrupts_to(flag: AbortFlag) -> Iterator[None]:
             raise KeyboardInterrupt
         flag.set()
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started by something that keeps Ctrl-C for itself, such as nohup.
+        yield
+        return
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield

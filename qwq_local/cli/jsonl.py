@@ -16,7 +16,8 @@ _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 def event_line(event: Event) -> str:
     """The event as one line of JSON: `v`, `event`, then its fields by name."""
     name = _WORD_START.sub("_", type(event).__name__).lower()
-    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}
     if isinstance(event, Finished):
         fields["stats"] = stats_object(event.stats)
     return _line({"v": VERSION, "event": name, **fields})
@@ -49,7 +50,7 @@ def error_line(asked: object, line_number: int, problem: str) -> str:
 
 
 def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def write_line(stream: TextIO, line: str) -> None:

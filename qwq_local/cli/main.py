@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         return ExitStatus.INTERRUPTED
     except OSError as error:
         # What a command writes itself: standard output, --think-to. Reading is reported where it happens.
-        return _complain(f"cannot write: {error.strerror or error}.", ExitStatus.FAILED)
+        where = error.filename or "standard output"
+        return _complain(f"cannot write {where}: {error.strerror or error}.", ExitStatus.FAILED)
     except Exception as error:
         shown = _usage_error(error)
         if shown is None:

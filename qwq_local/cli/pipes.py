@@ -1,16 +1,60 @@
-"""A reader that went away: the command ends quietly, as any program does that is killed by SIGPIPE."""
+"""Streams that are closed, full or no longer read.
+
+Without a reader of stdout the command ends quietly, as any program does that is killed by SIGPIPE. What goes
+to stderr is only for eyes: where it cannot be written the answer goes on without it.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 
 class ClosedPipe(Exception):
     """Nobody reads what is written. Not an OSError: the argument parser would end the process with 1."""
+
+
+class ForgivingStream(io.TextIOWrapper):
+    """A text stream whose write errors are nobody's concern."""
+
+    def write(self, text: str, /) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            super().flush()
+
+
+def forgiving(stream: TextIO) -> TextIO:
+    """The same stream, its write errors forgiven; used up by this."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    encoding, errors = stream.encoding, stream.errors
+    return ForgivingStream(stream.detach(), encoding, errors, line_buffering=True, write_through=True)
+
+
+def mend_streams() -> bool:
+    """Open descriptors 0 and 2 on nothing where they are closed; whether stdout is open.
+
+    Otherwise the next file to be opened would get the number, and C code would read from it or print into it.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), "r")
+    if sys.stdout is None:
+        return False
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = forgiving(sys.stderr)
+    return True
 
 
 @contextmanager

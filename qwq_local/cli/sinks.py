@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TextIO
 
 from qwq_local.cli.jsonl import event_line, write_line
-from qwq_local.events import Event
+from qwq_local.events import Event, Thinking
 
 
 class Sink(Protocol):
@@ -16,6 +16,24 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish what is drawn; closing twice is harmless."""
+
+
+class Traced:
+    """Another sink, and the thinking in a file besides."""
+
+    def __init__(self, sink: Sink, file: TextIO) -> None:
+        self._sink = sink
+        self._file = file
+
+    def show(self, event: Event) -> None:
+        """Pass the event on; write it when it is thinking."""
+        self._sink.show(event)
+        if isinstance(event, Thinking):
+            write_line(self._file, event.text)
+
+    def close(self) -> None:
+        """Finish the other sink; the file is its opener's."""
+        self._sink.close()
 
 
 class JsonLines:

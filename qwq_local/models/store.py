@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_local.errors import ModelNotFound
+from qwq_local.errors import ModelFileError, ModelNotFound, QwqError
+from qwq_local.models.header import read_header
 from qwq_local.paths import bundled, make_private
 
 MINIATURE = "miniature"
@@ -34,9 +35,14 @@ class Catalog:
 
 def find_model(name: str, catalog: Catalog, cache: Path) -> Path:
     """The GGUF that `name` means. Raises ModelNotFound saying how to get one."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelNotFound(f"{name}: {error}") from None
     if path.is_file():
         return path
+    if path.is_dir() and len(path.parts) > 1:
+        raise ModelNotFound(f"{path} is a directory. Give the path of a GGUF in it.")
     if path.suffix == ".gguf" or len(path.parts) > 1:
         raise ModelNotFound(f"there is no model file {path}. Give the path of a GGUF, or --model miniature.")
     stem, _, file_type = name.partition(":")
@@ -70,16 +76,34 @@ def converted_miniature(cache: Path, file_type: str) -> Path:
     source = bundled("miniature")
     folder = make_private(cache / "miniature")
     path = folder / f"miniature-{_fingerprint(source)}-{file_type}.gguf"
-    if path.is_file():
+    if _is_whole(path):
         return path
+    try:
+        return _convert(source, file_type, path)
+    except OSError as error:
+        raise QwqError(f"{folder} cannot be written: {error.strerror}. QWQ_CACHE_DIR moves it.") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the conversion is there and was not damaged since."""
+    try:
+        return path.is_file() and bool(read_header(path).tensors)
+    except ModelFileError:
+        return False
+
+
+def _convert(source: Path, file_type: str, path: Path) -> Path:
     from qwq_convert.pipeline import ConvertRequest, run_conversion
 
-    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder))
+    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=path.parent))
     try:
         made = run_conversion(
             ConvertRequest(source, file_type, work / "miniature.gguf", name="QwQ miniature")
         )
         made.replace(path)
+        for older in path.parent.glob(f"miniature-*-{file_type}.gguf"):
+            if older != path:
+                older.unlink(missing_ok=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return path

@@ -12,6 +12,8 @@ from qwq_local.errors import PromptTooLong, UsageError
 
 # llama.cpp pads the KV cache to this many tokens anyway.
 GRANULE = 256
+# Tokens kept for the sentence that closes a thinking which does not end by itself.
+CLOSING = 64
 _FLOOR = 16
 
 
@@ -56,18 +58,19 @@ def plan_context(wish: Wish, window: Window) -> Plan:
     if wish.n_ctx is not None and wish.n_ctx > window.tokens:
         raise UsageError(
             f"n_ctx {wish.n_ctx:,} is past the window of {window.tokens:,} tokens."
-            f"{_larger_factor(wish.n_ctx, window)}"
+            f"{larger_factor(wish.n_ctx, window)}"
         )
     limit = wish.n_ctx or window.tokens
-    needed = wish.prompt_tokens + wish.thinking_budget + wish.answer_reserve
+    taken = wish.prompt_tokens + CLOSING
+    needed = taken + wish.thinking_budget + wish.answer_reserve
     if needed <= limit:
         return Plan(wish.n_ctx or _rounded(needed, limit), wish.thinking_budget, wish.answer_reserve)
     floor = limit // _FLOOR
     reserve = wish.answer_reserve
-    thinking = limit - wish.prompt_tokens - reserve
+    thinking = limit - taken - reserve
     if thinking < min(floor, wish.thinking_budget):
         thinking = min(floor, wish.thinking_budget)
-        reserve = limit - wish.prompt_tokens - thinking
+        reserve = limit - taken - thinking
     if reserve < min(floor, wish.answer_reserve):
         raise PromptTooLong(
             f"the prompt has {wish.prompt_tokens:,} tokens; the window of {limit:,} must also hold the "
@@ -84,10 +87,11 @@ def _mend(wish: Wish, window: Window) -> str:
     if wish.n_ctx is not None and wish.n_ctx < window.tokens:
         return f" Leave n_ctx out, or raise it up to {window.tokens:,}."
     roomy = wish.prompt_tokens * (_FLOOR + 2) // _FLOOR
-    return _larger_factor(roomy, window) or " Shorten it."
+    return larger_factor(roomy, window) or " Shorten it."
 
 
-def _larger_factor(tokens: int, window: Window) -> str:
+def larger_factor(tokens: int, window: Window) -> str:
+    """Advice to set the smallest YaRN factor whose window holds that many tokens; empty when none does."""
     for factor in sorted(window.yarn_factors):
         if factor > window.yarn_factor and window.native * factor >= tokens:
             return f" Try --set yarn={factor:g}: a window of {int(window.native * factor):,} tokens."

@@ -207,7 +207,11 @@ class AskScreen:
 
     def _show_closed(self, event: ThinkingClosed) -> None:
         self._end_thinking()
-        if not event.tokens or not (self._shows_thinking or self._err.is_terminal):
+        if not (self._shows_thinking or self._err.is_terminal):
+            if reason := _CLOSED_BY[event.reason]:
+                self.note(f"the thinking of {event.tokens:,} tokens was {reason}.")
+            return
+        if not event.tokens:
             return
         parts = ["▸ thought", duration(event.elapsed_s), f"{event.tokens:,} tok", _CLOSED_BY[event.reason]]
         line = " · ".join(part for part in parts if part)
