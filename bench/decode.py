@@ -1,11 +1,11 @@
 """Decode speed: our turn against a bare llama_decode loop, against `Llama`, and under a JSON schema.
 
-    python bench/decode.py [--tokens 96] [--pairs 7]
+    python bench/decode.py [--part rates|peer|overheads] [--tokens 192] [--pairs 5]
 
 Everything runs in this process on the standard model (bench/make_model.py): the same prompt, sampler
 settings, context, batch and threads. Rates are sampled tokens per second of decode. Then the time per token
 outside llama_decode at token 8,000 against that at token 100, on a model of few layers with the same
-vocabulary.
+vocabulary. `Llama` is given four times as many tokens: its cost per token grows with the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -157,41 +157,86 @@ def outside_growth(model: LoadedModel) -> tuple[float, float]:
     return statistics.median(engine.outside_s[20:220]), statistics.median(engine.outside_s[7900:8100])
 
 
-def main() -> None:
-    """Run every comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--pairs", type=int, default=7)
-    arguments = parser.parse_args()
-    n_tokens, pairs = arguments.tokens, arguments.pairs
+def compare_rates(n_tokens: int, pairs: int) -> None:
+    """Print our turn's rate against a bare loop's, and under a schema, on the standard model."""
     path = bench_model()
     print(f"{machine()}; {path.name}, {THREADS} threads, {n_tokens} tokens", flush=True)
     model = load(path)
     prompt = model.vocabulary.encode_text(TEXT)
     context = LlamaContext(model, CONTEXT, AbortFlag())
     grammar = compile_grammar(model, SCHEMA)
-    llama = Llama(
-        str(path), n_ctx=CONTEXT.n_ctx, n_batch=512, n_threads=THREADS, n_threads_batch=THREADS, verbose=False
-    )
-    ours: Callable[[], float] = lambda: turn_rate(context, prompt, n_tokens)  # noqa: E731
-    ours(), bare_rate(context, prompt, n_tokens), llama_rate(llama, prompt, n_tokens)  # warm up
+
+    def ours() -> float:
+        return turn_rate(context, prompt, n_tokens)
+
+    ours(), bare_rate(context, prompt, n_tokens)  # warm up
     bare = pair_ratios(ours, lambda: bare_rate(context, prompt, n_tokens), pairs)
     print(summary("turn / bare llama_decode loop", bare, "at least 0.97"), flush=True)
-    peer = pair_ratios(ours, lambda: llama_rate(llama, prompt, n_tokens), pairs)
-    print(summary("turn / Llama.create_completion(stream=True)", peer, "more than 1"), flush=True)
     schema = pair_ratios(lambda: turn_rate(context, prompt, n_tokens, grammar), ours, pairs)
     print(summary("turn under a schema / free turn", schema, "at least 0.9"), flush=True)
     print(f"our rate: {statistics.median(ours() for _ in range(3)):.1f} tokens/s", flush=True)
-    llama.close()
     context.close()
     model.close()
-    wide = load(bench_model("wide"))
-    early, late = outside_growth(wide)
-    print(
-        f"outside llama_decode: {early * 1e6:.0f} µs at token 100, {late * 1e6:.0f} µs at token 8,000, "
-        f"ratio {late / early:.3f} (at most 1.1)"
+
+
+def compare_peer(n_tokens: int, pairs: int) -> None:
+    """Print our turn's rate against that of the `Llama` class, on the standard model."""
+    path = bench_model()
+    print(f"{machine()}; {path.name}, {THREADS} threads, {n_tokens} tokens", flush=True)
+    model, llama = load(path), peer_of(path)
+    prompt = model.vocabulary.encode_text(TEXT)
+    with closing(LlamaContext(model, CONTEXT, AbortFlag())) as context:
+        turn_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
+        ratios = pair_ratios(
+            lambda: turn_rate(context, prompt, n_tokens), lambda: llama_rate(llama, prompt, n_tokens), pairs
+        )
+    print(summary("turn / Llama.create_completion(stream=True)", ratios, "more than 1"), flush=True)
+    llama.close()
+    model.close()
+
+
+def compare_overheads(pairs: int) -> None:
+    """Print what a token costs beside llama_decode, where llama_decode itself is quick."""
+    path = bench_model("wide")
+    print(f"{machine()}; {path.name}, {THREADS} threads", flush=True)
+    model, llama = load(path), peer_of(path)
+    prompt = model.vocabulary.encode_text(TEXT)
+    with closing(LlamaContext(model, CONTEXT, AbortFlag())) as context:
+        turn_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
+        peer = pair_ratios(
+            lambda: turn_rate(context, prompt, 1024), lambda: llama_rate(llama, prompt, 1024), pairs
+        )
+        print(summary("turn / Llama, 1,024 tokens of a quick model", peer, "more than 1"), flush=True)
+    llama.close()
+    early, late = zip(*(outside_growth(model) for _ in range(pairs)), strict=True)
+    at_100, at_8000 = (1e6 * statistics.median(times) for times in (early, late))
+    ratios = [after / before for before, after in zip(early, late, strict=True)]
+    print(f"outside llama_decode: {at_100:.0f} µs at token 100, {at_8000:.0f} µs at token 8,000")
+    print(summary("outside llama_decode, token 8,000 / token 100", ratios, "at most 1.1"), flush=True)
+    model.close()
+
+
+def peer_of(path: Path) -> Llama:
+    """The `Llama` class on the same file with the same settings."""
+    return Llama(
+        str(path), n_ctx=CONTEXT.n_ctx, n_batch=512, n_threads=THREADS, n_threads_batch=THREADS, verbose=False
     )
-    wide.close()
+
+
+def main() -> None:
+    """Run what was asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--part", choices=("rates", "peer", "overheads"), action="append")
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args()
+    parts = arguments.part or ["rates", "peer", "overheads"]
+    if "rates" in parts:
+        compare_rates(arguments.tokens, arguments.pairs)
+    if "peer" in parts:
+        compare_peer(4 * arguments.tokens, arguments.pairs)
+    if "overheads" in parts:
+        compare_overheads(arguments.pairs)
 
 
 if __name__ == "__main__":
