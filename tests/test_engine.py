@@ -135,14 +135,18 @@ class _AbortsAfter(AbortFlag):
         return self._left < 0
 
 
-def test_an_abort_inside_a_batch_leaves_a_cache_that_the_next_turn_can_use(loaded: LoadedModel) -> None:
-    """llama.cpp asks the flag once for every node of the graph; 50 nodes into a batch it stops."""
+@pytest.mark.parametrize(("n_ubatch", "looks"), [(512, 50), (64, 700)])
+def test_an_abort_inside_a_batch_leaves_a_cache_that_the_next_turn_can_use(
+    loaded: LoadedModel, n_ubatch: int, looks: int
+) -> None:
+    """llama.cpp asks the flag once for every node of the graph; the second stops after some micro-batches."""
+    settings = replace(SETTINGS, n_ubatch=n_ubatch)
     tokens = loaded.vocabulary.encode_text("one two three four five six seven eight " * 12)[:400]
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+    with closing(LlamaContext(loaded, settings, AbortFlag())) as fresh:
         prefill(fresh, tokens)
         expected = sampled(fresh, 20)
-    flag = _AbortsAfter(50)
-    with closing(LlamaContext(loaded, SETTINGS, flag)) as context:
+    flag = _AbortsAfter(looks)
+    with closing(LlamaContext(loaded, settings, flag)) as context:
         with pytest.raises(Aborted):
             prefill(context, tokens)
         assert list(context.tokens) == []
