@@ -9,8 +9,8 @@ BIN    := $(VENV)/bin
 WHEELS := $(VENV)/wheels
 LLAMA  := llama-cpp-python==0.3.36
 
-# GCC 12 and older drop the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that have
-# AMX; nothing else needs the instructions, so they stay off.
+# GCC 12.2 was seen to drop the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that
+# have AMX; nothing else needs the instructions, so they stay off.
 ifeq ($(shell uname -m),x86_64)
   CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8
 endif
