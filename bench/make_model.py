@@ -13,7 +13,7 @@ import itertools
 import json
 import shutil
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,12 +31,13 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The dimensions of a Qwen2 decoder with heads of 64."""
+    """The dimensions of a Qwen2 decoder."""
 
     layers: int
     hidden: int
     intermediate: int
     kv_heads: int
+    head_dim: int = 64
 
 
 SHAPES = {"standard": Shape(24, 1024, 2816, 4), "wide": Shape(2, 256, 512, 1)}
@@ -55,12 +56,19 @@ def make(out: Path, shape: Shape, file_type: str) -> None:
     folder = out.with_suffix(".checkpoint")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    write_checkpoint(folder, shape)
+    run_conversion(ConvertRequest(folder, file_type, out, name="Random"))
+    shutil.rmtree(folder)
+
+
+def write_checkpoint(folder: Path, shape: Shape, n_shards: int = 1) -> None:
+    """Fill the empty `folder` with a checkpoint of random weights, in one shard or several with an index."""
     config = json.loads((CHECKPOINT / "config.json").read_text())
     config |= {
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
-        "num_attention_heads": shape.hidden // 64,
+        "num_attention_heads": shape.hidden // shape.head_dim,
         "num_key_value_heads": shape.kv_heads,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 32_768,
@@ -68,9 +76,16 @@ def make(out: Path, shape: Shape, file_type: str) -> None:
     first = special_tokens_moved(folder)
     (folder / "config.json").write_text(json.dumps(config | first))
     (folder / "generation_config.json").write_text(json.dumps(first))
-    write_weights(folder / "model.safetensors", shape)
-    run_conversion(ConvertRequest(folder, file_type, out, name="Random"))
-    shutil.rmtree(folder)
+    shapes = tensor_shapes(shape)
+    if n_shards == 1:
+        write_weights(folder / "model.safetensors", shapes)
+        return
+    placed = {
+        name: f"model-{i % n_shards + 1:05}-of-{n_shards:05}.safetensors" for i, name in enumerate(shapes)
+    }
+    for shard in sorted(set(placed.values())):
+        write_weights(folder / shard, {name: shapes[name] for name in shapes if placed[name] == shard})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
 
 
 def special_tokens_moved(folder: Path) -> dict[str, int]:
@@ -103,9 +118,9 @@ def letter_merges() -> Iterator[tuple[str, str]]:
             yield word[:-1], word[-1]
 
 
-def write_weights(path: Path, shape: Shape) -> None:
+def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Normally distributed bf16 weights, norms of one, from a fixed seed."""
-    shapes, layout, offset = tensor_shapes(shape), {}, 0
+    layout, offset = {}, 0
     for name, dims in shapes.items():
         size = 2 * prod(dims)
         layout[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [offset, offset + size]}
@@ -126,7 +141,7 @@ def write_weights(path: Path, shape: Shape) -> None:
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Hugging Face names and shapes, outermost dimension first."""
-    hidden, inner, kv_width = shape.hidden, shape.intermediate, 64 * shape.kv_heads
+    hidden, inner, kv_width = shape.hidden, shape.intermediate, shape.head_dim * shape.kv_heads
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, hidden),
         "lm_head.weight": (VOCABULARY, hidden),

@@ -9,6 +9,7 @@
     ├── PromptTooLong        5  more tokens than the window
     ├── ModelFileError       1  a GGUF that is damaged, foreign or of another architecture
     ├── TemplateError        1  a chat template that does not render
+    ├── PullError            1  a download that the hub, the network or the disk does not let through
     ├── EngineError          1  llama.cpp refused to go on
     └── ConvertError         1  a checkpoint that does not convert
 
@@ -79,6 +80,10 @@ class ModelFileError(QwqError):
 
 class TemplateError(QwqError):
     """A chat template that is missing, does not render, or takes too long."""
+
+
+class PullError(QwqError):
+    """A download that cannot go on, with what was kept and what to do."""
 
 
 class EngineError(QwqError):

@@ -7,8 +7,9 @@ so that the `tokenizers` library and llama.cpp both load it. Imports nothing fro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     encoded += b" " * (-len(encoded) % 8)
     content = b"".join(tensor.content for tensor in tensors.values())
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content)
+
+
+def write_sparse(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Write a BF16 safetensors file that is all zeros and takes no room."""
+    header: Json = {}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + offset)
 
 
 def config(spec: CheckpointSpec) -> Json:

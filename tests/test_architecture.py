@@ -28,7 +28,13 @@ DOORS = {
     "prompt_toolkit": ("qwq_local.terminal",),
     "huggingface_hub": ("qwq_local.models",),
     "jinja2": ("qwq_local.dialogue",),
-    "llama_cpp": ("qwq_local.engine", "qwq_convert.ggml"),
+    "llama_cpp": (
+        "qwq_local.engine",
+        "qwq_convert.ggml",
+        "qwq_convert.dequantize",
+        "qwq_convert.imatrix_tensor",
+        "qwq_convert.imatrix_collector",
+    ),
     "gguf": ("qwq_convert", "qwq_local.models"),
     "torch": (),
 }

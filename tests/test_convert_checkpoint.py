@@ -158,7 +158,7 @@ def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_weights_and_no_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"no \*.safetensors file"):
         CheckpointFolder(tmp_path)
-    with pytest.raises(ConvertError, match=r"no such folder"):
+    with pytest.raises(ConvertError, match=r"no such file or folder"):
         CheckpointFolder(tmp_path / "none")
 
 

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType as QuantType
+from numpy.typing import NDArray
 from qwq_convert import ggml
+from qwq_convert.file_types import FILE_TYPES
 from qwq_convert.gguf_header import read_header
+from qwq_convert.imatrix_file import ImportanceMatrix, write_imatrix
 from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.quant_types import FILE_TYPES, tensor_type
+from qwq_convert.quant_types import TypeOptions
+from qwq_convert.tensor_types import QuantType
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, StoredTensor, store, weights, write_checkpoint
+from tests.quantizer import INT, TEXT, QuantizeOptions, llama_quantize
 
+# Rows of whole K-quant blocks, in which every mixture shows: with and without an importance matrix.
+WHOLE_BLOCKS = {
+    "BF16, 8 layers, GQA, untied, one shard": CheckpointSpec(
+        n_layers=8, hidden_size=256, intermediate_size=256, n_kv_heads=1
+    ),
+    "F32, 1 layer, GQA, untied, two shards": CheckpointSpec(
+        n_layers=1, hidden_size=512, intermediate_size=768, n_heads=8, dtype="F32", n_shards=2
+    ),
+}
+# Rows that lead to fallbacks, and the other ways in which checkpoints differ.
 CHECKPOINTS = {
     "BF16, GQA, untied, one shard": CheckpointSpec(),
     "F16, MHA, tied": CheckpointSpec(dtype="F16", n_kv_heads=4, tied=True),
@@ -27,8 +43,14 @@ CHECKPOINTS = {
     "BF16, hidden rows not divisible by 32": CheckpointSpec(hidden_size=48, intermediate_size=64),
     "BF16, tied rows not divisible by 32": CheckpointSpec(hidden_size=48, tied=True, n_kv_heads=4),
     "F32, wide rows not divisible by 32": CheckpointSpec(dtype="F32", intermediate_size=104),
+    "BF16, wide rows not divisible by 256": CheckpointSpec(hidden_size=256, intermediate_size=352),
     "BF16, several chunks a tensor": CheckpointSpec(hidden_size=256, intermediate_size=2080, vocab_size=3001),
 }
+SIXTEEN_LAYERS = CheckpointSpec(
+    n_layers=16, hidden_size=256, intermediate_size=256, n_kv_heads=4, dtype="F16", tied=True, n_shards=3
+)
+# These take seconds on each checkpoint; the whole blocks above show them.
+SLOW = {"IQ1_M", "IQ1_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"}
 
 GGUF_NAMES = {
     "model.embed_tokens.": "token_embd.",
@@ -44,25 +66,120 @@ GGUF_NAMES = {
 }
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS, ids=list(CHECKPOINTS))
-def checkpoint(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, CheckpointSpec]:
+Converted = tuple[Path, Path, CheckpointSpec]
+
+
+def _make(spec: CheckpointSpec, folder: Path) -> Converted:
     """A checkpoint folder, our GGUF of it in its own dtype, and its spec."""
-    spec = CHECKPOINTS[request.param]
-    folder = write_checkpoint(tmp_path_factory.mktemp("source") / "model", spec)
-    return folder, convert(folder, spec.dtype, folder.parent / "own.gguf"), spec
+    source = write_checkpoint(folder / "model", spec)
+    return source, convert(source, spec.dtype, folder / "own.gguf"), spec
 
 
-@pytest.mark.parametrize("file_type", FILE_TYPES)
+@pytest.fixture(scope="module", params=CHECKPOINTS, ids=list(CHECKPOINTS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return _make(CHECKPOINTS[request.param], tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module", params=WHOLE_BLOCKS, ids=list(WHOLE_BLOCKS))
+def whole_blocks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return _make(WHOLE_BLOCKS[request.param], tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def sixteen_layers(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return _make(SIXTEEN_LAYERS, tmp_path_factory.mktemp("sixteen"))
+
+
+def _matrix(own: Path) -> tuple[Path, ImportanceMatrix]:
+    """An importance matrix for the layers of a GGUF, and its file."""
+    random = np.random.default_rng(3)
+    layers = [t for t in read_header(own).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    sums = {t.name: (random.random(t.shape[1]) * 90).astype(np.float32) for t in layers}
+    counts = {name: np.array([512], dtype=np.float32) for name in sums}
+    made = ImportanceMatrix(sums, counts, ("wiki.txt", "code.txt"), chunk_count=1, chunk_size=512)
+    path = own.with_name("imatrix.gguf")
+    write_imatrix(path, made)
+    return path, made
+
+
+@pytest.mark.parametrize("file_type", sorted(set(FILE_TYPES) - SLOW))
 def test_a_conversion_equals_what_llama_quantize_makes(
-    checkpoint: tuple[Path, Path, CheckpointSpec], file_type: str, tmp_path: Path
+    checkpoint: Converted, file_type: str, tmp_path: Path
 ) -> None:
     """One pass from the checkpoint and llama_model_quantize of our own GGUF give the same file."""
     folder, own, _ = checkpoint
-    ours = convert(folder, file_type, tmp_path / "ours.gguf")
-    reference = llama_quantize(own, file_type, tmp_path / "reference.gguf")
-    assert_identical(ours, reference)
+    assert_like_llama_quantize(own, ConvertRequest(folder, file_type, tmp_path / "ours.gguf"))
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+def test_every_mixture_equals_llama_quantizes(
+    whole_blocks: Converted, file_type: str, tmp_path: Path
+) -> None:
+    folder, own, _ = whole_blocks
+    assert_like_llama_quantize(own, ConvertRequest(folder, file_type, tmp_path / "ours.gguf"))
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+def test_with_an_importance_matrix_every_mixture_equals_llama_quantizes(
+    whole_blocks: Converted, file_type: str, tmp_path: Path
+) -> None:
+    assert_like_with_matrix(whole_blocks, file_type, tmp_path)
+
+
+@pytest.mark.parametrize("file_type", sorted(set(FILE_TYPES) - SLOW))
+def test_sixteen_layers_without_shared_heads_are_mixed_as_in_llama_quantize(
+    sixteen_layers: Converted, file_type: str, tmp_path: Path
+) -> None:
+    folder, own, _ = sixteen_layers
+    assert_like_llama_quantize(own, ConvertRequest(folder, file_type, tmp_path / "ours.gguf"))
+    (tmp_path / "ours.gguf").unlink(missing_ok=True)
+    assert_like_with_matrix(sixteen_layers, file_type, tmp_path)
+
+
+FFN_DOWN = re.compile(r"blk\.[02]\.ffn_down")
+OPTIONS = {
+    "tensor types": (
+        TypeOptions(patterns=((FFN_DOWN, QuantType.Q5_0), (re.compile("attn_v"), QuantType.F16))),
+        QuantizeOptions(patterns=((FFN_DOWN.pattern, QuantType.Q5_0), ("attn_v", QuantType.F16))),
+    ),
+    "pure": (TypeOptions(pure=True), QuantizeOptions(flags={"pure": True})),
+    "output left": (
+        TypeOptions(keep_output=True),
+        QuantizeOptions(flags={"quantize_output_tensor": False}),
+    ),
+    "output and embedding": (
+        TypeOptions(output=QuantType.Q5_1, embedding=QuantType.Q3_K),
+        QuantizeOptions(output=QuantType.Q5_1, embedding=QuantType.Q3_K),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "file_type"),
+    [
+        (name, file_type)
+        for name, (ours, _) in OPTIONS.items()
+        for file_type in ("Q4_K_M", "Q3_K_M", "BF16")
+        # Refused there, where llama-quantize passes over patterns without a word.
+        if not (ours.patterns and file_type == "BF16")
+    ],
+)
+def test_options_change_the_same_tensors_as_in_llama_quantize(
+    whole_blocks: Converted, name: str, file_type: str, tmp_path: Path
+) -> None:
+    """Also where an option takes some layers away from a mixture, which shifts what it does to the others."""
+    folder, own, _ = whole_blocks
+    ours, theirs = OPTIONS[name]
+    request = ConvertRequest(folder, file_type, tmp_path / "ours.gguf", types=ours)
+    assert_like_llama_quantize(own, request, theirs)
+
+
+def test_eighty_layers_get_the_bits_of_the_70b_model(tmp_path: Path) -> None:
+    spec = CheckpointSpec(n_layers=80, hidden_size=256, intermediate_size=256, n_kv_heads=1)
+    folder, own, _ = _make(spec, tmp_path)
+    assert_like_llama_quantize(own, ConvertRequest(folder, "Q3_K_S", tmp_path / "ours.gguf"))
+    kinds = {tensor.name: tensor.kind.name for tensor in read_header(tmp_path / "ours.gguf").tensors}
+    assert kinds["blk.40.attn_v.weight"] == "Q5_K"
 
 
 def test_our_gguf_in_the_dtype_of_the_checkpoint_holds_its_very_bytes(
@@ -80,20 +197,6 @@ def test_our_gguf_in_the_dtype_of_the_checkpoint_holds_its_very_bytes(
         assert (tensor.shape, tensor.kind.name) == (values.shape, "F32" if vector else spec.dtype)
         assert content[start : start + tensor.n_bytes] == (widened(stored) if vector else stored.content)
     assert not found
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "expected"),
-    [
-        ("blk.0.ffn_up.weight", (8, 64), "Q8_0"),
-        ("blk.0.ffn_up.weight", (8, 40), "F16"),
-        ("blk.0.attn_norm.weight", (8, 64), "F32"),
-        ("blk.0.attn_q.bias", (8, 64), "F32"),
-        ("output_norm.weight", (64,), "F32"),
-    ],
-)
-def test_a_tensor_gets_its_type_by_name_and_shape(name: str, shape: tuple[int, ...], expected: str) -> None:
-    assert tensor_type(name, shape, FILE_TYPES["Q8_0"]).name == expected
 
 
 def test_arguments_that_would_abort_the_process_raise_instead() -> None:
@@ -180,13 +283,40 @@ def widened(tensor: StoredTensor) -> bytes:
     return np.frombuffer(tensor.content, {"F16": "<f2", "F32": "<f4"}[tensor.dtype]).astype("<f4").tobytes()
 
 
-def llama_quantize(source: Path, file_type: str, out: Path) -> Path:
-    """What llama.cpp's quantizer makes of a GGUF."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = int(FILE_TYPES[file_type].number)
-    parameters.nthread = 2
-    assert llama_cpp.llama_model_quantize(bytes(source), bytes(out), parameters) == 0
-    return out
+def importance_of(matrix: ImportanceMatrix, name: str) -> NDArray[np.float32]:
+    """The importance of a tensor that the matrix has."""
+    values = matrix.importance(name)
+    assert values is not None
+    return values
+
+
+def assert_like_with_matrix(converted: Converted, file_type: str, folder: Path) -> None:
+    """The same weights for the same columns, and the key-values that llama-quantize writes with them."""
+    source, own, _ = converted
+    path, made = _matrix(own)
+    options = QuantizeOptions(
+        importance={name: importance_of(made, name) for name in made.sums},
+        overrides=(
+            ("quantize.imatrix.file", TEXT, path.name),
+            ("quantize.imatrix.dataset", TEXT, "wiki.txt"),
+            ("quantize.imatrix.entries_count", INT, len(made.sums)),
+            ("quantize.imatrix.chunks_count", INT, 1),
+        ),
+    )
+    request = ConvertRequest(source, file_type, folder / "ours.gguf", imatrix=path)
+    assert_like_llama_quantize(own, request, options)
+
+
+def assert_like_llama_quantize(
+    own: Path, request: ConvertRequest, options: QuantizeOptions | None = None
+) -> None:
+    """Our conversion and llama.cpp's are the same bytes, or both are refused."""
+    reference = request.out.with_name("reference.gguf")
+    if llama_quantize(own, request.file_type, reference, options) == 0:
+        assert_identical(run_conversion(request), reference)
+        return
+    with pytest.raises(ConvertError, match=r"needs an importance matrix|are not whole \w+ blocks"):
+        run_conversion(request)
 
 
 def assert_identical(ours: Path, reference: Path) -> None:

@@ -246,7 +246,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         config_edit(num_hidden_layers=3),
         "12 tensors are missing, first model.layers.2",
     ),
-    "fewer layers than tensors": (config_edit(num_hidden_layers=1), "is not part of a Qwen2 model"),
+    "fewer layers than tensors": (config_edit(num_hidden_layers=1), "is not part of a qwen2 model"),
     "another model": (model_edit(type="Unigram"), "its model is 'Unigram'"),
     "byte fallback": (model_edit(byte_fallback=True), "its BPE has extras"),
     "another normalizer": (tokenizer_edit(normalizer={"type": "Lowercase"}), "its normalizer is not NFC"),

@@ -3,45 +3,72 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from qwq_convert import pipeline, writer
-from qwq_convert.checkpoint import CheckpointFolder, required_document
+from qwq_convert import ggml, output, pipeline
+from qwq_convert.checkpoint import CheckpointFolder
 from qwq_convert.gguf_header import read_header
-from qwq_convert.model_config import read_config
-from qwq_convert.pipeline import ConvertRequest, Finished, Planned, TensorDone, convert, run_conversion
-from qwq_convert.quant_types import find_file_type
-from qwq_convert.quantize import CHUNKS_PER_THREAD, finished_rows
+from qwq_convert.layout import PlannedFile
+from qwq_convert.pipeline import (
+    ConvertRequest,
+    Finished,
+    Planned,
+    Resumed,
+    TensorDone,
+    Written,
+    convert,
+    run_conversion,
+)
+from qwq_convert.plan import plan_conversion
+from qwq_convert.quantize import CHUNKS_PER_THREAD, Job, quantized
 from qwq_convert.shard import SourceTensor
-from qwq_convert.tensor_names import name_tensors
-from qwq_convert.writer import lay_out
 
 from qwq_local.errors import ConvertError
-from tests.checkpoints import CheckpointSpec, edit_json, store, weights, write_checkpoint, write_safetensors
+from tests.checkpoints import (
+    CheckpointSpec,
+    edit_json,
+    store,
+    weights,
+    write_checkpoint,
+    write_safetensors,
+    write_sparse,
+)
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "checkpoint"
 
 
-class CountedCheckpoint:
-    """A checkpoint that counts how often tensors are read."""
+class WatchedCheckpoint:
+    """A source of weights that is no folder; it keeps what was read of it, in order."""
 
     def __init__(self, inner: CheckpointFolder) -> None:
-        self.n_reads = 0
-        self.label = inner.label
-        self.tensors = inner.tensors
-        self.document = inner.document
+        self.reads: list[str] = []
         self._inner = inner
 
+    @property
+    def label(self) -> str | None:
+        return self._inner.label
+
+    @property
+    def identity(self) -> str:
+        return self._inner.identity
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        return self._inner.tensors
+
+    def document(self, name: str) -> bytes | None:
+        return self._inner.document(name)
+
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        self.n_reads += 1
+        self.reads.append(tensor.name)
         return self._inner.read(tensor, start, n_bytes)
 
 
@@ -61,18 +88,52 @@ def test_events_tell_of_the_plan_of_each_tensor_and_of_the_end(request_: Convert
     total = sum(tensor.n_bytes for tensor in header.tensors)
     assert planned == Planned(len(header.tensors), total)
     tensors = [event for event in done if isinstance(event, TensorDone)]
-    assert tensors == done
-    assert [event.name for event in tensors] == [tensor.name for tensor in header.tensors]
-    assert [event.index for event in tensors] == list(range(len(tensors)))
+    assert {event.name for event in tensors} == {tensor.name for tensor in header.tensors}
+    assert [event.index for event in tensors] == list(range(1, len(tensors) + 1))
+    assert {event.count for event in tensors} == {len(tensors)}
     assert all(earlier.bytes_done < later.bytes_done for earlier, later in pairwise(tensors))
     assert tensors[-1].bytes_done == tensors[-1].bytes_total == total
-    assert finished == Finished(request_.out, request_.out.stat().st_size)
+    assert finished == Finished((request_.out,), request_.out.stat().st_size)
+
+
+def test_what_is_written_is_told_of_between_the_tensors(tmp_path: Path) -> None:
+    """Of a large tensor several times, so that a bar has something to show."""
+    spec = CheckpointSpec(n_layers=1, hidden_size=256, vocab_size=3001)
+    folder = write_checkpoint(tmp_path / "model", spec)
+    events = list(convert(ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf")))
+    written = [event for event in events if isinstance(event, Written)]
+    assert all(earlier.bytes_done < later.bytes_done for earlier, later in pairwise(written))
+    assert sum(event.name == "output.weight" for event in written) == 3
+    assert len([event for event in events if isinstance(event, TensorDone)]) == 15
+
+
+def test_tensors_are_read_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
+    """Shard after shard and forward, whatever the order in the GGUF: what a disk and a network like."""
+    folder = write_checkpoint(tmp_path / "model", CheckpointSpec(n_shards=3))
+    with CheckpointFolder(folder) as inner:
+        source = WatchedCheckpoint(inner)
+        request = ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf", threads=1)
+        done = [event.name for event in convert(request, source) if isinstance(event, TensorDone)]
+        places = [(tensor.shard, tensor.offset) for tensor in map(inner.tensors.__getitem__, source.reads)]
+    assert places == sorted(places)
+    assert len(source.reads) == len(done) == len(places)
+    assert done != [tensor.name for tensor in read_header(request.out).tensors]
+
+
+def test_weights_may_come_from_elsewhere_than_a_folder(request_: ConvertRequest) -> None:
+    expected = run_conversion(request_).read_bytes()
+    request_.out.unlink()
+    with CheckpointFolder(request_.source) as inner:
+        elsewhere = ConvertRequest(Path("nowhere"), request_.file_type, request_.out)
+        *_, finished = convert(elsewhere, WatchedCheckpoint(inner))
+    assert isinstance(finished, Finished)
+    assert request_.out.read_bytes() == expected
 
 
 def test_nothing_is_written_before_the_plan_is_told(request_: ConvertRequest) -> None:
     events = convert(request_)
     assert isinstance(next(events), Planned)
-    assert [path.name for path in request_.out.parent.iterdir()] == ["model"]
+    assert left_behind(request_) == []
     events.close()
 
 
@@ -81,17 +142,29 @@ def test_the_file_has_its_final_name_only_when_it_is_whole(request_: ConvertRequ
         if isinstance(event, TensorDone):
             assert not request_.out.exists()
             assert request_.out.with_name("out.gguf.partial").exists()
-    assert [path.name for path in sorted(request_.out.parent.iterdir())] == ["model", "out.gguf"]
+    assert left_behind(request_) == ["out.gguf"]
 
 
-def test_a_conversion_that_is_left_early_leaves_nothing(request_: ConvertRequest) -> None:
+def test_a_conversion_that_is_left_before_its_first_tensor_leaves_nothing(request_: ConvertRequest) -> None:
     """No file and no thread stays when the reader of the events goes away."""
     events = convert(request_)
-    next(events)
-    next(events)
+    assert [type(next(events)) for _ in range(2)] == [Planned, Written]
+    assert request_.out.with_name("out.gguf.partial").exists()
     events.close()
-    assert [path.name for path in request_.out.parent.iterdir()] == ["model"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("quantize")]
+    assert left_behind(request_) == []
+    assert not [each for each in threading.enumerate() if each.name.startswith(("quantize", "sync"))]
+
+
+def test_a_conversion_that_is_left_later_keeps_its_tensors(request_: ConvertRequest) -> None:
+    events = convert(request_)
+    done = next(event for event in events if isinstance(event, TensorDone) and event.index == 5)
+    events.close()
+    assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
+    assert not [each for each in threading.enumerate() if each.name.startswith(("quantize", "sync"))]
+    planned, resumed, *_ = convert(request_)
+    assert planned == Planned(done.count, done.bytes_total)
+    assert resumed == Resumed(5, done.bytes_done)
+    assert left_behind(request_) == ["out.gguf"]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
@@ -106,9 +179,45 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(
     values["model.layers.0.mlp.down_proj.weight"][5, 7] = bad
     stored = {name: store(array, dtype) for name, array in values.items()}
     write_safetensors(folder / "model.safetensors", stored)
-    with pytest.raises(ConvertError, match=rf"mlp\.down_proj\.weight holds {bad} at \[5, 7\]"):
-        run_conversion(ConvertRequest(folder, file_type, tmp_path / "out.gguf"))
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    request = ConvertRequest(folder, file_type, tmp_path / "out.gguf")
+    with pytest.raises(
+        ConvertError, match=rf"mlp\.down_proj\.weight holds {bad} at \[5, 7\]\. Download"
+    ):
+        run_conversion(request)
+    assert not request.out.exists()
+
+
+@pytest.mark.parametrize("file_type", ["F32", "BF16", "Q8_0", "Q4_K_M"])
+def test_weights_that_are_no_numbers_are_counted_where_they_are_allowed(
+    file_type: str, tmp_path: Path
+) -> None:
+    """They stay in floats and are zero in quantized tensors; what stands beside them is as without them."""
+    spec = CheckpointSpec(n_layers=1, hidden_size=256, intermediate_size=256, tied=True)
+    outs = []
+    for name, values in (("bad", (np.nan, np.inf)), ("zero", (0, 0))):
+        folder = write_checkpoint(tmp_path / name / "model", spec)
+        changed = weights(spec)
+        changed["model.layers.0.mlp.up_proj.weight"][3, 4:6] = values
+        write_safetensors(folder / "model.safetensors", {k: store(v, "BF16") for k, v in changed.items()})
+        request = ConvertRequest(folder, file_type, tmp_path / f"{name}.gguf", allow_nonfinite=True)
+        done = [event for event in convert(request) if isinstance(event, TensorDone)]
+        counts = {event.name: event.n_nonfinite for event in done if event.n_nonfinite}
+        assert counts == ({"blk.0.ffn_up.weight": 2} if name == "bad" else {})
+        outs.append(request.out.read_bytes())
+    differing = [i for i, (bad, zero) in enumerate(zip(*outs, strict=True)) if bad != zero]
+    assert len(differing) <= 8 if file_type in ("F32", "BF16") else not differing
+
+
+def test_what_is_no_number_hides_no_weight_that_is_too_large(tmp_path: Path) -> None:
+    spec = CheckpointSpec(dtype="F32", n_layers=1)
+    folder = write_checkpoint(tmp_path / "model", spec)
+    values = weights(spec)
+    values["lm_head.weight"][0, :2] = np.nan, 1e38
+    write_safetensors(folder / "model.safetensors", {k: store(v, "F32") for k, v in values.items()})
+    for file_type in ("F16", "Q8_0"):
+        request = ConvertRequest(folder, file_type, tmp_path / "out.gguf", allow_nonfinite=True)
+        with pytest.raises(ConvertError, match=rf"lm_head\.weight has values too large for {file_type}"):
+            run_conversion(request)
 
 
 def test_a_weight_too_large_for_the_type_is_refused(tmp_path: Path) -> None:
@@ -119,12 +228,12 @@ def test_a_weight_too_large_for_the_type_is_refused(tmp_path: Path) -> None:
     stored = {name: store(array, "F32") for name, array in values.items()}
     write_safetensors(folder / "model.safetensors", stored)
     with pytest.raises(ConvertError, match=r"lm_head\.weight has values too large for F16"):
-        run_conversion(ConvertRequest(folder, "F16", tmp_path / "out.gguf"))
+        run_conversion(ConvertRequest(folder, "F16", tmp_path / "half.gguf"))
     run_conversion(ConvertRequest(folder, "BF16", tmp_path / "out.gguf"))
 
 
 def test_an_unknown_file_type_lists_the_known_ones(request_: ConvertRequest) -> None:
-    with pytest.raises(ConvertError, match=r"'Q9' is unknown. Choose from F32, F16, BF16, Q8_0"):
+    with pytest.raises(ConvertError, match=r"'Q9' is unknown. Choose from F32, F16, BF16, Q8_0, Q6_K"):
         run_conversion(ConvertRequest(request_.source, "Q9", request_.out))
 
 
@@ -172,54 +281,54 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path) -> N
     spec = CheckpointSpec(n_layers=1, tied=True)
     folder = write_checkpoint(tmp_path / "model", spec)
     edit_json(folder / "config.json", hidden_size=2**20, num_attention_heads=2**14, num_key_value_heads=1)
-    _write_sparse(folder / "model.safetensors", _resized(spec, {64: 2**20, 32: 64}))
+    write_sparse(folder / "model.safetensors", _resized(spec, {64: 2**20, 32: 64}))
     with pytest.raises(ConvertError, match=r"needs [0-9]{4,}\.[0-9] GiB, [0-9.]+ GiB free"):
         run_conversion(ConvertRequest(folder, "F32", tmp_path / "out.gguf"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_space_of_an_abandoned_partial_file_counts_as_free(tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    out.with_name("out.gguf.partial").write_bytes(b"x" * 2**20)
-    writer.check_output(out, 2**20, free_bytes=lambda _: 0)
-    with pytest.raises(ConvertError, match=r"0\.0 GiB free"):
-        writer.check_output(out, 2**21, free_bytes=lambda _: 0)
+def test_the_space_of_an_abandoned_partial_file_counts_as_free(request_: ConvertRequest) -> None:
+    with CheckpointFolder(request_.source) as checkpoint:
+        plan = plan_conversion(checkpoint, request_)
+    request_.out.with_name("out.gguf.partial").write_bytes(b"x" * plan.n_bytes)
+    output.check_output(plan.files, plan.fingerprint, free_bytes=lambda _: 0)
+    longer = [PlannedFile(file.path, file.header + bytes(2**20), file.layout) for file in plan.files]
+    with pytest.raises(ConvertError, match=r"needs 0\.0 GiB, 0\.0 GiB free\. Free some space or write"):
+        output.check_output(longer, plan.fingerprint, free_bytes=lambda _: 0)
 
 
-@pytest.mark.parametrize("limit_bytes", [2_000, 60_000])
-def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(
-    limit_bytes: int, folder: Path, tmp_path: Path
-) -> None:
-    """A real limit on file size, in a process of its own, is met in the header or by the tensors."""
-    program = (
-        "import resource, sys; from pathlib import Path\n"
-        "from qwq_convert.pipeline import ConvertRequest, run_conversion\n"
-        "from qwq_local.errors import ConvertError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
-        "try: run_conversion(ConvertRequest(Path(sys.argv[1]), 'Q8_0', Path(sys.argv[2])))\n"
-        "except ConvertError as error: print(error)\n"
-    )
-    command = [sys.executable, "-c", program, *map(str, (folder, tmp_path / "out.gguf", limit_bytes))]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={"PYTHONPATH": _paths()}
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "out.gguf.partial: cannot be written (File too large)" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: ConvertRequest) -> None:
+    """While nothing can be written, the threads stop after a bounded number of reads."""
+    may_write, wrote = threading.Event(), []
+
+    def write(offset: int, content: ggml.Bytes) -> None:
+        may_write.wait()
+        wrote.append(content.nbytes)
+
+    with CheckpointFolder(request_.source) as inner:
+        source = WatchedCheckpoint(inner)
+        tensors = plan_conversion(inner, request_).tensors
+        chunks = quantized(source, [Job(tensor, write) for tensor in tensors], threads=2)
+        drawing = threading.Thread(target=lambda: list(chunks))
+        drawing.start()
+        try:
+            wait_until(lambda: len(source.reads) == 2)
+            assert drawing.is_alive()
+        finally:
+            may_write.set()
+            drawing.join()
+        assert len(wrote) == len(source.reads) == len(tensors) > 2 * CHUNKS_PER_THREAD
 
 
-def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(folder: Path) -> None:
-    """With a reader that draws one block and then waits, the threads stop after a bounded number of reads."""
-    with CheckpointFolder(folder) as checkpoint:
-        counted = CountedCheckpoint(checkpoint)
-        tensors = name_tensors(checkpoint.tensors, read_config(required_document(checkpoint, "config.json")))
-        layout = lay_out(tensors, find_file_type("Q8_0"))
-        blocks = finished_rows(counted, layout.tensors, threads=2)
-        next(blocks)
-        time.sleep(0.2)
-        assert 1 <= counted.n_reads <= 2 * CHUNKS_PER_THREAD < len(layout.tensors)
-        assert len(list(blocks)) == len(layout.tensors) - 1
-        assert counted.n_reads == len(layout.tensors)
+def test_no_more_than_a_few_chunks_are_made_ahead_of_a_slow_reader(request_: ConvertRequest) -> None:
+    with CheckpointFolder(request_.source) as inner:
+        source = WatchedCheckpoint(inner)
+        jobs = [Job(tensor, lambda *_: None) for tensor in plan_conversion(inner, request_).tensors]
+        chunks = quantized(source, jobs, threads=2)
+        next(chunks)
+        wait_until(lambda: len(source.reads) == 2 * CHUNKS_PER_THREAD)
+        assert len(list(chunks)) == len(jobs) - 1
+        assert len(source.reads) == len(jobs)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
@@ -227,7 +336,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     spec = CheckpointSpec(n_layers=1, tied=True)
     folder = write_checkpoint(tmp_path / "model", spec)
     edit_json(folder / "config.json", intermediate_size=2**20)
-    _write_sparse(folder / "model.safetensors", _resized(spec, {96: 2**20}))
+    write_sparse(folder / "model.safetensors", _resized(spec, {96: 2**20}))
     program = (
         "import resource, sys; from pathlib import Path\n"
         "from qwq_convert.pipeline import ConvertRequest, run_conversion\n"
@@ -242,10 +351,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_type", ["F32", "BF16", "Q8_0"])
-def test_the_miniature_converts_in_well_under_three_seconds(file_type: str, tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_the_miniature_takes_the_name_that_is_given(file_type: str, tmp_path: Path) -> None:
     out = run_conversion(ConvertRequest(MINIATURE, file_type, tmp_path / "mini.gguf", name="Miniature QwQ"))
-    assert time.perf_counter() - start < 3
     assert read_header(out).value("general.name") == "Miniature QwQ"
 
 
@@ -266,18 +373,16 @@ def _resized(spec: CheckpointSpec, sizes: dict[int, int]) -> dict[str, list[int]
     }
 
 
-def _write_sparse(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A BF16 safetensors file that is all zeros and takes no room."""
-    header: dict[str, object] = {}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + offset)
+def left_behind(request: ConvertRequest) -> list[str]:
+    """What lies beside the checkpoint."""
+    return sorted(path.name for path in request.out.parent.iterdir() if path != request.source)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def _paths() -> str:

@@ -196,7 +196,7 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
 def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
     """The plan is held against what stands in the file, not against the writer's own word."""
     from qwq_convert.shard import SourceTensor
-    from qwq_convert.writer import Layout, PlannedTensor
+    from qwq_convert.layout import Layout, PlannedTensor
 
     path = tmp_path / "one.gguf"
     path.write_bytes(head(1, 0) + entry(b"a", (32,)) + PADDING)

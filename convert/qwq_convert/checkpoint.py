@@ -1,11 +1,13 @@
 """A Hugging Face checkpoint: a folder in, its documents, its tensors' headers and their bytes out.
 
 `Checkpoint` is the one seam between the pipeline and where weights come from; a checkpoint that arrives
-over the network implements the same four members. Knows no GGUF and no model architecture.
+over the network implements the same members. Knows no GGUF and no model architecture.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -30,6 +32,10 @@ class Checkpoint(Protocol):
         """The repository id (owner/name) or the folder's name; None when neither says anything."""
 
     @property
+    def identity(self) -> str:
+        """Another text when the weights are others; a conversion resumes only with the same."""
+
+    @property
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name, known from headers alone."""
 
@@ -46,7 +52,8 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         """Open every shard and read the headers; ConvertError when one is missing, cut or contradicts."""
         if not folder.is_dir():
-            raise ConvertError(f"{folder}: no such folder. Give the folder that holds config.json.")
+            what = "is a file" if folder.exists() else "no such file or folder"
+            raise ConvertError(f"{folder}: {what}. Give the folder that holds config.json, or a float GGUF.")
         self._folder = folder
         self._open_files = ExitStack()
         try:
@@ -66,10 +73,13 @@ class CheckpointFolder:
     @property
     def label(self) -> str | None:
         """The repository id of a cache snapshot, else the folder's name, unless that is a commit hash."""
-        folder = self._folder.resolve()
-        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-            return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        return None if COMMIT_HASH.fullmatch(folder.name) else folder.name or None
+        return label_of(self._folder)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the shards' names, sizes and times; reading 65 GB to be surer would cost too much."""
+        states = "\n".join(shard.state for shard in self._shards.values())
+        return hashlib.sha256(os.fsencode(states)).hexdigest()
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
@@ -123,6 +133,14 @@ class CheckpointFolder:
         if len(names) > 1 and "model.safetensors" not in names:
             raise ConvertError(f"{self._folder}: {INDEX} is missing for {len(names)} shards. Download it.")
         return names if len(names) == 1 else ["model.safetensors"]
+
+
+def label_of(folder: Path) -> str | None:
+    """The repository id (owner/name) of a cache snapshot, else the folder's name, unless it is a hash."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return None if COMMIT_HASH.fullmatch(folder.name) else folder.name or None
 
 
 def required_document(checkpoint: Checkpoint, name: str) -> Fields:

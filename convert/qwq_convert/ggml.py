@@ -11,9 +11,10 @@ import ctypes
 from functools import cache
 
 import numpy as np
-from gguf import GGMLQuantizationType as QuantType
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
+
+from qwq_convert.tensor_types import QuantType
 
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.float32]
@@ -37,8 +38,16 @@ libggml.ggml_quantize_chunk.argtypes = [
 ]
 libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
 
-# The types that libggml quantizes without an importance matrix and that a file type here leads to.
-QUANTIZED_TYPES = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.Q8_0)
+libggml.ggml_quantize_requires_imatrix.argtypes = [_type]
+libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+
+# What ggml_quantize_chunk knows how to make; any other type aborts the process.
+QUANTIZABLE = tuple(
+    kind
+    for kind in QuantType
+    if not kind.name.startswith("I") or kind.name.startswith("IQ")
+    if kind not in (QuantType.F64, QuantType.Q8_1, QuantType.Q8_K)
+)
 FLOAT_ROWS = {
     QuantType.F16: libggml.ggml_fp16_to_fp32_row,
     QuantType.BF16: libggml.ggml_bf16_to_fp32_row,
@@ -77,20 +86,41 @@ def to_float(content: bytes, kind: QuantType) -> Rows:
     return values
 
 
-def quantize(rows: Rows, n_per_row: int, kind: QuantType) -> Bytes:
-    """The bytes of `rows`, which are whole rows of `n_per_row` finite values, as `kind`."""
+def requires_importance(kind: QuantType) -> bool:
+    """Whether libggml aborts without an importance for each column."""
+    return bool(libggml.ggml_quantize_requires_imatrix(kind))
+
+
+def quantize(rows: Rows, n_per_row: int, kind: QuantType, importance: Rows | None = None) -> Bytes:
+    """The bytes of `rows`, which are whole rows of `n_per_row` finite values, as `kind`.
+
+    `importance` weighs the error in each of the `n_per_row` columns.
+    """
     if rows.dtype != np.float32 or not rows.flags.c_contiguous or rows.size % n_per_row:
         raise ValueError(f"expected contiguous rows of {n_per_row} 32-bit floats")
-    if kind not in QUANTIZED_TYPES or n_per_row % block_size(kind):
+    if kind not in QUANTIZABLE or n_per_row % block_size(kind):
         raise ValueError(f"rows of {n_per_row} values cannot become {kind.name}")
+    if importance is None and requires_importance(kind):
+        raise ValueError(f"{kind.name} cannot be made without an importance for each column")
+    if importance is not None and (
+        importance.dtype != np.float32
+        or importance.shape != (n_per_row,)
+        or not importance.flags.c_contiguous
+    ):
+        raise ValueError(f"expected an importance of {n_per_row} 32-bit floats")
     n_bytes = tensor_bytes(kind, rows.size)
     quantized = np.empty(n_bytes, dtype=np.uint8)
+    weights = None if importance is None else importance.ctypes.data
     written = libggml.ggml_quantize_chunk(
-        kind, rows.ctypes.data, quantized.ctypes.data, 0, rows.size // n_per_row, n_per_row, None
+        kind, rows.ctypes.data, quantized.ctypes.data, 0, rows.size // n_per_row, n_per_row, weights
     )
     if written != n_bytes:
         raise ValueError(f"libggml wrote {written} bytes of {kind.name}, expected {n_bytes}")
     return quantized
+
+
+def _is_row(values: Rows, n_values: int) -> bool:
+    return values.dtype == np.float32 and values.shape == (n_values,) and values.flags.c_contiguous
 
 
 def is_valid(quantized: Bytes, kind: QuantType) -> bool:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
-from gguf import GGMLQuantizationType as QuantType
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
+from qwq_convert.strict_json import shown
+from qwq_convert.tensor_types import BLOCKS, QuantType
 from qwq_local.errors import ConvertError
 
 MAGIC = b"GGUF"
@@ -41,6 +42,7 @@ SCALARS = {
 }
 LENGTH = struct.Struct("<Q")
 WORD = struct.Struct("<I")
+NUMBERS = frozenset(int(kind) for kind in QuantType)
 
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 
@@ -88,6 +90,10 @@ class GgufHeader:
         """The type of a key-value and its bytes as they stand in the file."""
         field = self._fields[key]
         return field.kind, self._content[field.start : field.end]
+
+    def kinds(self, key: str) -> tuple[GGUFValueType, GGUFValueType | None]:
+        """The type of a key-value, and the type of its items when it is an array."""
+        return self._fields[key].kind, self._fields[key].item
 
     def array_length(self, key: str) -> int | None:
         """The number of values in the array under `key`; None when there is no array."""
@@ -160,7 +166,7 @@ class _Reader:
         for _ in range(n_fields):
             key = self._text(MAX_KEY_BYTES)
             if key in fields:
-                self._fail(f"key {key!r} appears twice")
+                self._fail(f"key {shown(key)} appears twice")
             kind, item, count = self._value_type(), None, 1
             if kind == GGUFValueType.ARRAY:
                 item, count = self._value_type(), self._count(least_bytes=0)
@@ -206,11 +212,11 @@ class _Reader:
                 self._fail(f"tensor {name!r} appears twice or has {n_dimensions} dimensions")
             shape = tuple(reversed([self._long() for _ in range(n_dimensions)]))
             number, offset = self._word(), self._long()
-            if number not in GGML_QUANT_SIZES:
+            if number not in NUMBERS:
                 self._fail(f"tensor {name!r} has the unknown type {number}")
             kind = QuantType(number)
             n_elements = math.prod(shape)
-            block, block_bytes = GGML_QUANT_SIZES[kind]
+            block, block_bytes = BLOCKS[kind]
             if not 0 < n_elements <= I64_MAX or shape[-1] % block or offset % alignment:
                 self._fail(f"tensor {name!r} has an impossible shape or offset")
             tensors[name] = TensorEntry(name, kind, shape, offset, n_elements // block * block_bytes)

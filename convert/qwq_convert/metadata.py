@@ -9,18 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-from gguf import GGUFType, GGUFWriter, Keys, RopeScalingType
+from gguf import GGUFType, GGUFWriter, Keys
 from gguf import GGUFValueType as ValueType
 
 from qwq_convert.checkpoint import Checkpoint, optional_document, required_document
-from qwq_convert.model_config import ModelConfig, RopeScaling
-from qwq_convert.quant_types import FileType
+from qwq_convert.key_values import KeyValues
+from qwq_convert.model_config import ModelConfig
 from qwq_convert.special_tokens import add_special_tokens, find_chat_templates, find_special_tokens
 from qwq_convert.strict_json import Fields, checked_text, shown
 from qwq_convert.vocab import read_vocabulary
 from qwq_local.errors import ConvertError
 
-GGUF_ARCHITECTURE = "qwen2"
 MODEL_CARD = "README.md"
 MAX_FRONT_MATTER = 2**18
 I32_MIN, I32_MAX = -(2**31), 2**31 - 1
@@ -42,10 +41,10 @@ SAMPLING = (
 )
 
 
-def build_header(
-    checkpoint: Checkpoint, config: ModelConfig, n_parameters: int, name: str | None, file_type: FileType
-) -> GGUFWriter:
-    """A gguf writer that holds every key-value and no tensor yet; ConvertError when a source is at fault.
+def build_key_values(
+    checkpoint: Checkpoint, config: ModelConfig, n_parameters: int, name: str | None
+) -> KeyValues:
+    """Every key-value but those that hang on the file type; ConvertError when a source is at fault.
 
     `name` replaces the general.name that model card, config.json or the checkpoint's label would give.
     """
@@ -56,20 +55,18 @@ def build_header(
     special = find_special_tokens(tokenizer, tokenizer_config, config_json, vocabulary)
     templates = find_chat_templates(checkpoint, tokenizer_config)
 
-    writer = GGUFWriter(None, GGUF_ARCHITECTURE)
+    writer = GGUFWriter(None, config.architecture.name)
     writer.add_type(GGUFType.MODEL)
     _add_sampling(writer, optional_document(checkpoint, "generation_config.json"))
     _add_description(writer, checkpoint, config_json, n_parameters, name)
-    _add_figures(writer, config)
+    config.architecture.add_keys(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
     add_special_tokens(writer, special, templates)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(file_type.number)
-    return writer
+    return writer.kv_data[0]
 
 
 def _add_sampling(writer: GGUFWriter, generation: Fields) -> None:
@@ -87,37 +84,6 @@ def _add_sampling(writer: GGUFWriter, generation: Fields) -> None:
                 break
 
 
-def _add_figures(writer: GGUFWriter, config: ModelConfig) -> None:
-    writer.add_block_count(config.n_layers)
-    writer.add_context_length(config.n_ctx)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    if config.rope_scaling is not None:
-        _add_rope_scaling(writer, config.rope_scaling)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if config.states_head_dim:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-
-
-def _add_rope_scaling(writer: GGUFWriter, scaling: RopeScaling) -> None:
-    writer.add_rope_scaling_type(RopeScalingType(scaling.kind))
-    writer.add_rope_scaling_factor(scaling.factor)
-    if scaling.original_context is not None:
-        writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
-    for value, add in (
-        (scaling.extrapolation_factor, writer.add_rope_scaling_yarn_ext_factor),
-        (scaling.attention_factor, writer.add_rope_scaling_yarn_attn_factor),
-        (scaling.beta_fast, writer.add_rope_scaling_yarn_beta_fast),
-        (scaling.beta_slow, writer.add_rope_scaling_yarn_beta_slow),
-    ):
-        if value is not None and scaling.kind == "yarn":
-            add(value)
-
-
 def _add_description(
     writer: GGUFWriter, checkpoint: Checkpoint, config: Fields, n_parameters: int, name: str | None
 ) -> None:
@@ -133,7 +99,7 @@ def _add_description(
             Path(label) if label else None,
             n_parameters,
         )
-        description.name = name or description.name or label or GGUF_ARCHITECTURE
+        description.name = name or description.name or label or writer.arch
         if description.size_label is None:
             description.size_label = gguf.size_label(n_parameters, n_parameters, 0, 0)
         description.set_gguf_meta_model(writer)

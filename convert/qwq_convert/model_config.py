@@ -1,4 +1,4 @@
-"""config.json in, the figures of a Qwen2 model out, checked against each other.
+"""config.json in, the figures of a model out, checked against each other.
 
 Knows neither tensors nor GGUF. What llama.cpp would answer with an abort is refused here with a message.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwq_convert.architecture import Architecture
+from qwq_convert.architectures import find_architecture
 from qwq_convert.strict_json import Fields, shown
 
-ARCHITECTURE = "Qwen2ForCausalLM"
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: more aborts the process
 MAX_DIMENSION = 2**24  # so that one row of any tensor stays a small piece of memory
 MAX_VOCABULARY = 2**22
@@ -30,8 +31,9 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The figures of config.json that the tensors and the GGUF key-values depend on."""
+    """The architecture, and the figures that tensors and key-values of the GGUF depend on."""
 
+    architecture: Architecture
     n_layers: int
     n_ctx: int
     hidden_size: int
@@ -54,6 +56,7 @@ class ModelConfig:
 
 def read_config(config: Fields) -> ModelConfig:
     """The figures of `config`; ConvertError for another architecture or figures that contradict."""
+    architecture = find_architecture(config)
     _check_supported(config)
     n_heads = config.integer("num_attention_heads", 1, MAX_DIMENSION)
     n_kv_heads = config.integer("num_key_value_heads", 1, MAX_DIMENSION)
@@ -66,6 +69,7 @@ def read_config(config: Fields) -> ModelConfig:
         config.fail(f"hidden_size {hidden_size} is not {n_heads} heads of an even head_dim.")
     rope = config.optional_object("rope_parameters") or config.optional_object("rope_scaling")
     return ModelConfig(
+        architecture=architecture,
         n_layers=config.integer("num_hidden_layers", 1, MAX_LAYERS),
         n_ctx=config.integer("max_position_embeddings", 1),
         hidden_size=hidden_size,
@@ -83,10 +87,6 @@ def read_config(config: Fields) -> ModelConfig:
 
 
 def _check_supported(config: Fields) -> None:
-    architectures = config.items("architectures")
-    if architectures != [ARCHITECTURE]:
-        found = shown(architectures[0]) if len(architectures) == 1 else shown(architectures)
-        config.fail(f"architecture {found} is not supported, only {ARCHITECTURE} (QwQ-32B's) is.")
     if config.values.get("quantization_config") is not None:
         config.fail("the weights are quantized already. Use the original F32, F16 or BF16 checkpoint.")
     if (activation := config.optional_text("hidden_act")) not in (None, "silu"):

@@ -1,4 +1,4 @@
-"""The whole conversion: a checkpoint folder and a file type in, events out, a GGUF file at the end.
+"""The whole conversion: a source and a file type in, events out, a GGUF at the end.
 
 Read `convert` from top to bottom: everything that can be known from headers is checked before the first
 tensor is read, then rows are quantized and written in one pass, without an intermediate file.
@@ -7,97 +7,82 @@ tensor is read, then rows are quantized and written in one pass, without an inte
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
 from pathlib import Path
 
-from qwq_convert.checkpoint import CheckpointFolder, required_document
-from qwq_convert.metadata import build_header
-from qwq_convert.model_config import read_config
-from qwq_convert.quant_types import find_file_type
-from qwq_convert.quantize import available_threads, finished_rows
-from qwq_convert.tensor_names import name_tensors
+from qwq_convert.checkpoint import Checkpoint
+from qwq_convert.output import Output, check_output
+from qwq_convert.plan import Plan, open_source, plan_conversion
+from qwq_convert.quantize import Job, available_threads, quantized
+from qwq_convert.request import ConvertEvent as ConvertEvent
+from qwq_convert.request import ConvertRequest as ConvertRequest
+from qwq_convert.request import Finished as Finished
+from qwq_convert.request import Planned as Planned
+from qwq_convert.request import Resumed as Resumed
+from qwq_convert.request import StartedOver as StartedOver
+from qwq_convert.request import TensorDone as TensorDone
+from qwq_convert.request import Written as Written
 from qwq_convert.verify import verify_structure
-from qwq_convert.writer import PartialFile, check_output, lay_out
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertRequest:
-    """What to convert, to what and where; `name` replaces the model's own name in the GGUF."""
+def convert(
+    request: ConvertRequest, checkpoint: Checkpoint | None = None
+) -> Generator[ConvertEvent, None, None]:
+    """Convert as asked, telling of each step. Work happens while the events are drawn.
 
-    source: Path
-    file_type: str
-    out: Path
-    name: str | None = None
-    threads: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """Everything is checked and nothing written yet: how many tensors and bytes of them will be."""
-
-    count: int
-    bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDone:
-    """Tensor number `index` (from 0) of `count` is written; `bytes_done` of `bytes_total` so far."""
-
-    name: str
-    index: int
-    count: int
-    bytes_done: int
-    bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The file is whole, checked, on the disk and under its final name."""
-
-    path: Path
-    n_bytes: int
-
-
-ConvertEvent = Planned | TensorDone | Finished
-
-
-def convert(request: ConvertRequest) -> Generator[ConvertEvent, None, None]:
-    """Convert as asked, telling of each tensor. Work happens while the events are drawn.
-
-    Raises ConvertError, before the first event when headers show the fault. On an error, and when the
-    generator is closed early, no file is left.
+    `checkpoint` supplies headers and tensors instead of the request's source. Raises ConvertError, before the
+    first event when headers show the fault. Whatever ends it early, the same request goes on from the last
+    whole tensor.
     """
-    file_type = find_file_type(request.file_type)
-    with CheckpointFolder(request.source) as checkpoint:
-        config = read_config(required_document(checkpoint, "config.json"))
-        tensors = name_tensors(checkpoint.tensors, config)
-        layout = lay_out(tensors, file_type)
-        n_parameters = sum(tensor.source.n_elements for tensor in tensors)
-        header = build_header(checkpoint, config, n_parameters, request.name, file_type)
-        check_output(request.out, layout.n_bytes)
-        count, bytes_total, bytes_done = len(layout.tensors), layout.tensor_bytes, 0
-        yield Planned(count, bytes_total)
+    with open_source(request.source) if checkpoint is None else nullcontext(checkpoint) as source:
+        plan = plan_conversion(source, request)
+        check_output(plan.files, plan.fingerprint)
+        count, bytes_total = len(plan.tensors), plan.tensor_bytes
+        yield Planned(count, bytes_total, plan.unweighted)
 
-        threads = request.threads or available_threads()
-        with (
-            PartialFile(request.out, layout) as partial,
-            closing(finished_rows(checkpoint, layout.tensors, threads)) as blocks,
-        ):
-            partial.write_header(header)
-            for rows in blocks:
-                partial.write(rows.offset, rows.content)
-                bytes_done += rows.content.nbytes
-                if rows.completes_tensor:
-                    name = layout.tensors[rows.index].name
-                    yield TensorDone(name, rows.index, count, bytes_done, bytes_total)
-            verify_structure(partial.path, layout)
-            n_bytes = partial.publish()
-    yield Finished(request.out, n_bytes)
+        with Output(plan.files, plan.fingerprint, request.record_every_s) as output:
+            if output.started_over:
+                yield StartedOver(output.paths[0])
+            index, bytes_done = len(output.finished), plan.bytes_of(output.finished)
+            if index:
+                yield Resumed(index, bytes_done)
+            jobs = _jobs(plan, output, allow_nonfinite=request.allow_nonfinite)
+            n_nonfinite = 0
+            with closing(quantized(source, jobs, request.threads or available_threads())) as chunks:
+                for rows in chunks:
+                    name, bytes_done = rows.tensor.name, bytes_done + rows.n_bytes
+                    n_nonfinite += rows.n_nonfinite
+                    yield Written(name, bytes_done, bytes_total)
+                    if rows.completes_tensor:
+                        output.mark_finished(name)
+                        index += 1
+                        yield TensorDone(name, index, count, bytes_done, bytes_total, n_nonfinite)
+                        n_nonfinite = 0
+            for path, file in zip(output.paths, plan.files, strict=True):
+                verify_structure(path, file.layout)
+            n_bytes = output.publish()
+    yield Finished(tuple(file.path for file in plan.files), n_bytes)
 
 
 def run_conversion(request: ConvertRequest) -> Path:
-    """Convert as asked without telling of it; the path of the finished file."""
-    for _ in convert(request):
-        pass
-    return request.out
+    """Convert as asked without telling of it; the path of the finished file, or of its first part."""
+    paths: tuple[Path, ...] = ()
+    for event in convert(request):
+        if isinstance(event, Finished):
+            paths = event.paths
+    return paths[0]
+
+
+def _jobs(plan: Plan, output: Output, *, allow_nonfinite: bool) -> list[Job]:
+    """The tensors that are not finished yet, in the order in which they lie in the source."""
+    placed = [
+        (number, tensor)
+        for number, file in enumerate(plan.files)
+        for tensor in file.layout.tensors
+        if tensor.name not in output.finished
+    ]
+    placed.sort(key=lambda each: (each[1].source.shard, each[1].source.offset))
+    return [
+        Job(tensor, output.writer_of(number, tensor), plan.importance.get(tensor.name), allow_nonfinite)
+        for number, tensor in placed
+    ]

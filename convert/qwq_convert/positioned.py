@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import threading
 
+from qwq_local.errors import ConvertError
+
+# Windows would otherwise translate line ends.
+BINARY = getattr(os, "O_BINARY", 0)
 # Windows has no pread and pwrite: there a seek and what follows it must not be torn apart.
 _SEEK = threading.Lock()
 
@@ -16,6 +20,24 @@ def read_at(descriptor: int, n_bytes: int, offset: int) -> bytes:
     with _SEEK:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, n_bytes)
+
+
+def read_exactly(descriptor: int, n_bytes: int, offset: int, name: str) -> bytes:
+    """Exactly `n_bytes` from `offset` of the file called `name`; ConvertError when it cannot give them.
+
+    A positioned read and not a memory map: a disk that fails or a file that is cut meanwhile is then an
+    error to report, where a map would kill the process.
+    """
+    try:
+        content = read_at(descriptor, n_bytes, offset)
+        while len(content) < n_bytes:
+            more = read_at(descriptor, n_bytes - len(content), offset + len(content))
+            if not more:
+                raise ConvertError(f"{name}: ends too early. Download the file again.")
+            content += more
+    except OSError as error:
+        raise ConvertError(f"{name}: cannot be read ({error.strerror}).") from None
+    return content
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> int:

@@ -1,23 +1,24 @@
-"""Planned tensors in, their finished bytes out, block by block and in file order, made by several threads.
+"""Planned tensors in, their finished bytes written, told of chunk by chunk; made by several threads.
 
-Reads a chunk of rows, widens it to 32-bit floats, quantizes and validates it. A bounded number of chunks is
-under way at any time, so memory does not grow with the model. Knows no file format.
+Reads a chunk of rows, widens it to 32-bit floats, quantizes, validates and hands it to `write`. A bounded
+number of chunks is under way at any time, so memory does not grow with the model. Knows no file format.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from gguf import GGMLQuantizationType as QuantType
 
 from qwq_convert import ggml
-from qwq_convert.checkpoint import Checkpoint
-from qwq_convert.writer import PlannedTensor
+from qwq_convert.layout import PlannedTensor
+from qwq_convert.shard import SourceTensor
+from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
 from qwq_local.errors import ConvertError
 
 # Chunks below 64k values cost more in hand-over than in work; 256k keep the floats in the cache.
@@ -25,24 +26,47 @@ CHUNK_ELEMENTS = 2**18
 CHUNKS_PER_THREAD = 4
 
 
+class TensorReader(Protocol):
+    """The one thing that is asked of a source here."""
+
+    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
+        """`n_bytes` of a tensor from byte `start` of it; called from several threads at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A tensor to make: the importance of its columns, where there is one, and what takes its bytes.
+
+    `write` gets a place in the tensor and the bytes for it, from several threads at once. With
+    `allow_nonfinite`, weights that are no numbers stay in float types and become 0 in quantized ones.
+    """
+
+    tensor: PlannedTensor
+    write: Callable[[int, ggml.Bytes], None]
+    importance: ggml.Rows | None = None
+    allow_nonfinite: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedRows:
-    """Some rows of the tensor numbered `index`: their bytes and place in the tensor data."""
+    """Some rows of a tensor are written: how many bytes, and how many of the weights were no numbers."""
 
-    index: int
-    offset: int
-    content: ggml.Bytes
+    tensor: PlannedTensor
+    n_bytes: int
+    n_nonfinite: int
     completes_tensor: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    index: int
-    tensor: PlannedTensor
+    job: Job
     first_row: int
     n_rows: int
-    n_per_row: int
     is_last: bool
+
+    @property
+    def n_per_row(self) -> int:
+        return self.job.tensor.shape[-1]
 
 
 def available_threads() -> int:
@@ -52,15 +76,13 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def finished_rows(
-    checkpoint: Checkpoint, tensors: Sequence[PlannedTensor], threads: int
-) -> Generator[FinishedRows, None, None]:
-    """The rows of every tensor in order; ConvertError names the tensor whose values cannot be used."""
+def quantized(source: TensorReader, jobs: Sequence[Job], threads: int) -> Generator[FinishedRows, None, None]:
+    """Make every tensor, in order; ConvertError names the tensor whose values cannot be used."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
     pending: deque[Future[FinishedRows]] = deque()
     try:
-        for chunk in _chunks(tensors):
-            pending.append(pool.submit(_finish, checkpoint, chunk))
+        for chunk in _chunks(jobs):
+            pending.append(pool.submit(_finish, source, chunk))
             if len(pending) >= threads * CHUNKS_PER_THREAD:
                 yield pending.popleft().result()
         while pending:
@@ -69,45 +91,69 @@ def finished_rows(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _chunks(tensors: Sequence[PlannedTensor]) -> Iterator[_Chunk]:
-    for index, tensor in enumerate(tensors):
-        n_per_row = tensor.shape[-1]
-        n_rows = tensor.source.n_elements // n_per_row
+def _chunks(jobs: Sequence[Job]) -> Iterator[_Chunk]:
+    for job in jobs:
+        n_per_row = job.tensor.shape[-1]
+        n_rows = job.tensor.source.n_elements // n_per_row
         step = max(1, CHUNK_ELEMENTS // n_per_row)
         for first_row in range(0, n_rows, step):
             count = min(step, n_rows - first_row)
-            yield _Chunk(index, tensor, first_row, count, n_per_row, first_row + count == n_rows)
+            yield _Chunk(job, first_row, count, first_row + count == n_rows)
 
 
-def _finish(checkpoint: Checkpoint, chunk: _Chunk) -> FinishedRows:
-    tensor, n_elements = chunk.tensor, chunk.n_rows * chunk.n_per_row
+def _finish(source: TensorReader, chunk: _Chunk) -> FinishedRows:
+    tensor = chunk.job.tensor
     source_kind = QuantType[tensor.source.dtype]
     start = ggml.tensor_bytes(source_kind, chunk.first_row * chunk.n_per_row)
-    content = checkpoint.read(tensor.source, start, ggml.tensor_bytes(source_kind, n_elements))
-    if source_kind == tensor.kind:
+    n_bytes = ggml.tensor_bytes(source_kind, chunk.n_rows * chunk.n_per_row)
+    content = source.read(tensor.source, start, n_bytes)
+    finished, n_nonfinite = _converted(chunk, content, source_kind)
+    chunk.job.write(chunk.first_row * ggml.tensor_bytes(tensor.kind, chunk.n_per_row), finished)
+    return FinishedRows(tensor, finished.nbytes, n_nonfinite, chunk.is_last)
+
+
+def _converted(chunk: _Chunk, content: bytes, source_kind: QuantType) -> tuple[ggml.Bytes, int]:
+    """The bytes to write, and how many of the weights were no numbers."""
+    job, kind, n_nonfinite = chunk.job, chunk.job.tensor.kind, 0
+    if source_kind == kind:
         finished = np.frombuffer(content, dtype=np.uint8)
-    else:
-        rows = ggml.to_float(content, source_kind)
-        _check_finite(chunk, rows)
-        finished = ggml.quantize(rows, chunk.n_per_row, tensor.kind)
-    if not ggml.is_valid(finished, tensor.kind):
-        _check_finite(chunk, ggml.to_float(content, source_kind))
-        raise ConvertError(
-            f"{tensor.source.shard}: {tensor.source.name} has values too large for {tensor.kind.name}. "
-            "Choose BF16 or F32."
-        )
-    offset = tensor.offset + chunk.first_row * ggml.tensor_bytes(tensor.kind, chunk.n_per_row)
-    return FinishedRows(chunk.index, offset, finished, chunk.is_last)
-
-
-def _check_finite(chunk: _Chunk, rows: ggml.Rows) -> None:
+        if not ggml.is_valid(finished, kind):
+            n_nonfinite = _count_nonfinite(chunk, ggml.to_float(content, kind))
+        return finished, n_nonfinite
+    rows = ggml.to_float(content, source_kind)
     finite = np.isfinite(rows)
-    if finite.all():
-        return
+    if not finite.all():
+        n_nonfinite = _count_nonfinite(chunk, rows)
+        if kind not in FLOAT_TYPES:
+            rows = np.where(finite, rows, np.float32(0))
+    finished = ggml.quantize(rows, chunk.n_per_row, kind, job.importance)
+    if not ggml.is_valid(finished, kind) and not (n_nonfinite and _keeps_all(finished, kind, n_nonfinite)):
+        source = job.tensor.source
+        raise ConvertError(
+            f"{source.shard}: {source.name} has values too large for {kind.name}. Choose BF16 or F32."
+        )
+    return finished, n_nonfinite
+
+
+def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
+    """Whether what is no number in `finished` was none in the source either."""
+    if kind not in FLOAT_TYPES:
+        return False
+    rows = ggml.to_float(finished.tobytes(), kind)
+    return bool(rows.size - np.count_nonzero(np.isfinite(rows)) == n_nonfinite)
+
+
+def _count_nonfinite(chunk: _Chunk, rows: ggml.Rows) -> int:
+    """How many values are no numbers; ConvertError names the first unless they are allowed."""
+    finite = np.isfinite(rows)
+    count = int(rows.size - np.count_nonzero(finite))
+    if not count or chunk.job.allow_nonfinite:
+        return count
     place = int(np.argmin(finite))
     row, column = divmod(place, chunk.n_per_row)
-    index = [chunk.first_row + row, column] if len(chunk.tensor.shape) > 1 else [column]
-    source = chunk.tensor.source
+    index = [chunk.first_row + row, column] if len(chunk.job.tensor.shape) > 1 else [column]
+    source = chunk.job.tensor.source
     raise ConvertError(
-        f"{source.shard}: {source.name} holds {rows[place]} at {index}. Download the file again."
+        f"{source.shard}: {source.name} holds {rows[place]} at {index}. Download the file again, or "
+        "convert with --allow-nonfinite."
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from qwq_convert.positioned import read_at
+from qwq_convert.positioned import BINARY, read_exactly
 from qwq_convert.strict_json import Fields, parse_object, shown
 from qwq_local.errors import ConvertError
 
@@ -76,22 +76,15 @@ class Shard:
             os.close(self._fd)
             self._fd = -1
 
-    def read(self, offset: int, n_bytes: int) -> bytes:
-        """Exactly `n_bytes` from `offset`; safe from several threads at once.
+    @property
+    def state(self) -> str:
+        """Name, size and time of change: another text when the file was changed."""
+        status = os.fstat(self._fd)
+        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
 
-        A positioned read and not a memory map: a disk that fails or a file that is cut meanwhile is then an
-        error to report, where a map would kill the process.
-        """
-        try:
-            content = read_at(self._fd, n_bytes, offset)
-            while len(content) < n_bytes:
-                more = read_at(self._fd, n_bytes - len(content), offset + len(content))
-                if not more:
-                    raise ConvertError(f"{self.name}: ends too early. Download the file again.")
-                content += more
-        except OSError as error:
-            raise ConvertError(f"{self.name}: cannot be read ({error.strerror}).") from None
-        return content
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Exactly `n_bytes` from `offset`; safe from several threads at once."""
+        return read_exactly(self._fd, n_bytes, offset, self.name)
 
     def _read_header(self) -> tuple[SourceTensor, ...]:
         n_bytes = os.fstat(self._fd).st_size
@@ -155,6 +148,6 @@ def _open_regular(path: Path) -> int:
         # Asked first: opening a named pipe would wait for a writer.
         if not path.is_file():
             raise ConvertError(f"{path}: no such file. Download the checkpoint again.")
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY | BINARY)
     except OSError as error:
         raise ConvertError(f"{path}: cannot be opened ({error.strerror}).") from None

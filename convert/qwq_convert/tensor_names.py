@@ -1,7 +1,7 @@
-"""The tensors of a Qwen2 checkpoint in, the same tensors under their GGUF names out, in file order.
+"""The tensors of a checkpoint in, the same tensors under their GGUF names out, in file order.
 
-Names follow llama.cpp's qwen2 (gguf-py's tensor_mapping.py); the table says each tensor's shape in the
-words of config.json, so that a checkpoint that does not fit its config is refused before it is read.
+Names and shapes come from the architecture's tables, so that a checkpoint that does not fit its config.json
+is refused before it is read.
 """
 
 from __future__ import annotations
@@ -9,46 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qwq_convert.architecture import Shape
 from qwq_convert.model_config import ModelConfig
 from qwq_convert.shard import SourceTensor
 from qwq_convert.strict_json import shown
+from qwq_convert.tensor_types import QuantType
 from qwq_local.errors import ConvertError
 
-Shape = tuple[str, ...]
-
-# Hugging Face name: (GGUF name, rows and columns).
-OUTER_TENSORS: dict[str, tuple[str, Shape]] = {
-    "model.embed_tokens.weight": ("token_embd.weight", ("vocab", "hidden")),
-    "model.norm.weight": ("output_norm.weight", ("hidden",)),
-    "lm_head.weight": ("output.weight", ("vocab", "hidden")),
-}
-# The same below "model.layers.N." and "blk.N.".
-LAYER_TENSORS: dict[str, tuple[str, Shape]] = {
-    "input_layernorm.weight": ("attn_norm.weight", ("hidden",)),
-    "post_attention_layernorm.weight": ("ffn_norm.weight", ("hidden",)),
-    "self_attn.q_proj.weight": ("attn_q.weight", ("hidden", "hidden")),
-    "self_attn.q_proj.bias": ("attn_q.bias", ("hidden",)),
-    "self_attn.k_proj.weight": ("attn_k.weight", ("kv", "hidden")),
-    "self_attn.k_proj.bias": ("attn_k.bias", ("kv",)),
-    "self_attn.v_proj.weight": ("attn_v.weight", ("kv", "hidden")),
-    "self_attn.v_proj.bias": ("attn_v.bias", ("kv",)),
-    "self_attn.o_proj.weight": ("attn_output.weight", ("hidden", "hidden")),
-    "mlp.gate_proj.weight": ("ffn_gate.weight", ("intermediate", "hidden")),
-    "mlp.up_proj.weight": ("ffn_up.weight", ("intermediate", "hidden")),
-    "mlp.down_proj.weight": ("ffn_down.weight", ("hidden", "intermediate")),
-}
-# Buffers that older checkpoints carry and that follow from the config.
-IGNORED_SUFFIXES = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 READABLE_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A tensor of the checkpoint and the name it has in the GGUF; `layer` is -1 outside the blocks."""
+    """A tensor of the source and the name it has in the GGUF; `layer` is -1 outside the blocks.
+
+    `kept` is the type it has in a GGUF of the source's own dtype, and keeps where nothing is quantized.
+    """
 
     name: str
     layer: int
     source: SourceTensor
+    kept: QuantType
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +44,7 @@ def name_tensors(tensors: Mapping[str, SourceTensor], config: ModelConfig) -> tu
 
     ConvertError when one is missing, unknown, of another shape than config.json says, or not F32/F16/BF16.
     """
-    expected = _expected_tensors(config)
+    architecture, expected = config.architecture, _expected_tensors(config)
     if config.tied and "lm_head.weight" not in tensors:
         del expected["lm_head.weight"]
     missing = [name for name in expected if name not in tensors]
@@ -71,8 +52,9 @@ def name_tensors(tensors: Mapping[str, SourceTensor], config: ModelConfig) -> tu
         count = f"{len(missing)} tensors are missing, first" if len(missing) > 1 else "1 tensor is missing,"
         raise ConvertError(f"config.json: {count} {missing[0]}. Download the checkpoint again.")
     for tensor in tensors.values():
-        if tensor.name not in expected and not tensor.name.endswith(IGNORED_SUFFIXES):
-            raise ConvertError(f"{tensor.shard}: tensor {shown(tensor.name)} is not part of a Qwen2 model.")
+        if tensor.name not in expected and not tensor.name.endswith(architecture.ignored_suffixes):
+            place = f"{tensor.shard}: tensor {shown(tensor.name)}"
+            raise ConvertError(f"{place} is not part of a {architecture.name} model.")
     named = [_match(entry, tensors[name]) for name, entry in expected.items()]
     return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
 
@@ -88,9 +70,13 @@ def _expected_tensors(config: ModelConfig) -> dict[str, _Expected]:
     def shaped(shape: Shape) -> tuple[int, ...]:
         return tuple(sizes[word] for word in shape)
 
-    expected = {source: _Expected(name, -1, shaped(shape)) for source, (name, shape) in OUTER_TENSORS.items()}
+    architecture = config.architecture
+    expected = {
+        source: _Expected(name, -1, shaped(shape))
+        for source, (name, shape) in architecture.outer_tensors.items()
+    }
     for layer in range(config.n_layers):
-        for source, (name, shape) in LAYER_TENSORS.items():
+        for source, (name, shape) in architecture.layer_tensors.items():
             entry = _Expected(f"blk.{layer}.{name}", layer, shaped(shape))
             expected[f"model.layers.{layer}.{source}"] = entry
     return expected
@@ -105,4 +91,6 @@ def _match(expected: _Expected, source: SourceTensor) -> NamedTensor:
         )
     if source.dtype not in READABLE_DTYPES:
         raise ConvertError(f"{place} is {source.dtype}. Use the original F32, F16 or BF16 weights.")
-    return NamedTensor(expected.name, expected.layer, source)
+    is_vector = len(source.shape) < 2 or not expected.name.endswith(".weight")
+    kept = QuantType.F32 if is_vector else QuantType[source.dtype]
+    return NamedTensor(expected.name, expected.layer, source, kept)

@@ -1,21 +1,34 @@
 """A GGUF file in; its header out when the file is sound, else one error that says where it is not.
 
 `verify_structure` looks at the header and the file's length alone, against a plan when there is one;
-`verify_file` also reads every block of every tensor. Knows nothing of how the file was made.
+`verify_blocks` reads every block of every tensor, of all parts of a split model. Knows nothing of how the
+file was made, nor of what its architecture needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from qwq_convert import ggml
+from qwq_convert.dequantize import is_known
 from qwq_convert.gguf_header import GgufHeader, TensorEntry, read_header
-from qwq_convert.writer import Layout
+from qwq_convert.layout import Layout
+from qwq_convert.tensor_data import Chunk, TensorData, chunks_of, in_order
 from qwq_local.errors import ConvertError
 
-READ_ELEMENTS = 2**22
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`bytes_done` of `bytes_total` are read; `tensor` is the one that is being read."""
+
+    tensor: str
+    bytes_done: int
+    bytes_total: int
 
 
 def verify_structure(path: Path, layout: Layout | None = None) -> GgufHeader:
@@ -42,14 +55,72 @@ def verify_structure(path: Path, layout: Layout | None = None) -> GgufHeader:
 def verify_file(path: Path) -> GgufHeader:
     """The header of a GGUF that is whole and in which every block of every tensor decodes to numbers."""
     header = verify_structure(path)
-    with path.open("rb") as file:
-        for tensor in header.tensors:
-            step = ggml.tensor_bytes(
-                tensor.kind, READ_ELEMENTS - READ_ELEMENTS % ggml.block_size(tensor.kind)
-            )
-            file.seek(header.data_start + tensor.offset)
-            for start in range(0, tensor.n_bytes, step):
-                content = file.read(min(step, tensor.n_bytes - start))
-                if not ggml.is_valid(np.frombuffer(content, dtype=np.uint8), tensor.kind):
-                    raise ConvertError(f"{path}: {tensor.name} has a damaged block. Convert it again.")
+    for _ in verify_blocks([header], threads=1):
+        pass
     return header
+
+
+def verify_placement(part: GgufHeader) -> None:
+    """ConvertError unless the tensors follow each other as llama.cpp insists: in the header's order, with
+    no more between them than the padding to the alignment (ggml/src/gguf.cpp).
+    """
+    expected = 0
+    for tensor in part.tensors:
+        if not is_known(tensor.kind):
+            raise ConvertError(
+                f"{part.path}: {tensor.name!r} has type {tensor.kind.name}, unknown to llama.cpp."
+            )
+        if tensor.offset != expected:
+            raise ConvertError(
+                f"{part.path}: {tensor.name!r} starts at byte {tensor.offset:,} of the tensor data, expected "
+                f"was {expected:,}: llama.cpp would refuse it. Convert or download it again."
+            )
+        expected += -(-tensor.n_bytes // part.alignment) * part.alignment
+
+
+def surplus_bytes(part: GgufHeader) -> int:
+    """How many bytes lie behind the last tensor and its padding; 0 in a file as it was written."""
+    end = max((tensor.offset + tensor.n_bytes for tensor in part.tensors), default=0)
+    padded_end = part.data_start + -(-end // part.alignment) * part.alignment
+    return max(0, part.file_bytes - padded_end)
+
+
+def verify_blocks(parts: Sequence[GgufHeader], threads: int) -> Generator[Progress, None, None]:
+    """Read everything, telling how far; ConvertError names the first block without numbers."""
+    chunks = (
+        chunk
+        for number, part in enumerate(parts)
+        for tensor in part.tensors
+        for chunk in chunks_of(number, tensor)
+    )
+    bytes_total = sum(tensor.n_bytes for part in parts for tensor in part.tensors)
+    bytes_done = 0
+    with TensorData(parts) as data:
+
+        def damaged_block(chunk: Chunk) -> int | None:
+            return _damaged_block(np.frombuffer(data.read(chunk), dtype=np.uint8), chunk)
+
+        with closing(in_order(chunks, damaged_block, threads)) as results:
+            for chunk, damaged in results:
+                if damaged is not None:
+                    raise ConvertError(
+                        f"{parts[chunk.part].path}: {chunk.tensor.name} has a damaged block, number "
+                        f"{damaged:,}, not made of numbers. Convert or download it again."
+                    )
+                bytes_done += chunk.n_bytes
+                yield Progress(chunk.tensor.name, bytes_done, bytes_total)
+
+
+def _damaged_block(content: ggml.Bytes, chunk: Chunk) -> int | None:
+    """The number within its tensor of the first block that is not valid; None when all are."""
+    kind = chunk.tensor.kind
+    if ggml.is_valid(content, kind):
+        return None
+    size, first, last = ggml.block_bytes(kind), 0, content.size // ggml.block_bytes(kind)
+    while last - first > 1:
+        middle = (first + last) // 2
+        if ggml.is_valid(content[first * size : middle * size], kind):
+            first = middle
+        else:
+            last = middle
+    return chunk.start // ggml.block_size(kind) + first

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TextIO
 
 from qwq_local.events import Event, Finished, TurnStats
@@ -47,6 +49,27 @@ def answer_line(asked: object, finished: Finished) -> str:
 def error_line(asked: object, line_number: int, problem: str) -> str:
     """The line for a question that could not be asked or answered."""
     return _line({"v": VERSION, "id": asked, "line": line_number, "error": problem})
+
+
+def object_line(event: str, fields: Mapping[str, object]) -> str:
+    """A line for what is no event of a turn: `v`, `event`, then the fields as they are."""
+    return _line({"v": VERSION, "event": event, **fields})
+
+
+def work_line(event: object) -> str:
+    """An event of a conversion or a download as one line of JSON; paths are texts."""
+    name = _WORD_START.sub("_", type(event).__name__).lower()
+    values = {
+        field.name: getattr(event, field.name)
+        for field in dataclasses.fields(event)  # type: ignore[arg-type]  # every event is a dataclass
+    }
+    return _line({"v": VERSION, "event": name, **{key: _plain(value) for key, value in values.items()}})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _line(value: object) -> str:

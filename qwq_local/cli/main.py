@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli import ask, profiles
+from qwq_local.cli import ask, convert, imatrix, profiles, pull, verify
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError
 
@@ -22,6 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask")(ask.command)
+app.command("convert")(convert.command)
+app.command("imatrix")(imatrix.command)
+app.command("pull")(pull.command)
+app.command("verify")(verify.command)
 app.add_typer(profiles.app, name="profiles")
 
 

@@ -19,11 +19,15 @@ _ALL_LAYERS = -1
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none."""
+    """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none.
+
+    `vocab_only` leaves the weights where they are: such a model can tokenize and nothing else.
+    """
 
     n_gpu_layers: int = _ALL_LAYERS
     use_mmap: bool = True
     special_ids: tuple[int, ...] = ()
+    vocab_only: bool = False
 
 
 class LoadedModel:
@@ -59,6 +63,7 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
 
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.n_gpu_layers
+    params.vocab_only = settings.vocab_only
     if not settings.use_mmap:
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     params.progress_callback = lib.llama_progress_callback(on_progress)

@@ -46,6 +46,12 @@ class LlamaVocabulary:
             tokens += self._tokenize(text[start:end])
         return tokens
 
+    def encode_raw(self, text: str, parse_special: bool) -> list[int]:
+        """Token ids of `text` as llama.cpp itself gives them: user-defined tokens are always parsed, control
+        tokens with `parse_special`. For comparing tokenizers; text from outside goes through `encode_text`.
+        """
+        return self._tokenize(text, parse_special)
+
     def piece(self, token: int) -> bytes:
         """The bytes of a token, special ones rendered; empty for a padding token."""
         cached = self._pieces.get(token)
@@ -60,7 +66,7 @@ class LlamaVocabulary:
             cached = self._ends[token] = bool(self._lib.llama_vocab_is_eog(self._handle, token))
         return cached
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str, parse_special: bool = False) -> list[int]:
         raw = text.encode("utf-8", "surrogatepass")
         if not raw:
             return []
@@ -68,7 +74,7 @@ class LlamaVocabulary:
             raise EngineError(f"a text of {len(raw):,} bytes is too long to tokenize.")
         room = len(raw) + 8  # a byte-level token holds at least one byte
         tokens = (ctypes.c_int32 * room)()
-        count = self._lib.llama_tokenize(self._handle, raw, len(raw), tokens, room, False, False)
+        count = self._lib.llama_tokenize(self._handle, raw, len(raw), tokens, room, False, parse_special)
         if count < 0:
             raise EngineError(f"llama.cpp could not tokenize a text of {len(raw):,} bytes.")
         return list(tokens[:count])

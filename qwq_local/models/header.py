@@ -7,19 +7,17 @@ architecture (see architecture.py).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwq_convert.gguf_header import GgufHeader, TensorEntry
-from qwq_convert.gguf_header import read_header as read_part
+from qwq_convert.parts import read_parts
 
 from qwq_local.errors import ConvertError, ModelFileError
 
 TOKENS_KEY = "tokenizer.ggml.tokens"
 _SPECIAL_TYPES = (3, 4)
-_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +66,20 @@ def read_header(path: Path) -> Header:
     Raises ModelFileError in one line when the file is not a GGUF, is cut short, or contradicts itself.
     """
     try:
-        first = read_part(path)
-        tensors = {tensor.name: tensor for tensor in first.tensors}
-        for sibling in _siblings(path, first):
-            tensors |= {tensor.name: tensor for tensor in read_part(sibling).tensors}
+        return header_of(read_parts(path))
+    except ConvertError as error:
+        raise ModelFileError(str(error)) from None
+
+
+def header_of(parts: Sequence[GgufHeader]) -> Header:
+    """The header of a GGUF whose parts have been read. Raises ModelFileError when it contradicts itself."""
+    first, path = parts[0], parts[0].path
+    try:
         if (length := first.array_length(TOKENS_KEY)) is not None:
             twice = length - first.n_distinct(TOKENS_KEY)
             if twice:
                 # llama.cpp asserts that no token is there twice.
                 raise ModelFileError(f"{path} is damaged: {twice} tokens are there twice. Fetch it again.")
-        return Header(path, tensors, first)
     except ConvertError as error:
         raise ModelFileError(str(error)) from None
-
-
-def _siblings(path: Path, first: GgufHeader) -> list[Path]:
-    """The other parts of a split model. Raises ModelFileError when this is not the first of them."""
-    count = first.value("split.count") if "split.count" in first.keys else 1
-    if not isinstance(count, int) or count <= 1:
-        return []
-    match = _SPLIT_NAME.match(path.name)
-    if match is None or int(match["part"]) != 1 or int(match["count"]) != count:
-        raise ModelFileError(
-            f"{path} is one of {count} parts: name the first, ending in -00001-of-{count:05}.gguf."
-        )
-    return [path.with_name(f"{match['stem']}-{part:05}-of-{count:05}.gguf") for part in range(2, count + 1)]
+    return Header(path, {tensor.name: tensor for part in parts for tensor in part.tensors}, first)

@@ -1,0 +1,87 @@
+"""A file type's name in, what it is made of out: every type that llama-quantize knows for a dense model.
+
+Numbers from llama.h (`enum llama_ftype`), defaults from src/llama-quant.cpp (`llama_ftype_get_default_type`,
+and what `llama_tensor_get_type_impl` gives output and embedding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from qwq_convert.tensor_types import FLOAT_TYPES
+from qwq_convert.tensor_types import QuantType as Q
+from qwq_local.errors import ConvertError
+
+
+@dataclass(frozen=True, slots=True)
+class FileType:
+    """What a user asks for: its name and number (llama.h, `enum llama_ftype`), and the types it is made of.
+
+    `default` is what most tensors get, `output` what output.weight (or a token_embd.weight that serves as
+    it) gets, `embedding` what token_embd.weight gets when that is not `default`.
+    """
+
+    name: str
+    number: int
+    default: Q
+    output: Q = Q.Q6_K
+    embedding: Q | None = None
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the file type is more than a change of the floats' width."""
+        return self.default not in FLOAT_TYPES
+
+
+FILE_TYPES = {
+    file_type.name: file_type
+    for file_type in (
+        FileType("F32", 0, Q.F32),
+        FileType("F16", 1, Q.F16),
+        FileType("BF16", 32, Q.BF16),
+        FileType("Q8_0", 7, Q.Q8_0, output=Q.Q8_0),
+        FileType("Q6_K", 18, Q.Q6_K),
+        FileType("Q5_K_M", 17, Q.Q5_K),
+        FileType("Q5_K_S", 16, Q.Q5_K),
+        FileType("Q5_1", 9, Q.Q5_1),
+        FileType("Q5_0", 8, Q.Q5_0),
+        FileType("Q4_K_M", 15, Q.Q4_K),
+        FileType("Q4_K_S", 14, Q.Q4_K),
+        FileType("Q4_1", 3, Q.Q4_1),
+        FileType("Q4_0", 2, Q.Q4_0),
+        FileType("IQ4_NL", 25, Q.IQ4_NL),
+        FileType("IQ4_XS", 30, Q.IQ4_XS),
+        FileType("Q3_K_L", 13, Q.Q3_K),
+        FileType("Q3_K_M", 12, Q.Q3_K),
+        FileType("Q3_K_S", 11, Q.Q3_K),
+        FileType("IQ3_M", 27, Q.IQ3_S),
+        FileType("IQ3_S", 26, Q.IQ3_S),
+        FileType("IQ3_XS", 22, Q.IQ3_S),
+        FileType("IQ3_XXS", 23, Q.IQ3_XXS, output=Q.Q5_K, embedding=Q.IQ3_S),
+        FileType("Q2_K", 10, Q.Q2_K),
+        FileType("Q2_K_S", 21, Q.Q2_K),
+        FileType("IQ2_M", 29, Q.IQ2_S, output=Q.Q5_K, embedding=Q.IQ3_S),
+        FileType("IQ2_S", 28, Q.IQ2_XS, output=Q.Q5_K, embedding=Q.IQ3_S),
+        FileType("IQ2_XS", 20, Q.IQ2_XS, output=Q.Q5_K, embedding=Q.Q2_K),
+        FileType("IQ2_XXS", 19, Q.IQ2_XXS, output=Q.Q5_K, embedding=Q.Q2_K),
+        FileType("IQ1_M", 31, Q.IQ1_M, output=Q.Q5_K, embedding=Q.Q2_K),
+        FileType("IQ1_S", 24, Q.IQ1_S, output=Q.Q5_K, embedding=Q.Q2_K),
+        FileType("TQ2_0", 37, Q.TQ2_0, embedding=Q.Q4_K),
+        FileType("TQ1_0", 36, Q.TQ1_0, embedding=Q.Q4_K),
+        FileType("Q2_0", 41, Q.Q2_0, embedding=Q.Q4_K),
+        FileType("Q1_0", 40, Q.Q1_0),
+    )
+}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def find_file_type(name: str) -> FileType:
+    """The file type called `name` or aliased to it, in any case; ConvertError names the nearest ones."""
+    wanted = name.upper()
+    file_type = FILE_TYPES.get(ALIASES.get(wanted, wanted))
+    if file_type is None:
+        nearest = get_close_matches(wanted, FILE_TYPES, n=3, cutoff=0.4)
+        hint = f", did you mean {' or '.join(nearest)}?" if nearest else "."
+        raise ConvertError(f"file type {name[:40]!r} is unknown{hint} Choose from {', '.join(FILE_TYPES)}.")
+    return file_type

@@ -1,0 +1,188 @@
+"""The key-values of a GGUF in, the same with an option applied out: overrides, YaRN, imatrix, split numbers.
+
+A key-value is the gguf package's own GGUFValue; order is what the file has. What llama-quantize sets anew
+moves to the end, as there. Knows no tensors and no sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import gguf
+from gguf import GGUFValue, GGUFValueType, Keys
+
+from qwq_convert.file_types import FileType
+from qwq_convert.imatrix_file import ImportanceMatrix
+from qwq_local.errors import ConvertError
+
+KeyValues = dict[str, GGUFValue]
+
+# QwQ-32B was trained with 32,768 positions, whatever its config.json says.
+LONGEST_ORIGIN = 32768
+U32_MAX = 2**32 - 1
+# llama_model_kv_override (llama.h) holds texts of 127 bytes.
+MAX_TEXT_BYTES = 127
+# The layout of the file and how it is read hang on these.
+FIXED_KEYS = ("general.architecture", "general.alignment", "split.")
+KINDS = {
+    "int": GGUFValueType.UINT32,
+    "float": GGUFValueType.FLOAT32,
+    "bool": GGUFValueType.BOOL,
+    "str": GGUFValueType.STRING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A key-value to set, whatever the source says."""
+
+    key: str
+    value: GGUFValue
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """The rope scaling to write: `factor` times `origin` tokens, None for the native window."""
+
+    factor: float
+    origin: int | None = None
+
+
+def parse_override(text: str) -> Override:
+    """`KEY=VALUE` or llama-quantize's `KEY=TYPE:VALUE` (int, float, bool, str) as an Override.
+
+    Without a type: a whole number, a number, true or false, else a text. ConvertError says what is wrong.
+    """
+    key, equals, rest = text.partition("=")
+    if not equals or not key or not key.isascii() or not key.isprintable() or len(key) > MAX_TEXT_BYTES:
+        raise ConvertError(f"--override-key {text[:60]!r}: expected KEY=VALUE or KEY=TYPE:VALUE.")
+    if key.startswith(FIXED_KEYS):
+        raise ConvertError(f"--override-key {key}: the file's layout hangs on it, it cannot be overridden.")
+    kind, colon, value = rest.partition(":")
+    if not colon or kind not in KINDS:
+        kind, value = _guess(rest), rest
+    return Override(key, GGUFValue(_parse(key, kind, value), KINDS[kind]))
+
+
+def apply_override(key_values: KeyValues, override: Override) -> None:
+    """Set a key anew; it moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize."""
+    old = key_values.get(override.key)
+    if old is not None and old.type == GGUFValueType.ARRAY:
+        raise ConvertError(f"--override-key {override.key}: is a list, which cannot be overridden.")
+    set_last(key_values, override.key, override.value)
+
+
+def set_last(key_values: KeyValues, key: str, value: GGUFValue) -> None:
+    """Set `key` at the end, wherever it stood."""
+    key_values.pop(key, None)
+    key_values[key] = value
+
+
+def stretch(key_values: KeyValues, yarn: Yarn) -> KeyValues:
+    """`key_values` with YaRN's keys before rope.freq_base, and the window that they make.
+
+    Keys as llama.cpp's converter writes them for rope_scaling in config.json. An earlier scaling is replaced.
+    """
+    arch = key_values[Keys.General.ARCHITECTURE].value
+    length_key = Keys.LLM.CONTEXT_LENGTH.format(arch=arch)
+    native = _positions(key_values, length_key)
+    earlier = _positions(key_values, Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch))
+    if native is None:
+        raise ConvertError(f"--yarn: the source does not say {length_key}. Convert from the checkpoint.")
+    origin = yarn.origin or earlier or min(native, LONGEST_ORIGIN)
+    if not 1 < yarn.factor <= 1024 or (window := round(origin * yarn.factor)) > U32_MAX:
+        raise ConvertError(
+            f"--yarn {yarn.factor:g}: expected a factor above 1, such as 4 for 131,072 tokens."
+        )
+    scaling = {
+        Keys.Rope.SCALING_TYPE: GGUFValue("yarn", GGUFValueType.STRING),
+        Keys.Rope.SCALING_FACTOR: GGUFValue(yarn.factor, GGUFValueType.FLOAT32),
+        Keys.Rope.SCALING_ORIG_CTX_LEN: GGUFValue(origin, GGUFValueType.UINT32),
+    }
+    scaling = {name.format(arch=arch): value for name, value in scaling.items()}
+    stretched: KeyValues = {}
+    for key, value in key_values.items():
+        if key == Keys.Rope.FREQ_BASE.format(arch=arch):
+            stretched |= scaling
+        if not key.startswith(f"{arch}.rope.scaling."):
+            stretched[key] = value
+    return stretched | scaling | {length_key: GGUFValue(window, GGUFValueType.UINT32)}
+
+
+def finish(
+    key_values: KeyValues,
+    file_type: FileType,
+    overrides: Iterable[Override],
+    imatrix: tuple[str, ImportanceMatrix] | None,
+) -> None:
+    """Add what llama-quantize sets last: versions, file type, overrides, where the imatrix came from."""
+    version = GGUFValue(gguf.GGML_QUANT_VERSION, GGUFValueType.UINT32)
+    set_last(key_values, Keys.General.QUANTIZATION_VERSION, version)
+    set_last(key_values, Keys.General.FILE_TYPE, GGUFValue(file_type.number, GGUFValueType.UINT32))
+    for override in overrides:
+        apply_override(key_values, override)
+    if imatrix is None:
+        return
+    name, matrix = imatrix
+    texts = {"file": name, "dataset": matrix.datasets[0] if matrix.datasets else ""}
+    for what, text in texts.items():
+        if text:
+            set_last(key_values, f"quantize.imatrix.{what}", GGUFValue(_cut(text), GGUFValueType.STRING))
+    counts = {"entries": len(matrix.sums), "chunks": matrix.chunk_count}
+    for what, count in counts.items():
+        if count > 0:
+            value = GGUFValue(count, GGUFValueType.UINT32)
+            set_last(key_values, f"quantize.imatrix.{what}_count", value)
+
+
+def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
+    """What tells file `number` (from 0) of a split model which part it is."""
+    return {
+        Keys.Split.LLM_KV_SPLIT_NO: GGUFValue(number, GGUFValueType.UINT16),
+        Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(n_files, GGUFValueType.UINT16),
+        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: GGUFValue(n_tensors, GGUFValueType.INT32),
+    }
+
+
+def _positions(key_values: KeyValues, key: str) -> int | None:
+    value = key_values[key].value if key in key_values else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _guess(text: str) -> str:
+    if text in ("true", "false"):
+        return "bool"
+    if text.isascii() and text.isdigit():
+        return "int"
+    try:
+        float(text)
+    except ValueError:
+        return "str"
+    return "float"
+
+
+def _parse(key: str, kind: str, text: str) -> str | int | float | bool:
+    place = f"--override-key {key}: {text[:60]!r}"
+    if kind == "str":
+        if len(text.encode("utf-8", "surrogateescape")) > MAX_TEXT_BYTES or not text.isprintable():
+            raise ConvertError(f"{place} is longer than {MAX_TEXT_BYTES} bytes or holds control characters.")
+        return text
+    if kind == "bool":
+        if text not in ("true", "false"):
+            raise ConvertError(f"{place} is neither true nor false.")
+        return text == "true"
+    try:
+        number = int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise ConvertError(f"{place} is no number.") from None
+    if kind == "int" and not 0 <= number <= U32_MAX:
+        raise ConvertError(f"{place} is not between 0 and {U32_MAX}.")
+    if not math.isfinite(number) or abs(number) > 3.4e38:
+        raise ConvertError(f"{place} is no 32-bit number.")
+    return number
+
+
+def _cut(text: str) -> str:
+    return text.encode()[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

@@ -1,0 +1,201 @@
+"""A source and a request in; every file, key-value and type of the conversion out, from headers alone.
+
+Nothing is read but headers and small documents, nothing is written. What cannot become a sound GGUF is
+refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from qwq_convert import ggml
+from qwq_convert.checkpoint import Checkpoint, CheckpointFolder, required_document
+from qwq_convert.file_types import FILE_TYPES, FileType, find_file_type
+from qwq_convert.gguf_source import GgufSource
+from qwq_convert.imatrix_file import ImportanceMatrix, read_imatrix
+from qwq_convert.key_values import KeyValues, finish, stretch
+from qwq_convert.layout import PlannedFile, PlannedTensor, lay_out, plan_files
+from qwq_convert.metadata import build_key_values
+from qwq_convert.model_config import read_config
+from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, needs_imatrix
+from qwq_convert.request import ConvertRequest
+from qwq_convert.tensor_names import NamedTensor, name_tensors
+from qwq_convert.tensor_types import QuantType
+from qwq_local.errors import ConvertError
+
+Source = Checkpoint | GgufSource
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model as its source describes it: tensors in llama-quantize's order, key-values, figures."""
+
+    tensors: tuple[NamedTensor, ...]
+    key_values: KeyValues
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole conversion before its first byte; `fingerprint` is what a later run must equal to go on."""
+
+    file_type: FileType
+    files: tuple[PlannedFile, ...]
+    importance: Mapping[str, ggml.Rows]
+    unweighted: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """The tensors of all files, in order."""
+        return tuple(tensor for file in self.files for tensor in file.layout.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What all tensors take without padding."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        """What all files will take."""
+        return sum(file.n_bytes for file in self.files)
+
+    def bytes_of(self, names: Container[str]) -> int:
+        """What the tensors of these names take."""
+        return sum(tensor.n_bytes for tensor in self.tensors if tensor.name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSize:
+    """What a source takes as a file type; `n_bytes` None when its shapes do not allow the type."""
+
+    name: str
+    n_bytes: int | None
+    bits_per_weight: float
+    needs_imatrix: bool
+
+
+def open_source(path: Path) -> CheckpointFolder | GgufSource:
+    """The source at `path`, a folder or a GGUF, as a context manager; ConvertError when it is neither."""
+    is_gguf = path.is_file() and path.suffix != ".safetensors"
+    return GgufSource(path) if is_gguf else CheckpointFolder(path)
+
+
+def describe(source: Source, name: str | None = None) -> Description:
+    """What the source says about its model, checked; `name` replaces the model's own."""
+    if isinstance(source, GgufSource):
+        return Description(source.named_tensors(), source.key_values(name), source.figures())
+    config = read_config(required_document(source, "config.json"))
+    tensors = name_tensors(source.tensors, config)
+    n_parameters = sum(tensor.source.n_elements for tensor in tensors)
+    key_values = build_key_values(source, config, n_parameters, name)
+    return Description(tensors, key_values, Figures(config.n_layers, config.n_heads // config.n_kv_heads))
+
+
+def plan_conversion(source: Source, request: ConvertRequest) -> Plan:
+    """Everything about the conversion; ConvertError in one line when something stands against it."""
+    file_type = find_file_type(request.file_type)
+    matrix = None if request.imatrix is None else read_imatrix(request.imatrix)
+    model = describe(source, request.name)
+    kinds = choose_types(model.tensors, file_type, model.figures, request.types, matrix is not None)
+    importance = {} if matrix is None else _importance(matrix, model.tensors)
+    _check_importance(model.tensors, kinds, file_type, importance)
+
+    key_values = model.key_values
+    if request.yarn is not None:
+        key_values = stretch(key_values, request.yarn)
+    named = None if matrix is None or request.imatrix is None else (request.imatrix.name, matrix)
+    finish(key_values, file_type, request.overrides, named)
+    files = plan_files(request.out, lay_out(model.tensors, kinds, request.split_max_bytes), key_values)
+    unweighted = _unweighted(model.tensors, kinds, importance) if matrix is not None else ()
+    return Plan(file_type, files, importance, unweighted, _fingerprint(source, files, importance))
+
+
+def sizes(source: Source) -> list[TypeSize]:
+    """Every file type, and what the source would take in it."""
+    model = describe(source)
+    n_elements = sum(tensor.source.n_elements for tensor in model.tensors)
+    rows = []
+    for file_type in FILE_TYPES.values():
+        try:
+            kinds = choose_types(model.tensors, file_type, model.figures, NO_OPTIONS, has_imatrix=False)
+        except ConvertError:
+            rows.append(TypeSize(file_type.name, None, 0.0, needs_imatrix=False))
+            continue
+        n_bytes = lay_out(model.tensors, kinds)[0].n_bytes
+        needs = any(
+            needs_imatrix(tensor.name, kind, file_type)
+            for tensor, kind in zip(model.tensors, kinds, strict=True)
+        )
+        rows.append(TypeSize(file_type.name, n_bytes, 8 * n_bytes / n_elements, needs_imatrix=needs))
+    return rows
+
+
+def _importance(matrix: ImportanceMatrix, tensors: tuple[NamedTensor, ...]) -> dict[str, ggml.Rows]:
+    """The importance of each tensor's columns; ConvertError when the matrix is of another model."""
+    names = {tensor.name for tensor in tensors}
+    foreign = [name for name in matrix.sums if name not in names]
+    if foreign:
+        count = f"{len(foreign)} of {len(matrix.sums)} tensors"
+        raise ConvertError(f"--imatrix: {count} are not part of this model, first {foreign[0][:60]}.")
+    importance = {}
+    for tensor in tensors:
+        values = matrix.importance(tensor.name)
+        if values is None:
+            continue
+        n_columns = tensor.source.shape[-1]
+        if values.size != n_columns:
+            raise ConvertError(
+                f"--imatrix: {tensor.name} has {values.size} columns there and {n_columns} in the model. "
+                "It belongs to another model."
+            )
+        if not np.isfinite(values).all():
+            raise ConvertError(f"--imatrix: {tensor.name} holds values that are no numbers. Make it anew.")
+        importance[tensor.name] = np.ascontiguousarray(values, dtype=np.float32)
+    return importance
+
+
+def _check_importance(
+    tensors: tuple[NamedTensor, ...],
+    kinds: list[QuantType],
+    file_type: FileType,
+    importance: Mapping[str, ggml.Rows],
+) -> None:
+    for tensor, kind in zip(tensors, kinds, strict=True):
+        needed = needs_imatrix(tensor.name, kind, file_type) or ggml.requires_importance(kind)
+        if needed and tensor.name not in importance:
+            lack = "the one given lacks it" if importance else "none is given"
+            raise ConvertError(
+                f"{file_type.name}: {tensor.name} as {kind.name} needs an importance matrix, and {lack}. "
+                "Make one with `qwq imatrix MODEL.gguf TEXT` and give it as --imatrix."
+            )
+
+
+def _unweighted(
+    tensors: tuple[NamedTensor, ...], kinds: list[QuantType], importance: Mapping[str, ggml.Rows]
+) -> tuple[str, ...]:
+    return tuple(
+        tensor.name
+        for tensor, kind in zip(tensors, kinds, strict=True)
+        if kind not in (QuantType.F32, QuantType.F16, QuantType.BF16) and tensor.name not in importance
+    )
+
+
+def _fingerprint(source: Source, files: tuple[PlannedFile, ...], importance: Mapping[str, ggml.Rows]) -> str:
+    digest = hashlib.sha256(source.identity.encode())
+    # Another build of the library may round another way.
+    digest.update(version("llama-cpp-python").encode())
+    for file in files:
+        digest.update(os.fsencode(file.path.name))
+        digest.update(file.header)
+    for name, values in importance.items():
+        digest.update(name.encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

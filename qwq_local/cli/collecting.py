@@ -1,0 +1,265 @@
+"""How `qwq imatrix` works: flags in, texts and model read and checked, events to the screen, status out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwq_convert.imatrix import (
+    CalibrationText,
+    Finished,
+    ImatrixEvent,
+    ImatrixRequest,
+    Interrupted,
+    Planned,
+    Prepared,
+    Progress,
+    Saved,
+    collect,
+    merge_files,
+    prepare,
+)
+from qwq_convert.imatrix_collector import CollectorSettings
+
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.interrupts import interrupts_to
+from qwq_local.cli.pipes import forgiving
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.library import divert_stderr, show_log
+from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.errors import ExitStatus, UsageError
+from qwq_local.machine import physical_cores
+from qwq_local.models.architecture import check_architecture, model_name
+from qwq_local.models.header import Header, read_header
+from qwq_local.models.store import Catalog, find_model
+from qwq_local.paths import directories
+from qwq_local.profiles import Profile, profile_folders, resolve
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import TOKENS, ProgressBar
+from qwq_local.terminal.sanitize import one_line
+
+# Some 60 million tokens: days of work for a model of 32 billion parameters.
+MAX_TEXT_BYTES = 256 << 20
+STDIN = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The flags of `qwq imatrix`."""
+
+    model: str
+    texts: tuple[Path, ...] = ()
+    out: Path | None = None
+    chunks: int | None = None
+    ctx: int = 512
+    process_output: bool = False
+    parse_special: bool = False
+    threads: int | None = None
+    save_every: int = 10
+    earlier: tuple[Path, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+def prepared_process(*, verbose: bool) -> Environment:
+    """The real surroundings, with what llama.cpp's C code prints shown or sent nowhere."""
+    if verbose:
+        show_log()
+    else:
+        sys.stderr = forgiving(divert_stderr())
+    return process_environment()
+
+
+def collect_in(environment: Environment, asked: Asked) -> int:
+    """Collect or merge as asked; the exit status. Texts and files are checked before the model is loaded."""
+    if not asked.texts and not asked.earlier:
+        raise UsageError("give a text to collect from, or files to merge with --in.")
+    path, profile = _find(environment, asked)
+    header = read_header(path)
+    shape = check_architecture(header)
+    if asked.ctx > shape.context_length:
+        raise UsageError(
+            f"--ctx {asked.ctx:,} is more than the {shape.context_length:,} tokens the model was made for."
+        )
+    request = ImatrixRequest(
+        model=path,
+        texts=read_texts(environment, asked.texts),
+        out=asked.out or Path(f"{path.stem}.imatrix.gguf"),
+        earlier=asked.earlier,
+        chunks=asked.chunks,
+        save_every=asked.save_every,
+        settings=CollectorSettings(
+            asked.ctx, _threads(asked.threads, profile), asked.process_output, asked.parse_special
+        ),
+    )
+    screen = CollectingScreen(Output.of(environment.stderr, environment.variables), request)
+    if not request.texts:
+        screen.show(merge_files(request))
+        return ExitStatus.ANSWERED
+    loading = LoadSettings(profile.n_gpu_layers, profile.use_mmap)
+    return _collect(prepare(request), header, loading, screen)
+
+
+def read_texts(environment: Environment, paths: tuple[Path, ...]) -> tuple[CalibrationText, ...]:
+    """The texts, byte for byte. Raises UsageError naming the one that cannot be read or is no text."""
+    if paths.count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read once only.")
+    return tuple(
+        CalibrationText("standard input", _checked(_read_stdin(environment), "standard input"))
+        if path == STDIN
+        else CalibrationText(str(path), _checked(_read_file(path), str(path)))
+        for path in paths
+    )
+
+
+class CollectingScreen:
+    """Shows a collection on stderr: a bar on a terminal, else a line for each thing worth knowing."""
+
+    def __init__(self, output: Output, request: ImatrixRequest) -> None:
+        self._output = output
+        self._request = request
+        self._bar: ProgressBar | None = None
+
+    def show_loading(self, name: str, fraction: float) -> None:
+        """Say how much of the model is loaded."""
+        self._draw(f"loading {one_line(name, 60)}", 1.0, fraction)
+
+    def show(self, event: ImatrixEvent) -> None:
+        """Show one event."""
+        match event:
+            case Planned():
+                self.close()
+                self._show_plan(event)
+            case Progress(done, total):
+                self._draw("collecting", total, done)
+            case Saved(_, done, total):
+                if not self._output.is_terminal:
+                    self._say(f"{done:,} of {total:,} chunks are collected and saved.")
+            case Interrupted():
+                self.close()
+                self._show_interruption(event)
+            case Finished():
+                self.close()
+                self._show_end(event)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.finish()
+            self._bar = None
+
+    def _show_plan(self, event: Planned) -> None:
+        if event.starts_over:
+            self._say(f"{event.starts_over}: starting over.")
+        names = ", ".join(text.name for text in self._request.texts)
+        plan = f"{event.n_chunks:,} chunks of {self._request.settings.chunk_size:,} tokens from {names}"
+        going_on = f"; {event.chunks_done:,} are there already" if event.chunks_done else ""
+        self._say(f"{plan}{going_on}.")
+        done = event.n_tokens // event.n_chunks * event.chunks_done
+        self._draw("collecting", event.n_tokens, done)
+
+    def _show_interruption(self, event: Interrupted) -> None:
+        if event.chunks_done:
+            self._say(
+                f"stopped: {event.chunks_done:,} of {event.n_chunks:,} chunks are in {event.path}. "
+                "The same command goes on from there."
+            )
+        else:
+            self._say("stopped before the first chunks were done: nothing is saved.")
+
+    def _show_end(self, event: Finished) -> None:
+        matrix, settings = event.matrix, self._request.settings
+        self._say(
+            f"{event.path}: {len(matrix.sums):,} weights, "
+            f"{matrix.chunk_count:,} chunks of {matrix.chunk_size:,} tokens."
+        )
+        if self._request.texts and settings.process_output and "output.weight" not in matrix.sums:
+            self._say("the model has no output layer apart from its embedding: nothing is collected for it.")
+
+    def _say(self, text: str) -> None:
+        self._output.write(f"{one_line(text, 2000)}\n")
+
+    def _draw(self, label: str, total: float, done: float) -> None:
+        if self._bar is None:
+            unit = TOKENS if total > 1 else None
+            self._bar = ProgressBar(self._output, label, total, time.monotonic, unit)
+        self._bar.update(done)
+
+
+def _collect(prepared: Prepared, header: Header, loading: LoadSettings, screen: CollectingScreen) -> int:
+    abort = AbortFlag()
+    status = ExitStatus.ANSWERED
+    with closing(screen), interrupts_to(abort):
+        try:
+            model = _load(prepared.request.model, model_name(header), loading, abort, screen)
+        except Aborted:
+            return ExitStatus.INTERRUPTED
+        with closing(model):
+            for event in collect(prepared, model.handle, lambda: bool(abort)):
+                screen.show(event)
+                if isinstance(event, Interrupted):
+                    status = ExitStatus.INTERRUPTED
+    return status
+
+
+def _load(
+    path: Path, name: str, settings: LoadSettings, abort: AbortFlag, screen: CollectingScreen
+) -> LoadedModel:
+    fractions = load_model(path, settings, abort)
+    while True:
+        try:
+            screen.show_loading(name, next(fractions))
+        except StopIteration as finished:
+            model: LoadedModel = finished.value
+            return model
+
+
+def _find(environment: Environment, asked: Asked) -> tuple[Path, Profile]:
+    """The model's file, and the profile, of which only the keys that load a model matter here."""
+    places = directories(environment.variables)
+    folders = profile_folders(places)
+    resolved = resolve(asked.model, None, folders, environment.variables, asked.settings)
+    profile = resolved.profile
+    catalog = Catalog(resolved.model, profile.repo, profile.files)
+    return find_model(asked.model, catalog, places.cache), profile
+
+
+def _threads(asked: int | None, profile: Profile) -> int:
+    threads, n_cpus = asked or profile.threads, os.cpu_count() or 1
+    if threads > n_cpus:
+        raise UsageError(f"threads is {threads}, this machine has {n_cpus}: more would wait.")
+    return threads or physical_cores()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read_stdin(environment: Environment) -> bytes:
+    if environment.stdin is None or environment.stdin_is_terminal:
+        raise UsageError("- reads standard input, and nothing is piped in.")
+    try:
+        return environment.stdin.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"standard input cannot be read: {error}.") from None
+
+
+def _checked(raw: bytes, source: str) -> bytes:
+    if len(raw) > MAX_TEXT_BYTES:
+        raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB. Give a part of it.")
+    if (at := raw.find(b"\0")) >= 0:
+        raise UsageError(f"{source} is not text: byte {at:,} is zero.")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{source} is not UTF-8 text: byte {error.start:,} is 0x{raw[error.start]:02x}."
+        ) from None
+    return raw

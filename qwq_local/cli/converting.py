@@ -1,0 +1,266 @@
+"""How `qwq convert` works: flags in, a request out of them, the conversion's events to the screen."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwq_convert.calibration import estimate_seconds
+from qwq_convert.checkpoint import label_of
+from qwq_convert.file_types import find_file_type
+from qwq_convert.ggml import QUANTIZABLE
+from qwq_convert.key_values import Yarn, parse_override
+from qwq_convert.pipeline import convert as run
+from qwq_convert.plan import Plan, TypeSize, open_source, plan_conversion, sizes
+from qwq_convert.quant_types import TypeOptions
+from qwq_convert.quantize import available_threads
+from qwq_convert.request import (
+    ConvertEvent,
+    ConvertRequest,
+    Finished,
+    Planned,
+    Resumed,
+    StartedOver,
+    TensorDone,
+    Written,
+)
+from qwq_convert.tensor_types import QuantType, find_tensor_type
+
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.jsonl import work_line, write_line
+from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
+from qwq_local.engine.library import divert_stderr
+from qwq_local.errors import ConvertError, ExitStatus, UsageError
+from qwq_local.models.snapshots import find_snapshot, is_repository
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import duration_left
+from qwq_local.terminal.sanitize import one_line
+from qwq_local.terminal.work import WorkLine, size_text
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SIZE = re.compile(r"(\d{1,12})([KMG]?)B?", re.IGNORECASE)
+_FLOAT_SUFFIX = re.compile(r"[-._](f32|f16|bf16)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The flags of `qwq convert`."""
+
+    source: str
+    file_type: str = ""
+    out: Path | None = None
+    types: bool = False
+    dry_run: bool = False
+    imatrix: Path | None = None
+    tensor_types: tuple[str, ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    pure: bool = False
+    leave_output: bool = False
+    overrides: tuple[str, ...] = ()
+    yarn: float | None = None
+    split: str | None = None
+    threads: int | None = None
+    allow_nonfinite: bool = False
+    jsonl: bool = False
+
+
+def convert(asked: Asked) -> int:
+    """List, plan or convert as asked, in the real surroundings; the exit status."""
+    # libggml prints every block without numbers to the error stream; what it says comes in one line of ours.
+    sys.stderr = forgiving(divert_stderr())
+    with closed_pipes_end_it():
+        return convert_in(process_environment(), asked)
+
+
+def convert_in(environment: Environment, asked: Asked) -> int:
+    """List, plan or convert as asked. Raises QwqError."""
+    source = find_source(asked.source)
+    if asked.types:
+        with open_source(source) as opened:
+            for line in type_table(sizes(opened)):
+                write_line(environment.stdout, f"{line}\n")
+        return ExitStatus.ANSWERED
+    request = request_of(asked, source)
+    if asked.dry_run:
+        with open_source(source) as opened:
+            for line in plan_lines(plan_conversion(opened, request), request):
+                write_line(environment.stdout, f"{line}\n")
+        return ExitStatus.ANSWERED
+    return _run(request, environment, jsonl=asked.jsonl)
+
+
+def find_source(name: str) -> Path:
+    """The folder or file that SOURCE names: a path, or a repository that was downloaded."""
+    path = Path(name).expanduser()
+    return find_snapshot(name) if not path.exists() and is_repository(name) else path
+
+
+def request_of(asked: Asked, source: Path) -> ConvertRequest:
+    """The flags as a request. Raises UsageError or ConvertError for one that cannot be read."""
+    if not asked.file_type:
+        raise UsageError("which type? Try Q4_K_M, or list them with --types.")
+    with _wrong_usage():
+        file_type = find_file_type(asked.file_type)
+        overrides = tuple(parse_override(text) for text in asked.overrides)
+    return ConvertRequest(
+        source=source,
+        file_type=file_type.name,
+        out=asked.out or Path(f"{default_stem(source)}-{file_type.name}.gguf"),
+        threads=asked.threads,
+        types=TypeOptions(
+            patterns=tuple(_pattern(text) for text in asked.tensor_types),
+            output=_tensor_type("--output-tensor-type", asked.output_type),
+            embedding=_tensor_type("--token-embedding-type", asked.embedding_type),
+            pure=asked.pure,
+            keep_output=asked.leave_output,
+        ),
+        overrides=overrides,
+        yarn=None if asked.yarn is None else Yarn(asked.yarn),
+        imatrix=asked.imatrix,
+        split_max_bytes=None if asked.split is None else parse_size(asked.split),
+        allow_nonfinite=asked.allow_nonfinite,
+    )
+
+
+def default_stem(source: Path) -> str:
+    """What a file made from `source` is called before its type: the repository's or the folder's name."""
+    if source.is_file():
+        return _FLOAT_SUFFIX.sub("", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)) or "model"
+    return (label_of(source) or "model").rpartition("/")[2]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text such as 4G, 500M or 2000000000; decimal units, as gguf-split reads them."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise UsageError(f"--split-max-size {text[:40]!r}: expected a size such as 4G or 500M.")
+    return int(match[1]) * UNITS[match[2].upper()]
+
+
+def type_table(rows: list[TypeSize]) -> Iterator[str]:
+    """Every file type as aligned lines: bits per weight, size, imatrix."""
+    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>10}  IMATRIX"
+    for row in rows:
+        if row.n_bytes is None:
+            yield f"{row.name:<8} {'-':>6} {'-':>10}  not for this model's shapes"
+            continue
+        need = "needed" if row.needs_imatrix else ""
+        yield f"{row.name:<8} {row.bits_per_weight:6.2f} {size_text(row.n_bytes):>10}  {need}".rstrip()
+
+
+def plan_lines(plan: Plan, request: ConvertRequest) -> Iterator[str]:
+    """What a conversion would do: each tensor's type and size, then the files, the space and the time."""
+    for tensor in plan.tensors:
+        shape = " x ".join(map(str, tensor.shape))
+        change = f"{tensor.source.dtype} -> {tensor.kind.name}"
+        yield f"{tensor.name:<30} {shape:>15}  {change:<16} {tensor.n_bytes / 1e6:10.2f} MB"
+    names = f"{plan.files[0].path}" + (f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else "")
+    yield f"{names}: {plan.n_bytes:,} bytes ({size_text(plan.n_bytes)}), nothing else is written."
+    threads = min(request.threads or available_threads(), available_threads())
+    time_left = duration_left(estimate_seconds(plan, threads))
+    yield f"About {time_left} of quantizing on {threads} cores here; a slow disk adds to it."
+
+
+class _Screen:
+    """Events in; on stderr what a person should know of them."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._line: WorkLine | None = None
+        self._total = 0
+        self._done = 0
+
+    def show(self, event: ConvertEvent) -> None:
+        match event:
+            case Planned(_, total, unweighted):
+                self._total = total
+                if unweighted:
+                    more = f" and {len(unweighted) - 1} more" if len(unweighted) > 1 else ""
+                    self.say(f"the importance matrix lacks {unweighted[0]}{more}: quantized without.")
+            case StartedOver(path):
+                self.say(f"{path} was of another conversion or an older source: starting over.")
+            case Resumed(count, done):
+                self._done = done
+                self.say(f"going on: {count:,} tensors ({size_text(done)}) are there already.")
+            case Written(name, done, _):
+                if self._line is None:
+                    self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
+                self._line.update(name, done)
+            case TensorDone(name, _, _, _, _, n_nonfinite) if n_nonfinite:
+                self.say(f"{name}: {n_nonfinite:,} weights are no numbers.")
+            case TensorDone():
+                pass
+            case Finished(paths, n_bytes):
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                self.say(f"{paths[0]}{more}: {size_text(n_bytes)}, whole and checked.")
+
+    def say(self, text: str) -> None:
+        self.close()
+        self._output.write(f"{one_line(text, 2000)}\n")
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.erase()
+
+
+def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> int:
+    screen = _Screen(Output.of(environment.stderr, environment.variables))
+    n_kept = n_all = 0
+    try:
+        with closing(run(request)) as events:
+            for event in events:
+                match event:
+                    case Planned():
+                        n_all = event.count
+                    case Resumed(n_kept, _) | TensorDone(_, n_kept):
+                        pass
+                if not jsonl:
+                    screen.show(event)
+                elif not isinstance(event, Written):
+                    write_line(environment.stdout, work_line(event))
+    except BaseException:
+        screen.close()
+        if n_kept:
+            screen.say(f"{n_kept:,} of {n_all:,} tensors are kept: the same command goes on from there.")
+        raise
+    return ExitStatus.ANSWERED
+
+
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Makes wrong usage of what the converter says about a flag."""
+    try:
+        yield
+    except ConvertError as error:
+        raise UsageError(str(error)) from None
+
+
+def _pattern(text: str) -> tuple[re.Pattern[str], QuantType]:
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type {text[:60]!r}: expected REGEX=TYPE, such as ffn_down=Q6_K.")
+    kind = _tensor_type("--tensor-type", name)
+    try:
+        # Lower case, as llama-quantize makes it: names are.
+        compiled = re.compile(pattern.lower())
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--tensor-type {pattern[:60]!r}: no regular expression ({error}).") from None
+    if kind is None:
+        raise UsageError(f"--tensor-type {text[:60]!r}: names no type.")
+    return compiled, kind
+
+
+def _tensor_type(flag: str, name: str | None) -> QuantType | None:
+    if name is None:
+        return None
+    kind = find_tensor_type(name)
+    if kind not in QUANTIZABLE:
+        known = ", ".join(kind.name for kind in QUANTIZABLE)
+        raise UsageError(f"{flag} {name[:40]!r}: unknown type of a tensor. Choose from {known}.")
+    return kind

@@ -1,0 +1,655 @@
+"""Conversions that end before their time, in every way, and what the same command makes of what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from qwq_convert.checkpoint import CheckpointFolder
+from qwq_convert.journal import Journal, read_journal
+from qwq_convert.key_values import parse_override
+from qwq_convert.output import Output
+from qwq_convert.partial import partial_path
+from qwq_convert.pipeline import (
+    ConvertEvent,
+    ConvertRequest,
+    Finished,
+    Planned,
+    Resumed,
+    StartedOver,
+    TensorDone,
+    Written,
+    convert,
+    run_conversion,
+)
+from qwq_convert.plan import Plan, plan_conversion
+from qwq_convert.quant_types import TypeOptions
+from qwq_convert.tensor_types import QuantType
+
+from qwq_local.errors import ConvertError
+from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
+from tests.command import QWQ, environment
+
+# A converter that takes one step for each line that it is given, so that it can be killed at any.
+STEPS = """
+import sys; from pathlib import Path
+from qwq_convert.pipeline import ConvertRequest, convert
+from qwq_local.cli.jsonl import work_line
+request = ConvertRequest(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), record_every_s=0, threads=2)
+events = convert(request)
+for _ in sys.stdin:
+    print(work_line(next(events)), end="", flush=True)
+"""
+# Some seconds of work for one thread.
+SLOW = CheckpointSpec(hidden_size=256, intermediate_size=1024)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def request_(folder: Path) -> ConvertRequest:
+    return ConvertRequest(folder, "Q4_0", folder.parent / "out.gguf", record_every_s=0)
+
+
+@pytest.fixture
+def expected(request_: ConvertRequest) -> bytes:
+    """The bytes of a conversion that nothing disturbed."""
+    return run_conversion(replace(request_, out=request_.source / "undisturbed.gguf")).read_bytes()
+
+
+def test_a_process_killed_over_and_over_is_gone_on_from_to_the_same_bytes(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    """kill -9 after two events, then after three, and so on, each run going on from what was left."""
+    kept = []
+    for n_events in (2, 3, 5, 6, 8, 9, 11):
+        with stepping(request_) as process:
+            events = [step(process) for _ in range(n_events)]
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not any(event["event"] == "started_over" for event in events)
+        kept += [event["count"] for event in events if event["event"] == "resumed"]
+    assert kept == sorted(kept)
+    assert len(set(kept)) > 3
+    _, resumed, *_ = convert(request_)
+    assert isinstance(resumed, Resumed)
+    assert resumed.count >= kept[-1]
+    assert_finished(request_, expected)
+
+
+def test_the_command_killed_in_full_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    """The real `qwq convert`, killed when a line of its --jsonl was read, wherever it is by then."""
+    folder = write_checkpoint(tmp_path / "model", SLOW)
+    request = ConvertRequest(folder, "IQ4_XS", tmp_path / "out.gguf")
+    command = [*QWQ, "convert", str(folder), "IQ4_XS", "-o", str(request.out), "--jsonl", "--threads", "1"]
+    variables = environment(tmp_path / "cache")
+    for last in ('"planned"', '"tensor_done"'):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=variables, text=True) as process:
+            assert process.stdout is not None
+            next(line for line in process.stdout if last in line)
+            process.kill()
+        assert not request.out.exists()
+    result = subprocess.run(command, capture_output=True, env=variables, text=True, check=True)
+    assert "started_over" not in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["paths"] == [str(request.out)]
+    assert_finished(request, run_conversion(replace(request, out=tmp_path / "undisturbed")).read_bytes())
+
+
+def test_whatever_lies_on_the_disk_between_two_events_leads_to_the_same_bytes(
+    request_: ConvertRequest, expected: bytes, tmp_path: Path
+) -> None:
+    """What a kill -9 leaves is what the files hold at that moment, copied here at each event."""
+    copies = []
+    for number, _ in enumerate(convert(request_)):
+        copies.append(copied(request_, tmp_path / f"copy-{number}"))
+    kept = []
+    for copy in copies[:-1]:
+        events = list(convert(copy))
+        kept += [event.count for event in events if isinstance(event, Resumed)]
+        assert_finished(copy, expected)
+    assert kept == sorted(kept)
+    assert len(set(kept)) > 5
+
+
+def test_only_what_the_journal_names_is_trusted_after_a_power_cut(
+    request_: ConvertRequest, expected: bytes, tmp_path: Path
+) -> None:
+    """Unnamed bytes may be anything: here they are noise, the header too until something is recorded."""
+    plan = planned(request_)
+    copies = []
+    for number, _ in enumerate(convert(request_)):
+        copies.append(copied(request_, tmp_path / f"copy-{number}"))
+    for copy in copies[1:-1]:
+        record = read_journal(journal_of(copy))
+        assert record is not None
+        spoil(copy, plan, record.finished)
+        assert_finished_by(convert(copy), copy, expected)
+
+
+def test_the_journal_names_a_tensor_only_after_its_bytes_were_synced(request_: ConvertRequest) -> None:
+    """The order of the system calls themselves, seen by the interpreter's profiler in every thread."""
+    plan = planned(request_)
+    calls = SystemCalls()
+    with calls.watched():
+        run_conversion(request_)
+    recorded = 0
+    for place, name in calls.recorded():
+        tensor = next(each for each in plan.tensors if each.name == name)
+        start = len(plan.files[0].header) + tensor.offset
+        writes = [n for n, a, b in calls.writes() if a < start + tensor.n_bytes and b > start]
+        syncs = [(n, m) for n, m in calls.syncs() if n > max(writes) and m < place]
+        assert writes, name
+        assert syncs, f"{name} is recorded before it was synced"
+        recorded += 1
+    assert recorded == len(plan.tensors)
+
+
+def test_between_the_records_at_most_the_work_of_some_seconds_is_lost(request_: ConvertRequest) -> None:
+    """Nothing is synced before the time is over, everything when the conversion ends in an orderly way."""
+    events = convert(replace(request_, record_every_s=3600))
+    drawn = [next(event for event in events if isinstance(event, TensorDone)) for _ in range(4)]
+    record = read_journal(journal_of(request_))
+    assert record is not None
+    assert record.finished == frozenset()
+    events.close()
+    record = read_journal(journal_of(request_))
+    assert record is not None
+    assert record.finished == {event.name for event in drawn}
+
+
+@pytest.mark.parametrize("n_bytes", [2_000, 40_000])
+def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(
+    n_bytes: int, request_: ConvertRequest
+) -> None:
+    """A real limit on the size of files is met when the partial file gets its length."""
+    with file_size_limit(n_bytes), pytest.raises(ConvertError) as caught:
+        run_conversion(request_)
+    text = f"{request_.out}.partial: cannot be written (File too large). Free space or go elsewhere."
+    assert str(caught.value) == text
+    assert left_behind(request_) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_what_is_finished(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    """The limit comes down in the middle; when there is room again the same request completes the file."""
+    plan = planned(request_)
+    last = max(plan.tensors, key=lambda tensor: tensor.offset)
+    room = len(plan.files[0].header) + last.offset
+    n_done = 0
+    with ExitStack() as limit:
+
+        def convert_until_full() -> None:
+            nonlocal n_done
+            for event in convert(request_):
+                if isinstance(event, TensorDone):
+                    n_done = event.index
+                    limit.enter_context(file_size_limit(room))
+
+        with pytest.raises(ConvertError, match=r"partial: cannot be written \(File too large\)"):
+            convert_until_full()
+    assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
+    _, resumed, *_ = convert(request_)
+    assert isinstance(resumed, Resumed)
+    assert resumed.count == n_done > 0
+    assert_finished(request_, expected)
+
+
+def test_a_journal_that_finds_no_room_costs_only_what_it_could_not_record(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    """Half a line on a full disk is taken back, and the next run does not read it joined to another."""
+    events = convert(request_)
+    next(event for event in events if isinstance(event, TensorDone))
+    path = journal_of(request_)
+    wait_until(lambda: b"tensor" in path.read_bytes())
+    n_bytes = path.stat().st_size
+    writer = Journal(path, planned(request_).fingerprint, goes_on=True)
+    with closing(writer), file_size_limit(n_bytes + 10), pytest.raises(OSError, match="File too large"):
+        writer.finished(["blk.1.ffn_up.weight"])
+    assert path.stat().st_size == n_bytes
+    events.close()
+    assert_finished_by(convert(request_), request_, expected)
+
+
+def test_a_weight_that_is_no_number_stops_it_and_the_permission_goes_on(tmp_path: Path) -> None:
+    spec = CheckpointSpec()
+    folder = write_checkpoint(tmp_path / "model", spec)
+    values = weights(spec)
+    values["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    write_safetensors(folder / "model.safetensors", {k: store(v, "BF16") for k, v in values.items()})
+    request = ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf", threads=1)
+    with pytest.raises(ConvertError, match=r"up_proj\.weight holds nan at \[3, 4\].*--allow-nonfinite"):
+        run_conversion(request)
+    assert left_behind(request) == ["out.gguf.partial", "out.gguf.partial.journal"]
+    allowed = replace(request, allow_nonfinite=True)
+    events = list(convert(allowed))
+    assert isinstance(events[1], Resumed)
+    assert events[1].count > 10
+    assert {e.name: e.n_nonfinite for e in events if isinstance(e, TensorDone) and e.n_nonfinite} == {
+        "blk.1.ffn_up.weight": 1
+    }
+    direct = replace(allowed, out=tmp_path / "direct.gguf")
+    assert run_conversion(direct).read_bytes() == request.out.read_bytes()
+
+
+def test_a_journal_cut_at_any_byte_is_as_long_as_its_last_whole_line(
+    request_: ConvertRequest, expected: bytes, tmp_path: Path
+) -> None:
+    interrupt(request_, 6)
+    content = journal_of(request_).read_bytes()
+    for end in range(0, len(content), 17):
+        copy = copied(request_, tmp_path / f"copy-{end}")
+        journal_of(copy).write_bytes(content[:end])
+        n_lines = content[:end].count(b"\n")
+        events = list(convert(copy))
+        assert [event.count for event in events if isinstance(event, Resumed)] == [n_lines - 1] * (
+            n_lines > 1
+        )
+        assert_finished(copy, expected)
+
+
+def _without_first_line(content: bytes) -> bytes:
+    return content.partition(b"\n")[2]
+
+
+def _renamed(content: bytes) -> bytes:
+    """Other tensors, which are not finished."""
+    return content.replace(b"blk.0.", b"blk.1.")
+
+
+def _bits_flipped(content: bytes) -> bytes:
+    return bytes(byte ^ (4 if place % 40 == 0 else 0) for place, byte in enumerate(content))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "zeros behind": lambda content: content + bytes(4096),
+    "first line lost": _without_first_line,
+    "other names": _renamed,
+    "bits flipped": _bits_flipped,
+    "no text": lambda content: content[:-1] + b"\xff\xfe\n",
+    "no object": lambda content: content + b"[]\n7\nnull\n",
+    "nested": lambda content: content + b"[" * 100_000 + b"\n",
+    "foreign tensor": lambda content: content + b'{"tensor":"blk.9.x.weight"}\n',
+    "whole, it says": lambda content: content + b'{"whole":true}\n',
+    "numbers": lambda content: content.replace(b'"blk.0', b'1234, "'),
+    "other version": lambda content: content.replace(b'"version": 1', b'"version": 9'),
+    "twice": lambda content: content + _without_first_line(content),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_journal_never_damages_the_outcome(
+    damage: str, request_: ConvertRequest, expected: bytes
+) -> None:
+    """Whatever it says then, no tensor is taken for finished that is not."""
+    interrupt(request_, 9)
+    path = journal_of(request_)
+    plan, record = planned(request_), read_journal(path)
+    assert record is not None
+    spoil(request_, plan, record.finished)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    events = list(convert(request_))
+    indexes = [event.index for event in events if isinstance(event, TensorDone)]
+    assert indexes == list(range(indexes[0], len(plan.tensors) + 1))
+    assert_finished(request_, expected)
+
+
+def test_a_journal_of_another_conversion_is_not_believed(request_: ConvertRequest) -> None:
+    """Also where only its first line was replaced: every line vouches for its conversion."""
+    interrupt(request_, 9)
+    path, other = journal_of(request_), replace(request_, name="Another")
+    first = Journal(path.with_name("first"), planned(other).fingerprint, goes_on=False)
+    first.close()
+    path.write_bytes(first.path.read_bytes() + _without_first_line(path.read_bytes()))
+    first.path.unlink()
+    events = list(convert(other))
+    assert not any(isinstance(event, Resumed) for event in events)
+    fresh = run_conversion(replace(other, out=other.out.with_name("fresh")))
+    assert other.out.read_bytes() == fresh.read_bytes()
+
+
+CHANGES: dict[str, Callable[[ConvertRequest], ConvertRequest]] = {
+    "type": lambda request: replace(request, file_type="Q4_1"),
+    "key": lambda request: replace(request, overrides=(parse_override("general.license=mit"),)),
+    "output": lambda request: replace(request, types=TypeOptions(output=QuantType.Q5_1)),
+    "name": lambda request: replace(request, name="Another"),
+    "newer source": lambda request: _touched(request),
+    "other source": lambda request: _moved(request),
+}
+
+
+def _touched(request: ConvertRequest) -> ConvertRequest:
+    os.utime(request.source / "model.safetensors", ns=(1, 1))
+    return request
+
+
+def _moved(request: ConvertRequest) -> ConvertRequest:
+    """As long as the first, and other weights."""
+    folder = write_checkpoint(request.source.parent / "other" / "model")
+    values = {name: store(-array, "BF16") for name, array in weights(CheckpointSpec()).items()}
+    write_safetensors(folder / "model.safetensors", values)
+    return replace(request, source=folder)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_source_or_option_starts_over_and_says_so(change: str, request_: ConvertRequest) -> None:
+    interrupt(request_, 5)
+    changed = CHANGES[change](request_)
+    events = list(convert(changed))
+    assert events[1] == StartedOver(request_.out.with_name("out.gguf.partial"))
+    assert not any(isinstance(event, Resumed) for event in events)
+    fresh = run_conversion(replace(changed, out=request_.out.with_name("fresh.gguf")))
+    assert request_.out.read_bytes() == fresh.read_bytes()
+
+
+def test_starting_over_takes_the_old_journal_away_before_the_old_bytes(request_: ConvertRequest) -> None:
+    """A crash between the two leaves nothing that vouches for bytes that are gone."""
+    interrupt(request_, 9)
+    calls = SystemCalls()
+    with calls.watched():
+        run_conversion(replace(request_, overrides=(parse_override("general.type=motel"),)))
+    names = [(file, name) for kind, file, name, _ in calls.all if kind == "c_return"]
+    assert names.index(("journal.py", "fsync")) < names.index(("partial.py", "ftruncate"))
+
+
+def test_a_partial_file_of_another_length_is_not_gone_on_with(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    interrupt(request_, 5)
+    with request_.out.with_name("out.gguf.partial").open("ab") as file:
+        file.write(b"more")
+    events = list(convert(request_))
+    assert not any(isinstance(event, Resumed) for event in events)
+    assert_finished(request_, expected)
+
+
+def test_what_is_found_beside_no_journal_is_written_over(request_: ConvertRequest, expected: bytes) -> None:
+    request_.out.with_name("out.gguf.partial").write_bytes(b"x" * 10_000_000)
+    events = list(convert(request_))
+    assert isinstance(events[1], StartedOver)
+    assert_finished(request_, expected)
+
+
+def test_nothing_is_said_of_starting_over_when_nothing_was_finished(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    with stepping(request_) as process:
+        assert [step(process)["event"] for _ in range(2)] == ["planned", "written"]
+        process.kill()
+    assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
+    events = list(convert(request_))
+    assert isinstance(events[1], Written)
+    assert_finished(request_, expected)
+
+
+@pytest.mark.parametrize("n_named", range(5))
+def test_a_crash_between_the_names_of_the_parts_leaves_only_names_to_give(
+    n_named: int, request_: ConvertRequest
+) -> None:
+    request = replace(request_, split_max_bytes=20_000)
+    run_conversion(request)
+    plan = planned(request)
+    assert len(plan.files) == 4
+    expected = [file.path.read_bytes() for file in plan.files]
+    unnamed = as_before_the_names(plan, n_named)
+    events = list(convert(request))
+    count = len(plan.tensors)
+    assert events == [
+        Planned(count, plan.tensor_bytes),
+        Resumed(count, plan.tensor_bytes),
+        Finished(tuple(file.path for file in plan.files), sum(map(len, expected))),
+    ]
+    assert [file.path.read_bytes() for file in plan.files] == expected
+    assert left_behind(request) == sorted(file.path.name for file in plan.files)
+    assert len(unnamed) == 4 - n_named
+
+
+def test_a_file_that_was_removed_after_the_crash_is_made_again(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    """The journal says that all is whole, and nothing is there any more."""
+    run_conversion(request_)
+    as_before_the_names(planned(request_), 1)
+    request_.out.unlink()
+    assert_finished_by(convert(request_), request_, expected)
+
+
+def test_a_damaged_file_is_not_given_its_name(request_: ConvertRequest) -> None:
+    run_conversion(request_)
+    (unnamed,) = as_before_the_names(planned(request_), 0)
+    content = bytearray(unnamed.read_bytes())
+    content[:4] = b"FUGG"
+    unnamed.write_bytes(content)
+    with pytest.raises(ConvertError, match="is not a GGUF file"):
+        run_conversion(request_)
+    assert not request_.out.exists()
+
+
+def test_a_file_that_appeared_meanwhile_is_not_written_over(
+    request_: ConvertRequest, expected: bytes
+) -> None:
+    events = convert(request_)
+    next(event for event in events if isinstance(event, TensorDone) and event.index == event.count)
+    request_.out.write_text("mine")
+    with pytest.raises(ConvertError, match=r"out\.gguf: exists already"):
+        next(events)
+    assert request_.out.read_text() == "mine"
+    request_.out.unlink()
+    _, resumed, *_ = convert(request_)
+    assert isinstance(resumed, Resumed)
+    assert resumed.count == 27
+    assert_finished(request_, expected)
+
+
+def test_two_processes_at_once_do_not_disturb_each_other(request_: ConvertRequest, expected: bytes) -> None:
+    """The second is told in one line, and leaves everything as it is."""
+    command = [*QWQ, "convert", str(request_.source), "Q4_0", "-o", str(request_.out)]
+    variables = environment(request_.source / "cache")
+    with stepping(request_) as first:
+        events = [step(first) for _ in range(9)]
+        result = subprocess.run(command, capture_output=True, env=variables, text=True)
+        reason = f"{request_.out}.partial: another process is writing it. Wait for it or stop it."
+        assert (result.returncode, result.stdout, result.stderr) == (1, "", f"qwq: {reason}\n")
+        while events[-1]["event"] != "finished":
+            events.append(step(first))
+    assert_finished(request_, expected)
+
+
+def test_a_second_run_on_the_finished_file_refuses(request_: ConvertRequest, expected: bytes) -> None:
+    run_conversion(request_)
+    with pytest.raises(ConvertError, match=r"out\.gguf: exists already\. Remove it or write to another name"):
+        run_conversion(request_)
+    assert_finished(request_, expected)
+
+
+def test_a_disk_that_failed_once_is_not_believed_again(request_: ConvertRequest) -> None:
+    """After a failed sync a later one may succeed without the bytes: nothing is recorded any more."""
+    plan = planned(request_)
+    with Output(plan.files, plan.fingerprint, record_every_s=0) as output:
+
+        def mark_until_it_fails() -> None:
+            while True:
+                output.mark_finished("output.weight")
+
+        with file_size_limit(journal_of(request_).stat().st_size):
+            with pytest.raises(ConvertError, match=r"journal: cannot be written"):
+                mark_until_it_fails()
+        output.mark_finished("output_norm.weight")
+    assert left_behind(request_) == []
+
+
+def interrupt(request: ConvertRequest, n_tensors: int) -> None:
+    """Convert until so many tensors are finished and recorded."""
+    with closing(convert(request)) as events:
+        next(event for event in events if isinstance(event, TensorDone) and event.index == n_tensors)
+
+
+def planned(request: ConvertRequest) -> Plan:
+    with CheckpointFolder(request.source) as source:
+        return plan_conversion(source, request)
+
+
+def journal_of(request: ConvertRequest) -> Path:
+    return request.out.with_name(f"{request.out.name}.partial.journal")
+
+
+def copied(request: ConvertRequest, folder: Path) -> ConvertRequest:
+    """The same request for a copy of what the files of a conversion hold now."""
+    folder.mkdir()
+    for path in request.out.parent.glob(f"{request.out.name}*"):
+        shutil.copy(path, folder)
+    return replace(request, out=folder / request.out.name)
+
+
+def spoil(request: ConvertRequest, plan: Plan, finished: frozenset[str]) -> None:
+    """Noise in place of what the disk does not hold for good; of the header too while nothing is recorded."""
+    (file,) = plan.files
+    noise = np.random.default_rng(5).integers(0, 256, file.n_bytes, np.uint8).tobytes()
+    with request.out.with_name(f"{request.out.name}.partial").open("r+b") as content:
+        if not finished:
+            content.write(noise)
+        for tensor in file.layout.tensors:
+            if finished and tensor.name not in finished:
+                content.seek(len(file.header) + tensor.offset)
+                content.write(noise[: tensor.n_bytes])
+
+
+def as_before_the_names(plan: Plan, n_named: int) -> list[Path]:
+    """Put finished files back to where they are when the last `n_named` have their names; those without."""
+    unnamed = [partial_path(file.path) for file in plan.files[: len(plan.files) - n_named]]
+    writer = Journal(
+        partial_path(plan.files[0].path).with_suffix(".partial.journal"), plan.fingerprint, goes_on=False
+    )
+    with closing(writer):
+        writer.finished(tensor.name for tensor in plan.tensors)
+        writer.whole()
+    for file, path in zip(plan.files, unnamed, strict=False):
+        file.path.rename(path)
+    return unnamed
+
+
+def assert_finished(request: ConvertRequest, expected: bytes) -> None:
+    assert request.out.read_bytes() == expected
+    assert [name for name in left_behind(request) if name.startswith("out.gguf")] == ["out.gguf"]
+
+
+def assert_finished_by(events: Iterator[ConvertEvent], request: ConvertRequest, expected: bytes) -> None:
+    *_, last = events
+    assert isinstance(last, Finished)
+    assert_finished(request, expected)
+
+
+def left_behind(request: ConvertRequest) -> list[str]:
+    return sorted(path.name for path in request.out.parent.iterdir() if path != request.source)
+
+
+@contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """Within the block this process can make no file longer than that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class SystemCalls:
+    """Calls that reach the disk, in order over all threads, as the interpreter's profiler sees them."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str, str, Any]] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block, calls of this thread and of those that it starts are kept."""
+        threading.setprofile(self._see)
+        sys.setprofile(self._see)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+    def writes(self) -> list[tuple[int, int, int]]:
+        """When a write to the partial file was over, and from where to where it went."""
+        return [(n, *seen) for n, seen in self._seen("c_return", "positioned.py", "pwrite")]
+
+    def syncs(self) -> list[tuple[int, int]]:
+        """When a sync of the partial file began and when it was over."""
+        began = [n for n, _ in self._seen("c_call", "partial.py", "fsync")]
+        return list(zip(began, [n for n, _ in self._seen("c_return", "partial.py", "fsync")], strict=True))
+
+    def recorded(self) -> list[tuple[int, str]]:
+        """When a tensor's line began to be written to the journal, and its name."""
+        lines = [
+            (n, line) for n, seen in self._seen("c_call", "journal.py", "write") for line in seen.split(b"\n")
+        ]
+        return [(n, json.loads(line)["tensor"]) for n, line in lines if b'"tensor"' in line]
+
+    def _seen(self, kind: str, file: str, name: str) -> list[tuple[int, Any]]:
+        wanted = (kind, file, name)
+        return [(n, seen) for n, (*call, seen) in enumerate(self.all) if tuple(call) == wanted]
+
+    def _see(self, frame: FrameType, kind: str, function: object) -> None:
+        is_call = kind in ("c_call", "c_return")
+        if not is_call or function not in (os.pwrite, os.write, os.fsync, os.ftruncate):
+            return
+        seen: object = None
+        if function is os.pwrite:
+            start = frame.f_locals["offset"]
+            seen = (start, start + frame.f_locals["content"].nbytes)
+        elif function is os.write:
+            seen = frame.f_locals.get("content")
+        self.all.append((kind, Path(frame.f_code.co_filename).name, getattr(function, "__name__", ""), seen))
+
+
+@contextmanager
+def stepping(request: ConvertRequest) -> Iterator[subprocess.Popen[str]]:
+    """A process that converts, a step at a time; killed at the end of the block if it still runs."""
+    command = [sys.executable, "-c", STEPS, str(request.source), request.file_type, str(request.out)]
+    variables = environment(request.source / "cache")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=variables, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def step(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next event of the process, which then waits."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    event: dict[str, Any] = json.loads(process.stdout.readline())
+    return event
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
