@@ -362,7 +362,7 @@ def test_numbers_are_read_by_their_strides_in_memory_and_through_a_device() -> N
 
 
 def imatrix(cache: Path, *arguments: str | Path, stdin: bytes | None = None) -> Ran:
-    return qwq(cache, "imatrix", *map(str, arguments), stdin=stdin)
+    return qwq(cache, "imatrix", *map(str, arguments), "--threads", "1", stdin=stdin)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,18 @@ def test_a_run_killed_at_any_moment_is_taken_up_to_the_same_bytes(
     grouped: Path, text_file: Path, whole: Path, cache: Path, tmp_path: Path, n_lines: int
 ) -> None:
     out = tmp_path / "out.gguf"
-    command = (str(grouped), str(text_file), "--ctx", "64", "--save-every", "1", "-o", str(out))
+    command = (
+        str(grouped),
+        str(text_file),
+        "--ctx",
+        "64",
+        "--save-every",
+        "1",
+        "--threads",
+        "1",
+        "-o",
+        str(out),
+    )
     with subprocess.Popen(
         [*QWQ, "imatrix", *command], stderr=subprocess.PIPE, env=environment(cache)
     ) as process:
@@ -410,7 +421,19 @@ def tokens_done(screen: str) -> int:
 def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(grouped: Path, cache: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
     text.write_text(prose(60_000))
-    arguments = ("imatrix", str(grouped), str(text), "--ctx", "64", "--save-every", "100000", "-o", str(out))
+    arguments = (
+        "imatrix",
+        str(grouped),
+        str(text),
+        "--ctx",
+        "64",
+        "--save-every",
+        "100000",
+        "--threads",
+        "1",
+        "-o",
+        str(out),
+    )
     with Terminal(arguments, environment(cache), columns=250) as terminal:
         terminal.read_until(lambda screen: tokens_done(screen) > 4096)
         terminal.interrupt()
