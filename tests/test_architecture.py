@@ -27,6 +27,8 @@ DOORS = {
     "rich": ("qwq_local.terminal",),
     "prompt_toolkit": ("qwq_local.terminal",),
     "huggingface_hub": ("qwq_local.models",),
+    "httpx2": ("qwq_local.models",),
+    "filelock": ("qwq_local.models",),
     "jinja2": ("qwq_local.dialogue",),
     "llama_cpp": (
         "qwq_local.engine",
@@ -39,7 +41,17 @@ DOORS = {
     "torch": (),
 }
 # Modules that must not be needed to print help: each costs more than the whole command line.
-SLOW = ("llama_cpp", "numpy", "rich", "huggingface_hub", "jinja2", "gguf", "platformdirs", "tomllib")
+SLOW = (
+    "llama_cpp",
+    "numpy",
+    "rich",
+    "huggingface_hub",
+    "httpx2",
+    "jinja2",
+    "gguf",
+    "platformdirs",
+    "tomllib",
+)
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:

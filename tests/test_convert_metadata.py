@@ -265,6 +265,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         tokenizer_edit(added_tokens=[{"id": 5, "content": "x", "special": False}]),
         "token 5 is both",
     ),
+    "an added token with the text of a learned one": (
+        tokenizer_edit(added_tokens=[{"id": 319, "content": "!", "special": False}]),
+        "tokens 0 and 319 are both '!'",
+    ),
     "an added token beyond the rows": (
         tokenizer_edit(added_tokens=[{"id": 320, "content": "x"}]),
         "id is 320, expected a whole number from 0 to 319",

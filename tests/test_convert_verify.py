@@ -10,14 +10,24 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwq_convert.gguf_header import read_header
+from qwq_convert.parts import read_parts
 from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.verify import verify_file, verify_structure
+from qwq_convert.tensor_data import CHUNK_ELEMENTS
+from qwq_convert.verify import (
+    surplus_bytes,
+    verify_blocks,
+    verify_file,
+    verify_placement,
+    verify_structure,
+)
 
-from qwq_local.errors import ConvertError
+from qwq_local.engine.api import AbortFlag
+from qwq_local.engine.model import LoadSettings, drained, load_model
+from qwq_local.errors import ConvertError, ModelFileError
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 
 
@@ -33,8 +43,11 @@ def test_a_header_reads_as_the_gguf_package_reads_it(converted: Path) -> None:
     expected = {key: field.contents() for key, field in reference.fields.items() if key[:5] != "GGUF."}
     assert {key: ours.value(key) for key in ours.keys} == expected
     assert ours.data_start == reference.data_offset
-    assert [(t.name, t.kind, t.shape[::-1], ours.data_start + t.offset, t.n_bytes) for t in ours.tensors] == [
-        (t.name, t.tensor_type, tuple(t.shape.tolist()), t.data_offset, t.n_bytes) for t in reference.tensors
+    assert [
+        (t.name, int(t.kind), t.shape[::-1], ours.data_start + t.offset, t.n_bytes) for t in ours.tensors
+    ] == [
+        (t.name, int(t.tensor_type), tuple(t.shape.tolist()), t.data_offset, t.n_bytes)
+        for t in reference.tensors
     ]
 
 
@@ -195,17 +208,99 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
 
 def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
     """The plan is held against what stands in the file, not against the writer's own word."""
-    from qwq_convert.shard import SourceTensor
     from qwq_convert.layout import Layout, PlannedTensor
+    from qwq_convert.shard import SourceTensor
+    from qwq_convert.tensor_types import QuantType
 
     path = tmp_path / "one.gguf"
     path.write_bytes(head(1, 0) + entry(b"a", (32,)) + PADDING)
     source = SourceTensor("a", "F32", (32,), "model.safetensors", 0, 128)
-    planned = PlannedTensor("a", GGMLQuantizationType.F16, source, 0, 64)
+    planned = PlannedTensor("a", QuantType.F16, source, 0, 64)
     with pytest.raises(ConvertError, match="planned was"):
         verify_structure(path, Layout((planned,), 64))
     with pytest.raises(ConvertError, match="holds 1 tensors, planned were 0"):
         verify_structure(path, Layout((), 0))
+
+
+# Several files, and what llama.cpp insists on.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = CheckpointSpec(hidden_size=256, intermediate_size=512)
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "model", spec)
+
+
+@pytest.fixture
+def split(checkpoint: Path, tmp_path: Path) -> list[Path]:
+    request = ConvertRequest(checkpoint, "Q8_0", tmp_path / "model.gguf", split_max_bytes=600_000)
+    run_conversion(request)
+    paths = sorted(tmp_path.glob("model-*.gguf"))
+    assert len(paths) > 2
+    return paths
+
+
+def test_all_parts_of_a_split_model_are_read_as_one(split: list[Path]) -> None:
+    parts = read_parts(split[0])
+    assert [part.path for part in parts] == split
+    assert list(verify_blocks(parts, threads=2))[-1].bytes_done == sum(
+        tensor.n_bytes for part in parts for tensor in part.tensors
+    )
+
+
+def test_parts_that_do_not_belong_together_are_told(split: list[Path]) -> None:
+    with pytest.raises(ConvertError, match="name the first, ending in -00001-of-"):
+        read_parts(split[1])
+    second, third = (path.read_bytes() for path in split[1:3])
+    split[1].write_bytes(third)
+    with pytest.raises(ConvertError, match="says it is part 2, should be 1"):
+        read_parts(split[0])
+    split[1].unlink()
+    with pytest.raises(ConvertError, match=f"{split[1].name}: cannot be read"):
+        read_parts(split[0])
+    key = b"split.no" + struct.pack("<I", 2)
+    assert key in third
+    number = third.index(key) + len(key)
+    split[1].write_bytes(third[:number] + struct.pack("<H", 1) + third[number + 2 :])
+    with pytest.raises(ConvertError, match=f"is in {split[1].name} too"):
+        read_parts(split[0])
+    split[1].write_bytes(second)
+    read_parts(split[0])
+
+
+def test_the_number_of_a_damaged_block_counts_from_the_start_of_its_tensor(tmp_path: Path) -> None:
+    """In a tensor of three chunks, in the middle one and in the last block."""
+    spec = CheckpointSpec(hidden_size=256, n_layers=1, intermediate_size=2**13 + 512)
+    path = tmp_path / "model.gguf"
+    run_conversion(ConvertRequest(write_checkpoint(tmp_path / "model", spec), "Q8_0", path))
+    header = read_header(path)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == "blk.0.ffn_up.weight")
+    n_blocks = tensor.n_bytes // 34
+    assert n_blocks * 32 > 2 * CHUNK_ELEMENTS
+    whole = path.read_bytes()
+    for block in (CHUNK_ELEMENTS // 32 + 77, n_blocks - 1):
+        at = header.data_start + tensor.offset + 34 * block
+        path.write_bytes(whole[:at] + b"\xff\x7f" + whole[at + 2 :])
+        with pytest.raises(ConvertError, match=f"ffn_up.weight has a damaged block, number {block:,}, "):
+            verify_file(path)
+
+
+def test_a_gap_between_tensors_is_refused_as_llama_cpp_refuses_it(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    run_conversion(ConvertRequest(checkpoint, "F32", path))
+    whole, header = path.read_bytes(), read_header(path)
+    verify_placement(header)
+    last = header.tensors[-1]
+    listed = struct.pack("<QIQ", last.shape[0], last.kind, last.offset)
+    assert whole.count(listed) == 1
+    moved = whole.replace(listed, struct.pack("<QIQ", last.shape[0], last.kind, last.offset + 32))
+    path.write_bytes(moved + bytes(32))
+    with pytest.raises(ConvertError, match=r"llama\.cpp would refuse it"):
+        verify_placement(read_header(path))
+    with pytest.raises(ModelFileError, match=r"llama\.cpp refuses"):
+        drained(load_model(path, LoadSettings(), AbortFlag()))
+    path.write_bytes(whole + bytes(100))
+    assert (surplus_bytes(header), surplus_bytes(read_header(path))) == (0, 100)
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """Headers from strangers: whatever stands in a GGUF or safetensors file, it is read or refused in one line.
 
-3,000 files: cut, overwritten, and built from parts that each may be wild. None may end in anything but a
+3,400 files: cut, overwritten, and built from parts that each may be wild. None may end in anything but a
 ConvertError or ModelFileError, take long, or allocate more than a multiple of the file's own size.
 """
 
@@ -10,7 +10,6 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,13 +30,17 @@ from qwq_local.models.completeness import check_completeness, notices
 from qwq_local.models.header import header_of, special_token_ids
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 
-# What Python needs to hold the densest content: an empty JSON list takes 3 bytes and 64 as an object; a
-# GGUF key-value of nothing but its lengths takes 14 bytes and some 500 as entry, key and dict slot.
+# Twice what Python needs for the densest content that was found (DENSEST, below): {"":0} takes 7 bytes in a
+# file and 30 times as many as an object, [] and 16-bit numbers 25 times as many.
 BYTES_PER_BYTE = 64
-BYTES_AT_LEAST = 2**18
+BYTES_AT_LEAST = 2**16
 LONGEST_MESSAGE = 1000
 # Not a measure of speed: only a loop without end, or one that squares the size, takes seconds.
 NOT_A_HANG = timedelta(seconds=5)
+
+
+# A case that fails is printed whole, however long its names are.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 
 
 def thorough(max_examples: int) -> settings:
@@ -49,16 +52,6 @@ def thorough(max_examples: int) -> settings:
         deadline=NOT_A_HANG,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text that is reported by its beginning when a case fails."""
-
-    content: str
-
-    def __repr__(self) -> str:
-        return f"Text({self.content[:2000]!r})"
 
 
 class Samples:
@@ -305,7 +298,7 @@ entries = st.builds(
 @st.composite
 def gguf_files(draw: st.DrawFn) -> bytes:
     own_fields, own_entries = draw(st.lists(fields, max_size=6)), draw(st.lists(entries, max_size=4))
-    if own_fields and draw(st.booleans()):
+    if own_fields and draw(st.integers(0, 1)) == 1:
         own_fields.append(own_fields[0])
     if own_entries and draw(st.integers(0, 3)) == 0:
         own_entries.append(own_entries[0])
@@ -392,24 +385,24 @@ json_headers = st.lists(st.tuples(json_keys, st.one_of(json_entries, json_values
 
 @thorough(500)
 @given(
-    header=st.one_of(json_headers, json_headers, json_values).map(Text),
+    header=st.one_of(json_headers, json_headers, json_values),
     length=st.one_of(st.none(), st.none(), st.none(), WILD_NUMBERS),
     data=st.sampled_from((0, 32, 64, 1000)),
 )
 def test_a_safetensors_header_of_wild_parts_is_read_or_refused(
-    samples: Samples, header: Text, length: int | None, data: int
+    samples: Samples, header: str, length: int | None, data: int
 ) -> None:
     """Names given twice, offsets that overlap, nesting, numbers of any length, text that is no JSON."""
-    content = lengthy(header.content.encode("utf-8", "surrogatepass"), length) + bytes(data)
+    content = lengthy(header.encode("utf-8", "surrogatepass"), length) + bytes(data)
     attempt(read_shard, samples.folder / "wild.safetensors", content)
 
 
 @thorough(200)
-@given(index=json_headers.map(Text), whole=st.booleans())
-def test_an_index_of_wild_parts_is_read_or_refused(samples: Samples, index: Text, whole: bool) -> None:
+@given(index=json_headers, whole=st.booleans())
+def test_an_index_of_wild_parts_is_read_or_refused(samples: Samples, index: str, whole: bool) -> None:
     folder = samples.folder / "indexed"
     folder.mkdir(exist_ok=True)
-    text = '{"weight_map":' + index.content + "}" if whole else index.content
+    text = '{"weight_map":' + index + "}" if whole else index
     (folder / INDEX).write_text(text, "utf-8", "surrogatepass")
 
     def read(_: Path) -> None:
@@ -460,7 +453,7 @@ DENSEST = {
         + struct.pack("<IQQ", 3, 0, 1)
         + lengthy(b"tokenizer.ggml.tokens")
         + struct.pack("<IIQ", 9, 8, 2**16)
-        + b"".join(lengthy(struct.pack("<H", at)) for at in range(2**16)),
+        + lengthy(b"ab") * 2**16,
     ),
     "empty lists": ("safetensors", b"{" + b'"a":[' + b"[]," * (DENSE // 3) + b"[]]}"),
     "empty objects": ("safetensors", b'{"a":[' + b"{}," * (DENSE // 3) + b"{}]}"),

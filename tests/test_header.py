@@ -51,8 +51,8 @@ def test_the_header_says_what_the_gguf_package_says(miniature: Callable[[str], P
     path = miniature("Q8_0")
     header, reader = read_header(path), GGUFReader(path)
 
-    assert {t.name: (tuple(reversed(t.shape)), t.tensor_type, t.n_bytes) for t in reader.tensors} == {
-        t.name: (t.shape, t.kind, t.n_bytes) for t in header.tensors.values()
+    assert {t.name: (tuple(reversed(t.shape)), t.tensor_type.name, t.n_bytes) for t in reader.tensors} == {
+        t.name: (t.shape, t.kind.name, t.n_bytes) for t in header.tensors.values()
     }
     for key, field in reader.fields.items():
         if header.scalar(key) is not None:

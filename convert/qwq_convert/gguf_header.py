@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
-from qwq_convert.strict_json import shown
+from qwq_convert.strict_json import named, shown
 from qwq_convert.tensor_types import BLOCKS, QuantType
 from qwq_local.errors import ConvertError
 
@@ -117,7 +117,7 @@ class GgufHeader:
         field = self._fields[key]
         kind = field.kind if field.item is None else field.item
         if kind == GGUFValueType.STRING:
-            texts = _texts(self._content, field, f"{self.path}: {key}")
+            texts = _texts(self._content, field, f"{self.path}: {named(key)}")
             return texts if field.item is not None else texts[0]
         code = SCALARS[kind].format.lstrip("<")
         numbers = list(struct.unpack_from(f"<{field.count}{code}", self._content, field.start))

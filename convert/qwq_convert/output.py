@@ -7,6 +7,7 @@ same conversion goes on from there. Final names are taken when all is whole, ver
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -18,11 +19,12 @@ from types import TracebackType
 
 from qwq_convert import ggml
 from qwq_convert.journal import Journal, Record, read_journal
-from qwq_convert.layout import PlannedFile, PlannedTensor
+from qwq_convert.layout import Layout, PlannedFile, PlannedTensor
 from qwq_convert.partial import PartialFile, partial_path, write_errors
 from qwq_local.errors import ConvertError
 
-GIB = 1024**3
+GIB, MIB = 2**30, 2**20
+_PART = re.compile(r"-\d{5}-of-\d{5}(?=(\.gguf)?$)")
 
 
 def check_output(
@@ -37,10 +39,11 @@ def check_output(
     # What an interrupted run left behind is gone on with or written over.
     free = (free_bytes or _free_bytes)(folder)
     free += sum(_allocated_bytes(path) for file in files for path in (partial_path(file.path), file.path))
+    free += sum(_allocated_bytes(path) for path in _otherwise_split(files))
     needed = sum(file.n_bytes for file in files)
     if free < needed:
         raise ConvertError(
-            f"{folder}: needs {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB free. "
+            f"{folder}: needs {_size_text(needed)}, {_size_text(free)} free. "
             "Free some space or write to another disk."
         )
 
@@ -154,6 +157,10 @@ class Output:
             self._journal = Journal(path, self._fingerprint, goes_on=False)
         for partial in self._partials:
             partial.begin()
+        for other in _otherwise_split(self._files):
+            PartialFile(PlannedFile(other.with_suffix(""), b"", Layout((), 0))).remove()
+            other.with_suffix(".partial.journal").unlink(missing_ok=True)
+            self.started_over = True
 
     @property
     def _names(self) -> frozenset[str]:
@@ -218,8 +225,22 @@ def _allocated_bytes(path: Path) -> int:
     return getattr(path.stat(), "st_blocks", 0) * 512 if path.is_file() else 0
 
 
+def _otherwise_split(files: Sequence[PlannedFile]) -> list[Path]:
+    """What an interrupted conversion to the same name, in another number of parts, left behind."""
+    folder, name = files[0].path.parent, files[0].path.name
+    if len(files) > 1:
+        name = _PART.sub("", name)
+    mine = {partial_path(file.path) for file in files}
+    named_so = [path for path in folder.glob("*.partial") if _PART.sub("", path.stem) == name]
+    return [path for path in named_so if path not in mine]
+
+
 def _length_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
+
+
+def _size_text(n_bytes: int) -> str:
+    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:.1f} MiB"
 
 
 def _free_bytes(folder: Path) -> int:

@@ -21,7 +21,7 @@ from qwq_convert.file_types import FILE_TYPES, FileType, find_file_type
 from qwq_convert.gguf_source import GgufSource
 from qwq_convert.imatrix_file import ImportanceMatrix, read_imatrix
 from qwq_convert.key_values import KeyValues, finish, stretch
-from qwq_convert.layout import PlannedFile, PlannedTensor, lay_out, plan_files
+from qwq_convert.layout import PlannedFile, PlannedTensor, encode_header, lay_out, plan_files
 from qwq_convert.metadata import build_key_values
 from qwq_convert.model_config import read_config
 from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, needs_imatrix
@@ -74,7 +74,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TypeSize:
-    """What a source takes as a file type; `n_bytes` None when its shapes do not allow the type."""
+    """What a source takes as a file type; `n_bytes` None when its shapes do not allow the type.
+
+    `bits_per_weight` is that of the tensors alone, without what the vocabulary takes.
+    """
 
     name: str
     n_bytes: int | None
@@ -102,6 +105,8 @@ def describe(source: Source, name: str | None = None) -> Description:
 def plan_conversion(source: Source, request: ConvertRequest) -> Plan:
     """Everything about the conversion; ConvertError in one line when something stands against it."""
     file_type = find_file_type(request.file_type)
+    if not request.out.name:
+        raise ConvertError(f"{request.out}: is a folder. Give the name of the file to write.")
     matrix = None if request.imatrix is None else read_imatrix(request.imatrix)
     model = describe(source, request.name)
     kinds = choose_types(model.tensors, file_type, model.figures, request.types, matrix is not None)
@@ -118,10 +123,13 @@ def plan_conversion(source: Source, request: ConvertRequest) -> Plan:
     return Plan(file_type, files, importance, unweighted, _fingerprint(source, files, importance))
 
 
-def sizes(source: Source) -> list[TypeSize]:
-    """Every file type, and what the source would take in it."""
-    model = describe(source)
+def sizes(model: Description) -> list[TypeSize]:
+    """Every file type, and what the model would take in it."""
     n_elements = sum(tensor.source.n_elements for tensor in model.tensors)
+    # As long for every type: a type is a number.
+    finish(model.key_values, FILE_TYPES["F32"], (), None)
+    (floats,) = lay_out(model.tensors, [QuantType.F32] * len(model.tensors))
+    header_bytes = len(encode_header(model.key_values, floats))
     rows = []
     for file_type in FILE_TYPES.values():
         try:
@@ -134,7 +142,8 @@ def sizes(source: Source) -> list[TypeSize]:
             needs_imatrix(tensor.name, kind, file_type)
             for tensor, kind in zip(model.tensors, kinds, strict=True)
         )
-        rows.append(TypeSize(file_type.name, n_bytes, 8 * n_bytes / n_elements, needs_imatrix=needs))
+        bits = 8 * n_bytes / n_elements
+        rows.append(TypeSize(file_type.name, header_bytes + n_bytes, bits, needs_imatrix=needs))
     return rows
 
 

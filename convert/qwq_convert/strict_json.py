@@ -81,8 +81,8 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, str):
-            self.fail(f"{key} is {shown(value)}, expected a text.")
-        return checked_text(value, f"{self.source}: {key}")
+            self.fail(f"{named(key)} is {shown(value)}, expected a text.")
+        return checked_text(value, f"{self.source}: {named(key)}")
 
     def optional_object(self, key: str) -> Fields | None:
         """The fields of the object under `key`, or None."""
@@ -90,8 +90,8 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            self.fail(f"{key} is {shown(value)}, expected an object.")
-        return Fields(f"{self.source}: {key}", value)
+            self.fail(f"{named(key)} is {shown(value)}, expected an object.")
+        return Fields(f"{self.source}: {named(key)}", value)
 
     def items(self, key: str) -> list[object]:
         """The list under `key`; an empty one when absent."""
@@ -140,6 +140,11 @@ def shown(value: object) -> str:
     """`value` as a message shows it: one line, at most 40 characters."""
     text = "infinity" if isinstance(value, float) and not math.isfinite(value) else repr(value)[:200]
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def named(key: str) -> str:
+    """A key as a message names it: as it is, unless it is long or would not print on one line."""
+    return key if len(key) <= 80 and key.isprintable() else shown(key)
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

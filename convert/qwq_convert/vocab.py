@@ -64,7 +64,16 @@ def read_vocabulary(tokenizer: Fields, tokenizer_config: Fields, vocab_size: int
         texts.append(text)
         types.append(int(kind))
     checked_text("".join(texts), f"{tokenizer.source}: a token")
+    _check_distinct(tokenizer, texts)
     return Vocabulary(texts, types, _merges(model), {entry.text: token for token, entry in added.items()})
+
+
+def _check_distinct(tokenizer: Fields, texts: list[str]) -> None:
+    """llama.cpp ends the process over a vocabulary in which two tokens are the same text."""
+    seen: dict[str, int] = {}
+    for token, text in enumerate(texts):
+        if (first := seen.setdefault(text, token)) != token:
+            tokenizer.fail(f"tokens {first} and {token} are both {shown(text)}. Download the file again.")
 
 
 def _typed(entry: _AddedToken) -> tuple[str, TokenType]:

@@ -16,7 +16,7 @@ from qwq_convert.file_types import find_file_type
 from qwq_convert.ggml import QUANTIZABLE
 from qwq_convert.key_values import Yarn, parse_override
 from qwq_convert.pipeline import convert as run
-from qwq_convert.plan import Plan, TypeSize, open_source, plan_conversion, sizes
+from qwq_convert.plan import Plan, open_source, plan_conversion
 from qwq_convert.quant_types import TypeOptions
 from qwq_convert.quantize import available_threads
 from qwq_convert.request import (
@@ -34,6 +34,7 @@ from qwq_convert.tensor_types import QuantType, find_tensor_type
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.jsonl import work_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
+from qwq_local.cli.type_list import type_lines
 from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.models.snapshots import find_snapshot, is_repository
@@ -82,15 +83,14 @@ def convert_in(environment: Environment, asked: Asked) -> int:
     """List, plan or convert as asked. Raises QwqError."""
     source = find_source(asked.source)
     if asked.types:
-        with open_source(source) as opened:
-            for line in type_table(sizes(opened)):
-                write_line(environment.stdout, f"{line}\n")
+        for line in type_lines(environment, source):
+            write_line(environment.stdout, f"{line}\n")
         return ExitStatus.ANSWERED
     request = request_of(asked, source)
     if asked.dry_run:
         with open_source(source) as opened:
             for line in plan_lines(plan_conversion(opened, request), request):
-                write_line(environment.stdout, f"{line}\n")
+                write_line(environment.stdout, f"{one_line(line, 2000)}\n")
         return ExitStatus.ANSWERED
     return _run(request, environment, jsonl=asked.jsonl)
 
@@ -143,17 +143,6 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2].upper()]
 
 
-def type_table(rows: list[TypeSize]) -> Iterator[str]:
-    """Every file type as aligned lines: bits per weight, size, imatrix."""
-    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>10}  IMATRIX"
-    for row in rows:
-        if row.n_bytes is None:
-            yield f"{row.name:<8} {'-':>6} {'-':>10}  not for this model's shapes"
-            continue
-        need = "needed" if row.needs_imatrix else ""
-        yield f"{row.name:<8} {row.bits_per_weight:6.2f} {size_text(row.n_bytes):>10}  {need}".rstrip()
-
-
 def plan_lines(plan: Plan, request: ConvertRequest) -> Iterator[str]:
     """What a conversion would do: each tensor's type and size, then the files, the space and the time."""
     for tensor in plan.tensors:
@@ -193,7 +182,7 @@ class _Screen:
                     self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
                 self._line.update(name, done)
             case TensorDone(name, _, _, _, _, n_nonfinite) if n_nonfinite:
-                self.say(f"{name}: {n_nonfinite:,} weights are no numbers.")
+                self.say(f"{name}: weights that are no numbers: {n_nonfinite:,}.")
             case TensorDone():
                 pass
             case Finished(paths, n_bytes):

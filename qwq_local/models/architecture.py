@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gguf import LlamaFileType
+from qwq_convert.strict_json import named, shown
 
 from qwq_local.errors import ModelFileError
 from qwq_local.models.header import TOKENS_KEY, Header
@@ -46,11 +47,13 @@ def check_architecture(header: Header) -> Shape:
     """
     architecture = header.text("general.architecture")
     if architecture not in SUPPORTED:
-        kind = header.text("general.type", "model")
-        named = (
-            f"holds a {kind} of architecture {architecture!r}" if architecture else "names no architecture"
+        kind = named(header.text("general.type", "model"))
+        what = (
+            f"holds a {kind} of architecture {shown(architecture)}"
+            if architecture
+            else "names no architecture"
         )
-        raise ModelFileError(f"{header.path} {named}; supported: {', '.join(SUPPORTED)}.")
+        raise ModelFileError(f"{header.path} {what}; supported: {', '.join(SUPPORTED)}.")
     shape = Shape(
         n_layers=_dimension(header, "block_count", MAX_LAYERS),
         hidden=_dimension(header, "embedding_length", 1 << 20),
@@ -82,7 +85,9 @@ def _vocabulary_size(header: Header) -> int:
         raise ModelFileError(f"{header.path} has no vocabulary ({TOKENS_KEY}).")
     model = header.text("tokenizer.ggml.model")
     if model != "gpt2":
-        raise ModelFileError(f"{header.path} has a tokenizer of kind {model!r}; Qwen2 models have 'gpt2'.")
+        raise ModelFileError(
+            f"{header.path} has a tokenizer of kind {shown(model)}; Qwen2 models have 'gpt2'."
+        )
     n_types = header.array_length("tokenizer.ggml.token_type")
     if n_types not in (None, n_tokens):
         raise ModelFileError(f"{header.path} is damaged: {n_tokens} tokens, {n_types} token types.")
@@ -115,11 +120,11 @@ def _check_heads(header: Header, shape: Shape) -> None:
 def _check_rope(header: Header, shape: Shape) -> None:
     scaling = header.text("qwen2.rope.scaling.type", "none")
     if scaling not in _ROPE_SCALING_TYPES:
-        raise ModelFileError(f"{header.path} has the unknown rope scaling {scaling!r}.")
+        raise ModelFileError(f"{header.path} has the unknown rope scaling {shown(scaling)}.")
     for key in ("qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon"):
         value = header.scalar(key)
         if not isinstance(value, float) or not 0 < value < 1e12:
-            raise ModelFileError(f"{header.path} is damaged: {key} is {value}.")
+            raise ModelFileError(f"{header.path} is damaged: {key} is {shown(value)}.")
 
 
 def _check_special_tokens(header: Header, shape: Shape) -> None:

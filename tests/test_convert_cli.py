@@ -1,0 +1,351 @@
+"""`qwq convert` as a person meets it: real processes, on pipes and on pseudo-terminals."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from qwq_convert.file_types import FILE_TYPES
+from qwq_convert.gguf_header import read_header
+from qwq_convert.pipeline import ConvertRequest, run_conversion
+
+from qwq_local.cli.converting import Asked, convert_in
+from qwq_local.cli.environment import Environment
+from qwq_local.errors import ExitStatus, QwqError
+from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
+from tests.command import QWQ, Ran, Terminal, environment
+
+# More than a second of work for one thread, so that there is something to see and to interrupt.
+SLOW = CheckpointSpec(hidden_size=256, intermediate_size=1280)
+USAGE, FAILED = ExitStatus.USAGE, ExitStatus.FAILED
+MADE = re.compile(r"(?P<path>\S+): (?P<size>[\d.,]+ \S+), whole and checked\.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("slow") / "model", SLOW)
+
+
+def run(directory: Path, *arguments: str) -> Ran:
+    """The real command, in a directory of its own."""
+    command, variables = [*QWQ, "convert", *arguments], environment(directory / "cache")
+    result = subprocess.run(command, cwd=directory, capture_output=True, env=variables, timeout=120)
+    return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def on_terminal(arguments: list[str], directory: Path, columns: int = 80, rows: int = 24) -> Terminal:
+    return Terminal(["convert", *arguments], environment(directory / "cache"), columns, rows)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def left_behind(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name != "cache")
+
+
+def test_piped_it_says_what_it_made_in_one_line_and_nothing_on_stdout(folder: Path, tmp_path: Path) -> None:
+    """The file is named after the source and the type, and lies where one is."""
+    ran = run(tmp_path, str(folder), "q8_0")
+    assert (ran.status, ran.stdout) == (0, "")
+    assert ran.stderr == "model-Q8_0.gguf: 118,880 bytes, whole and checked.\n"
+    assert left_behind(tmp_path) == ["model-Q8_0.gguf"]
+    expected = run_conversion(ConvertRequest(folder, "Q8_0", tmp_path / "expected.gguf"))
+    assert (tmp_path / "model-Q8_0.gguf").read_bytes() == expected.read_bytes()
+
+
+def test_a_second_run_refuses_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    run(tmp_path, str(folder), "Q8_0", "-o", "out.gguf")
+    before = (tmp_path / "out.gguf").stat()
+    ran = run(tmp_path, str(folder), "Q8_0", "-o", "out.gguf")
+    assert (ran.status, ran.stdout) == (1, "")
+    assert ran.stderr == "qwq: out.gguf: exists already. Remove it or write to another name.\n"
+    assert (tmp_path / "out.gguf").stat() == before
+
+
+def test_every_option_reaches_the_file(folder: Path, tmp_path: Path) -> None:
+    options = [
+        "--tensor-type",
+        r"blk\.0\.FFN=q5_0",
+        "--tensor-type",
+        "attn_v=F16",
+        "--output-tensor-type",
+        "q4_1",
+    ]
+    options += ["--token-embedding-type", "Q5_1", "--override-key", "general.name=Mine", "--yarn", "4"]
+    ran = run(tmp_path, str(folder), "Q8_0", "-o", "out.gguf", "--threads", "3", *options)
+    assert ran.status == 0, ran.stderr
+    header = read_header(tmp_path / "out.gguf")
+    kinds = {tensor.name: tensor.kind.name for tensor in header.tensors}
+    assert {kinds[f"blk.0.ffn_{name}.weight"] for name in ("up", "down", "gate")} == {"Q5_0"}
+    assert (kinds["blk.1.ffn_up.weight"], kinds["blk.1.attn_v.weight"]) == ("Q8_0", "F16")
+    assert (kinds["output.weight"], kinds["token_embd.weight"]) == ("Q4_1", "Q5_1")
+    assert header.value("general.name") == "Mine"
+    assert header.value("qwen2.context_length") == 4 * 4096
+    ran = run(tmp_path, str(folder), "Q4_0", "-o", "pure.gguf", "--pure", "--leave-output-tensor")
+    kinds = {tensor.name: tensor.kind.name for tensor in read_header(tmp_path / "pure.gguf").tensors}
+    assert (kinds["output.weight"], kinds["token_embd.weight"]) == ("BF16", "Q4_0")
+    ran = run(tmp_path, str(folder), "BF16", "-o", "parts.gguf", "--split-max-size", "100K")
+    assert ran.stderr.startswith("parts-00001-of-00003.gguf and 2 more: ")
+    assert (tmp_path / "parts-00003-of-00003.gguf").exists()
+
+
+def test_jsonl_writes_every_step_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, str(folder), "Q8_0", "--jsonl")
+    assert (ran.status, ran.stderr) == (0, "")
+    planned, *done, finished = events_of(ran.stdout)
+    assert planned == {"v": 1, "event": "planned", "count": 27, "bytes_total": 111104, "unweighted": []}
+    assert {event["event"] for event in done} == {"tensor_done"}
+    assert [event["index"] for event in done] == list(range(1, 28))
+    assert set(done[0]) == {
+        "v",
+        "event",
+        "name",
+        "index",
+        "count",
+        "bytes_done",
+        "bytes_total",
+        "n_nonfinite",
+    }
+    assert finished == {"v": 1, "event": "finished", "paths": ["model-Q8_0.gguf"], "n_bytes": 118880}
+
+
+def test_dry_run_tells_types_size_and_time_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    planned = run(tmp_path, str(folder), "Q4_K_M", "-o", "out.gguf", "--dry-run", "--split-max-size", "50K")
+    assert (planned.status, planned.stderr) == (0, "")
+    assert left_behind(tmp_path) == []
+    *tensors, size, needed_time = planned.stdout.splitlines()
+    assert re.fullmatch(r"About \d+ s of quantizing on \d+ cores here; a slow disk adds to it\.", needed_time)
+    assert run(tmp_path, str(folder), "Q4_K_M", "-o", "out.gguf", "--split-max-size", "50K").status == 0
+    headers = [read_header(path) for path in sorted(tmp_path.glob("out-*.gguf"))]
+    n_bytes = sum(header.file_bytes for header in headers)
+    assert size.startswith(f"out-00001-of-00002.gguf and 1 more: {n_bytes:,} bytes (")
+    made = [tensor for header in headers for tensor in header.tensors]
+    assert [line.split()[0] for line in tensors] == [tensor.name for tensor in made]
+    assert [line.split(" -> ")[1].split()[0] for line in tensors] == [tensor.kind.name for tensor in made]
+
+
+def test_types_lists_every_type_with_its_size(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, "--types", str(folder))
+    assert (ran.status, ran.stderr) == (0, "")
+    rows = {line.split()[0]: line for line in ran.stdout.splitlines()[1:]}
+    assert list(rows)[: len(FILE_TYPES)] == list(FILE_TYPES)
+    assert re.search(r"^Q8_0 +8\.\d\d +118,880 bytes", rows["Q8_0"])
+    run_conversion(ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf"))
+    assert (tmp_path / "out.gguf").stat().st_size == 118_880
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    ran = run(tmp_path, "--help")
+    assert (ran.status, ran.stderr) == (0, "")
+    for option in (
+        *("--out", "--types", "--dry-run", "--imatrix", "--tensor-type", "--output-tensor-type"),
+        *("--token-embedding-type", "--pure", "--leave-output-tensor", "--override-key", "--yarn"),
+        *("--split-max-size", "--threads", "--allow-nonfinite", "--jsonl"),
+    ):
+        assert option in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
+def test_on_a_terminal_a_line_shows_tensor_bar_rate_and_time_left(
+    columns: int, rows: int, slow: Path, tmp_path: Path
+) -> None:
+    """It fits the window, is drawn over itself, and gives way to what was made."""
+    out = str(tmp_path / "out.gguf")
+    with on_terminal([str(slow), "IQ4_XS", "-o", out, "--threads", "1"], tmp_path, columns, rows) as terminal:
+        text = terminal.read_until(lambda text: " left" in text)
+        pattern = r"\S+\.weight █*░+ · \d+ % · [\d.,]+ MB/s · \d+ s left"
+        assert re.fullmatch(pattern, text), text
+        assert len(text) < columns
+        assert terminal.read_to_end() == 0
+        shown = MADE.fullmatch(terminal.text.replace("\n", ""))
+    assert shown is not None, terminal.text
+    assert shown["path"] == out
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(slow: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    arguments = [str(slow), "IQ4_XS", "-o", str(out), "--threads", "1"]
+    with on_terminal(arguments, tmp_path, columns=200) as terminal:
+        terminal.read_until(lambda text: "blk." in text)
+        terminal.interrupt()
+        assert terminal.read_to_end() == 130
+        match = re.fullmatch(
+            r"(?:\^C)?(\d+) of 27 tensors are kept: the same command goes on from there\.", terminal.text
+        )
+    assert match is not None, terminal.text
+    assert left_behind(tmp_path) == ["out.gguf.partial", "out.gguf.partial.journal"]
+    ran = run(tmp_path, *arguments)
+    going_on, made = ran.stderr.splitlines()
+    assert re.fullmatch(rf"going on: {match[1]} tensors \([\d.,]+ \w+\) are there already\.", going_on)
+    assert MADE.fullmatch(made)
+    expected = run_conversion(ConvertRequest(slow, "IQ4_XS", tmp_path / "expected.gguf"))
+    assert out.read_bytes() == expected.read_bytes()
+
+
+def test_an_early_ctrl_c_keeps_and_says_nothing(slow: Path, tmp_path: Path) -> None:
+    arguments = [str(slow), "IQ4_XS", "-o", str(tmp_path / "out.gguf"), "--threads", "1", "--jsonl"]
+    with on_terminal(arguments, tmp_path, columns=400) as terminal:
+        terminal.read_until(lambda text: '"planned"' in text)
+        terminal.signal(signal.SIGINT)
+        assert terminal.read_to_end() == 130
+        assert "Traceback" not in terminal.text
+    if "kept" not in terminal.text:
+        assert left_behind(tmp_path) == []
+
+
+def test_a_reader_that_goes_away_ends_it_quietly_and_loses_nothing(slow: Path, tmp_path: Path) -> None:
+    command = [*QWQ, "convert", str(slow), "IQ4_XS", "-o", "out.gguf", "--jsonl"]
+    variables = environment(tmp_path / "cache")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, env=variables) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert re.fullmatch(r"\d+ of 27 tensors are kept: the same command goes on from there\.\n", said)
+    assert run(tmp_path, str(slow), "IQ4_XS", "-o", "out.gguf").status == 0
+
+
+def test_another_option_starts_over_and_says_so(folder: Path, slow: Path, tmp_path: Path) -> None:
+    arguments = [str(slow), "IQ4_XS", "-o", "out.gguf"]
+    command, variables = [*QWQ, "convert", *arguments, "--jsonl"], environment(tmp_path / "cache")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=variables, text=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "tensor_done" in line)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    ran = run(tmp_path, *arguments, "--override-key", "general.name=Other")
+    started_over, made = ran.stderr.splitlines()
+    assert started_over == "out.gguf.partial was of another conversion or an older source: starting over."
+    assert MADE.fullmatch(made)
+
+
+def test_a_weight_that_is_no_number_is_one_line_with_its_place(tmp_path: Path) -> None:
+    """Nothing of what libggml prints by itself gets through, neither then nor when it is allowed."""
+    spec = CheckpointSpec(n_layers=1)
+    folder = write_checkpoint(tmp_path / "model", spec)
+    values = weights(spec)
+    values["lm_head.weight"][2, 3] = np.inf
+    write_safetensors(folder / "model.safetensors", {k: store(v, "BF16") for k, v in values.items()})
+    ran = run(tmp_path, str(folder), "BF16", "--jsonl")
+    assert ran.status == 1
+    kept, error = ran.stderr.splitlines()
+    assert kept.endswith("of 15 tensors are kept: the same command goes on from there.")
+    assert error == (
+        "qwq: model.safetensors: lm_head.weight holds inf at [2, 3]. Download the file again, or "
+        "convert with --allow-nonfinite."
+    )
+    ran = run(tmp_path, str(folder), "BF16", "--allow-nonfinite")
+    assert ran.status == 0
+    going_on, counted, made = ran.stderr.splitlines()
+    assert going_on.startswith("going on: ")
+    assert counted == "output.weight: weights that are no numbers: 1."
+    assert MADE.fullmatch(made)
+
+
+UNREADABLE = "unknown type of a tensor. Choose from F32, F16, "
+WRONG: Mapping[str, tuple[dict[str, Any], ExitStatus, str]] = {
+    "no type": ({"file_type": ""}, USAGE, "which type? Try Q4_K_M, or list them with --types."),
+    "unknown type": ({"file_type": "Q4_M"}, USAGE, "file type 'Q4_M' is unknown, did you mean "),
+    "tensor type without type": ({"tensor_types": ("ffn",)}, USAGE, "'ffn': expected REGEX=TYPE, such as"),
+    "tensor type of no type": ({"tensor_types": ("ffn=Q9",)}, USAGE, f"--tensor-type 'Q9': {UNREADABLE}"),
+    "tensor type with an end": ({"tensor_types": ("ffn=",)}, USAGE, f"--tensor-type '': {UNREADABLE}"),
+    "no regular expression": ({"tensor_types": ("(=F16",)}, USAGE, "'(': no regular expression ("),
+    "tensor type of floats": (
+        {"file_type": "F16", "tensor_types": ("ffn=Q8_0",)},
+        FAILED,
+        "--tensor-type says nothing with F16.",
+    ),
+    "output type": ({"output_type": "I8"}, USAGE, f"--output-tensor-type 'I8': {UNREADABLE}"),
+    "embedding type": ({"embedding_type": ""}, USAGE, f"--token-embedding-type '': {UNREADABLE}"),
+    "output rows": ({"output_type": "Q6_K"}, FAILED, "rows of 64 values are not whole Q6_K blocks of 256."),
+    "override": ({"overrides": ("a",)}, USAGE, "--override-key 'a': expected KEY=VALUE or KEY=TYPE:VALUE."),
+    "override bytes": ({"overrides": ("\udcff=1",)}, USAGE, "expected KEY=VALUE or KEY=TYPE:VALUE."),
+    "yarn": ({"yarn": float("nan")}, FAILED, "--yarn nan: expected a factor above 1, such as 4 for 131,072"),
+    "size": (
+        {"split": "4 apples"},
+        USAGE,
+        "--split-max-size '4 apples': expected a size such as 4G or 500M.",
+    ),
+    "size of nothing": ({"split": "0"}, USAGE, "--split-max-size '0': expected a size such as 4G or 500M."),
+    "imatrix not there": ({"imatrix": Path("none.gguf")}, FAILED, "none.gguf: cannot be read (No such file"),
+    "no folder": (
+        {"out": Path("no/where.gguf")},
+        FAILED,
+        "no: no such folder. Create it or write elsewhere.",
+    ),
+    "this folder": ({"out": Path()}, FAILED, ".: is a folder. Give the name of the file to write."),
+    "a folder": ({"out": Path("..")}, FAILED, "..: is a folder. Give the name of the file to write."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_done_is_said_in_a_line(case: str, folder: Path, tmp_path: Path) -> None:
+    fields, status, reason = WRONG[case]
+    asked = Asked(**{"source": str(folder), "file_type": "Q8_0", "out": tmp_path / "out.gguf", **fields})
+    with pytest.raises(QwqError) as caught:
+        convert_in(Environment(None, io.StringIO(), io.StringIO(), {}), asked)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_status == status
+    assert left_behind(tmp_path) == []
+
+
+def test_wrong_usage_is_a_line_and_a_status_of_the_process(slow: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, str(slow), "IQ2_XXS")
+    assert (ran.status, ran.stdout) == (FAILED, "")
+    assert ran.stderr == (
+        "qwq: IQ2_XXS: blk.0.attn_k.weight as IQ2_XXS needs an importance matrix, and none is given. "
+        "Make one with `qwq imatrix MODEL.gguf TEXT` and give it as --imatrix.\n"
+    )
+    ran = run(tmp_path, str(slow), "Q8_0", "--yarn", "four", "--threads", "0")
+    assert (ran.status, ran.stdout) == (USAGE, "")
+    assert "Invalid value for '--yarn'" in ran.stderr
+    assert left_behind(tmp_path) == []
+
+
+def test_a_name_of_bytes_that_are_no_text_is_a_name_like_any_other(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, str(folder), "Q8_0", "-o", "\udcff.gguf", "--jsonl")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert events_of(ran.stdout)[-1]["event"] == "finished"
+    assert (tmp_path / "\udcff.gguf").exists()
+
+
+def test_names_in_a_file_from_elsewhere_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "evil.gguf", "qwen2")
+    writer.add_block_count(1)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_tensor("\x1b[2J\x1b]0;title\x07\n.weight", np.ones((4, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    stdout = io.StringIO()
+    asked = Asked(str(tmp_path / "evil.gguf"), "Q8_0", dry_run=True)
+    assert convert_in(Environment(None, stdout, io.StringIO(), {}), asked) == ExitStatus.ANSWERED
+    assert not set("\x1b\x07") & set(stdout.getvalue())
+    assert len(stdout.getvalue().splitlines()) == 3
+    ran = run(
+        tmp_path, "evil.gguf", "Q8_0", "--output-tensor-type", "Q6_K", "--tensor-type", ".=Q6_K", "--pure"
+    )
+    assert not set("\x1b\x07") & set(ran.stderr)
