@@ -131,7 +131,9 @@ def _resolve(environment: Environment, asked: Asked, places: Directories) -> Res
 
 def _backend(asked: Asked, resolved: ResolvedProfile, places: Directories) -> tuple[LocalBackend, AbortFlag]:
     profile = resolved.profile
-    path = find_model(asked.model, Catalog(resolved.model, profile.repo, profile.files), places.cache)
+    path = find_model(
+        asked.model, Catalog(resolved.model, profile.repo, profile.files), places.cache, places.data
+    )
     abort = AbortFlag()
     return LocalBackend(path, profile, physical_cores(), abort), abort
 

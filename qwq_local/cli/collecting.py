@@ -224,7 +224,7 @@ def _find(environment: Environment, asked: Asked) -> tuple[Path, Profile]:
     resolved = resolve(asked.model, None, folders, environment.variables, asked.settings)
     profile = resolved.profile
     catalog = Catalog(resolved.model, profile.repo, profile.files)
-    return find_model(asked.model, catalog, places.cache), profile
+    return find_model(asked.model, catalog, places.cache, places.data), profile
 
 
 def _threads(asked: int | None, profile: Profile) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gguf import Keys
 from qwq_convert.key_values import KeyValues
 from qwq_convert.plan import TypeSize, describe, open_source, sizes
 
@@ -43,16 +42,17 @@ def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -
 
 def shape_of(key_values: KeyValues) -> Shape:
     """The dimensions that the key-values of a GGUF tell."""
+    architecture = key_values["general.architecture"].value
 
     def figure(key: str) -> int:
-        return int(key_values[key.format(arch=key_values[Keys.General.ARCHITECTURE].value)].value)
+        return int(key_values[f"{architecture}.{key}"].value)
 
     return Shape(
-        n_layers=figure(Keys.LLM.BLOCK_COUNT),
-        hidden=figure(Keys.LLM.EMBEDDING_LENGTH),
-        intermediate=figure(Keys.LLM.FEED_FORWARD_LENGTH),
-        n_heads=figure(Keys.Attention.HEAD_COUNT),
-        n_kv_heads=figure(Keys.Attention.HEAD_COUNT_KV),
-        n_vocab=len(key_values[Keys.Tokenizer.LIST].value),
-        context_length=figure(Keys.LLM.CONTEXT_LENGTH),
+        n_layers=figure("block_count"),
+        hidden=figure("embedding_length"),
+        intermediate=figure("feed_forward_length"),
+        n_heads=figure("attention.head_count"),
+        n_kv_heads=figure("attention.head_count_kv"),
+        n_vocab=len(key_values["tokenizer.ggml.tokens"].value),
+        context_length=figure("context_length"),
     )

@@ -22,6 +22,7 @@ def find_snapshot(repository: str) -> Path:
     found = try_to_load_from_cache(repository, "config.json")
     if not isinstance(found, str):
         raise ModelNotFound(
-            f"{repository}: not downloaded on this machine. Download it first: hf download {repository}"
+            f"{repository}: no such folder, and no such repository was downloaded to this machine. "
+            f"Download it first: hf download {repository}"
         )
     return Path(found).parent

@@ -1,8 +1,8 @@
 """A model name in, the path of a GGUF on this machine out.
 
-A name is a path to a GGUF, `miniature` (the bundled checkpoint, converted on first use into the cache), or
-`qwq-32b` (the official files, where the Hugging Face cache has them). `:TYPE` after a name chooses the
-quantization type. Nothing is downloaded here.
+What a name can be, and in which order, is said in names.py. Here are the two rules that need the disk, paths
+and the bundled miniature, which is converted on first use into the cache; and a note of when a model was last
+used. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -10,31 +10,50 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError
+from qwq_local.models.catalog import Catalog as Catalog
 from qwq_local.models.header import read_header
-from qwq_local.paths import bundled, make_private
+from qwq_local.paths import Directories, bundled, make_private
+
+if TYPE_CHECKING:
+    from qwq_local.models.inventory import LocalModel
 
 MINIATURE = "miniature"
 MINIATURE_TYPE = "Q8_0"
 # Raised when the converter's output changes, so that an older conversion in the cache is not reused.
 CONVERSION = 1
+USE_IS_NEWS_AFTER_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """Where the files of the model called `name` may be: a hub repository and its files by type."""
+def find_model(name: str, catalog: Catalog, cache: Path, data: Path | None = None) -> Path:
+    """The GGUF that `name` means, in the order that names.py documents; `data` holds the registry.
 
-    name: str
-    repo: str
-    files: Mapping[str, str]
+    Raises ModelNotFound saying how to get one, UsageError when several are meant.
+    """
+    if (path := path_of(name)) is not None:
+        return path
+    stem, _, file_type = name.partition(":")
+    if stem == MINIATURE:
+        return converted_miniature(cache, file_type.upper() or MINIATURE_TYPE)
+    model = find_listed(name, catalog, cache, data)
+    if model is None:
+        raise ModelNotFound(
+            f"no model {name!r} on this machine; `qwq models` lists what is here. `qwq pull` brings QwQ-32B. "
+            "To try qwq now: --model miniature, or --model FILE.gguf."
+        )
+    if data is not None:
+        _note_use(model.path, data)
+    return model.path
 
 
-def find_model(name: str, catalog: Catalog, cache: Path) -> Path:
-    """The GGUF that `name` means. Raises ModelNotFound saying how to get one."""
+def path_of(name: str) -> Path | None:
+    """The file when `name` is a path, None when it is a name. Raises ModelNotFound for a lost path."""
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:
@@ -43,29 +62,32 @@ def find_model(name: str, catalog: Catalog, cache: Path) -> Path:
         return path
     if path.is_dir() and len(path.parts) > 1:
         raise ModelNotFound(f"{path} is a directory. Give the path of a GGUF in it.")
-    if path.suffix == ".gguf" or len(path.parts) > 1:
+    is_name = ":" in path.name and not path.is_absolute() and not name.startswith((".", "~"))
+    if path.suffix == ".gguf" or (len(path.parts) > 1 and not is_name):
         raise ModelNotFound(f"there is no model file {path}. Give the path of a GGUF, or --model miniature.")
-    stem, _, file_type = name.partition(":")
-    if stem == MINIATURE:
-        return converted_miniature(cache, file_type.upper() or MINIATURE_TYPE)
-    if stem.lower() == catalog.name and (found := _downloaded(catalog, file_type.upper())):
-        return found
-    raise ModelNotFound(
-        f"no model {name!r} on this machine. `qwq pull` will bring QwQ-32B; until this version has it: "
-        f"hf download {catalog.repo} {next(iter(catalog.files.values()), '')}. "
-        f"To try qwq now: --model miniature, or --model FILE.gguf."
-    )
-
-
-def _downloaded(catalog: Catalog, file_type: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for kind, file_name in catalog.files.items():
-        if file_type in ("", kind):
-            path = try_to_load_from_cache(catalog.repo, file_name)
-            if isinstance(path, str):
-                return Path(path)
     return None
+
+
+def find_listed(name: str, catalog: Catalog, cache: Path, data: Path | None) -> LocalModel | None:
+    """The listed model of that name, None when there is none. Raises UsageError when several are meant."""
+    from qwq_local.models.blobs import HubCache
+    from qwq_local.models.inventory import Places, local_models
+    from qwq_local.models.names import resolve_name
+    from qwq_local.models.registry import State
+
+    places = Places(Directories(cache, cache, data or cache), catalog, HubCache.here())
+    state = State() if data is None else places.registry.read()
+    return resolve_name(name, local_models(places, state), catalog, state.default)
+
+
+def _note_use(path: Path, data: Path) -> None:
+    from qwq_local.models.registry import Registry
+
+    registry, now = Registry(data), time.time()
+    if now - registry.read().of(path).last_used > USE_IS_NEWS_AFTER_S:
+        # A data folder that cannot be written must not keep anyone from asking.
+        with suppress(QwqError):
+            registry.change(lambda state: state.with_record(replace(state.of(path), last_used=now)))
 
 
 def converted_miniature(cache: Path, file_type: str) -> Path:

@@ -1,0 +1,275 @@
+"""How `qwq models` works: the models on this machine in, lists, facts and changes out."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.fitting import measured_fit
+from qwq_local.cli.jsonl import write_line
+from qwq_local.cli.pulling import places_of
+from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
+from qwq_local.models.architecture import Shape, check_architecture
+from qwq_local.models.catalog import file_type_of
+from qwq_local.models.content_hash import hash_file
+from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
+from qwq_local.models.fit import Fit, kv_bytes_per_token
+from qwq_local.models.header import read_header
+from qwq_local.models.inventory import LocalModel, Places, local_models
+from qwq_local.models.names import default_model, resolve_name
+from qwq_local.models.registry import Record
+from qwq_local.models.removal import carry_out, plan_removal
+from qwq_local.models.store import MINIATURE
+from qwq_local.paths import directories
+from qwq_local.profiles import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.sanitize import one_line, sanitize
+from qwq_local.terminal.work import WorkLine
+
+GB = 10**9
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+
+
+class _Here:
+    """The surroundings of one command: streams, places, profile."""
+
+    def __init__(self) -> None:
+        self.environment: Environment = process_environment()
+        folders = profile_folders(directories(self.environment.variables))
+        self.resolved: ResolvedProfile = resolve(DEFAULT_MODEL, None, folders, self.environment.variables)
+        self.places: Places = places_of(self.environment, self.resolved)
+        self.state = self.places.registry.read()
+        self.models = local_models(self.places, self.state)
+
+    def find(self, name: str) -> LocalModel:
+        """The model of that name. Raises ModelNotFound, UsageError when several are meant."""
+        model = resolve_name(name, self.models, self.places.catalog, self.state.default)
+        if model is None:
+            path = Path(name)
+            model = next((each for each in self.models if path.exists() and each.path.samefile(path)), None)
+        if model is None:
+            raise ModelNotFound(f"no model {name!r} on this machine; `qwq models` lists what is here.")
+        return model
+
+    def remember(self, record: Record) -> None:
+        """Keep a record in the registry."""
+        self.places.registry.change(lambda state: state.with_record(record))
+
+    def print(self, line: str) -> None:
+        """Write a line on stdout, whatever file names it holds."""
+        write_line(self.environment.stdout, sanitize(line) + "\n")
+
+
+def list_models(*, as_json: bool) -> None:
+    """Print every model, with the context that it gives here and a mark at the default."""
+    here = _Here()
+    chosen = default_model(here.models, here.places.catalog, here.state.default)
+    fit = measured_fit(here.resolved.profile) if here.models else None
+    shapes = [shape_or_reason(model) for model in here.models]
+    contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
+    if as_json:
+        rows = [
+            _json_row(model, shape, context, is_default=model is chosen)
+            for model, shape, context in zip(here.models, shapes, contexts, strict=True)
+        ]
+        here.environment.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    for line in list_lines(here.models, contexts, chosen):
+        here.print(line)
+
+
+def list_lines(
+    models: list[LocalModel], contexts: list[int | None], chosen: LocalModel | None
+) -> Iterator[str]:
+    """The models as aligned lines; `*` marks the default."""
+    if not models:
+        yield "No model is here yet. `qwq pull` brings QwQ-32B; --model miniature is always there."
+        return
+    rows = [("  NAME", "TYPE", "SIZE", "CONTEXT", "LAST USED", "VERIFIED", "FROM")]
+    for model, context in zip(models, contexts, strict=True):
+        rows.append(
+            (
+                f"{'*' if model is chosen else ' '} {model.name}",
+                model.file_type or "-",
+                f"{model.n_bytes / GB:.1f} GB",
+                "-" if context is None else f"{context:,}" if context else "too large",
+                _day(model.record.last_used),
+                "yes" if model.is_verified else "-",
+                model.origin.value,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def add_model(path: Path, name: str) -> None:
+    """Register a GGUF of the user's under a name that is not taken."""
+    here = _Here()
+    path = path.expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}.")
+    header = read_header(path)
+    check_architecture(header)
+    alias = name or re.sub(r"-00001-of-\d{5}$", "", path.name.removesuffix(".gguf"))
+    if not _NAME.fullmatch(alias) or alias.lower() in (MINIATURE, DEFAULT_MODEL):
+        raise UsageError(
+            f"{alias[:60]!r} is no name for a model: letters, digits, . _ - only. Give one with --name."
+        )
+    taken = next((model for model in here.models if model.name.lower() == alias.lower()), None)
+    if taken is not None and not taken.path.samefile(path):
+        raise UsageError(f"{alias} is the name of {taken.path} already. Give another with --name.")
+    record = replace(
+        here.state.of(path),
+        alias=alias,
+        origin="add",
+        file_type=file_type_of(path.name),
+        added_at=time.time(),
+    )
+    here.places.registry.change(lambda state: state.with_record(record))
+    here.print(f"{alias} is {path}; it stays where it is. Try: qwq ask --model {alias} ...")
+
+
+def remove_model(name: str, *, yes: bool) -> None:
+    """Remove or forget a model, after asking."""
+    here = _Here()
+    removal = plan_removal(here.find(name), here.places)
+    model = removal.model
+    if removal.only_forgets:
+        here.print(f"{model.name} is forgotten; {model.path} stays.")
+    else:
+        question = f"Delete {model.name}, {model.path}? That frees {removal.freed_bytes / GB:.2f} GB."
+        if not yes and not _agreed(here.environment, question):
+            here.print("Nothing was deleted.")
+            return
+    carry_out(removal, here.places)
+    if not removal.only_forgets:
+        here.print(f"{model.name} is deleted: {removal.freed_bytes / GB:.2f} GB freed.")
+
+
+def show_model(name: str) -> None:
+    """Print what a model's header says."""
+    here = _Here()
+    model = here.find(name)
+    facts = read_facts(model)
+    shape, profile = facts.shape, here.resolved.profile
+    kv = kv_bytes_per_token(shape, profile.kv_type)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in facts.tensors.items())
+    heads = f"{shape.n_heads} heads, {shape.n_kv_heads} KV heads of {shape.head_dim}"
+    context = measured_fit(profile).context(model.n_bytes, shape)
+    parts = f" in {len(model.parts)} parts" if len(model.parts) > 1 else ""
+    rows = {
+        "name": model.name,
+        "path": str(model.path),
+        "from": model.origin.value + (f", {model.repo}" if model.repo else ""),
+        "size": f"{model.n_bytes:,} bytes{parts}",
+        "type": model.file_type or "-",
+        "architecture": f"{facts.architecture} ({facts.name})" if facts.name else facts.architecture,
+        "layers": f"{shape.n_layers}, hidden {shape.hidden:,}, {heads}, vocabulary {shape.n_vocab:,}",
+        "window": f"{shape.context_length:,} tokens in the header",
+        "template": f"{facts.template_chars:,} characters" if facts.template_chars else "none",
+        "tensors": f"{sum(facts.tensors.values())}: {kinds}",
+        "KV per token": f"{kv:,} bytes as {profile.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
+        "context here": f"{context:,} tokens",
+        "sha256": (stated_sha256(model) or "unknown") + (", verified" if model.is_verified else ""),
+    }
+    for label, text in rows.items():
+        here.print(f"{label:<13} {text}")
+
+
+def choose_default(name: str) -> None:
+    """Make a model the one that is used when none is named."""
+    here = _Here()
+    model = here.find(name)
+    read_facts(model)
+    here.places.registry.change(lambda state: replace(state, default=model.name))
+    here.print(f"{model.name} is the default now.")
+
+
+def verify_model(name: str) -> None:
+    """Hash every part of a model; note what fits, raise QwqError for what does not."""
+    here = _Here()
+    model = here.find(name)
+    for part in model.parts:
+        record = here.state.of(part)
+        expected = stated_sha256(replace(model, path=part, record=record))
+        found = _hashed(part, here.environment)
+        if expected and found != expected:
+            here.remember(replace(record, verified_at=0.0))
+            raise QwqError(
+                f"{part} is damaged: its sha256 is {found}, should be {expected}. Fetch it again: `qwq pull` "
+                "does so where it came from the hub."
+            )
+        _check_whole(part)
+        status = part.stat()
+        known = replace(record, sha256=found, n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        here.remember(replace(known, verified_at=time.time()))
+        what = "as stated" if expected else "noted; nobody stated one before"
+        here.print(f"{part.name}: sha256 {found}, {what}.")
+
+
+def _check_whole(part: Path) -> None:
+    try:
+        from qwq_convert.gguf_header import read_header as read_part
+
+        read_part(part)
+    except QwqError as error:
+        raise ModelFileError(str(error)) from None
+
+
+def _hashed(path: Path, environment: Environment) -> str:
+    output = Output.of(environment.stderr, environment.variables)
+    line = WorkLine(output, path.stat().st_size, time.monotonic)
+    found: int | str = ""
+    try:
+        for found in hash_file(path, "sha256"):
+            if isinstance(found, int):
+                line.update(f"checking {path.name[:40]}", found)
+    except OSError as error:
+        raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
+    finally:
+        line.erase()
+    return str(found)
+
+
+def _agreed(environment: Environment, question: str) -> bool:
+    if not environment.stdin_is_terminal:
+        raise UsageError("rm asks before it deletes, and nobody can answer here: add --yes.")
+    write_line(environment.stderr, one_line(question, 1000) + " [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _context(model: LocalModel, shape: Shape | str, fit: Fit | None) -> int | None:
+    return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d") if seconds else "never"
+
+
+def _json_row(
+    model: LocalModel, shape: Shape | str, context: int | None, *, is_default: bool
+) -> dict[str, object]:
+    used = model.record.last_used
+    return {
+        "name": model.name,
+        "type": model.file_type or None,
+        "path": str(model.path),
+        "parts": len(model.parts),
+        "bytes": model.n_bytes,
+        "context": context,
+        "problem": shape if isinstance(shape, str) else None,
+        "from": model.origin.value,
+        "repo": model.repo or None,
+        "sha256": stated_sha256(model) or None,
+        "verified": model.is_verified,
+        "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None,
+        "default": is_default,
+    }

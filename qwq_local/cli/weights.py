@@ -1,0 +1,130 @@
+"""How `qwq pull --convert` works: flags in, the conversion's and the download's events to the screen."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwq_convert import request as converter
+from qwq_convert.file_types import find_file_type
+from qwq_convert.request import ConvertRequest, Finished, Planned, Resumed, TensorDone, Written
+
+from qwq_local.cli.environment import Environment
+from qwq_local.cli.pull_screen import GB, PullScreen
+from qwq_local.errors import ExitStatus
+from qwq_local.models.arriving import Keeping
+from qwq_local.models.blobs import HubCache
+from qwq_local.models.crew import Pace
+from qwq_local.models.download import Progress
+from qwq_local.models.hub import Hub
+from qwq_local.models.inventory import Places
+from qwq_local.models.pull import FileDone, FileStarted, Puller
+from qwq_local.models.registry import State
+from qwq_local.models.weights import ShardsPlanned, WeightsEvent, convert_weights
+from qwq_local.paths import make_private
+from qwq_local.profiles import ResolvedProfile
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.work import WorkLine
+
+if TYPE_CHECKING:
+    from qwq_local.cli.pulling import Asked
+
+
+def pull_weights(
+    asked: Asked, environment: Environment, resolved: ResolvedProfile, places: Places
+) -> ExitStatus:
+    """Convert the weights of a repository as asked; the exit status."""
+    file_type = find_file_type(asked.convert or "").name
+    # The weights of Qwen/QwQ-32B-GGUF are in Qwen/QwQ-32B.
+    repo = asked.repo or re.sub(r"-GGUF$", "", resolved.profile.repo)
+    out = asked.out or make_private(places.converted) / f"{repo.rpartition('/')[2]}-{file_type}.gguf"
+    screen = WeightsScreen(Output.of(environment.stderr, environment.variables))
+    if out.exists():
+        screen.say(f"{out} is here already. Remove it to make it anew, or choose another --out.")
+        return ExitStatus.ANSWERED
+    registry = places.registry
+    puller = Puller(Hub(Pace()), places.hub_cache, is_verified=registry.read().is_verified)
+    own = HubCache(make_private(places.directories.cache) / "weights")
+    request = ConvertRequest(Path(repo), file_type, out, imatrix=asked.imatrix)
+    try:
+        keeping = Keeping(places.hub_cache, own, asked.keep_weights)
+        with screen.closed_at_the_end(), closing(convert_weights(puller, repo, request, keeping)) as events:
+            for event in events:
+                screen.show_weights(event)
+    except KeyboardInterrupt:
+        screen.say("stopped; what came and what is converted is kept. The same command goes on from there.")
+        return ExitStatus.INTERRUPTED
+    name = _register(places, repo, file_type, out)
+    screen.say(f'{name} is ready: {out}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
+    return ExitStatus.ANSWERED
+
+
+def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
+    """Note the model, verified as the converter did; its name."""
+    status, now = out.stat(), time.time()
+
+    def with_file(state: State) -> State:
+        record = replace(state.of(out), alias=out.stem, origin="convert", file_type=file_type, repo=repo)
+        known = replace(record, sha256="", n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        return state.with_record(replace(known, verified_at=now, added_at=now))
+
+    places.registry.change(with_file)
+    return out.stem
+
+
+class WeightsScreen(PullScreen):
+    """One line for both works: how far the conversion is, and which shard is arriving."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output, time.monotonic)
+        self._planned = ShardsPlanned(0, 0, 0)
+        self._arriving = FileStarted("", 0, 1, 0, 0)
+        self._arrived = 0
+        self._converted = 0
+        self._tensor = ""
+
+    def show_weights(self, event: WeightsEvent) -> None:
+        """Draw or say one event."""
+        match event:
+            case ShardsPlanned():
+                self._planned = event
+                sizes = f"{event.bytes_total / GB:.1f} GB become {event.output_bytes / GB:.1f} GB"
+                self.say(f"{event.count} shards, {sizes}: all headers are checked.")
+                self._line = WorkLine(self._output, event.output_bytes, time.monotonic)
+            case Resumed():
+                self._converted = event.bytes_done
+                self.say(
+                    f"going on: {event.count} tensors ({event.bytes_done / GB:.2f} GB) are there already."
+                )
+                total = self._planned.output_bytes
+                self._line = WorkLine(self._output, total, time.monotonic, event.bytes_done)
+            case converter.StartedOver():
+                self.say(f"{event.path} was of another conversion: starting over.")
+            case Written():
+                self._tensor, self._converted = event.name, event.bytes_done
+                self._draw()
+            case FileStarted():
+                self._arriving, self._arrived = event, event.here
+                self._draw()
+            case Progress():
+                self._arrived = event.done
+                self._draw()
+            case FileDone():
+                self._arrived = self._arriving.n_bytes
+                self._draw()
+            case Finished():
+                self.say(f"{event.paths[0]}: {event.n_bytes / GB:.2f} GB, whole and checked.")
+            case TensorDone() | Planned():
+                pass
+            case _:
+                self.show(event)
+
+    def _draw(self) -> None:
+        if self._line is None:
+            return
+        shard = f"{self._arriving.name}: {self._arrived / GB:.2f} / {self._arriving.n_bytes / GB:.2f} GB"
+        self._line.update(f"{self._tensor or 'waiting'} · {shard}", self._converted)

@@ -1,0 +1,200 @@
+"""A repository on the hub in, its files with sizes and hashes out. The door to huggingface_hub's metadata.
+
+`HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and proxies are huggingface_hub's own affair: its client asks.
+What comes back is checked here before anyone trusts it. Knows no disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers
+
+from qwq_local import __version__
+from qwq_local.errors import PullError, UsageError
+from qwq_local.models.content_hash import ContentHash
+from qwq_local.models.crew import Pace, Wait, still
+from qwq_local.models.faults import Transient, told_wait_s
+from qwq_local.models.transport import OFFLINE, RemoteContent
+
+MAX_FILE_BYTES = 2**50
+MAX_NAME_CHARS = 500
+MAX_FILES = 20_000
+ATTEMPTS = 4  # a user waits for the first answer
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository: its checked name (with folders), length and hash."""
+
+    name: str
+    n_bytes: int
+    content_hash: ContentHash
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds at one commit."""
+
+    repo: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    def find(self, name: str) -> RemoteFile:
+        """The file of that name. Raises PullError naming the nearest ones."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        near = get_close_matches(name, [file.name for file in self.files], n=3, cutoff=0.4)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise PullError(
+            f"{self.repo} has no file {name}.{hint} `qwq pull --list --repo {self.repo}` shows all."
+        )
+
+
+class Hub:
+    """The hub that HF_ENDPOINT names, or another one that is given."""
+
+    def __init__(self, pace: Pace, endpoint: str | None = None) -> None:
+        self._pace = pace
+        self._endpoint = endpoint or constants.ENDPOINT
+        self._api = HfApi(endpoint=self._endpoint, library_name="qwq-local", library_version=__version__)
+
+    def list_files(self, repo: str, revision: str = "main") -> Generator[Wait, None, Listing]:
+        """The files of a repository; the waits on the way are told.
+
+        Raises PullError when the hub does not answer, refuses, or answers nonsense, UsageError for a name
+        that is none.
+        """
+        failures, patience = 0, replace(self._pace.patience, attempts=ATTEMPTS)
+        while True:
+            try:
+                return _checked_listing(repo, self._ask(repo, revision))
+            except Transient as fault:
+                failures += 1
+                seconds = patience.wait_s(fault, failures)
+                yield Wait(fault.reason, seconds)
+                self._pace.pause(still(), seconds)
+
+    def content(self, listing: Listing, file: RemoteFile) -> RemoteContent:
+        """Where the bytes of a file are, of this very commit."""
+        url = hf_hub_url(listing.repo, file.name, revision=listing.commit, endpoint=self._endpoint)
+        headers = build_hf_headers(library_name="qwq-local", library_version=__version__)
+        return RemoteContent(file.name, url, headers, file.n_bytes)
+
+    def _ask(self, repo: str, revision: str) -> Any:
+        host = httpx2.URL(self._endpoint).host or self._endpoint
+        try:
+            timeout = constants.HF_HUB_ETAG_TIMEOUT
+            return self._api.model_info(repo, revision=revision, timeout=timeout, files_metadata=True)
+        except HFValidationError:
+            raise UsageError(
+                f"--repo {repo[:100]}: write it as owner/name, such as Qwen/QwQ-32B-GGUF."
+            ) from None
+        except OfflineModeIsEnabled:
+            raise PullError(OFFLINE) from None
+        except GatedRepoError:
+            raise PullError(
+                f"{repo} is gated. Accept its terms at {self._endpoint}/{repo}, then set HF_TOKEN to a token "
+                "of that account (or run `hf auth login`)."
+            ) from None
+        except RepositoryNotFoundError:
+            raise PullError(self._no_such(repo)) from None
+        except HfHubHTTPError as error:
+            raise _refused(repo, host, error) from None
+        except httpx2.TimeoutException:
+            raise Transient(f"{host} does not answer") from None
+        except httpx2.ProxyError as error:
+            raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
+        except httpx2.UnsupportedProtocol:
+            raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
+        except httpx2.ConnectError as error:
+            raise Transient(f"no connection to {host} ({str(error)[:200]})") from None
+        except httpx2.TransportError:
+            # Its text may hold a header, and with it the token.
+            raise Transient(f"the connection to {host} was cut") from None
+        except UnicodeEncodeError:
+            raise PullError("HF_TOKEN holds characters that no token has. Set it again.") from None
+        except httpx2.TooManyRedirects:
+            raise PullError(f"{host} redirects in a circle. Check HF_ENDPOINT and the proxy.") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, httpx2.HTTPError):
+            raise PullError(
+                f"{host} did not answer as a hub does. Check HF_ENDPOINT, or open a browser: "
+                "a login page may be in the way."
+            ) from None
+
+    def _no_such(self, repo: str) -> str:
+        name = repo.rpartition("/")[2]
+        try:
+            found = [model.id for model in self._api.list_models(search=name, limit=50)]
+            near = get_close_matches(repo, [str(other) for other in found], n=3, cutoff=0.5)
+        except (httpx2.HTTPError, OSError, ValueError, TypeError, KeyError):
+            near = []
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        return (
+            f"the hub has no repository {repo}, or keeps it private.{hint} Check the name; "
+            "for a private one set HF_TOKEN (or run `hf auth login`)."
+        )
+
+
+def _refused(repo: str, host: str, error: HfHubHTTPError) -> Exception:
+    status = error.response.status_code
+    if status == 429:
+        wait = told_wait_s(error.response.headers, time.time())
+        return Transient(f"{host} limits the rate (429)", wait)
+    if status == 408 or status >= 500:
+        return Transient(f"{host} answered {status}", told_wait_s(error.response.headers, time.time()))
+    if status in (401, 403):
+        return PullError(
+            f"{host} refuses {repo} ({status}): the token is wrong or may not read it. "
+            "Set HF_TOKEN to one that may (or run `hf auth login`)."
+        )
+    return PullError(f"{host} answered {status} for {repo}. Check --repo and try again later.")
+
+
+def _checked_listing(repo: str, info: Any) -> Listing:
+    """What the hub said, as far as it is believable. Raises PullError."""
+    commit, siblings = getattr(info, "sha", None), getattr(info, "siblings", None)
+    if not isinstance(commit, str) or not constants.REGEX_COMMIT_OID.fullmatch(commit) or len(commit) != 40:
+        raise PullError(f"the hub states no commit for {repo}. Check HF_ENDPOINT.")
+    if not isinstance(siblings, list) or len(siblings) > MAX_FILES:
+        raise PullError(f"the hub's list of files of {repo} is missing or too long. Check HF_ENDPOINT.")
+    files = tuple(_checked_file(repo, sibling) for sibling in siblings)
+    return Listing(repo, commit, files)
+
+
+def _checked_file(repo: str, sibling: Any) -> RemoteFile:
+    name = checked_name(repo, sibling.rfilename)
+    lfs, n_bytes = sibling.lfs, sibling.size
+    if lfs is not None:
+        n_bytes = lfs.size
+    if isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or not 0 <= n_bytes <= MAX_FILE_BYTES:
+        raise PullError(f"{repo}: the hub states no believable size for {name}. Try again later.")
+    try:
+        if lfs is not None:
+            return RemoteFile(name, n_bytes, ContentHash("sha256", lfs.sha256))
+        return RemoteFile(name, n_bytes, ContentHash("git-sha1", sibling.blob_id))
+    except (ValueError, TypeError):
+        raise PullError(f"{repo}: the hub states no hash for {name}, so it cannot be verified.") from None
+
+
+def checked_name(repo: str, name: object) -> str:
+    """A file's name as the hub gave it, made sure that it stays in its folder. Raises PullError."""
+    if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable():
+        parts = name.split("/")
+        if all(part not in ("", ".", "..") and not any(sign in part for sign in "\\:") for part in parts):
+            return name
+    raise PullError(f"{repo} names a file {str(name)[:80]!r}, which could leave its folder: refused.")

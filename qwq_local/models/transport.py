@@ -1,0 +1,212 @@
+"""A file on the hub and a span of it in, its bytes out: one ranged request with all that it must survive.
+
+Redirects are followed by hand, so that the token goes to the hub alone and the storage behind it is asked
+directly the next time. Knows no disk and does not try again: it says by its faults what would help.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from qwq_local.errors import PullError
+from qwq_local.models.faults import Changed, NoRanges, Transient, told_wait_s
+from qwq_local.models.spans import Span
+
+MAX_REDIRECTS = 8
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
+OFFLINE = "HF_HUB_OFFLINE is set: nothing is downloaded. Unset it and run the command again."
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteContent:
+    """Where a file is: its address on the hub, the headers to ask with (the token among them), its length."""
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+    n_bytes: int
+
+
+class Source:
+    """One file on the hub, asked for in spans, by several threads at once."""
+
+    def __init__(self, content: RemoteContent, etag: str = "") -> None:
+        """`etag` is the strong entity tag that earlier bytes came with, empty when there are none."""
+        self.content = content
+        self.etag = etag
+        self._location = ""
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, span: Span) -> Iterator[Iterator[bytes]]:
+        """The bytes of a span as they come, never more of them than asked for.
+
+        Raises Transient, Changed, NoRanges, and PullError for what no repetition mends.
+        """
+        headers = {"Range": f"bytes={span.start}-{span.end - 1}"}
+        if self.etag:
+            headers["If-Range"] = self.etag
+        with closing(self._send(headers)) as response, _connection_faults(response.url.host):
+            self._check_kind(response)
+            if response.status_code == 200:
+                raise Changed if self._is_another(response) else NoRanges
+            self._check_range(response, span)
+            yield _bounded(response.iter_raw(), span.n_bytes)
+
+    @contextmanager
+    def open_whole(self) -> Iterator[Iterator[bytes]]:
+        """All bytes from the first on, for a server that knows no ranges. Raises as `open` does."""
+        with closing(self._send({})) as response, _connection_faults(response.url.host):
+            self._check_kind(response)
+            length = response.headers.get("content-length", "")
+            if length.isdecimal() and int(length) != self.content.n_bytes:
+                raise PullError(self._wrong_length(int(length)))
+            yield _bounded(response.iter_raw(), self.content.n_bytes)
+
+    def _send(self, extra: Mapping[str, str]) -> httpx2.Response:
+        """The answer to a request, its body not read yet and its status one that carries bytes."""
+        with self._lock:
+            url = self._location or self.content.url
+        for _ in range(MAX_REDIRECTS):
+            with _connection_faults(urlsplit(url).hostname or ""):
+                response = self._request(url, extra)
+            if response.has_redirect_location:
+                response.close()
+                url = self._target(url, response.headers["location"])
+                continue
+            if response.status_code in (200, 206):
+                with self._lock:
+                    self._location = url
+                return response
+            response.close()
+            raise self._failure(url, response)
+        raise PullError(
+            f"{self.content.name}: the server redirects in a circle. Check HF_ENDPOINT and the proxy."
+        )
+
+    def _request(self, url: str, extra: Mapping[str, str]) -> httpx2.Response:
+        headers = {**self.content.headers, **extra, "Accept-Encoding": "identity"}
+        if _origin(url) != _origin(self.content.url):
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        client = get_session()
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        request = client.build_request("GET", url, headers=headers, timeout=timeout)
+        return client.send(request, stream=True, follow_redirects=False)
+
+    def _target(self, url: str, location: str) -> str:
+        target = urljoin(url, location)
+        scheme = urlsplit(target).scheme
+        if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
+            raise PullError(f"{self.content.name}: the server redirects to {scheme}:, which is refused.")
+        return target
+
+    def _failure(self, url: str, response: httpx2.Response) -> Exception:
+        status, host = response.status_code, urlsplit(url).hostname or "the server"
+        with self._lock:
+            was_remembered, self._location = url == self._location, ""
+        if status == 429:
+            return Transient(f"{host} limits the rate (429)", told_wait_s(response.headers, time.time()))
+        if status in (408, 425) or status >= 500:
+            wait = told_wait_s(response.headers, time.time())
+            return Transient(f"{host} answered {status}", wait)
+        if was_remembered:
+            # The address of the storage is good for some minutes only: the hub gives a new one.
+            return Transient(f"{host} answered {status}")
+        if status == 416:
+            return Changed()
+        return PullError(refusal(self.content.name, status, host))
+
+    def _check_kind(self, response: httpx2.Response) -> None:
+        if response.headers.get("content-type", "").lower().startswith("text/html"):
+            raise PullError(
+                f"{self.content.name}: a web page came instead of the file. Something on the way "
+                "answers in the hub's place (a login page, a proxy): open a browser, then run this again."
+            )
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise PullError(f"{self.content.name}: came compressed, though it was not asked for that way.")
+
+    def _check_range(self, response: httpx2.Response, span: Span) -> None:
+        if self._is_another(response):
+            raise Changed
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if match is None or int(match[1]) != span.start or int(match[2]) >= span.end:
+            raise Transient(f"{response.url.host} answered another range than was asked for")
+        if int(match[3]) != self.content.n_bytes:
+            raise PullError(self._wrong_length(int(match[3])))
+
+    def _is_another(self, response: httpx2.Response) -> bool:
+        """Whether the answer is about another file than before; the first answer's tag is remembered."""
+        etag = response.headers.get("etag", "")
+        if not _STRONG_ETAG.fullmatch(etag):
+            return False
+        with self._lock:
+            self.etag = self.etag or etag
+            return etag != self.etag
+
+    def _wrong_length(self, found: int) -> str:
+        return (
+            f"{self.content.name}: the server has {found:,} bytes of it, the hub states "
+            f"{self.content.n_bytes:,}. Try again later, or another --repo."
+        )
+
+
+def refusal(name: str, status: int, host: str) -> str:
+    """One line for an answer that refuses a file, with what to do."""
+    if status in (401, 403):
+        return (
+            f"{name}: {host} refuses it ({status}). Accept the model's terms on its page if it has any, "
+            "and set HF_TOKEN to a token that may read it (or run `hf auth login`)."
+        )
+    if status == 404:
+        return f"{name}: {host} has no such file (404). `qwq pull --list` shows what there is."
+    return f"{name}: {host} answered {status}. Try again later."
+
+
+def _bounded(chunks: Iterator[bytes], n_bytes: int) -> Iterator[bytes]:
+    """Exactly `n_bytes`, read to the end of the answer, so that the connection can be used again."""
+    for chunk in chunks:
+        yield chunk[:n_bytes]
+        n_bytes -= len(chunk)
+        if n_bytes <= 0:
+            next(chunks, None)
+            return
+    raise Transient("the connection was cut")
+
+
+@contextmanager
+def _connection_faults(host: str) -> Iterator[None]:
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise PullError(OFFLINE) from None
+    except httpx2.TimeoutException:
+        raise Transient(f"{host} does not answer") from None
+    except httpx2.ProxyError as error:
+        raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
+    except httpx2.ConnectError as error:
+        raise Transient(f"no connection to {host} ({_short(error)})") from None
+    except (httpx2.TransportError, httpx2.StreamError):
+        raise Transient(f"the connection to {host} was cut") from None
+    except (httpx2.InvalidURL, httpx2.DecodingError) as error:
+        raise PullError(f"{host} answered nonsense ({_short(error)}). Check HF_ENDPOINT.") from None
+
+
+def _short(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:200]
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    default = 443 if parts.scheme == "https" else 80
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or default
