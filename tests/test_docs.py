@@ -6,30 +6,37 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import environment
+from tests.hub_server import LocalHub, StoredFile
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HARDWARE = "<!-- hardware: only parsed in CI -->"
-_BLOCK = re.compile(rf"(?P<hardware>{re.escape(HARDWARE)}\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
-COMMANDS = (("ask",), ("convert",), ("imatrix",), ("profiles",), ("profiles", "show"), ("verify",), ())
+HUB = "<!-- hub: CI runs it against a hub of its own -->"
+_BLOCK = re.compile(
+    rf"(?P<mark>{re.escape(HARDWARE)}\n|{re.escape(HUB)}\n)?```sh\n(?P<code>.*?)```", re.DOTALL
+)
+COMMANDS = (
+    *(("ask",), ("convert",), ("imatrix",), ("models",), ("profiles",), ("profiles", "show"), ("pull",)),
+    *(("verify",), ()),
+)
 # A person's shell needs these; a test is in a place of its own already.
 _SHELL_ONLY = ("source ",)
 
 
-def commands(*, hardware: bool) -> list[str]:
-    """The lines of README's shell blocks, those that need hardware or the ones that do not."""
-    blocks = [match for match in _BLOCK.finditer(README) if bool(match["hardware"]) is hardware]
+def commands(mark: str = "") -> list[str]:
+    """The lines of README's shell blocks that carry the mark."""
+    blocks = [match for match in _BLOCK.finditer(README) if (match["mark"] or "").strip() == mark]
     return [line for block in blocks for line in block["code"].splitlines() if line.strip()]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("docs")
 
 
@@ -42,25 +49,53 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", commands(hardware=False))
-def test_every_command_of_the_readme_works(command: str, cache: Path, clone: Path) -> None:
+@pytest.fixture(scope="module")
+def hub(miniature: Callable[[str], Path]) -> Iterator[LocalHub]:
+    """A hub with the miniature in the place of QwQ-32B: two types of it, and its weights."""
+    types = ("Q4_K_M", "Q6_K")
+    ggufs = {f"qwq-32b-{name.lower()}.gguf": StoredFile(miniature(name).read_bytes()) for name in types}
+    weights = {
+        path.name: StoredFile(path.read_bytes(), is_large=path.suffix == ".safetensors")
+        for path in (ROOT / "miniature" / "checkpoint").iterdir()
+    }
+    hub = LocalHub({"Qwen/QwQ-32B-GGUF": ggufs, "Qwen/QwQ-32B": weights})
+    with hub.served():
+        yield hub
+
+
+@pytest.mark.parametrize("command", commands(HUB))
+def test_every_command_that_needs_the_hub_works(
+    command: str, hub: LocalHub, own_cache: Path, clone: Path
+) -> None:
+    # The smallest KV cache, so that the machine that tests need not have much memory.
+    variables = environment(own_cache, HF_ENDPOINT=hub.hub_url, QWQ_KV_TYPE="q4_0")
+    result = run(command, clone, variables)
+    assert result.returncode == 0, result.stderr
+
+
+def run(command: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = command.replace("qwq ", f"{shlex.quote(sys.executable)} -m qwq_local ", 1)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder, env=variables, capture_output=True, text=True, timeout=120,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_works(command: str, own_cache: Path, clone: Path) -> None:
     if command.startswith("make "):
         target = shlex.split(command)[1]
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     if command.startswith(_SHELL_ONLY):
         return
-    command = command.replace("qwq ", f"{shlex.quote(sys.executable)} -m qwq_local ")
-    result = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=clone, env=environment(cache), capture_output=True, text=True, timeout=120,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    result = run(command, clone, environment(own_cache))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() or result.stderr.strip()
 
 
-@pytest.mark.parametrize("command", commands(hardware=True))
+@pytest.mark.parametrize("command", commands(HARDWARE))
 def test_commands_that_need_hardware_are_at_least_commands(command: str) -> None:
     words = shlex.split(command)
     assert next(word for word in words if "=" not in word) in ("pip", "hf", "qwq")
@@ -84,7 +119,7 @@ def test_flags_and_commands_that_documents_name_exist(document: str) -> None:
         "--extra-index-url", "--no-binary", "--no-deps", "--check",
     }  # fmt: skip
     assert {flag for flag in flags if flag not in known} == set()
-    named = set(re.findall(r"`qwq ([a-z]+)", text)) - {"pull", "chat"}
+    named = set(re.findall(r"`qwq ([a-z]+)", text)) - {"chat"}
     assert {command for command in named if f"  {command} " not in help_of()} == set()
 
 
