@@ -16,7 +16,7 @@ from qwq_local.planning.placement import Demand, Layout, device_uses, fits
 from qwq_local.planning.plan import Choices, NothingFits, Plan, Request, Sacrifice, make_plan
 from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes
 from qwq_local.planning.window import RopeScaling, Window, Wish, share_window, with_budget
-from qwq_local.planning.words import plan_line, sacrifice_line
+from qwq_local.planning.words import plan_line, scaling_line, shortage_line
 
 SHAPE = ModelShape(64, 5120, 27648, 40, 8, 152_064)
 WINDOW = Window(native=32_768, factors=(1, 2, 4), origin=32_768)
@@ -59,7 +59,7 @@ def test_with_enough_memory_nothing_is_given_up() -> None:
     plan = make_plan(request(USUAL, machine(32)))
     assert (plan.kv_type, plan.n_gpu_layers, plan.thinking_budget) == ("f16", 65, 16_384)
     assert (plan.n_ctx, plan.rope, plan.sacrifices) == (21_760, RopeScaling(), ())
-    assert sacrifice_line(plan) == ""
+    assert shortage_line(plan) == scaling_line(plan) == ""
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_order_of_sacrifice(
     assert abs(plan.thinking_budget - budget) <= 1_024
     words = ("f16 KV for q8_0", "thinking of 16,384 for", "q8_0 KV for q4_0", "of 65 GPU layers")
     for sacrifice in Sacrifice:
-        for line in (plan_line(plan), sacrifice_line(plan)):
+        for line in (plan_line(plan), shortage_line(plan)):
             assert (words[ORDER.index(sacrifice)] in line) == (sacrifice in sacrifices), line
             assert "\n" not in line
 
@@ -209,8 +209,8 @@ def test_yarn_is_told_with_the_tokens_that_need_it() -> None:
     plan = make_plan(request(Wish(40_000, 16_384, 4_096), machine(80)))
     assert (plan.rope, plan.n_ctx) == (RopeScaling(2, 32_768), 60_672)
     assert "YaRN 2 over 32,768" in plan_line(plan)
-    assert sacrifice_line(plan) == (
-        "60,480 tokens of prompt, thinking and answer need yarn factor 2: a window of 60,672."
+    assert scaling_line(plan) == (
+        "60,480 tokens of prompt, thinking and answer need YaRN 2 over 32,768: a context of 60,672."
     )
 
 

@@ -26,7 +26,7 @@ from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
 from qwq_local.machine import idle_gpu_notice, physical_cores, present_gpu
 from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import Directories, directories
-from qwq_local.planning.context import Window, larger_factor
+from qwq_local.planning.window import Window, larger_factor
 from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.screen import AskScreen
@@ -181,11 +181,13 @@ def _ending(reason: FinishReason, profile: Profile) -> str:
     """Why there is less of an answer than there should be and what would help, or nothing."""
     if reason is not FinishReason.CONTEXT:
         return _ENDINGS.get(reason, "")
-    window = Window(profile.native_window, profile.yarn, profile.yarn_factors)
-    if profile.n_ctx is not None and profile.n_ctx < window.tokens:
+    window = Window(profile.native_window, profile.yarn_factors, profile.yarn)
+    if profile.n_ctx is not None and profile.n_ctx < window.largest:
         return f"the answer was cut: the context of {profile.n_ctx:,} tokens is full. Leave out n_ctx."
-    mend = larger_factor(window.tokens + 1, window) or " Shorten the prompt."
-    return f"the answer was cut: the window of {window.tokens:,} tokens is full.{mend}"
+    mend = larger_factor(window.largest + 1, window) or (
+        " Raise answer_reserve, or shorten the prompt." if window.yarn is None else " Shorten the prompt."
+    )
+    return f"the answer was cut: its context is full.{mend}"
 
 
 def stats_line(stats: TurnStats) -> str:

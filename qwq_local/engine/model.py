@@ -20,13 +20,13 @@ _ALL_LAYERS = -1
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none.
+    """How weights are loaded; `n_gpu_layers` -1 or None offloads all, which on a CPU build means none.
 
     `vocab_only` leaves the weights where they are: such a model can tokenize and nothing else. `split` says
     how many of the layers each GPU gets; empty leaves that to llama.cpp.
     """
 
-    n_gpu_layers: int = _ALL_LAYERS
+    n_gpu_layers: int | None = _ALL_LAYERS
     use_mmap: bool = True
     special_ids: tuple[int, ...] = ()
     vocab_only: bool = False
@@ -65,7 +65,7 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
         return not (stop or abort)
 
     params = lib.llama_model_default_params()
-    params.n_gpu_layers = settings.n_gpu_layers
+    params.n_gpu_layers = _ALL_LAYERS if settings.n_gpu_layers is None else settings.n_gpu_layers
     params.vocab_only = settings.vocab_only
     if len(settings.split) > 1:
         params.tensor_split = tensor_split(settings.split)

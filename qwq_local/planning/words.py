@@ -23,19 +23,33 @@ def plan_line(plan: Plan) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def sacrifice_line(plan: Plan) -> str:
-    """What a person should know even where no plan is shown: what gave way, and YaRN; empty when nothing."""
-    said = []
-    if plan.rope.is_on:
-        needed = plan.wish.prompt_tokens + plan.thinking_budget + plan.answer_reserve
-        said.append(
-            f"{needed:,} tokens of prompt, thinking and answer need {plan.rope.kind} factor "
-            f"{plan.rope.factor:g}: a window of {plan.n_ctx:,}"
-        )
-    if plan.sacrifices:
-        given_up = ", ".join(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
-        said.append(f"the memory is short, given up: {given_up}")
-    return f"{'; '.join(said)}." if said else ""
+def shortage_line(plan: Plan) -> str:
+    """What gave way because the memory is short; empty when nothing did."""
+    if not plan.sacrifices:
+        return ""
+    given_up = ", ".join(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
+    return f"the memory is short, given up: {given_up}."
+
+
+def scaling_line(plan: Plan) -> str:
+    """That the window is stretched and what for; empty when it is not."""
+    if not plan.rope.is_on:
+        return ""
+    return f"{_needed(plan)} need {_scaling(plan)}: a context of {plan.n_ctx:,}."
+
+
+def switch_line(before: Plan, plan: Plan) -> str:
+    """That the conversation goes on under another scaling, and what that costs."""
+    if not plan.rope.is_on:
+        return f"{_needed(plan)} fit the native window again: YaRN is off, the prompt is read anew."
+    verb = "outgrow" if plan.rope.factor > before.rope.factor else "need no more than"
+    window = int(before.rope.factor * plan.rope.origin) if verb == "outgrow" else plan.n_ctx
+    return f"{_needed(plan)} {verb} {window:,}: {_scaling(plan)} from here, the prompt is read anew."
+
+
+def _needed(plan: Plan) -> str:
+    needed = plan.wish.prompt_tokens + plan.thinking_budget + plan.answer_reserve
+    return f"{needed:,} tokens of prompt, thinking and answer"
 
 
 def _scaling(plan: Plan) -> str:
