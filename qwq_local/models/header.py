@@ -24,11 +24,18 @@ _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gg
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF says of itself: key-values, and tensors by name. Shapes have the rows first."""
+    """What a GGUF says of itself: key-values, and tensors by name. Shapes have the rows first.
+
+    `parts` are the headers of its files, one unless it is split.
+    """
 
     path: Path
     tensors: Mapping[str, TensorEntry]
-    _first: GgufHeader
+    parts: tuple[GgufHeader, ...]
+
+    @property
+    def _first(self) -> GgufHeader:
+        return self.parts[0]
 
     def scalar(self, key: str) -> str | int | float | bool | None:
         """The value under `key`; None when it is absent or an array."""
@@ -69,15 +76,14 @@ def read_header(path: Path) -> Header:
     """
     try:
         first = read_part(path)
-        tensors = {tensor.name: tensor for tensor in first.tensors}
-        for sibling in _siblings(path, first):
-            tensors |= {tensor.name: tensor for tensor in read_part(sibling).tensors}
+        parts = (first, *map(read_part, _siblings(path, first)))
+        tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
         if (length := first.array_length(TOKENS_KEY)) is not None:
             twice = length - first.n_distinct(TOKENS_KEY)
             if twice:
                 # llama.cpp asserts that no token is there twice.
                 raise ModelFileError(f"{path} is damaged: {twice} tokens are there twice. Fetch it again.")
-        return Header(path, tensors, first)
+        return Header(path, tensors, parts)
     except ConvertError as error:
         raise ModelFileError(str(error)) from None
 
