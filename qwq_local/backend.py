@@ -99,11 +99,11 @@ class LocalBackend:
         with_vocabulary = self._vocabulary_only()
         try:
             prompt = self._prompt(question, with_vocabulary.vocabulary)
-            plan = self._facts().plan(len(prompt.tokens))
+            plan = self.provision.plan(len(prompt.tokens))
             ledger = ledger_of(
                 question.messages, question.files, with_vocabulary.vocabulary, len(prompt.tokens), plan.n_ctx
             )
-            return self._facts().planned(plan, self._seed(question), ledger)
+            return self.provision.planned(plan, self._seed(question), ledger)
         finally:
             with_vocabulary.close()
 
@@ -114,19 +114,21 @@ class LocalBackend:
             self._provision.close()
             self._provision = None
 
-    def _facts(self) -> Provision:
+    @property
+    def provision(self) -> Provision:
+        """The model file, the machine and the plans made for them."""
         if self._provision is None:
             self._provision = Provision(self._path, self._profile, self._machine)
         return self._provision
 
     def _prompt(self, question: Question, vocabulary: Vocabulary) -> Prompt:
         if self._template is None:
-            self._template = ChatTemplate(self._facts().header.text("tokenizer.chat_template") or None)
+            self._template = ChatTemplate(self.provision.header.text("tokenizer.chat_template") or None)
         return encode_prompt(self._template, question.messages, vocabulary)
 
     def _first_plan(self, question: Question) -> Plan:
         """The plan that the weights are loaded by; how many layers a GPU gets hangs on the prompt."""
-        facts = self._facts()
+        facts = self.provision
         if not facts.machine.gpus:
             return facts.plan(0)
         with_vocabulary = self._vocabulary_only()
@@ -136,12 +138,12 @@ class LocalBackend:
             with_vocabulary.close()
 
     def _vocabulary_only(self) -> LoadedModel:
-        special_ids = special_token_ids(self._facts().header)
+        special_ids = special_token_ids(self.provision.header)
         settings = LoadSettings(special_ids=special_ids, vocab_only=True)
         return drained(load_model(self._path, settings, self._abort))
 
     def _load(self, plan: Plan) -> Generator[Event, None, _Loaded]:
-        facts = self._facts()
+        facts = self.provision
         settings = LoadSettings(
             n_gpu_layers=plan.n_gpu_layers,
             use_mmap=self._profile.use_mmap,
@@ -164,7 +166,7 @@ class LocalBackend:
         except DoesNotFit:
             if not self._loaded.n_gpu_layers or self._profile.n_gpu_layers is not None:
                 raise
-            plan = self._facts().plan(prompt_tokens)
+            plan = self.provision.plan(prompt_tokens)
         yield Notice(
             f"the weights are loaded again with {plan.n_gpu_layers} layers on the GPU, "
             f"not {self._loaded.n_gpu_layers}: the context needs the room."
@@ -184,7 +186,7 @@ class LocalBackend:
         assert self._loaded is not None
         vocabulary = self._loaded.model.vocabulary
         ledger = ledger_of(question.messages, question.files, vocabulary, plan.wish.prompt_tokens, n_ctx)
-        return replace(self._facts().planned(plan, seed, ledger), n_ctx=n_ctx)
+        return replace(self.provision.planned(plan, seed, ledger), n_ctx=n_ctx)
 
     def _turn_settings(self, plan: Plan, seed: int, grammar: Grammar | None) -> TurnSettings:
         return TurnSettings(

@@ -18,10 +18,11 @@ from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
 from qwq_local.planning.devices import MIB, Machine
-from qwq_local.planning.placement import Demand, Layout
+from qwq_local.planning.placement import ComputeBytes, Demand, Layout
 from qwq_local.planning.plan import Choices, Plan, Request, with_context
+from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.window import RopeScaling, Window, Wish
-from qwq_local.planning.words import plan_line
+from qwq_local.planning.words import given_up, plan_line
 from qwq_local.profile_keys import Profile
 
 # How much too much it was is not known: this share of KV cache and buffers is let go at once.
@@ -61,17 +62,10 @@ class Provision:
         self, prompt_tokens: int, n_gpu_layers: int | None = None, *, is_roomy: bool = False
     ) -> Request:
         """All that the plan for a prompt is made from."""
-        profile = self._profile
-        wish = Wish(prompt_tokens, profile.thinking_budget, profile.answer_reserve, profile.n_ctx, is_roomy)
-        choices = Choices(
-            kv_type=profile.kv_type,
-            n_gpu_layers=profile.n_gpu_layers if n_gpu_layers is None else n_gpu_layers,
-            flash_attention=profile.flash_attention,
-            n_batch=profile.n_batch,
-            n_ubatch=profile.n_ubatch,
-        )
-        demand = Demand(self.sizes, self.machine, self._compute, profile.memory_reserve * MIB)
-        return Request(wish, self.window, demand, choices)
+        made = request_for(self._profile, self.window, self.sizes, self.machine, self._compute)
+        if n_gpu_layers is not None:
+            made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
+        return replace(made, wish=replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=is_roomy))
 
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
         """The same plan with a larger context; None when that does not fit."""
@@ -88,28 +82,7 @@ class Provision:
 
     def planned(self, plan: Plan, seed: int, ledger: Ledger) -> Planned:
         """The plan as the event that tells of it."""
-        context = plan.layout.context
-        return Planned(
-            model=self.name,
-            n_ctx=plan.n_ctx,
-            prompt_tokens=plan.wish.prompt_tokens,
-            thinking_budget=plan.thinking_budget,
-            answer_reserve=plan.answer_reserve,
-            yarn_factor=plan.rope.factor,
-            kv_type=plan.kv_type,
-            n_gpu_layers=plan.n_gpu_layers,
-            seed=seed,
-            yarn_origin=plan.rope.origin,
-            flash_attention=context.flash_attention,
-            n_batch=context.n_batch,
-            n_ubatch=context.n_ubatch,
-            line=plan_line(plan),
-            sacrifices=tuple(plan.sacrifices),
-            devices=tuple(
-                DeviceBytes(use.name, use.weights, use.kv_cache, use.compute, use.usable) for use in plan.uses
-            ),
-            ledger=ledger,
-        )
+        return planned_event(self.name, plan, seed, ledger)
 
     def close(self) -> None:
         """Free the dry run."""
@@ -125,6 +98,47 @@ class Provision:
             if (asked := self._dry_run.compute_bytes(layout)) is not None:
                 return asked
         return self._formula(self.sizes, self.machine)(layout)
+
+
+def request_for(
+    profile: Profile, window: Window, sizes: ModelSizes, machine: Machine, compute: ComputeBytes
+) -> Request:
+    """What a profile asks of a machine, for an empty prompt."""
+    wish = Wish(0, profile.thinking_budget, profile.answer_reserve, profile.n_ctx)
+    choices = Choices(
+        kv_type=profile.kv_type,
+        n_gpu_layers=profile.n_gpu_layers,
+        flash_attention=profile.flash_attention,
+        n_batch=profile.n_batch,
+        n_ubatch=profile.n_ubatch,
+    )
+    return Request(wish, window, Demand(sizes, machine, compute, profile.memory_reserve * MIB), choices)
+
+
+def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
+    """The plan as the event that tells of it, for a model called `name`."""
+    context = plan.layout.context
+    return Planned(
+        model=name,
+        n_ctx=plan.n_ctx,
+        prompt_tokens=plan.wish.prompt_tokens,
+        thinking_budget=plan.thinking_budget,
+        answer_reserve=plan.answer_reserve,
+        yarn_factor=plan.rope.factor,
+        kv_type=plan.kv_type,
+        n_gpu_layers=plan.n_gpu_layers,
+        seed=seed,
+        yarn_origin=plan.rope.origin,
+        flash_attention=context.flash_attention,
+        n_batch=context.n_batch,
+        n_ubatch=context.n_ubatch,
+        line=plan_line(plan),
+        sacrifices=given_up(plan),
+        devices=tuple(
+            DeviceBytes(use.name, use.weights, use.kv_cache, use.compute, use.usable) for use in plan.uses
+        ),
+        ledger=ledger,
+    )
 
 
 def model_window(profile: Profile, own: RopeScaling) -> Window:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli import ask, profiles
+from qwq_local.cli import ask, cache, plan, profiles
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError
 
@@ -22,7 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask")(ask.command)
+app.command("plan")(plan.command)
 app.add_typer(profiles.app, name="profiles")
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,16 +19,20 @@ def plan_line(plan: Plan) -> str:
     parts = [f"context {plan.n_ctx:,}", _scaling(plan), f"{plan.kv_type} KV", _place(plan)]
     parts += [f"thinking {plan.thinking_budget:,}", ", ".join(_memory(use) for use in plan.uses if use.total)]
     if plan.sacrifices:
-        parts.append(f"given up: {', '.join(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)}")
+        parts.append(f"given up: {', '.join(given_up(plan))}")
     return " · ".join(part for part in parts if part)
+
+
+def given_up(plan: Plan) -> tuple[str, ...]:
+    """Each thing that gave way, in words."""
+    return tuple(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
 
 
 def shortage_line(plan: Plan) -> str:
     """What gave way because the memory is short; empty when nothing did."""
     if not plan.sacrifices:
         return ""
-    given_up = ", ".join(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
-    return f"the memory is short, given up: {given_up}."
+    return f"the memory is short, given up: {', '.join(given_up(plan))}."
 
 
 def scaling_line(plan: Plan) -> str:
