@@ -68,6 +68,8 @@ class Profile:
     n_gpu_layers: int | None = None  # -1: all; None: as many as the memory allows
     memory_reserve: int = 512  # MiB of every device that a plan leaves free
     use_mmap: bool = True
+    kv_store: float | None = None  # GiB of disk for what was prefilled; None: a tenth of what is free; 0: off
+    kv_store_min_tokens: int = 1024  # what is worth storing
 
     # Budgets and the prompt.
     thinking_budget: int = 16_384
@@ -143,6 +145,8 @@ RULES: Mapping[str, Rule] = {
     "n_gpu_layers": Number(-1, 10_000, whole=True, words={"auto": None}),
     "memory_reserve": Number(0, 1 << 20, whole=True),
     "use_mmap": Switch(),
+    "kv_store": Number(0, 1 << 20, words={"off": 0.0, "auto": None}),
+    "kv_store_min_tokens": _tokens(1),
     "thinking_budget": _tokens(0),
     "answer_reserve": _tokens(1),
     "max_tokens": _tokens(0),

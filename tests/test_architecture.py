@@ -21,7 +21,10 @@ LEVELS = (
         *("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files"),
         *("qwq_local.profiles", "qwq_local.machine_files"),
     ),
-    ("qwq_local.provision", "qwq_local.contexts", "qwq_local.backend", "qwq_local.terminal"),
+    (
+        *("qwq_local.provision", "qwq_local.contexts", "qwq_local.prefill_once"),
+        *("qwq_local.backend", "qwq_local.terminal"),
+    ),
     ("qwq_local.cli",),
 )
 DOORS = {

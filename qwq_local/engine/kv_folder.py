@@ -108,6 +108,11 @@ class KvFolder:
                 yield Path(item.path)
 
 
+def kv_folder(cache: Path, limit_gib: float | None = None) -> KvFolder:
+    """The store of a user whose cache lies there; None as in KvFolder."""
+    return KvFolder(cache / "kv", None if limit_gib is None else int(limit_gib * 2**30))
+
+
 def touch(path: Path) -> None:
     """Note that an entry was used now."""
     with suppress(OSError):
