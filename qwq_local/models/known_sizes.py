@@ -37,7 +37,7 @@ def known_sizes(file_type: str) -> ModelSizes | None:
     return ModelSizes(
         shape=shape,
         layer_bytes=tuple(
-            _layer_bytes(shape, usual, raised if raised and _is_raised(layer, shape.n_layers) else usual)
+            _layer_bytes(shape, usual, raised if raised and is_raised(layer, shape.n_layers) else usual)
             for layer in range(shape.n_layers)
         ),
         input_bytes=_bytes(vocabulary, usual),
@@ -59,7 +59,7 @@ def _layer_bytes(shape: ModelShape, usual: str, of_value_and_down: str) -> int:
     return _bytes(usual_values, usual) + _bytes(narrow + wide, of_value_and_down) + biases_and_norms * _F32
 
 
-def _is_raised(layer: int, n_layers: int) -> bool:
+def is_raised(layer: int, n_layers: int) -> bool:
     """llama.cpp's use_more_bits: the first and last eighth, and every third layer between."""
     eighth = n_layers // 8
     return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
