@@ -1,8 +1,8 @@
 """The local backend: messages and settings in, events out.
 
 It joins the rooms: the model's header is checked, the memory planned, the weights loaded once, the prompt
-rendered and measured, the context made or kept, the turn run. Front ends know only `reply` and `close`, and
-`dry_run` for the plan alone.
+rendered and measured, the context made or kept, the turn run. Front ends know only `reply` and `close`,
+`keep` for when the answer is out, and `dry_run` for the plan alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from qwq_local.models.header import special_token_ids
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.plan import Plan
 from qwq_local.planning.words import shortage_line
+from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profile_keys import Profile
 from qwq_local.provision import Provision
 
@@ -64,8 +65,9 @@ class LocalBackend:
         threads: int,
         abort: AbortFlag,
         machine: Machine | None = None,
+        once: PrefillOnce | None = None,
     ) -> None:
-        """A described machine is only good for `dry_run`."""
+        """A described machine is only good for `dry_run`; without `once` nothing is read or kept on disk."""
         self._path = path
         self._profile = profile
         n_cpus = os.cpu_count() or 1
@@ -74,6 +76,7 @@ class LocalBackend:
         self._threads = profile.threads or threads
         self._abort = abort
         self._machine = machine
+        self._once = once
         self._provision: Provision | None = None
         self._template: ChatTemplate | None = None
         self._loaded: _Loaded | None = None
@@ -82,6 +85,8 @@ class LocalBackend:
 
     def reply(self, question: Question) -> Iterator[Event]:
         """The events of one turn; see qwq_local.events. Raises QwqError, and Aborted while loading."""
+        if self._once is not None:
+            self._once.forget()
         if self._loaded is None:
             self._loaded = yield from self._load(self._first_plan(question))
         grammar = self._grammar(self._loaded.model, question.schema)
@@ -92,7 +97,11 @@ class LocalBackend:
         yield from self._new_notices(filter(None, [shortage_line(plan)]))
         seed = self._seed(question)
         yield self._planned(question, plan, standing.context.settings.n_ctx, seed)
-        yield from Turn(standing.context, self._turn_settings(plan, seed, grammar)).events(prompt.tokens)
+        yield from self._turn(standing, self._turn_settings(plan, seed, grammar), prompt.tokens)
+
+    def keep(self) -> str | None:
+        """Keep on disk what the last turn prefilled, once its answer is out; a line when that failed."""
+        return None if self._once is None else self._once.keep()
 
     def dry_run(self, question: Question) -> Planned:
         """The plan for this very question; no weights are loaded. Raises what `reply` would."""
@@ -109,6 +118,8 @@ class LocalBackend:
 
     def close(self) -> None:
         """Free the grammar and the context, then the weights."""
+        if self._once is not None:
+            self._once.close()
         self._free_model()
         if self._provision is not None:
             self._provision.close()
@@ -174,6 +185,14 @@ class LocalBackend:
         self._free_model()
         self._loaded = yield from self._load(plan)
         return (yield from self._loaded.contexts.ready(prompt_tokens, self._loaded.n_gpu_layers))
+
+    def _turn(self, standing: Standing, settings: TurnSettings, prompt: Sequence[int]) -> Iterator[Event]:
+        """The events of the turn, begun with what is kept of the prompt; Aborted while that is read."""
+        context, header = standing.context, self.provision.header
+        if self._once is None:
+            return Turn(context, settings).events(prompt)
+        self._once.restore(context, header, prompt, self._abort)
+        return self._once.noted(Turn(context, settings).events(prompt), context, header, prompt)
 
     def _new_notices(self, notices: Iterable[str]) -> Iterator[Notice]:
         """Each notice once, however many questions the backend gets."""

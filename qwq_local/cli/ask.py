@@ -49,6 +49,9 @@ def command(
     each: Annotated[
         bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")
     ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Keep nothing of this on disk for the next question.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan for this prompt and stop.")
     ] = False,
@@ -80,6 +83,7 @@ def command(
         json_schema=json_schema,
         jsonl=jsonl,
         each=each,
+        private=private,
         dry_run=dry_run,
         machine=machine,
         stats=stats,

@@ -16,7 +16,7 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
 from qwq_local.cli.jsonl import event_line, write_line
-from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
+from qwq_local.cli.pipes import closed_pipes_end_it, finish_stdout, forgiving
 from qwq_local.cli.sinks import JsonLines, Remembering, Sink, Traced
 from qwq_local.dialogue.conversation import fence
 from qwq_local.engine.api import Aborted, AbortFlag
@@ -30,9 +30,11 @@ from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import Directories, directories
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.window import Window, larger_factor
+from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import ledger_line, planned_lines
+from qwq_local.terminal.sanitize import one_line
 from qwq_local.terminal.screen import AskScreen
 
 _STATUS = {
@@ -67,6 +69,7 @@ class Asked:
     json_schema: Path | None = None
     jsonl: bool = False
     each: bool = False
+    private: bool = False
     dry_run: bool = False
     machine: str | None = None
     stats: bool = False
@@ -112,7 +115,10 @@ def ask_in(environment: Environment, asked: Asked) -> int:
         if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
             sink.show(Notice(idle))
         if asked.each:
-            return answer_each(environment, framing, schema, backend, sink)
+            status = answer_each(environment, framing, schema, backend, sink)
+            if status is not ExitStatus.INTERRUPTED:
+                _keep(environment, backend, sink)
+            return status
         question = Question(messages, schema, files=tuple(map(fence, framing.attachments)))
         if asked.dry_run:
             return _show_plan(environment, asked, backend.dry_run(question))
@@ -127,6 +133,8 @@ def ask_in(environment: Environment, asked: Asked) -> int:
             return ExitStatus.INTERRUPTED
         if not asked.jsonl and (ending := _ending(finished.reason, profile)):
             sink.show(Notice(ending))
+        if finished.reason is not FinishReason.INTERRUPTED:
+            _keep(environment, backend, sink)
     if asked.stats:
         write_line(environment.stderr, stats_line(finished.stats) + "\n")
         if sink.planned is not None:
@@ -175,7 +183,16 @@ def _backend(
     profile = resolved.profile
     path = find_model(asked.model, Catalog(resolved.model, profile.repo, profile.files), places.cache)
     abort = AbortFlag()
-    return LocalBackend(path, profile, physical_cores(), abort, machine), abort
+    once = PrefillOnce(places.cache, profile, is_private=asked.private)
+    return LocalBackend(path, profile, physical_cores(), abort, machine, once), abort
+
+
+def _keep(environment: Environment, backend: LocalBackend, sink: Sink) -> None:
+    """Let go of the answer, then keep what was prefilled; who reads the answer does not wait for that."""
+    sink.close()
+    finish_stdout(environment.stdout)
+    if (said := backend.keep()) is not None:
+        write_line(environment.stderr, f"note: {one_line(said, 500)}\n")
 
 
 def _sink(environment: Environment, asked: Asked) -> Sink:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qwq_local.engine.kv_entry import Entry, StateKey
     from qwq_local.engine.kv_folder import KvFolder
 
-_AGE = re.compile(r"(?P<count>\d{1,6})(?P<unit>[mhdw])")
+_AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 app = typer.Typer(
