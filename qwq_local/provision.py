@@ -32,8 +32,13 @@ _RETREAT = 8
 class Provision:
     """Plans for one model file under one profile; free it with `close`."""
 
-    def __init__(self, path: Path, profile: Profile, machine: Machine | None = None) -> None:
-        """Raises ModelFileError. A described machine stands in for this one."""
+    def __init__(
+        self, path: Path, profile: Profile, machine: Machine | None = None, *, is_roomy: bool = False
+    ) -> None:
+        """Raises ModelFileError. A described machine stands in for this one.
+
+        `is_roomy`, for a conversation, takes the largest native context that fits.
+        """
         self.header: Header = read_header(path)
         shape = check_architecture(self.header)
         self.name = model_name(self.header)
@@ -41,6 +46,7 @@ class Provision:
         self.window = model_window(profile, own_rope_scaling(self.header))
         self._profile = profile
         self._machine = machine
+        self._is_roomy = is_roomy
         self._formula = described_compute
         self._dry_run: DryRun | None = None
 
@@ -51,21 +57,20 @@ class Provision:
             self._machine = this_machine()
         return self._machine
 
-    def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None, *, is_roomy: bool = False) -> Plan:
+    def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Plan:
         """The plan for a prompt; `n_gpu_layers` is how many are loaded already.
 
         Raises DoesNotFit with what would fit, PromptTooLong, UsageError.
         """
-        return plan_or_explain(self.request(prompt_tokens, n_gpu_layers, is_roomy=is_roomy))
+        return plan_or_explain(self.request(prompt_tokens, n_gpu_layers))
 
-    def request(
-        self, prompt_tokens: int, n_gpu_layers: int | None = None, *, is_roomy: bool = False
-    ) -> Request:
+    def request(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Request:
         """All that the plan for a prompt is made from."""
         made = request_for(self._profile, self.window, self.sizes, self.machine, self._compute)
         if n_gpu_layers is not None:
             made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
-        return replace(made, wish=replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=is_roomy))
+        wish = replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=self._is_roomy)
+        return replace(made, wish=wish)
 
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
         """The same plan with a larger context; None when that does not fit."""
@@ -73,11 +78,16 @@ class Provision:
         return with_context(request, plan, n_ctx)
 
     def could_not_be_had(self, plan: Plan) -> None:
-        """Remember for this run that a plan failed, so that the next one asks every device for less."""
-        limits = []
-        for use in plan.uses:
-            retreat = (use.kv_cache + use.compute) // _RETREAT
-            limits.append(use.total - max(retreat, 1) + self._profile.memory_reserve * MIB)
+        """Remember for this run that a plan failed, so that the next one asks for less.
+
+        Where GPUs hold layers it is their memory that was short; the system's is left as it is.
+        """
+        limits = [
+            use.total - max((use.kv_cache + use.compute) // _RETREAT, 1) + self._profile.memory_reserve * MIB
+            for use in plan.uses
+        ]
+        if plan.n_gpu_layers:
+            limits[-1] = self.machine.available_bytes
         self._machine = self.machine.capped(tuple(limits))
 
     def planned(self, plan: Plan, seed: int, ledger: Ledger) -> Planned:

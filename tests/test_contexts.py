@@ -22,6 +22,7 @@ from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import DoesNotFit, PromptTooLong
 from qwq_local.events import Event, Notice, Planned, Prefill
 from qwq_local.paths import Directories
+from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
 from qwq_local.planning.plan import Plan
 from qwq_local.profiles import Profile, profile_folders, resolve
 from qwq_local.provision import Provision
@@ -170,8 +171,8 @@ class _Failing(Provision):
 
     fails = False
 
-    def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None, *, is_roomy: bool = False) -> Plan:
-        plan = super().plan(prompt_tokens, n_gpu_layers, is_roomy=is_roomy)
+    def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Plan:
+        plan = super().plan(prompt_tokens, n_gpu_layers)
         if not self.fails:
             return plan
         shares = replace(plan.shares, n_ctx=1 << 22)
@@ -213,6 +214,30 @@ def drained(steps: Generator[Notice, None, Standing]) -> Standing:
         except StopIteration as finished:
             standing: Standing = finished.value
             return standing
+
+
+def test_a_conversation_starts_with_the_largest_native_context(
+    miniature: Callable[[str], Path], loaded: LoadedModel, tmp_path: Path
+) -> None:
+    provision = Provision(miniature("Q8_0"), profile(tmp_path), is_roomy=True)
+    with closing(provision), closing(Contexts(loaded, provision, 1, AbortFlag())) as contexts:
+        first = drained(contexts.ready(20, 0))
+        assert (first.plan.n_ctx, first.plan.rope.factor) == (1024, 1)
+        assert drained(contexts.ready(800, 0)).context is first.context
+
+
+def test_what_could_not_be_had_on_a_card_leaves_the_systems_memory_as_it_is(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    card = Device("GPU0", "card", DeviceKind.GPU, 8 * GIB, 8 * GIB)
+    where = Machine("test", (card,), 16 * GIB, 16 * GIB, cores=4, is_described=True)
+    large = profile(tmp_path, "native_window=32768", "thinking_budget=16384")
+    with closing(Provision(miniature("Q8_0"), large, where)) as provision:
+        first = provision.plan(100)
+        provision.could_not_be_had(first)
+        second = provision.plan(100, first.n_gpu_layers)
+        assert second.uses[0].total < first.uses[0].total
+        assert (second.uses[-1].usable, second.kv_type) == (first.uses[-1].usable, "q8_0")
 
 
 SHORT_OF_MEMORY = """

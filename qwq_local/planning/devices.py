@@ -52,7 +52,3 @@ class Machine:
             for gpu, limit in zip(self.gpus, limits[:-1], strict=True)
         )
         return replace(self, gpus=gpus, available_bytes=min(self.available_bytes, limits[-1]))
-
-    def without_gpus(self) -> Machine:
-        """The same machine when nothing may be put on its GPUs."""
-        return replace(self, gpus=())
