@@ -116,6 +116,7 @@ SHAPES = (
     ModelShape(4, 256, 704, 8, 8, 640),
     ModelShape(3, 768, 768, 12, 2, 50_000),
     ModelShape(1, 512, 1024, 8, 2, 999),
+    ModelShape(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values decide
 )
 
 
