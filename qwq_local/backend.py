@@ -1,7 +1,8 @@
 """The local backend: messages and settings in, events out.
 
-It joins the rooms: the model's header is checked, the weights loaded once, the prompt rendered and measured,
-the context planned and made, the turn run. Front ends know only `reply` and `close`.
+It joins the rooms: the model's header is checked, the memory planned, the weights loaded once, the prompt
+rendered and measured, the context made or kept, the turn run. Front ends know only `reply` and `close`,
+`keep` for when the answer is out, and `dry_run` for the plan alone.
 """
 
 from __future__ import annotations
@@ -9,47 +10,64 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qwq_local.contexts import Contexts, Standing
 from qwq_local.dialogue.conversation import Message
-from qwq_local.dialogue.prompt import encode_prompt
+from qwq_local.dialogue.ledger import ledger_of
+from qwq_local.dialogue.prompt import Prompt, encode_prompt
 from qwq_local.dialogue.template import ChatTemplate
 from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.api import AbortFlag, Grammar, Vocabulary
 from qwq_local.engine.grammar import LlamaGrammar, compile_grammar
-from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
-from qwq_local.errors import UsageError
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+from qwq_local.errors import DoesNotFit, UsageError
 from qwq_local.events import Event, Loading, Notice, Planned
-from qwq_local.models.architecture import check_architecture, model_name
-from qwq_local.models.header import read_header, special_token_ids
-from qwq_local.planning.context import Plan, Window, Wish, plan_context
+from qwq_local.models.header import special_token_ids
+from qwq_local.planning.devices import Machine
+from qwq_local.planning.plan import Plan
+from qwq_local.planning.words import shortage_line
+from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profile_keys import Profile
+from qwq_local.provision import Provision
 
 _MAX_SEED = 2**32 - 2  # llama.cpp reads the next one as "draw one"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one turn is asked: the conversation, the schema of the answer, and a seed for it alone."""
+    """What one turn is asked: the conversation, the schema of the answer, and a seed for it alone.
+
+    `files` are the texts of attached files as they stand in the last message, for the ledger.
+    """
 
     messages: Sequence[Message]
     schema: Mapping[str, object] | None = None
     seed: int | None = None
+    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    name: str
     model: LoadedModel
-    template: ChatTemplate
+    contexts: Contexts
+    n_gpu_layers: int
 
 
 class LocalBackend:
     """A model file and a profile, ready to reply; the weights are loaded with the first question."""
 
-    def __init__(self, path: Path, profile: Profile, threads: int, abort: AbortFlag) -> None:
+    def __init__(
+        self,
+        path: Path,
+        profile: Profile,
+        threads: int,
+        abort: AbortFlag,
+        machine: Machine | None = None,
+        once: PrefillOnce | None = None,
+    ) -> None:
+        """A described machine is only good for `dry_run`; without `once` nothing is read or kept on disk."""
         self._path = path
         self._profile = profile
         n_cpus = os.cpu_count() or 1
@@ -57,47 +75,124 @@ class LocalBackend:
             raise UsageError(f"threads is {profile.threads}, this machine has {n_cpus}: more would wait.")
         self._threads = profile.threads or threads
         self._abort = abort
+        self._machine = machine
+        self._once = once
+        self._provision: Provision | None = None
+        self._template: ChatTemplate | None = None
         self._loaded: _Loaded | None = None
-        self._context: LlamaContext | None = None
         self._compiled: tuple[Mapping[str, object], LlamaGrammar] | None = None
         self._noticed: set[str] = set()
 
     def reply(self, question: Question) -> Iterator[Event]:
         """The events of one turn; see qwq_local.events. Raises QwqError, and Aborted while loading."""
+        if self._once is not None:
+            self._once.forget()
         if self._loaded is None:
-            self._loaded = yield from self._load()
-        loaded = self._loaded
-        grammar = self._grammar(loaded.model, question.schema)
-        prompt = encode_prompt(loaded.template, question.messages, loaded.model.vocabulary)
+            self._loaded = yield from self._load(self._first_plan(question))
+        grammar = self._grammar(self._loaded.model, question.schema)
+        prompt = self._prompt(question, self._loaded.model.vocabulary)
         yield from self._new_notices(prompt.notices)
-        plan = self._plan(len(prompt.tokens))
-        context = self._context_for(loaded.model, plan)
+        standing = yield from self._standing(len(prompt.tokens))
+        plan = standing.plan
+        yield from self._new_notices(filter(None, [shortage_line(plan)]))
         seed = self._seed(question)
-        yield self._planned(plan, loaded.name, len(prompt.tokens), seed)
-        yield from Turn(context, self._turn_settings(plan, seed, grammar)).events(prompt.tokens)
+        yield self._planned(question, plan, standing.context.settings.n_ctx, seed)
+        yield from self._turn(standing, self._turn_settings(plan, seed, grammar), prompt.tokens)
+
+    def keep(self) -> str | None:
+        """Keep on disk what the last turn prefilled, once its answer is out; a line when that failed."""
+        return None if self._once is None else self._once.keep()
+
+    def dry_run(self, question: Question) -> Planned:
+        """The plan for this very question; no weights are loaded. Raises what `reply` would."""
+        with_vocabulary = self._vocabulary_only()
+        try:
+            prompt = self._prompt(question, with_vocabulary.vocabulary)
+            plan = self.provision.plan(len(prompt.tokens))
+            ledger = ledger_of(
+                question.messages, question.files, with_vocabulary.vocabulary, len(prompt.tokens), plan.n_ctx
+            )
+            return self.provision.planned(plan, self._seed(question), ledger)
+        finally:
+            with_vocabulary.close()
 
     def close(self) -> None:
         """Free the grammar and the context, then the weights."""
-        self._free_grammar()
-        if self._context is not None:
-            self._context.close()
-            self._context = None
-        if self._loaded is not None:
-            self._loaded.model.close()
-            self._loaded = None
+        if self._once is not None:
+            self._once.close()
+        self._free_model()
+        if self._provision is not None:
+            self._provision.close()
+            self._provision = None
 
-    def _load(self) -> Generator[Event, None, _Loaded]:
-        header = read_header(self._path)
-        check_architecture(header)
-        name = model_name(header)
-        settings = LoadSettings(self._profile.n_gpu_layers, self._profile.use_mmap, special_token_ids(header))
+    @property
+    def provision(self) -> Provision:
+        """The model file, the machine and the plans made for them."""
+        if self._provision is None:
+            self._provision = Provision(self._path, self._profile, self._machine)
+        return self._provision
+
+    def _prompt(self, question: Question, vocabulary: Vocabulary) -> Prompt:
+        if self._template is None:
+            self._template = ChatTemplate(self.provision.header.text("tokenizer.chat_template") or None)
+        return encode_prompt(self._template, question.messages, vocabulary)
+
+    def _first_plan(self, question: Question) -> Plan:
+        """The plan that the weights are loaded by; how many layers a GPU gets hangs on the prompt."""
+        facts = self.provision
+        if not facts.machine.gpus:
+            return facts.plan(0)
+        with_vocabulary = self._vocabulary_only()
+        try:
+            return facts.plan(len(self._prompt(question, with_vocabulary.vocabulary).tokens))
+        finally:
+            with_vocabulary.close()
+
+    def _vocabulary_only(self) -> LoadedModel:
+        special_ids = special_token_ids(self.provision.header)
+        settings = LoadSettings(special_ids=special_ids, vocab_only=True)
+        return drained(load_model(self._path, settings, self._abort))
+
+    def _load(self, plan: Plan) -> Generator[Event, None, _Loaded]:
+        facts = self.provision
+        settings = LoadSettings(
+            n_gpu_layers=plan.n_gpu_layers,
+            use_mmap=self._profile.use_mmap,
+            special_ids=special_token_ids(facts.header),
+            split=plan.layout.split,
+        )
         loading = load_model(self._path, settings, self._abort)
         while True:
             try:
-                yield Loading(name, next(loading))
+                yield Loading(facts.name, next(loading))
             except StopIteration as finished:
-                template = ChatTemplate(header.text("tokenizer.chat_template") or None)
-                return _Loaded(name, finished.value, template)
+                contexts = Contexts(finished.value, facts, self._threads, self._abort)
+                return _Loaded(finished.value, contexts, plan.n_gpu_layers)
+
+    def _standing(self, prompt_tokens: int) -> Generator[Event, None, Standing]:
+        """A context for the prompt; when it takes fewer layers on the GPU the weights are loaded again."""
+        assert self._loaded is not None
+        try:
+            return (yield from self._loaded.contexts.ready(prompt_tokens, self._loaded.n_gpu_layers))
+        except DoesNotFit:
+            if not self._loaded.n_gpu_layers or self._profile.n_gpu_layers is not None:
+                raise
+            plan = self.provision.plan(prompt_tokens)
+        yield Notice(
+            f"the weights are loaded again with {plan.n_gpu_layers} layers on the GPU, "
+            f"not {self._loaded.n_gpu_layers}: the context needs the room."
+        )
+        self._free_model()
+        self._loaded = yield from self._load(plan)
+        return (yield from self._loaded.contexts.ready(prompt_tokens, self._loaded.n_gpu_layers))
+
+    def _turn(self, standing: Standing, settings: TurnSettings, prompt: Sequence[int]) -> Iterator[Event]:
+        """The events of the turn, begun with what is kept of the prompt; Aborted while that is read."""
+        context, header = standing.context, self.provision.header
+        if self._once is None:
+            return Turn(context, settings).events(prompt)
+        self._once.restore(context, header, prompt, self._abort)
+        return self._once.noted(Turn(context, settings).events(prompt), context, header, prompt)
 
     def _new_notices(self, notices: Iterable[str]) -> Iterator[Notice]:
         """Each notice once, however many questions the backend gets."""
@@ -106,51 +201,11 @@ class LocalBackend:
                 self._noticed.add(text)
                 yield Notice(text)
 
-    def _plan(self, prompt_tokens: int) -> Plan:
-        profile = self._profile
-        wish = Wish(prompt_tokens, profile.thinking_budget, profile.answer_reserve, profile.n_ctx)
-        return plan_context(wish, Window(profile.native_window, profile.yarn, profile.yarn_factors))
-
-    def _context_for(self, model: LoadedModel, plan: Plan) -> LlamaContext:
-        """The context there is, when it is large enough; else a new one, twice as large to grow into."""
-        n_ctx = plan.n_ctx
-        if self._context is not None:
-            if self._context.settings.n_ctx >= n_ctx:
-                return self._context
-            window = int(self._profile.native_window * self._profile.yarn)
-            n_ctx = max(n_ctx, min(2 * self._context.settings.n_ctx, window))
-            self._context.close()
-        self._context = None
-        self._context = LlamaContext(model, self._context_settings(n_ctx), self._abort)
-        return self._context
-
-    def _context_settings(self, n_ctx: int) -> ContextSettings:
-        profile = self._profile
-        return ContextSettings(
-            n_ctx=n_ctx,
-            n_batch=min(profile.n_batch, n_ctx),
-            n_ubatch=min(profile.n_ubatch, profile.n_batch, n_ctx),
-            kv_type_k=profile.kv_type,
-            kv_type_v=profile.kv_type,
-            flash_attention=profile.flash_attention,
-            yarn_factor=profile.yarn,
-            yarn_origin=profile.yarn_origin,
-            threads=self._threads,
-        )
-
-    def _planned(self, plan: Plan, model: str, prompt_tokens: int, seed: int) -> Planned:
-        profile = self._profile
-        return Planned(
-            model=model,
-            n_ctx=self._context.settings.n_ctx if self._context else plan.n_ctx,
-            prompt_tokens=prompt_tokens,
-            thinking_budget=plan.thinking_budget,
-            answer_reserve=plan.answer_reserve,
-            yarn_factor=profile.yarn,
-            kv_type=profile.kv_type,
-            n_gpu_layers=profile.n_gpu_layers,
-            seed=seed,
-        )
+    def _planned(self, question: Question, plan: Plan, n_ctx: int, seed: int) -> Planned:
+        assert self._loaded is not None
+        vocabulary = self._loaded.model.vocabulary
+        ledger = ledger_of(question.messages, question.files, vocabulary, plan.wish.prompt_tokens, n_ctx)
+        return replace(self.provision.planned(plan, seed, ledger), n_ctx=n_ctx)
 
     def _turn_settings(self, plan: Plan, seed: int, grammar: Grammar | None) -> TurnSettings:
         return TurnSettings(
@@ -176,6 +231,13 @@ class LocalBackend:
             self._free_grammar()
             self._compiled = (schema, compile_grammar(model, schema))
         return self._compiled[1]
+
+    def _free_model(self) -> None:
+        self._free_grammar()
+        if self._loaded is not None:
+            self._loaded.contexts.close()
+            self._loaded.model.close()
+            self._loaded = None
 
     def _free_grammar(self) -> None:
         if self._compiled is not None:

@@ -41,8 +41,34 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """What one device is predicted to hold, and what of its memory may be used, in bytes."""
+
+    name: str
+    weights: int
+    kv_cache: int
+    compute: int
+    usable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Who has the context, in tokens: together with `free` they are n_ctx.
+
+    `prompt` is this question with what the template writes; `thinking_spared` is counted beside the others.
+    """
+
+    system: int = 0
+    files: int = 0
+    history: int = 0
+    prompt: int = 0
+    free: int = 0
+    thinking_spared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
-    """What was decided before the first token: sizes in tokens."""
+    """What was decided before the first token: sizes in tokens, and `line`, the same for a person."""
 
     model: str
     n_ctx: int
@@ -53,6 +79,14 @@ class Planned:
     kv_type: str
     n_gpu_layers: int
     seed: int
+    yarn_origin: int = 0
+    flash_attention: bool = True
+    n_batch: int = 0
+    n_ubatch: int = 0
+    line: str = ""
+    sacrifices: tuple[str, ...] = ()
+    devices: tuple[DeviceBytes, ...] = ()
+    ledger: Ledger = Ledger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""What this computer has: physical cores, and a GPU that the installed library may not know how to use.
+"""What this computer has: its devices and memory, physical cores, a GPU that the library cannot use.
 
-Reads files of the operating system; imports nothing that is not on every system.
+Reads files of the operating system and ggml's list of devices; imports nothing that is not on every system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwq_local.engine.devices import list_devices, offload_devices
 from qwq_local.engine.library import TESTED_VERSION
+from qwq_local.memory import SystemMemory, system_memory
+from qwq_local.planning.devices import DeviceKind, Machine
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
@@ -37,6 +40,27 @@ def _wheel(build: str) -> str:
 CUDA = Gpu("an NVIDIA GPU", _wheel("cu124"))
 METAL = Gpu("an Apple GPU", _wheel("metal"))
 ROCM = Gpu("an AMD GPU", _wheel("rocm72"))
+
+
+def this_machine() -> Machine:
+    """This computer as a plan sees it now: free memory changes from one moment to the next."""
+    gpus = offload_devices()
+    memory = system_memory() or _told_by_ggml()
+    return Machine(
+        name="this machine",
+        gpus=gpus,
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        cores=physical_cores(),
+        is_unified=sys.platform == "darwin" or any(gpu.kind is DeviceKind.INTEGRATED for gpu in gpus),
+    )
+
+
+def _told_by_ggml() -> SystemMemory:
+    """What ggml says of the CPU: all of it counts as free there, so only half is believed."""
+    totals = [device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU]
+    total = max(totals, default=0)
+    return SystemMemory(total, total // 2)
 
 
 def physical_cores(cpu_folder: Path = _CPU_FOLDER) -> int:

@@ -59,14 +59,17 @@ class Profile:
 
     # The context: see engine.api.ContextSettings.
     n_ctx: int | None = None  # None: as large as prompt and budgets need
-    yarn: float = 1.0  # 1: off
-    kv_type: str = "f16"  # of both K and V
-    flash_attention: bool | None = None  # None: llama.cpp decides
+    yarn: float | None = None  # 1: off; None: on when prompt and budgets need more than the native window
+    kv_type: str | None = None  # of both K and V; None: f16, or what the memory allows
+    flash_attention: bool | None = None  # None: wherever the device has it
     n_batch: int = 512
     n_ubatch: int = 512
     threads: int = 0  # 0: the physical cores
-    n_gpu_layers: int = -1  # -1: all
+    n_gpu_layers: int | None = None  # -1: all; None: as many as the memory allows
+    memory_reserve: int = 512  # MiB of every device that a plan leaves free
     use_mmap: bool = True
+    kv_store: float | None = None  # GiB of disk for what was prefilled; None: a tenth of what is free; 0: off
+    kv_store_min_tokens: int = 1024  # what is worth storing
 
     # Budgets and the prompt.
     thinking_budget: int = 16_384
@@ -133,14 +136,17 @@ RULES: Mapping[str, Rule] = {
     "sampler_order": Several(Choice(DEFAULT_ORDER)),
     "seed": Number(0, MAX_SEED, whole=True, words={"random": None}),
     "n_ctx": _tokens(64, auto=None),
-    "yarn": Number(1, 64, words={"off": 1.0}),
-    "kv_type": Choice(KV_TYPES),
+    "yarn": Number(1, 64, words={"off": 1.0, "auto": None}),
+    "kv_type": Choice(KV_TYPES, auto=True),
     "flash_attention": Switch(auto=True),
     "n_batch": Number(1, 65_536, whole=True),
     "n_ubatch": Number(1, 65_536, whole=True),
     "threads": Number(0, 1024, whole=True),
-    "n_gpu_layers": Number(-1, 10_000, whole=True),
+    "n_gpu_layers": Number(-1, 10_000, whole=True, words={"auto": None}),
+    "memory_reserve": Number(0, 1 << 20, whole=True),
     "use_mmap": Switch(),
+    "kv_store": Number(0, 1 << 20, words={"off": 0.0, "auto": None}),
+    "kv_store_min_tokens": _tokens(1),
     "thinking_budget": _tokens(0),
     "answer_reserve": _tokens(1),
     "max_tokens": _tokens(0),

@@ -103,17 +103,20 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few names."""
+    """One of a few names; with `auto`, also none of them, so that the program decides."""
 
     options: tuple[str, ...]
+    auto: bool = False
 
     @property
     def allowed(self) -> str:
         """The names."""
-        return "one of " + ", ".join(self.options)
+        return "one of " + ", ".join([*self.options, *(["auto"] if self.auto else [])])
 
-    def accept(self, value: object) -> str:
-        """The name, if it is one of them."""
+    def accept(self, value: object) -> str | None:
+        """The name, if it is one of them; None for auto."""
+        if self.auto and value == "auto":
+            return None
         if not isinstance(value, str) or value not in self.options:
             raise ValueError(self.allowed)
         return value
@@ -124,7 +127,7 @@ class Choice:
 
     def show(self, value: object) -> str:
         """The name."""
-        return str(value)
+        return "auto" if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,9 +136,9 @@ def _cap_task_budgets(values: dict[str, Any], deciding: Mapping[str, Layer], ori
 
 def _check_together(profile: Profile, origins: Mapping[str, str]) -> None:
     """Refuse values that are each allowed but not with one another."""
-    if profile.yarn not in (1.0, *profile.yarn_factors):
+    if profile.yarn not in (None, 1.0, *profile.yarn_factors):
         raise ProfileError(
-            f"{origins['yarn']}: yarn is {RULES['yarn'].show(profile.yarn)}, allowed: off or one of "
+            f"{origins['yarn']}: yarn is {RULES['yarn'].show(profile.yarn)}, allowed: off, auto or one of "
             f"{RULES['yarn_factors'].show(profile.yarn_factors)} (yarn_factors: {origins['yarn_factors']})."
         )
     if profile.kv_type in QUANTIZED_KV_TYPES and profile.flash_attention is False:

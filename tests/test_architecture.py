@@ -16,9 +16,15 @@ LEVELS = (
     ("qwq_local.errors", "qwq_local.events"),
     ("qwq_convert",),
     ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
-    ("qwq_local.machine", "qwq_local.models", "qwq_local.dialogue"),
-    ("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files", "qwq_local.profiles"),
-    ("qwq_local.backend", "qwq_local.terminal"),
+    ("qwq_local.memory", "qwq_local.machine", "qwq_local.models", "qwq_local.dialogue"),
+    (
+        *("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files"),
+        *("qwq_local.profiles", "qwq_local.machine_files"),
+    ),
+    (
+        *("qwq_local.provision", "qwq_local.contexts", "qwq_local.prefill_once"),
+        *("qwq_local.backend", "qwq_local.terminal"),
+    ),
     ("qwq_local.cli",),
 )
 DOORS = {

@@ -6,6 +6,7 @@ Where a right answer is needed, sampling is greedy (`temperature=0`), so that no
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -135,13 +136,17 @@ def test_a_schema_that_cannot_be_enforced_is_refused_with_its_path(cache: Path, 
     assert qwq(cache, "ask", *GREEDY, "--json-schema", str(path), QUESTION).status == 2
 
 
-def test_stats_are_one_line_on_stderr(cache: Path) -> None:
+def test_stats_are_the_figures_and_who_has_the_context(cache: Path) -> None:
     ran = qwq(cache, "ask", *GREEDY, "--stats", QUESTION)
 
     assert ran.status == 0
-    assert len(ran.stderr.splitlines()) == 1
+    figures, ledger = ran.stderr.splitlines()
     for word in ("prompt", "tok/s", "thinking", "answer"):
-        assert word in ran.stderr
+        assert word in figures
+    counts = {word: int(number) for word, number in re.findall(r"(\w+) (\d+)", ledger.replace(",", ""))}
+    shares = [counts[word] for word in ("system", "files", "history", "prompt", "free", "turn")]
+    assert sum(shares) == counts["context"] == 1024
+    assert counts["prompt"] > counts["system"] == counts["files"] == counts["history"] == 0
 
 
 def test_each_answers_every_line_and_goes_on_after_a_bad_one(cache: Path, tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_each_answers_every_line_and_goes_on_after_a_bad_one(cache: Path, tmp_pa
         b"\xff\xfe",
         b"",
         b'{"id": null, "question": "How many o\'s are in the word book?", "seed": 3}',
-        b'{"id": 5, "question": "%s"}' % (b"long " * 400),
+        b'{"id": 5, "question": "%s"}' % (b"long " * 4000),
     ]
     ran = qwq(cache, "ask", *GREEDY, "--each", "-f", str(shared), stdin=b"\n".join(lines))
     answers = events(ran)
@@ -244,12 +249,23 @@ def test_what_does_not_fit_is_4(cache: Path) -> None:
 
 
 def test_a_prompt_past_the_window_is_5_with_the_counts_and_a_way_out(cache: Path) -> None:
-    ran = qwq(cache, "ask", *GREEDY, "what?", stdin=b"word " * 400)
+    """With YaRN off the factor that would do is named; with all of it no factor would."""
+    ran = qwq(cache, "ask", *GREEDY, "--set", "yarn=off", "what?", stdin=b"word " * 400)
     assert ran.status == 5
     message = one_line(ran)
     assert "1,024" in message
     assert "yarn=2" in message
-    assert qwq(cache, "ask", *GREEDY, "--set", "yarn=2", "what?", stdin=b"word " * 400).status in (0, 6)
+    longer = qwq(cache, "ask", *GREEDY, "what?", stdin=b"word " * 4000)
+    assert longer.status == 5
+    assert "4,096 (factor 4 over 1,024)" in one_line(longer)
+    assert "Shorten it by" in longer.stderr
+
+
+def test_yarn_comes_on_by_itself_and_says_so(cache: Path) -> None:
+    ran = qwq(cache, "ask", *GREEDY, "--set", "max_tokens=3", "what?", stdin=b"word " * 400)
+    assert ran.status in (0, 6)
+    assert "need YaRN 4 over 1,024: a context of 2,560" in ran.stderr.splitlines()[0]
+    assert qwq(cache, "ask", *GREEDY, "--set", "max_tokens=3", "what?").stderr.count("YaRN") == 0
 
 
 def test_a_cut_answer_is_6(cache: Path, babbler: Path) -> None:
@@ -448,8 +464,9 @@ def test_on_a_terminal_the_thinking_can_be_hidden(cache: Path) -> None:
     with Terminal(["ask", *GREEDY, "--think", "hide", QUESTION], environment(cache)) as terminal:
         assert terminal.read_to_end() == 0
         lines = terminal.text.splitlines()
-    assert lines[0].startswith("▸ thought") or "boxed" in lines[0]
-    assert len(lines) <= 4
+    assert lines[0].startswith("▸ context 1,024 · f16 KV · on the CPU")
+    assert lines[1].startswith("▸ thought") or "boxed" in lines[1]
+    assert len(lines) <= 5
 
 
 def test_ctrl_c_on_a_terminal_leaves_it_sane(cache: Path, babbler: Path) -> None:

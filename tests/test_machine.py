@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.machine import CUDA, METAL, ROCM, Gpu, idle_gpu_notice, physical_cores, present_gpu
+from qwq_local.engine.devices import can_offload, list_devices, offload_devices
+from qwq_local.machine import (
+    CUDA,
+    METAL,
+    ROCM,
+    Gpu,
+    idle_gpu_notice,
+    physical_cores,
+    present_gpu,
+    this_machine,
+)
+from qwq_local.planning.devices import DeviceKind
 
 
 def present(*files: str, system: str = "linux", cpu: str = "x86_64") -> Gpu | None:
@@ -45,3 +56,21 @@ def test_hyperthreads_of_one_core_count_once(tmp_path: Path) -> None:
     (tmp_path / f"cpu{usable[0]}" / "topology" / "thread_siblings_list").write_text(f"{usable[0]}\n")
     assert physical_cores(tmp_path) == min(2, len(usable))
     assert physical_cores(tmp_path / "absent") == len(usable)
+
+
+def test_ggml_lists_the_processor_with_its_memory() -> None:
+    processor = [device for device in list_devices() if device.kind is DeviceKind.CPU]
+    assert [device.name for device in processor] == ["CPU"]
+    assert processor[0].total_bytes > 1 << 30
+    assert processor[0].description
+
+
+def test_this_machine_has_less_to_give_than_it_has() -> None:
+    """The processor's memory as ggml tells it is all free; the kernel knows better."""
+    machine = this_machine()
+    total = next(device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU)
+    assert 0 < machine.available_bytes < machine.memory_bytes <= total
+    assert machine.gpus == offload_devices()
+    assert bool(machine.gpus) == can_offload()
+    assert machine.cores == physical_cores()
+    assert not machine.is_described

@@ -204,7 +204,7 @@ def test_a_key_under_a_heading_is_told_where_it_belongs(folders: ProfileFolders)
         ('n_ctx = "large"', 'n_ctx is "large"'),
         (f"n_ctx = 0x{'f' * 9000}", "n_ctx is a huge number"),
         ("seed = 4294967295", "seed is 4294967295"),
-        ("yarn = 0.5", "yarn is 0.5, allowed: a number from 1 to 64 or off."),
+        ("yarn = 0.5", "yarn is 0.5, allowed: a number from 1 to 64 or off or auto."),
         ('kv_type = "q3_K"', 'kv_type is "q3_K", allowed: one of f16, bf16, f32, q8_0'),
         ('flash_attention = "yes"', "allowed: on, off or auto."),
         ('loop_guard = "auto"', "allowed: on or off."),
@@ -293,7 +293,8 @@ def test_an_unknown_task_gives_the_nearest_or_all_and_where_to_put_it(folders: P
         ("=1", 'no key ""'),
         (
             "yarn=8",
-            "--set: yarn is 8, allowed: off or one of 1,2,4 (yarn_factors: bundled models/qwq-32b.toml)",
+            "--set: yarn is 8, allowed: off, auto or one of 1,2,4 "
+            "(yarn_factors: bundled models/qwq-32b.toml)",
         ),
     ],
 )
@@ -306,8 +307,8 @@ def test_a_wrong_setting_says_what_is_allowed(made_up: ProfileFolders, setting: 
 
 def test_a_quantized_kv_cache_without_flash_attention_is_refused(folders: ProfileFolders) -> None:
     with pytest.raises(ProfileError, match=r"kv_type q8_0 .* needs flash attention, which is off \(--set\)"):
-        resolve("qwq-32b", "chat", folders, {}, ["flash_attention=off"])
-    found = resolve("qwq-32b", "chat", folders, {}, ["flash_attention=off", "kv_type=f16"])
+        resolve("qwq-32b", "chat", folders, {}, ["flash_attention=off", "kv_type=q8_0"])
+    found = resolve("qwq-32b", "chat", folders, {}, ["flash_attention=off"])
     assert found.profile.flash_attention is False
 
 
@@ -357,7 +358,13 @@ def test_the_defaults_are_those_of_the_engine() -> None:
     assert Profile().sampler_settings(seed=0) == SamplerSettings()
     assert Profile().sampler_order == DEFAULT_ORDER
     assert (Profile().n_batch, Profile().n_ubatch) == (context.n_batch, context.n_ubatch)
-    assert (Profile().kv_type, Profile().threads) == (context.kv_type_k, context.threads)
+    assert Profile().threads == context.threads
+
+
+def test_what_the_memory_decides_is_left_to_the_plan() -> None:
+    undecided = ("n_ctx", "yarn", "kv_type", "flash_attention", "n_gpu_layers")
+    assert [getattr(Profile(), key) for key in undecided] == [None] * len(undecided)
+    assert [RULES[key].show(None) for key in undecided] == ["auto"] * len(undecided)
 
 
 def test_sampler_settings_carry_every_value_of_the_profile(folders: ProfileFolders) -> None:
@@ -381,8 +388,7 @@ def test_sampler_settings_carry_every_value_of_the_profile(folders: ProfileFolde
 def test_every_bundled_profile_resolves(folders: ProfileFolders, model: str, task: str | None) -> None:
     found = resolve(model, task, folders)
     assert (found.model, found.task) == (model, task)
-    window = found.profile.native_window * found.profile.yarn
-    assert found.profile.thinking_budget + found.profile.answer_reserve < window
+    assert found.profile.thinking_budget + found.profile.answer_reserve < found.profile.native_window
 
 
 def test_there_are_two_models_and_five_tasks(folders: ProfileFolders) -> None:
@@ -414,9 +420,8 @@ def test_the_profile_of_qwq_32b_is_what_its_card_says(folders: ProfileFolders) -
     assert list(found.files) == ["Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0"]
 
 
-def test_long_scales_the_window_and_the_other_tasks_do_not(folders: ProfileFolders) -> None:
-    factors = {task: resolve("qwq-32b", task, folders).profile.yarn for task in folders.names(Kind.TASK)}
-    assert factors == {"chat": 1.0, "choice": 1.0, "code": 1.0, "long": 4.0, "math": 1.0}
+def test_no_task_scales_the_window_where_the_tokens_do_not_need_it(folders: ProfileFolders) -> None:
+    assert {resolve("qwq-32b", task, folders).profile.yarn for task in folders.names(Kind.TASK)} == {None}
 
 
 def test_a_small_model_caps_what_a_task_asks_for(folders: ProfileFolders) -> None:

@@ -49,6 +49,18 @@ def command(
     each: Annotated[
         bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")
     ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Keep nothing of this on disk for the next question.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan for this prompt and stop.")
+    ] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine", metavar="NAME|FILE.toml", help="With --dry-run: plan for another computer."
+        ),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speed on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
 ) -> int:
@@ -71,6 +83,9 @@ def command(
         json_schema=json_schema,
         jsonl=jsonl,
         each=each,
+        private=private,
+        dry_run=dry_run,
+        machine=machine,
         stats=stats,
         verbose=verbose,
     )

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -15,20 +15,26 @@ from qwq_local.cli.each import answer_each
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
-from qwq_local.cli.jsonl import write_line
-from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
-from qwq_local.cli.sinks import JsonLines, Sink, Traced
+from qwq_local.cli.jsonl import event_line, write_line
+from qwq_local.cli.pipes import closed_pipes_end_it, finish_stdout, forgiving
+from qwq_local.cli.sinks import JsonLines, Remembering, Sink, Traced
+from qwq_local.dialogue.conversation import fence
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import divert_stderr, show_log
 from qwq_local.errors import EngineError, ExitStatus, SchemaError, UsageError
-from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
+from qwq_local.events import Event, Finished, FinishReason, Notice, Planned, TurnStats
 from qwq_local.machine import idle_gpu_notice, physical_cores, present_gpu
+from qwq_local.machine_files import read_machine
 from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import Directories, directories
-from qwq_local.planning.context import Window, larger_factor
+from qwq_local.planning.devices import Machine
+from qwq_local.planning.window import Window, larger_factor
+from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
+from qwq_local.terminal.plan_view import ledger_line, planned_lines
+from qwq_local.terminal.sanitize import one_line
 from qwq_local.terminal.screen import AskScreen
 
 _STATUS = {
@@ -63,6 +69,9 @@ class Asked:
     json_schema: Path | None = None
     jsonl: bool = False
     each: bool = False
+    private: bool = False
+    dry_run: bool = False
+    machine: str | None = None
     stats: bool = False
     verbose: bool = False
 
@@ -86,6 +95,7 @@ def ask_in(environment: Environment, asked: Asked) -> int:
     places = directories(environment.variables)
     resolved = _resolve(environment, asked, places)
     profile = resolved.profile
+    machine = _machine(asked, places)
     system = checked(profile.system if asked.system is None else asked.system, "the system prompt")
     schema = read_schema(asked.json_schema) if asked.json_schema else None
     trace = _open_trace(asked)
@@ -99,25 +109,36 @@ def ask_in(environment: Environment, asked: Asked) -> int:
         sink = stack.enter_context(closing(_sink(environment, asked)))
         for notice in resolved.notices:
             sink.show(Notice(notice))
-        backend, abort = _backend(asked, resolved, places)
+        backend, abort = _backend(asked, resolved, places, machine)
         stack.enter_context(closing(backend))
         stack.enter_context(interrupts_to(abort))
         if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
             sink.show(Notice(idle))
         if asked.each:
-            return answer_each(environment, framing, schema, backend, sink)
+            status = answer_each(environment, framing, schema, backend, sink)
+            if status is not ExitStatus.INTERRUPTED:
+                _keep(environment, backend, sink)
+            return status
+        question = Question(messages, schema, files=tuple(map(fence, framing.attachments)))
+        if asked.dry_run:
+            return _show_plan(environment, asked, backend.dry_run(question))
         if trace is not None:
             sink = stack.enter_context(closing(Traced(sink, stack.enter_context(trace))))
+        sink = Remembering(sink)
         try:
-            finished = _finished(backend.reply(Question(messages, schema)), sink)
+            finished = _finished(backend.reply(question), sink)
         except SchemaError as error:
             raise SchemaError(f"{asked.json_schema}{error}") from None
         if finished is None:
             return ExitStatus.INTERRUPTED
         if not asked.jsonl and (ending := _ending(finished.reason, profile)):
             sink.show(Notice(ending))
+        if finished.reason is not FinishReason.INTERRUPTED:
+            _keep(environment, backend, sink)
     if asked.stats:
         write_line(environment.stderr, stats_line(finished.stats) + "\n")
+        if sink.planned is not None:
+            write_line(environment.stderr, _final_ledger(sink.planned, finished.stats) + "\n")
     return _STATUS[finished.reason]
 
 
@@ -129,13 +150,51 @@ def _resolve(environment: Environment, asked: Asked, places: Directories) -> Res
     return resolve(asked.model, asked.profile, folders, environment.variables, settings)
 
 
-def _backend(asked: Asked, resolved: ResolvedProfile, places: Directories) -> tuple[LocalBackend, AbortFlag]:
+def _machine(asked: Asked, places: Directories) -> Machine | None:
+    """The described machine of --machine. Raises UsageError where nothing could be done with it."""
+    if asked.dry_run and asked.each:
+        raise UsageError("--dry-run plans for one question: leave out --each.")
+    if asked.machine and not asked.dry_run:
+        raise UsageError("--machine describes another computer: add --dry-run, or see `qwq plan`.")
+    return read_machine(asked.machine, profile_folders(places)) if asked.machine else None
+
+
+def _show_plan(environment: Environment, asked: Asked, planned: Planned) -> int:
+    """The plan for the prompt, for a person or as its event, on stdout: it is what was asked for."""
+    if asked.jsonl:
+        write_line(environment.stdout, event_line(planned))
+        return ExitStatus.ANSWERED
+    out = Output.of(environment.stdout, environment.variables)
+    for line in planned_lines(planned, out):
+        write_line(environment.stdout, f"{line}\n")
+    return ExitStatus.ANSWERED
+
+
+def _final_ledger(planned: Planned, stats: TurnStats) -> str:
+    """The ledger after the turn: what was thought and said is no longer free."""
+    said = stats.thinking_tokens + stats.answer_tokens
+    ledger = replace(planned.ledger, free=max(0, planned.ledger.free - said))
+    return f"{ledger_line(ledger, planned.n_ctx)} · this turn {said:,}"
+
+
+def _backend(
+    asked: Asked, resolved: ResolvedProfile, places: Directories, machine: Machine | None
+) -> tuple[LocalBackend, AbortFlag]:
     profile = resolved.profile
     path = find_model(
         asked.model, Catalog(resolved.model, profile.repo, profile.files), places.cache, places.data
     )
     abort = AbortFlag()
-    return LocalBackend(path, profile, physical_cores(), abort), abort
+    once = PrefillOnce(places.cache, profile, is_private=asked.private)
+    return LocalBackend(path, profile, physical_cores(), abort, machine, once), abort
+
+
+def _keep(environment: Environment, backend: LocalBackend, sink: Sink) -> None:
+    """Let go of the answer, then keep what was prefilled; who reads the answer does not wait for that."""
+    sink.close()
+    finish_stdout(environment.stdout)
+    if (said := backend.keep()) is not None:
+        write_line(environment.stderr, f"note: {one_line(said, 500)}\n")
 
 
 def _sink(environment: Environment, asked: Asked) -> Sink:
@@ -183,11 +242,13 @@ def _ending(reason: FinishReason, profile: Profile) -> str:
     """Why there is less of an answer than there should be and what would help, or nothing."""
     if reason is not FinishReason.CONTEXT:
         return _ENDINGS.get(reason, "")
-    window = Window(profile.native_window, profile.yarn, profile.yarn_factors)
-    if profile.n_ctx is not None and profile.n_ctx < window.tokens:
+    window = Window(profile.native_window, profile.yarn_factors, profile.yarn)
+    if profile.n_ctx is not None and profile.n_ctx < window.largest:
         return f"the answer was cut: the context of {profile.n_ctx:,} tokens is full. Leave out n_ctx."
-    mend = larger_factor(window.tokens + 1, window) or " Shorten the prompt."
-    return f"the answer was cut: the window of {window.tokens:,} tokens is full.{mend}"
+    mend = larger_factor(window.largest + 1, window) or (
+        " Raise answer_reserve, or shorten the prompt." if window.yarn is None else " Shorten the prompt."
+    )
+    return f"the answer was cut: its context is full.{mend}"
 
 
 def stats_line(stats: TurnStats) -> str:

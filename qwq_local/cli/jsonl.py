@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TextIO
 
-from qwq_local.events import Event, Finished, TurnStats
+from qwq_local.events import Event, Finished, Planned, TurnStats
+from qwq_local.planning.devices import Machine
+from qwq_local.planning.table import Row
 
 VERSION = 1
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
@@ -19,10 +21,37 @@ def event_line(event: Event) -> str:
     """The event as one line of JSON: `v`, `event`, then its fields by name."""
     name = _WORD_START.sub("_", type(event).__name__).lower()
     values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    fields = {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}
+    fields = {key: _plain(value) for key, value in values.items()}
     if isinstance(event, Finished):
         fields["stats"] = stats_object(event.stats)
     return _line({"v": VERSION, "event": name, **fields})
+
+
+def _plain(value: object) -> object:
+    """The value as JSON has it: what is made of fields as an object, fractions rounded for reading."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def plan_line(
+    model: str, machine: Machine, rows: Sequence[Row], planned: Planned | None, problem: Exception | None
+) -> str:
+    """The line of `qwq plan --json`: model, machine, the table, the plan or why there is none."""
+    return _line(
+        {
+            "v": VERSION,
+            "model": model,
+            "machine": _plain(machine),
+            "table": _plain(tuple(rows)),
+            "plan": _plain(planned),
+            "error": None if problem is None else str(problem),
+        }
+    )
 
 
 def stats_object(stats: TurnStats) -> dict[str, float]:
@@ -64,12 +93,6 @@ def work_line(event: object) -> str:
         for field in dataclasses.fields(event)  # type: ignore[arg-type]  # every event is a dataclass
     }
     return _line({"v": VERSION, "event": name, **{key: _plain(value) for key, value in values.items()}})
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, PurePath) else value
 
 
 def _line(value: object) -> str:

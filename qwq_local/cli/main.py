@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli import ask, convert, imatrix, models, profiles, pull, verify
+from qwq_local.cli import ask, cache, convert, imatrix, models, plan, profiles, pull, verify
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError
 
@@ -24,10 +24,12 @@ app = typer.Typer(
 app.command("ask")(ask.command)
 app.command("convert")(convert.command)
 app.command("imatrix")(imatrix.command)
+app.command("plan")(plan.command)
 app.command("pull")(pull.command)
 app.command("verify")(verify.command)
 app.add_typer(models.app, name="models")
 app.add_typer(profiles.app, name="profiles")
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

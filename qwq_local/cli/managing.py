@@ -160,10 +160,11 @@ def show_model(name: str) -> None:
     model = here.find(name)
     facts = read_facts(model)
     shape, profile = facts.shape, here.resolved.profile
-    kv = kv_bytes_per_token(shape, profile.kv_type)
+    fit = measured_fit(profile)
+    kv = kv_bytes_per_token(shape, fit.kv_type)
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts.tensors.items())
     heads = f"{shape.n_heads} heads, {shape.n_kv_heads} KV heads of {shape.head_dim}"
-    context = measured_fit(profile).context(model.n_bytes, shape)
+    context = fit.context(model.n_bytes, shape)
     parts = f" in {len(model.parts)} parts" if len(model.parts) > 1 else ""
     rows = {
         "name": model.name,
@@ -176,7 +177,7 @@ def show_model(name: str) -> None:
         "window": f"{shape.context_length:,} tokens in the header",
         "template": f"{facts.template_chars:,} characters" if facts.template_chars else "none",
         "tensors": f"{sum(facts.tensors.values())}: {kinds}",
-        "KV per token": f"{kv:,} bytes as {profile.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
+        "KV per token": f"{kv:,} bytes as {fit.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
         "context here": f"{context:,} tokens",
         "sha256": (stated_sha256(model) or "unknown") + (", verified" if model.is_verified else ""),
     }

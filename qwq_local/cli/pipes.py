@@ -72,6 +72,13 @@ def end_quietly() -> int:
     return 128 + getattr(signal, "SIGPIPE", 13)
 
 
+def finish_stdout(stream: TextIO) -> None:
+    """Nothing more will come: a pipe's reader gets its end now, while this process has other things to do."""
+    stream.flush()
+    if stream is sys.stdout and not stream.isatty():
+        silence_stdout()
+
+
 def silence_stdout() -> None:
     """Keep the interpreter from complaining when it flushes a stream that nobody reads."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

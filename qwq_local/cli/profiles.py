@@ -74,7 +74,7 @@ def listing_lines(folders: ProfileFolders) -> Iterator[str]:
     for entry in list_profiles(folders):
         text = f"cannot be read: {entry.problem}" if entry.problem else entry.description
         rows.append((entry.name, entry.kind.value, entry.source, _on_one_line(text)))
-    yield from _aligned(rows)
+    yield from aligned(rows)
     yield ""
     yield f"Your own: {folders.own / 'models'} and {folders.own / 'tasks'}, NAME.toml in either."
 
@@ -89,10 +89,11 @@ def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
         rows.append((key, rule.show(value), resolved.origins[key]))
     yield f"{resolved.task} on {resolved.model}" if resolved.task else resolved.model
     yield ""
-    yield from _aligned(rows)
+    yield from aligned(rows)
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows of cells as lines, the columns under one another; none is wider than it may be."""
     columns = range(len(rows[0]) - 1)
     widths = [min(max(len(row[i]) for row in rows), MAX_VALUE_COLUMN) for i in columns]
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TextIO
 
 from qwq_local.cli.jsonl import event_line, write_line
-from qwq_local.events import Event, Thinking
+from qwq_local.events import Event, Planned, Thinking
 
 
 class Sink(Protocol):
@@ -33,6 +33,24 @@ class Traced:
 
     def close(self) -> None:
         """Finish the other sink; the file is its opener's."""
+        self._sink.close()
+
+
+class Remembering:
+    """Another sink, and the plan of the turn kept."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.planned: Planned | None = None
+
+    def show(self, event: Event) -> None:
+        """Pass the event on; keep it when it is the plan."""
+        if isinstance(event, Planned):
+            self.planned = event
+        self._sink.show(event)
+
+    def close(self) -> None:
+        """Finish the other sink."""
         self._sink.close()
 
 

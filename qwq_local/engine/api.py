@@ -44,8 +44,8 @@ class SamplerSettings:
 class ContextSettings:
     """One context over loaded weights: window in tokens, rope scaling, KV types, batch sizes, threads.
 
-    `yarn_factor` 1 is unscaled; another factor scales from `yarn_origin` tokens. `threads` 0 lets the
-    engine take all cores. `flash_attention` None lets llama.cpp decide.
+    `yarn_factor` 1 is unscaled; another factor scales from `yarn_origin` tokens, linearly if asked to.
+    `threads` 0 lets the engine take all cores. `flash_attention` None lets llama.cpp decide.
     """
 
     n_ctx: int
@@ -56,7 +56,16 @@ class ContextSettings:
     flash_attention: bool | None = None
     yarn_factor: float = 1.0
     yarn_origin: int = 0
+    is_linear: bool = False
     threads: int = 0
+
+    def holds_same_keys(self, other: ContextSettings) -> bool:
+        """Whether what one has cached can be copied into the other: same scaling, types and attention."""
+        return self._of_keys() == other._of_keys()
+
+    def _of_keys(self) -> tuple[object, ...]:
+        scaling = (self.yarn_factor, self.yarn_origin, self.is_linear) if self.yarn_factor > 1 else ()
+        return scaling, self.kv_type_k, self.kv_type_v, self.flash_attention
 
 
 @dataclass(frozen=True, slots=True)

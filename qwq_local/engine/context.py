@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwq_local.engine.api import (
@@ -40,10 +40,20 @@ KV_TYPES = {
     "iq4_nl": 20,
     "bf16": 30,
 }
-_ROPE_UNSCALED, _ROPE_YARN = 0, 2
+_ROPE_UNSCALED, _ROPE_LINEAR, _ROPE_YARN = 0, 1, 2
+_ATTENTION_KEY = b"qwen2.rope.scaling.attn_factor"
 _DECODED, _ABORTED = 0, 2
 # A single token that takes longer than this is worth the abort callback's cost of one call per graph node.
 _SLOW_TOKEN_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """What a context had cached: its settings, the tokens, and llama.cpp's bytes of their keys and values."""
+
+    settings: ContextSettings
+    tokens: tuple[int, ...]
+    buffer: Any
 
 
 class LlamaContext:
@@ -139,6 +149,31 @@ class LlamaContext:
             self._forget_from(n_tokens)
             del self._tokens[n_tokens:]
 
+    @property
+    def state_bytes(self) -> int:
+        """The size of what `saved_state` returns."""
+        return int(self._lib.llama_state_seq_get_size(self._handle, 0))
+
+    def saved_state(self) -> SequenceState:
+        """The cached tokens with their keys and values, for a context that holds the same keys."""
+        buffer = (ctypes.c_uint8 * self.state_bytes)()
+        written = self._lib.llama_state_seq_get_data(self._handle, buffer, len(buffer), 0)
+        if written != len(buffer):
+            raise EngineError(f"llama.cpp wrote {written:,} of {len(buffer):,} bytes of the KV cache.")
+        return SequenceState(self._settings, tuple(self._tokens), buffer)
+
+    def restore(self, state: SequenceState) -> bool:
+        """Take over the tokens of a saved state; False, and an empty cache, when it does not belong here."""
+        self.truncate(0)
+        fits = len(state.tokens) <= self._settings.n_ctx and state.settings.holds_same_keys(self._settings)
+        if not fits:
+            return False
+        if not self._lib.llama_state_seq_set_data(self._handle, state.buffer, len(state.buffer), 0):
+            self._forget_from(0)
+            return False
+        self._tokens = list(state.tokens)
+        return True
+
     def close(self) -> None:
         """Free the context; closing twice is harmless."""
         if self._chain is not None:
@@ -152,7 +187,10 @@ class LlamaContext:
         _check(settings)
         lib = self._lib
         forget_log()
-        handle = lib.llama_init_from_model(self._model.handle, _context_params(lib, settings))
+        params = context_params(lib, settings)
+        if settings.yarn_factor <= 1 and (attention := _own_attention_factor(lib, self._model.handle)) > 0:
+            params.yarn_attn_factor = 1.0 / attention
+        handle = lib.llama_init_from_model(self._model.handle, params)
         if not handle:
             raise DoesNotFit(
                 f"a context of {settings.n_ctx:,} tokens ({settings.kv_type_k} KV) does not fit: "
@@ -208,7 +246,8 @@ def _check(settings: ContextSettings) -> None:
         )
 
 
-def _context_params(lib: Any, settings: ContextSettings) -> Any:
+def context_params(lib: Any, settings: ContextSettings) -> Any:
+    """The settings as llama.cpp takes them."""
     params = lib.llama_context_default_params()
     params.n_ctx = settings.n_ctx
     params.n_batch = settings.n_batch
@@ -219,14 +258,26 @@ def _context_params(lib: Any, settings: ContextSettings) -> Any:
     params.type_k, params.type_v = KV_TYPES[settings.kv_type_k], KV_TYPES[settings.kv_type_v]
     params.flash_attn_type = {None: -1, False: 0, True: 1}[settings.flash_attention]
     if settings.yarn_factor > 1:
-        params.rope_scaling_type = _ROPE_YARN
+        params.rope_scaling_type = _ROPE_LINEAR if settings.is_linear else _ROPE_YARN
         params.rope_freq_scale = 1.0 / settings.yarn_factor
         params.yarn_orig_ctx = settings.yarn_origin
     else:
         # Said outright, so that scaling keys in the GGUF are not applied below the native window.
         params.rope_scaling_type = _ROPE_UNSCALED
         params.rope_freq_scale = 1.0
+        params.yarn_ext_factor, params.yarn_attn_factor = 0.0, 1.0
     return params
+
+
+def _own_attention_factor(lib: Any, model: Any) -> float:
+    """What the file multiplies attention by whatever the scaling; 1 when it does not say."""
+    buffer = ctypes.create_string_buffer(64)
+    if lib.llama_model_meta_val_str(model, _ATTENTION_KEY, buffer, len(buffer)) < 0:
+        return 1.0
+    try:
+        return float(buffer.value)
+    except ValueError:
+        return 1.0
 
 
 def _abortable(lib: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,15 +20,17 @@ _ALL_LAYERS = -1
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How weights are loaded; `n_gpu_layers` -1 offloads all of them, which on a CPU build means none.
+    """How weights are loaded; `n_gpu_layers` -1 or None offloads all, which on a CPU build means none.
 
-    `vocab_only` leaves the weights where they are: such a model can tokenize and nothing else.
+    `vocab_only` leaves the weights where they are: such a model can tokenize and nothing else. `split` says
+    how many of the layers each GPU gets; empty leaves that to llama.cpp.
     """
 
-    n_gpu_layers: int = _ALL_LAYERS
+    n_gpu_layers: int | None = _ALL_LAYERS
     use_mmap: bool = True
     special_ids: tuple[int, ...] = ()
     vocab_only: bool = False
+    split: tuple[int, ...] = ()
 
 
 class LoadedModel:
@@ -62,8 +65,10 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
         return not (stop or abort)
 
     params = lib.llama_model_default_params()
-    params.n_gpu_layers = settings.n_gpu_layers
+    params.n_gpu_layers = _ALL_LAYERS if settings.n_gpu_layers is None else settings.n_gpu_layers
     params.vocab_only = settings.vocab_only
+    if len(settings.split) > 1:
+        params.tensor_split = tensor_split(settings.split)
     if not settings.use_mmap:
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     params.progress_callback = lib.llama_progress_callback(on_progress)
@@ -93,6 +98,14 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
     if not handle:
         raise _refusal(path)
     return LoadedModel(path, handle, settings.special_ids)
+
+
+def tensor_split(split: Sequence[int]) -> Any:
+    """The layers of each GPU as llama.cpp takes them: shares, one for every device there could be."""
+    shares = (ctypes.c_float * library().llama_max_devices())()
+    for index, count in enumerate(split):
+        shares[index] = count
+    return shares
 
 
 def drained(loading: Generator[float, None, LoadedModel]) -> LoadedModel:

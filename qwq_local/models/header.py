@@ -22,11 +22,18 @@ _SPECIAL_TYPES = (3, 4)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF says of itself: key-values, and tensors by name. Shapes have the rows first."""
+    """What a GGUF says of itself: key-values, and tensors by name. Shapes have the rows first.
+
+    `parts` are the headers of its files, one unless it is split.
+    """
 
     path: Path
     tensors: Mapping[str, TensorEntry]
-    _first: GgufHeader
+    parts: tuple[GgufHeader, ...]
+
+    @property
+    def _first(self) -> GgufHeader:
+        return self.parts[0]
 
     def scalar(self, key: str) -> str | int | float | bool | None:
         """The value under `key`; None when it is absent or an array."""
@@ -82,4 +89,4 @@ def header_of(parts: Sequence[GgufHeader]) -> Header:
                 raise ModelFileError(f"{path} is damaged: {twice} tokens are there twice. Fetch it again.")
     except ConvertError as error:
         raise ModelFileError(str(error)) from None
-    return Header(path, {tensor.name: tensor for part in parts for tensor in part.tensors}, first)
+    return Header(path, {tensor.name: tensor for part in parts for tensor in part.tensors}, tuple(parts))

@@ -176,12 +176,19 @@ class AskScreen:
             case Finished():
                 self.close()
             case Planned():
-                pass
+                self._show_plan(event)
 
     def _show_loading(self, event: Loading) -> None:
         if self._bar is None:
             self._bar = ProgressBar(self._err, f"loading {one_line(event.model, 60)}", 1.0, self._clock)
         self._bar.update(event.fraction)
+
+    def _show_plan(self, event: Planned) -> None:
+        """What was decided, on one line, for a person; in a pipe notices tell what gave way."""
+        if self._err.is_terminal and event.line:
+            line = one_line(f"▸ {event.line}", max(NOTICE_CELLS, self._err.size()[0]))
+            self._make_room()
+            self._err.write(f"{_DIM}{line}{_PLAIN}\n" if self._err.is_live else f"{line}\n")
 
     def _show_prefill(self, event: Prefill) -> None:
         if self._answer or self._thinking or event.total <= event.cached:

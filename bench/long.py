@@ -1,0 +1,125 @@
+"""Long contexts: prefill and decode rate 1k to 32k tokens deep, ours against a bare loop of the library.
+
+    python bench/long.py [--depths 1024 4096 16384 32768] [--pairs 5] [--model standard]
+
+First what planning costs beside loading the model. Everything runs in this process: the same context, batch
+and threads for both, in alternating pairs. The context is filled to the depth once; each contestant then
+reads 512 tokens more and, separately, samples some, and what it added is taken out again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from compare import machine, pair_ratios, summary
+from decode import THREADS, bare_rate, load, turn_rate
+from make_model import bench_model
+
+from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.library import library
+from qwq_local.machine import this_machine
+from qwq_local.profile_keys import Profile
+from qwq_local.provision import Provision
+
+DEPTHS = (1024, 4096, 16_384, 32_768)
+N_PREFILL, N_BATCH = 512, 512
+ROOM = 1024
+
+
+def our_prefill_rate(context: LlamaContext, tokens: Sequence[int], depth: int) -> float:
+    """Tokens per second of `prefill` from the depth on, the search for the common beginning included."""
+    began = time.perf_counter()
+    for _ in context.prefill(tokens[: depth + N_PREFILL]):
+        pass
+    elapsed = time.perf_counter() - began
+    context.truncate(depth)
+    return N_PREFILL / elapsed
+
+
+def bare_prefill_rate(context: LlamaContext, tokens: Sequence[int], depth: int) -> float:
+    """The same by llama_decode alone."""
+    lib, handle = library(), context._handle
+    batch = (ctypes.c_int32 * N_BATCH)()
+    began = time.perf_counter()
+    for start in range(depth, depth + N_PREFILL, N_BATCH):
+        batch[:] = list(tokens[start : start + N_BATCH])
+        lib.llama_decode(handle, lib.llama_batch_get_one(batch, N_BATCH))
+    lib.llama_synchronize(handle)
+    elapsed = time.perf_counter() - began
+    lib.llama_memory_seq_rm(context._memory, 0, depth, -1)
+    return N_PREFILL / elapsed
+
+
+def compare_at(context: LlamaContext, tokens: Sequence[int], depth: int, pairs: int, n_decode: int) -> None:
+    """Print both comparisons at one depth."""
+    list(context.prefill(tokens[:depth]))
+    our_prefill_rate(context, tokens, depth), bare_prefill_rate(context, tokens, depth)  # warm up
+    prefill = pair_ratios(
+        lambda: our_prefill_rate(context, tokens, depth),
+        lambda: bare_prefill_rate(context, tokens, depth),
+        pairs,
+    )
+    print(summary(f"prefill at {depth:,} tokens, ours / bare", prefill, "at least 0.97"), flush=True)
+    prompt = tokens[:depth]
+
+    def our_decode() -> float:
+        rate = turn_rate(context, prompt, n_decode)
+        context.truncate(depth)
+        return rate
+
+    decode = pair_ratios(our_decode, lambda: bare_rate(context, prompt, n_decode), pairs)
+    print(summary(f"decode at {depth:,} tokens, turn / bare", decode, "at least 0.97"), flush=True)
+    rates = our_prefill_rate(context, tokens, depth), our_decode()
+    print(f"at {depth:,} tokens: prefill {rates[0]:.1f}, decode {rates[1]:.1f} tokens/s", flush=True)
+
+
+def planning_times(path: Path, runs: int) -> tuple[list[float], float]:
+    """Seconds of a whole plan, devices and dry run included, and of loading the model once."""
+    profile = Profile(native_window=32_768, yarn_origin=32_768, yarn_factors=(1.0, 2.0, 4.0))
+    times = []
+    for _ in range(runs):
+        with closing(Provision(path, profile)) as provision:
+            began = time.perf_counter()
+            provision.plan(12_000)
+            times.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    load(path).close()
+    return times, time.perf_counter() - began
+
+
+def main() -> None:
+    """Run what was asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--decode", type=int, default=32, help="tokens to sample")
+    parser.add_argument("--model", default="standard", choices=("standard", "wide"))
+    arguments = parser.parse_args()
+    path = bench_model(arguments.model)
+    print(f"{machine()}; {path.name}, {THREADS} threads", flush=True)
+    this_machine()  # finding the devices the first time loads the library, which a run does anyway
+    times, loading = planning_times(path, max(5, arguments.pairs))
+    print(
+        f"planning: median {1e3 * statistics.median(times):.1f} ms, {1e3 * min(times):.1f} to "
+        f"{1e3 * max(times):.1f} (under 50); loading the model {1e3 * loading:.0f} ms",
+        flush=True,
+    )
+    model = load(path)
+    tokens = [token % 5000 + 100 for token in range(max(arguments.depths) + N_PREFILL)]
+    settings = ContextSettings(
+        max(arguments.depths) + ROOM, N_BATCH, N_BATCH, flash_attention=True, threads=THREADS
+    )
+    with closing(model), closing(LlamaContext(model, settings, AbortFlag())) as context:
+        for depth in sorted(arguments.depths):
+            compare_at(context, tokens, depth, arguments.pairs, arguments.decode)
+
+
+if __name__ == "__main__":
+    main()

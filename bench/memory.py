@@ -1,0 +1,206 @@
+"""Memory: what is planned against what llama.cpp really allocates, and the formula against the dry run.
+
+    python bench/memory.py [--part real|formula|gpu]
+
+`real` makes every context and asks the library for its bytes; `formula` asks the dry run for shapes up to
+QwQ-32B's, for which no file is needed; `gpu` runs where there is one: a GGUF of QwQ-32B's shape at Q4_K_M,
+its weights zeros in a sparse file, at 8k, 16k and 31k tokens against the driver's own figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from compare import machine
+from decode import THREADS, load
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
+from make_model import WORK, bench_model
+from qwq_convert.quant_types import Place, more_bits
+
+from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.breakdown import held_bytes
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.devices import offload_devices
+from qwq_local.engine.dry_run import DryRun
+from qwq_local.models.architecture import Shape, check_architecture, expected_tensors
+from qwq_local.models.header import read_header
+from qwq_local.models.known_sizes import QWQ_32B
+from qwq_local.models.sizes import model_sizes, tensor_kinds
+from qwq_local.models.store import converted_miniature
+from qwq_local.planning.compute import compute_bytes
+from qwq_local.planning.devices import MIB, Machine
+from qwq_local.planning.placement import Demand, Layout, device_uses
+from qwq_local.planning.shape import ContextShape, ModelShape, is_quantized
+from qwq_local.profile_keys import Profile
+from qwq_local.provision import Provision
+
+SHAPES = (
+    QWQ_32B,
+    ModelShape(28, 3584, 18944, 28, 4, 152_064),
+    ModelShape(24, 1024, 2816, 16, 4, 152_064),
+    ModelShape(4, 256, 704, 8, 8, 640),
+)
+CONTEXTS, UBATCHES, KV_TYPES = (512, 4096, 32_768, 131_072), (64, 512), ("f16", "q8_0", "q4_0")
+GPU_CONTEXTS = (8192, 16_384, 31_744)
+
+
+def combinations(shape: ModelShape, contexts: tuple[int, ...]) -> Iterator[ContextShape]:
+    """Context, batch, KV type and flash attention, as far as llama.cpp accepts them together."""
+    for n_ctx, n_ubatch, kv_type, flash in itertools.product(contexts, UBATCHES, KV_TYPES, (False, True)):
+        if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+            continue
+        n_batch = min(512, n_ctx)
+        yield ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
+
+
+def compare_with_real(path: Path) -> None:
+    """Print the largest difference between planned and real bytes over all combinations."""
+    header = read_header(path)
+    sizes = model_sizes(header, check_architecture(header))
+    nowhere = Machine("bench", (), 1 << 40, 1 << 40, cores=1)
+    worst, count = 0, 0
+    with closing(DryRun(sizes.shape, tensor_kinds(header))) as dry_run, closing(load(path)) as model:
+        demand = Demand(sizes, nowhere, lambda layout: dry_run.compute_bytes(layout) or (0,))
+        for shape in combinations(sizes.shape, CONTEXTS[:3]):
+            settings = ContextSettings(
+                shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
+                flash_attention=shape.flash_attention, threads=THREADS,
+            )  # fmt: skip
+            with closing(LlamaContext(model, settings, AbortFlag())) as context:
+                real = held_bytes(context._handle) or ()
+            [planned] = device_uses(demand, Layout(shape))
+            both = planned.kv_cache + planned.compute
+            worst = max(worst, abs(both - sum(part.kv_cache + part.compute for part in real)))
+            count += 1
+    print(f"{path.name}: planned / real, {count} combinations, largest difference {worst} bytes", flush=True)
+
+
+def compare_formula(shape: ModelShape) -> None:
+    """Print the smallest and the largest ratio of the formula to the dry run."""
+    ratios = []
+    with closing(DryRun(shape, {})) as dry_run:
+        for context in combinations(shape, CONTEXTS):
+            asked = dry_run.compute_bytes(Layout(context))
+            if asked is not None:
+                ratios.append(compute_bytes(shape, context) / asked[0])
+    print(
+        f"{shape.n_layers} layers of {shape.hidden}: formula / dry run, {len(ratios)} combinations, "
+        f"{min(ratios):.3f} to {max(ratios):.3f} (1 to 1.1), {ratios.count(1.0)} exact",
+        flush=True,
+    )
+
+
+def compare_with_driver() -> None:
+    """Print planned against taken bytes of the first GPU, by what its driver says is free."""
+    if not offload_devices():
+        print("no GPU here: the figures for GPUs stay unverified", flush=True)
+        return
+    path = WORK / "qwq-shape-Q4_K_M.gguf"
+    write_qwq_shape(path)
+    for n_ctx in GPU_CONTEXTS:
+        profile = Profile(
+            native_window=32_768, yarn_origin=32_768, n_ctx=n_ctx, thinking_budget=1024, answer_reserve=256
+        )
+        with closing(Provision(path, profile)) as provision:
+            plan = provision.plan(100)
+        before = offload_devices()[0].free_bytes
+        model = load(path)
+        context = plan.layout.context
+        settings = ContextSettings(
+            n_ctx, context.n_batch, context.n_ubatch, plan.kv_type, plan.kv_type, flash_attention=True
+        )
+        with closing(model), closing(LlamaContext(model, settings, AbortFlag())) as made:
+            list(made.prefill([100 + i % 5000 for i in range(2048)]))
+            taken = before - offload_devices()[0].free_bytes
+        planned = plan.uses[0].total
+        print(
+            f"{n_ctx:,} tokens, {plan.kv_type} KV, {plan.n_gpu_layers} layers: "
+            f"planned {planned / MIB:.0f} MiB, taken {taken / MIB:.0f} MiB, ratio {planned / taken:.4f}",
+            flush=True,
+        )
+
+
+def write_qwq_shape(path: Path) -> None:
+    """A GGUF of QwQ-32B's shape and Q4_K_M's tensor types: the header is whole, the weights are a hole."""
+    if path.is_file():
+        return
+    shape = Shape(64, 5120, 27648, 40, 8, 152_064, 32_768)
+    writer = GGUFWriter(path, "qwen2")
+    _copy_vocabulary(bench_model("wide"), writer)
+    writer.add_block_count(shape.n_layers)
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.intermediate)
+    writer.add_head_count(shape.n_heads)
+    writer.add_head_count_kv(shape.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_file_type(15)
+    total = 0
+    tensors = [*expected_tensors(shape), ("output.weight", (shape.n_vocab, shape.hidden))]
+    for name, dimensions in tensors:
+        kind = tensor_kind(name, shape.n_layers)
+        values, block = GGML_QUANT_SIZES[kind]
+        rows = dimensions[0] if len(dimensions) > 1 else 1
+        n_bytes = rows * dimensions[-1] // values * block
+        stored = (*dimensions[:-1], dimensions[-1] // values * block)
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), n_bytes, raw_dtype=kind)
+        total += -(-n_bytes // writer.data_alignment) * writer.data_alignment
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        file.truncate(-(-end // writer.data_alignment) * writer.data_alignment + total)
+
+
+def tensor_kind(name: str, n_layers: int) -> GGMLQuantizationType:
+    """The type that llama-quantize gives a tensor for Q4_K_M."""
+    kinds = GGMLQuantizationType
+    if name.endswith(("norm.weight", ".bias")):
+        return kinds.F32
+    if name == "output.weight":
+        return kinds.Q6_K
+    raised = re.match(r"blk\.(\d+)\.(attn_v|ffn_down)\.", name)
+    return (
+        kinds.Q6_K
+        if raised and more_bits(Place(int(raised[1]), n_layers, n_gqa=1, has_imatrix=False))
+        else kinds.Q4_K
+    )
+
+
+def _copy_vocabulary(source: Path, writer: GGUFWriter) -> None:
+    for field in GGUFReader(source).fields.values():
+        if not field.name.startswith("tokenizer."):
+            continue
+        kind = field.types[0]
+        part = field.types[-1] if kind is GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), kind, sub_type=part)
+
+
+def main() -> None:
+    """Run what was asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--part", choices=("real", "formula", "gpu"), action="append")
+    parts = parser.parse_args().part or ["real", "formula", "gpu"]
+    print(machine(), flush=True)
+    if "real" in parts:
+        compare_with_real(converted_miniature(WORK, "Q8_0"))
+        compare_with_real(bench_model("wide"))
+    if "formula" in parts:
+        for shape in SHAPES:
+            compare_formula(shape)
+    if "gpu" in parts:
+        compare_with_driver()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""`qwq cache`: what was prefilled and is kept on disk, and how to get the space back.
+
+Flags in, lines of plain text out on stdout. `app` is the sub-application that the main command registers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qwq_local.engine.kv_entry import Entry, StateKey
+    from qwq_local.engine.kv_folder import KvFolder
+
+_AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
+_UNIT_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+app = typer.Typer(
+    name="cache",
+    help="List what was prefilled and is kept for the next question, or clear it.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def list_command(context: typer.Context) -> None:
+    """List the prefilled texts that are kept on disk; `qwq cache clear` removes them."""
+    if context.invoked_subcommand is None:
+        for line in listing_lines(_folder(), time.time()):
+            typer.echo(line)
+
+
+@app.command("clear")
+def clear_command(
+    older: Annotated[
+        str, typer.Option(metavar="AGE", help="Only what was not used for that long: 30m, 12h, 7d, 4w.")
+    ] = "",
+) -> None:
+    """Remove the prefilled texts that are kept."""
+    typer.echo(clear(_folder(), age_s(older) if older else None, time.time()))
+
+
+def age_s(text: str) -> int:
+    """The seconds of an age such as 7d. Raises UsageError."""
+    from qwq_local.errors import UsageError
+
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--older {text[:20]!r}: write a number and m, h, d or w, such as --older 7d.")
+    return int(match["count"]) * _UNIT_S[match["unit"]]
+
+
+def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
+    """The list as aligned lines, the last used first, and what all of them take up."""
+    from qwq_local.cli.profiles import aligned
+    from qwq_local.engine.kv_folder import in_gib
+
+    entries = folder.entries()
+    if entries:
+        rows = [("MODEL", "TOKENS", "SIZE", "KV", "USED")]
+        yield from aligned([*rows, *(_row(entry, now_s) for entry in entries)])
+        yield ""
+    total = sum(entry.file_bytes for entry in entries)
+    yield f"{_counted(len(entries))}, {in_gib(total)} of at most {in_gib(folder.limit())}, in {folder.path}"
+
+
+def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:
+    """Remove entries, all or those unused for so many seconds; a line that says what it came to."""
+    from qwq_local.engine.kv_folder import in_gib, remove
+
+    entries = [entry for entry in folder.entries() if older_s is None or now_s - entry.used_s >= older_s]
+    for entry in entries:
+        remove(entry.path)
+    if older_s is None:
+        folder.remove_abandoned(0)
+    gone = [entry for entry in entries if not entry.path.exists()]
+    return f"removed {_counted(len(gone))}, {in_gib(sum(entry.file_bytes for entry in gone))}"
+
+
+def _row(entry: Entry, now_s: float) -> tuple[str, ...]:
+    from qwq_local.engine.kv_entry import clean_label
+    from qwq_local.engine.kv_folder import in_gib
+
+    record = entry.record
+    return (
+        clean_label(record.label) or "?",
+        f"{record.n_tokens:,}",
+        in_gib(entry.file_bytes),
+        _kind(record.key),
+        _ago(now_s - entry.used_s),
+    )
+
+
+def _kind(key: StateKey) -> str:
+    types = key.kv_type_k if key.kv_type_k == key.kv_type_v else f"{key.kv_type_k}/{key.kv_type_v}"
+    scaling = "linear" if key.is_linear else "YaRN"
+    return f"{types} {scaling} {key.yarn_factor:g}" if key.yarn_factor > 1 else types
+
+
+def _ago(elapsed_s: float) -> str:
+    for unit, seconds in reversed(_UNIT_S.items()):
+        if elapsed_s >= seconds:
+            return f"{int(elapsed_s / seconds)}{unit} ago"
+    return "just now"
+
+
+def _counted(n_entries: int) -> str:
+    return f"{n_entries} text" if n_entries == 1 else f"{n_entries} texts"
+
+
+def _folder() -> KvFolder:
+    from qwq_local.cli.ask import DEFAULT_MODEL
+    from qwq_local.engine.kv_folder import kv_folder
+    from qwq_local.paths import directories
+    from qwq_local.profiles import profile_folders, resolve
+
+    places = directories(os.environ)
+    resolved = resolve(DEFAULT_MODEL, None, profile_folders(places), os.environ)
+    return kv_folder(places.cache, resolved.profile.kv_store)

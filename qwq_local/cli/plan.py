@@ -1,0 +1,37 @@
+"""`qwq plan`: what would run here, or on another computer, before anything is loaded or bought."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwq_local.cli.ask import DEFAULT_MODEL, DEFAULT_PROFILE
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="[MODEL]", help="As for --model of `qwq ask`; qwq-32b:TYPE needs no file."),
+    ] = DEFAULT_MODEL,
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="A text file to plan for; may be repeated.")
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", metavar="NAME|FILE.toml", help="Another computer: a name, or its file."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
+    ] = DEFAULT_PROFILE,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one object of JSON.")] = False,
+) -> int:
+    """Show what fits: context against KV type, what fills the memory, and what would be chosen."""
+    from qwq_local.cli.planning import Asked, plan
+
+    return plan(Asked(model, tuple(files or ()), machine, profile, tuple(settings or ()), as_json))

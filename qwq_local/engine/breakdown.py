@@ -1,0 +1,108 @@
+"""What a context of llama.cpp holds, in bytes by device: its own account, of real contexts and dry runs.
+
+The figures come from llama_get_memory_breakdown, which is C++ (src/llama-ext.h): a std::map from buffer type
+to three sizes. It is read by the layout that libstdc++ and libc++ keep for the sake of older programs; the
+library's version is pinned (see library.py). Where there is no such function the answer is None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qwq_local.engine.devices import ggml
+from qwq_local.engine.library import library
+
+_SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
+_WORD = ctypes.c_size_t
+_NODE_WORDS = 8  # three pointers, a colour, the key, three sizes
+_MAX_NODES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """What lies on one device: `device` is ggml's name for it, CPU for whatever a host buffer holds."""
+
+    device: str
+    weights: int
+    kv_cache: int
+    compute: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Words of the map object, the one that leads to the root, those of a node's children and value."""
+
+    map_words: int
+    root: int
+    children: tuple[int, int]
+    value: int = 4
+
+
+# libstdc++: comparator, then a header node whose parent is the root; nodes are colour, parent, left, right.
+_LIBSTDCXX = _Layout(map_words=6, root=2, children=(2, 3))
+# libc++: first node, then the end node, whose left child is the root; nodes are left, right, parent, colour.
+_LIBCXX = _Layout(map_words=3, root=1, children=(0, 1))
+
+
+def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
+    """What the context behind the handle and its model hold; None where the library cannot be asked."""
+    ask = _function()
+    if ask is None:
+        return None
+    layout = _layout()
+    found = ask(handle)
+    sums: dict[str, list[int]] = {}
+    for buffer_type, *sizes in _nodes(found.words[layout.root], layout):
+        held = sums.setdefault(_device_name(buffer_type), [0, 0, 0])
+        for index, size in enumerate(sizes):
+            held[index] += size
+    return tuple(HeldBytes(name, *sizes) for name, sizes in sums.items())
+
+
+def _layout() -> _Layout:
+    return _LIBCXX if sys.platform == "darwin" else _LIBSTDCXX
+
+
+@cache
+def _function() -> Any:
+    if sys.platform == "win32":
+        return None
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    lib = load_shared_library("llama", Path(str(library().__file__)).parent / "lib")
+    function = getattr(lib, _SYMBOL, None)
+    if function is None:
+        return None
+    fields = (("words", _WORD * _layout().map_words),)
+    # Larger than two registers, so it comes back through memory, as a class with a destructor does.
+    function.restype = type("Map", (ctypes.Structure,), {"_fields_": fields})
+    function.argtypes = [ctypes.c_void_p]
+    return function
+
+
+def _nodes(root: int, layout: _Layout) -> Iterator[tuple[int, int, int, int]]:
+    """Key and sizes of every node; the tree itself is left to the process, a hundred bytes a question."""
+    pending = [root]
+    count = 0
+    while pending and count < _MAX_NODES:
+        if not (address := pending.pop()):
+            continue
+        count += 1
+        words = (_WORD * _NODE_WORDS).from_address(address)
+        pending += [words[child] for child in layout.children]
+        key, weights, kv_cache, compute = words[layout.value : layout.value + 4]
+        yield key, weights, kv_cache, compute
+
+
+def _device_name(buffer_type: int) -> str:
+    lib = ggml()
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    if lib.ggml_backend_buft_is_host(buffer_type) or not device:
+        return "CPU"
+    return str(lib.ggml_backend_dev_name(device).decode("utf-8", "replace"))

@@ -1,0 +1,125 @@
+"""A model file in, which weights they are out: known at once by header, size and time, later by content.
+
+The SHA-256 of the content is the name of the blob where the file lies in a cache that names files so (Hugging
+Face's, ollama's), or what was computed once, in the background, and written down under the file's device,
+inode, size and time. A changed file has another time, so what is written down never goes with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from qwq_local.engine.kv_entry import ModelIdentity
+from qwq_local.errors import QwqError
+from qwq_local.models.header import Header
+from qwq_local.paths import make_private
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB_FOLDER = "blobs"
+_PIECE_BYTES = 1 << 23
+# Between two pieces the worker rests this many times as long as one took: an answer is being made beside it.
+_REST = 3
+_LOWEST_PRIORITY = 19
+
+
+class ModelIdentities:
+    """Identities of model files, with what was computed of them under `folder`; stop it with `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stop = threading.Event()
+        self._worker: threading.Thread | None = None
+
+    def of(self, header: Header) -> ModelIdentity:
+        """Which weights a model is. Raises OSError when a file is gone."""
+        parts = header.parts
+        digest = hashlib.sha256()
+        for part in parts:
+            status = part.path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            with part.path.open("rb") as file:
+                digest.update(file.read(part.data_start))
+        return ModelIdentity(digest.hexdigest(), self._content([part.path for part in parts]))
+
+    def learn(self, header: Header) -> None:
+        """Begin to compute what is not known of the content, in the background; nothing when all is known."""
+        missing = [part.path for part in header.parts if not self._known(part.path)]
+        if missing and self._worker is None:
+            self._worker = threading.Thread(target=self._learn, args=(missing,), name="sha256", daemon=True)
+            self._worker.start()
+
+    def record(self, path: Path, sha256: str) -> None:
+        """Write down what the file's content is known to be, as after a verified download."""
+        with suppress(OSError, QwqError):
+            make_private(self._folder)
+            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(sha256)
+            Path(name).replace(self._folder / _file_key(path))
+
+    def close(self) -> None:
+        """Stop computing; what was not finished begins anew another time."""
+        self._stop.set()
+        if self._worker is not None:
+            self._worker.join()
+
+    def _content(self, paths: list[Path]) -> str:
+        """The SHA-256 of a file; of several, that of theirs; nothing unless all are known."""
+        known = [self._known(path) for path in paths]
+        if not all(known):
+            return ""
+        return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
+
+    def _known(self, path: Path) -> str:
+        if named := _blob_sha256(path):
+            return named
+        try:
+            with (self._folder / _file_key(path)).open("rb") as file:
+                text = file.read(65).decode("ascii", "replace")
+        except OSError:
+            return ""
+        return text if _SHA256.fullmatch(text) else ""
+
+    def _learn(self, paths: list[Path]) -> None:
+        if sys.platform == "linux":
+            # There, and only there, a thread has a priority of its own.
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        for path in paths:
+            with suppress(OSError):
+                key = _file_key(path)
+                sha256 = self._sha256(path)
+                if sha256 and _file_key(path) == key:
+                    self.record(path, sha256)
+
+    def _sha256(self, path: Path) -> str:
+        """The content's digest; nothing when it was stopped."""
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
+        with path.open("rb", buffering=0) as file:
+            began = time.monotonic()
+            while n_read := file.readinto(buffer):
+                digest.update(buffer[:n_read])
+                if self._stop.wait(_REST * (time.monotonic() - began)):
+                    return ""
+                began = time.monotonic()
+        return digest.hexdigest()
+
+
+def _blob_sha256(path: Path) -> str:
+    """The digest that a content-addressed cache names the file by; nothing outside of one."""
+    blob = path.resolve()
+    name = blob.name.removeprefix("sha256-")
+    return name if blob.parent.name == _BLOB_FOLDER and _SHA256.fullmatch(name) else ""
+
+
+def _file_key(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"

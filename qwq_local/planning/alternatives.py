@@ -1,0 +1,152 @@
+"""What would fit when nothing does: a request that no plan satisfies in, a message with numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
+from qwq_local.planning.placement import DeviceUse
+from qwq_local.planning.plan import NothingFits, Plan, Request, make_plan
+from qwq_local.planning.shape import GRANULE, ModelSizes
+from qwq_local.planning.words import amount
+
+MOST = 3
+# File type -> bits a weight, from the sizes of QwQ-32B's files; other models come close.
+BITS: Mapping[str, float] = MappingProxyType(
+    {
+        "F32": 32.0, "BF16": 16.0, "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.69, "Q5_0": 5.53,
+        "Q4_K_M": 4.85, "Q4_K_S": 4.59, "IQ4_XS": 4.32, "Q3_K_M": 3.89, "Q3_K_S": 3.51,
+    }
+)  # fmt: skip
+
+
+def plan_or_explain(request: Request) -> Plan:
+    """The plan; raises DoesNotFit with the numbers and the three nearest things that would fit."""
+    try:
+        return make_plan(request)
+    except NothingFits as failed:
+        message = f"{_shortage(failed.least)} {_offer(request, failed.least)}"
+        raise DoesNotFit(message) from None
+
+
+def _shortage(least: Plan) -> str:
+    short = _short_of(least.uses)
+    parts = f"weights {amount(short.weights)}, KV {amount(short.kv_cache)}, compute {amount(short.compute)}"
+    settings = f"{least.n_ctx:,} tokens, {least.kv_type} KV"
+    return (
+        f"does not fit: needs {amount(short.total)} of {short.name} memory ({parts}) for {settings}; "
+        f"{amount(short.usable)} may be used."
+    )
+
+
+def _short_of(uses: tuple[DeviceUse, ...]) -> DeviceUse:
+    """The device that lacks most; with unified memory all of them count as one."""
+    short = min(uses, key=lambda use: use.free)
+    if short.free < 0 or len(uses) == 1:
+        return short
+    return DeviceUse(
+        name="unified",
+        weights=sum(use.weights for use in uses),
+        kv_cache=sum(use.kv_cache for use in uses),
+        compute=sum(use.compute for use in uses),
+        usable=uses[-1].usable,
+    )
+
+
+def _offer(request: Request, least: Plan) -> str:
+    offers: list[str] = []
+    for offer in _offers(request, least):
+        offers.append(f"({len(offers) + 1}) {offer}")
+        if len(offers) == MOST:
+            break
+    return f"What would fit: {'; '.join(offers)}."
+
+
+def _offers(request: Request, least: Plan) -> Iterator[str]:
+    """Nearest first: settings let go, a smaller context, a shorter prompt, smaller files, more memory."""
+    choices, wish = request.choices, request.wish
+    if choices.kv_type is not None and _works(replace(request, choices=replace(choices, kv_type=None))):
+        yield "--set kv_type=auto"
+    free_layers = replace(request, choices=replace(choices, n_gpu_layers=None))
+    if choices.n_gpu_layers is not None and _works(free_layers):
+        yield "--set n_gpu_layers=auto"
+    if wish.n_ctx is not None and (n_ctx := _largest_context(request)):
+        yield f"--set n_ctx={n_ctx}"
+    if wish.n_ctx is None and (prompt := _largest_prompt(request)):
+        yield f"a prompt of at most {prompt:,} tokens, not {wish.prompt_tokens:,}"
+    too_large = []
+    for file_type, model in _smaller_files(request.demand.model):
+        tried = replace(request, demand=replace(request.demand, model=model))
+        if (lacking := _lacking(tried)) is None:
+            yield f"{file_type} (about {amount(model.total_bytes)})"
+        else:
+            too_large.append(f"{file_type} and {_more(lacking)}")
+    yield _more(least.uses)
+    yield from reversed(too_large)
+
+
+def _more(uses: tuple[DeviceUse, ...]) -> str:
+    short = _short_of(uses)
+    return f"{amount(-short.free)} more free {short.name} memory"
+
+
+def _lacking(request: Request) -> tuple[DeviceUse, ...] | None:
+    """What the least demanding plan would hold, or None when some plan fits."""
+    try:
+        make_plan(request)
+    except NothingFits as failed:
+        return failed.least.uses
+    return None
+
+
+def _works(request: Request) -> bool:
+    try:
+        make_plan(request)
+    except (NothingFits, PromptTooLong, UsageError):
+        return False
+    return True
+
+
+def _largest_context(request: Request) -> int:
+    """The largest n_ctx that fits, 0 when none does."""
+    wish = request.wish
+    low, high = 0, (wish.n_ctx or 0) // GRANULE
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = replace(request, wish=replace(wish, n_ctx=middle * GRANULE))
+        low, high = (middle, high) if _works(tried) else (low, middle - 1)
+    return low * GRANULE
+
+
+def _largest_prompt(request: Request) -> int:
+    """The longest prompt that fits, in tokens, 0 when none does; rounded down."""
+    wish = request.wish
+    low, high = 0, wish.prompt_tokens // GRANULE
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = replace(request, wish=replace(wish, prompt_tokens=middle * GRANULE))
+        low, high = (middle, high) if _works(tried) else (low, middle - 1)
+    return low * GRANULE
+
+
+def _smaller_files(model: ModelSizes) -> Iterator[tuple[str, ModelSizes]]:
+    """The model in each smaller file type, largest first, its bytes estimated from the bits of a weight."""
+    bits = BITS.get(model.file_type)
+    if bits is None:
+        return
+    for file_type, fewer in BITS.items():
+        if fewer < bits:
+            share = fewer / bits
+            yield (
+                file_type,
+                replace(
+                    model,
+                    layer_bytes=tuple(int(size * share) for size in model.layer_bytes),
+                    input_bytes=int(model.input_bytes * share),
+                    output_bytes=int(model.output_bytes * share),
+                    tied_bytes=int(model.tied_bytes * share),
+                    file_type=file_type,
+                ),
+            )

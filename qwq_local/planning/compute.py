@@ -1,0 +1,254 @@
+"""Compute buffers of a described computer: a model's shape and a context in, bytes out.
+
+What llama.cpp keeps of a batch while it computes is laid out by ggml's graph allocator: each result takes the
+smallest free block that holds it and gives its block back after its last reader. The same is done here with
+the operations of a Qwen2 layer, in the order in which llama.cpp builds them (src/models/qwen2.cpp,
+ggml/src/ggml-alloc.c). Knows no library: on this computer the library is asked itself (engine/dry_run.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qwq_local.planning.devices import Machine
+from qwq_local.planning.placement import ComputeBytes, Layout
+from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes, is_quantized
+
+_F32 = 4
+_F16 = 2
+_INDEX = 8
+# The same blocks come free in every layer: after a few of them nothing new can happen.
+_LAYERS_THAT_DIFFER = 4
+_ENDLESS = 1 << 62
+_LOGITS_MARGIN = 7
+_CPU_ALIGNMENT, _GPU_ALIGNMENT = 32, 256
+# llama.cpp keeps this many copies of a batch's inputs when several GPUs work one after the other.
+_PIPELINE_COPIES = 4
+
+
+@dataclass(slots=True)
+class _Block:
+    """A free stretch of the buffer."""
+
+    start: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Arena:
+    """ggml's allocator: the smallest free block that fits, else the endless one at the end."""
+
+    alignment: int
+    on_gpu: bool
+    peak: int = 0
+    _free: list[_Block] = field(default_factory=lambda: [_Block(0, _ENDLESS)])
+
+    def take(self, n_bytes: int) -> _Block:
+        """A block of that many bytes."""
+        size = self._padded(n_bytes)
+        fitting = [block for block in self._free[:-1] if block.size >= size]
+        # Of blocks of the same size ggml takes the last one.
+        block = min(reversed(fitting), key=lambda b: b.size) if fitting else self._free[-1]
+        taken = _Block(block.start, size)
+        block.start += size
+        block.size -= size
+        if not block.size:
+            self._free.remove(block)
+        self.peak = max(self.peak, taken.start + size)
+        return taken
+
+    def give_back(self, block: _Block) -> None:
+        """The block is free again, joined with free neighbours."""
+        if not block.size:
+            return
+        free = sorted([*self._free, block], key=lambda b: b.start)
+        joined = [free[0]]
+        for nxt in free[1:]:
+            last = joined[-1]
+            if last.start + last.size == nxt.start:
+                joined[-1] = _Block(last.start, last.size + nxt.size)
+            else:
+                joined.append(nxt)
+        self._free = joined
+
+    def _padded(self, n_bytes: int) -> int:
+        return -(-n_bytes // self.alignment) * self.alignment
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a batch brings along, in bytes."""
+
+    tokens: int
+    positions: int
+    k_indices: int
+    v_indices: int
+    mask: int
+    output_ids: int
+    k_rotation: int
+    v_rotation: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        one_by_one = (self.tokens, self.positions, self.k_indices, self.v_indices, self.mask)
+        return sum((*one_by_one, self.output_ids, self.k_rotation, self.v_rotation))
+
+
+def described_compute(model: ModelSizes, machine: Machine) -> ComputeBytes:
+    """The compute buffers of a machine that is not at hand: exact for a CPU, unverified for GPUs."""
+    shape = model.shape
+
+    def compute(layout: Layout) -> tuple[int, ...]:
+        context = layout.context
+        row = shape.hidden * context.n_tokens * _F32
+        inputs = _inputs(shape, context).total
+        copies = (inputs + row) * (_PIPELINE_COPIES - 1) if len(machine.gpus) > 1 else 0
+        one_gpu = compute_bytes(shape, context, on_gpu=True) + copies
+        is_all_there = layout.n_gpu_layers == model.n_offloadable
+        host = inputs + 2 * row if is_all_there else compute_bytes(shape, context)
+        return (*(one_gpu if count else 0 for count in layout.split), host)
+
+    return compute
+
+
+def compute_bytes(model: ModelShape, context: ContextShape, *, on_gpu: bool = False) -> int:
+    """The compute buffer of one device that runs all layers, in bytes; on the CPU exact or a little over.
+
+    Differences to the library are measured by bench/memory.py; a GPU's figures are unverified.
+    """
+    arena = _Arena(_GPU_ALIGNMENT if on_gpu else _CPU_ALIGNMENT, on_gpu)
+    inputs = _inputs(model, context)
+    tokens = arena.take(inputs.tokens)
+    row = model.hidden * context.n_tokens * _F32
+    arena.take(row)  # the place of an embedding that is given instead of tokens; never used, never freed
+    positions = arena.take(inputs.positions)
+    rotations = [arena.take(size) for size in (inputs.k_rotation, inputs.v_rotation) if size]
+    indices = [arena.take(inputs.k_indices), arena.take(inputs.v_indices)]
+    mask = arena.take(inputs.mask)
+    output_ids = arena.take(inputs.output_ids)
+    residual = arena.take(row)
+    arena.give_back(tokens)
+    layers = min(model.n_layers, _LAYERS_THAT_DIFFER)
+    for layer in range(layers):
+        is_last = layer == layers - 1
+        attended = _attention(arena, model, context)
+        if is_last:
+            for block in (positions, *rotations, *indices, mask):
+                arena.give_back(block)
+            row = model.hidden * _F32
+            attended, residual = _chosen(arena, attended, row), _chosen(arena, residual, row)
+            arena.give_back(output_ids)
+        arena.give_back(residual)
+        residual = _feed_forward(arena, model, attended, row, 1 if is_last else context.n_tokens)
+    before = arena.peak
+    arena.take(model.n_vocab * _F32)
+    # Where it comes to lie depends on smaller blocks than are followed here.
+    return before if arena.peak == before else arena.peak + arena.peak * _LOGITS_MARGIN // 100
+
+
+def _inputs(model: ModelShape, context: ContextShape) -> _Inputs:
+    n = context.n_tokens
+    # Without flash attention V is stored transposed, and each of its values has an index of its own.
+    v_indices = n if context.flash_attention else n * model.kv_width
+    mask_value = 2 if context.flash_attention else _F32
+    return _Inputs(
+        tokens=n * _F32,
+        positions=n * _F32,
+        k_indices=n * _INDEX,
+        v_indices=v_indices * _INDEX,
+        mask=context.padded_n_ctx * n * mask_value,
+        output_ids=_F32,
+        k_rotation=_rotation_bytes(model, context.kv_type_k, model.head_dim),
+        v_rotation=_rotation_bytes(model, context.kv_type_v, 64),
+    )
+
+
+def _rotation_bytes(model: ModelShape, kv_type: str, largest: int) -> int:
+    """Quantized keys and values are rotated by a Hadamard matrix when the heads divide by 64."""
+    if not is_rotated(model, kv_type):
+        return 0
+    size = 64
+    while size * 2 <= largest and model.head_dim % (size * 2) == 0:
+        size *= 2
+    return size * size * _F32
+
+
+def is_rotated(model: ModelShape, kv_type: str) -> bool:
+    """Whether llama.cpp rotates what it stores in this type (src/llama-kv-cache.cpp)."""
+    return is_quantized(kv_type) and model.head_dim % 64 == 0
+
+
+def _chosen(arena: _Arena, block: _Block, row: int) -> _Block:
+    """Only the last token's row goes on to the output."""
+    chosen = arena.take(row)
+    arena.give_back(block)
+    return chosen
+
+
+def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Block:
+    """What one layer's attention adds to the residual; norm and bias work in place."""
+    n = context.n_tokens
+    wide, narrow = model.hidden * n * _F32, model.kv_width * n * _F32
+    rotates_k, rotates_v = is_rotated(model, context.kv_type_k), is_rotated(model, context.kv_type_v)
+    normed = arena.take(wide)
+    query = _moved(arena, arena.take(wide), wide, 1 + rotates_k)
+    value = _moved(arena, arena.take(narrow), narrow, int(rotates_v))
+    key = arena.take(narrow)
+    arena.give_back(normed)
+    key = _moved(arena, key, narrow, 1 + rotates_k)
+    arena.give_back(key)
+    arena.give_back(value)
+    attend = _flash if context.flash_attention else _unfused
+    mixed = attend(arena, model, context, query)
+    out = arena.take(wide)
+    arena.give_back(mixed)
+    return out
+
+
+def _moved(arena: _Arena, block: _Block, n_bytes: int, times: int) -> _Block:
+    """The block after operations that do not work in place: RoPE, and the rotation of quantized values."""
+    for _ in range(times):
+        moved = arena.take(n_bytes)
+        arena.give_back(block)
+        block = moved
+    return block
+
+
+def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
+    wide = model.hidden * context.n_tokens * _F32
+    as_f16 = context.padded_n_ctx * model.kv_width * _F16
+    kv_types = (context.kv_type_k, context.kv_type_v)
+    casts = [arena.take(as_f16) for kv_type in kv_types if kv_type == "f32"]
+    # CUDA puts f16 copies of quantized keys and values behind the result (ggml-cuda/fattn.cu).
+    copies = as_f16 * sum(map(is_quantized, kv_types)) if arena.on_gpu else 0
+    mixed = arena.take(wide + copies)
+    for block in (query, *casts):
+        arena.give_back(block)
+    return _moved(arena, mixed, wide, int(is_rotated(model, context.kv_type_v)))
+
+
+def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
+    wide = model.hidden * context.n_tokens * _F32
+    scores = arena.take(context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
+    arena.give_back(query)
+    mixed = arena.take(wide)
+    arena.give_back(scores)
+    merged = arena.take(wide)
+    arena.give_back(mixed)
+    return merged
+
+
+def _feed_forward(arena: _Arena, model: ModelShape, entered: _Block, row: int, n_tokens: int) -> _Block:
+    """The layer's output; what entered is added in place and given back."""
+    inner = model.intermediate * n_tokens * _F32
+    normed = arena.take(row)
+    gate, up = arena.take(inner), arena.take(inner)
+    arena.give_back(normed)
+    activated = arena.take(inner)
+    arena.give_back(gate)
+    arena.give_back(up)
+    out = arena.take(row)
+    arena.give_back(activated)
+    arena.give_back(entered)
+    return out

@@ -1,0 +1,303 @@
+"""The plan of a run: what a prompt needs and what the memory has in, every size and the reasons out.
+
+A pure function. When not everything fits, this gives way, in this order and never more than is needed:
+
+    1  f16 KV cache              becomes q8_0
+    2  the thinking budget       shrinks, to a sixteenth of the native window at least
+    3  q8_0 KV cache             becomes q4_0
+    4  layers on the GPU         become fewer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from qwq_local.errors import QwqError
+from qwq_local.planning.placement import Demand, DeviceUse, Layout, device_uses, fits, split_layers
+from qwq_local.planning.shape import GRANULE, ContextShape, is_quantized, padded
+from qwq_local.planning.window import (
+    RopeScaling,
+    Shares,
+    Window,
+    Wish,
+    share_window,
+    thinking_floor,
+    with_budget,
+)
+
+KV_PREFERENCE = ("f16", "q8_0", "q4_0")
+_FLASH_HEAD_DIM = 64
+
+
+class Sacrifice(StrEnum):
+    """What was given up so that the rest fits, in the order in which it is given up."""
+
+    KV_Q8 = "q8_0 KV"
+    THINKING = "smaller thinking budget"
+    KV_Q4 = "q4_0 KV"
+    LAYERS = "fewer GPU layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is not the plan's to decide; None leaves it to the plan, -1 GPU layers are all of them."""
+
+    kv_type: str | None = None
+    n_gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    n_batch: int = 512
+    n_ubatch: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """All that a plan is made from."""
+
+    wish: Wish
+    window: Window
+    demand: Demand
+    choices: Choices = Choices()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was decided. `layout` is the context and its place, `uses` the predicted bytes of each device."""
+
+    wish: Wish
+    shares: Shares
+    layout: Layout
+    uses: tuple[DeviceUse, ...]
+    sacrifices: tuple[Sacrifice, ...]
+    n_offloadable: int
+    has_gpu: bool
+
+    @property
+    def n_ctx(self) -> int:
+        """The context in tokens."""
+        return self.shares.n_ctx
+
+    @property
+    def thinking_budget(self) -> int:
+        """Tokens for the thinking."""
+        return self.shares.thinking_budget
+
+    @property
+    def answer_reserve(self) -> int:
+        """Tokens kept for the answer while it thinks."""
+        return self.shares.answer_reserve
+
+    @property
+    def rope(self) -> RopeScaling:
+        """The rope scaling."""
+        return self.shares.rope
+
+    @property
+    def kv_type(self) -> str:
+        """The type of keys and values."""
+        return self.layout.context.kv_type_k
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on GPUs, the output counted as one."""
+        return self.layout.n_gpu_layers
+
+
+class NothingFits(QwqError):
+    """No plan fits; carries the least demanding one for the message about it."""
+
+    def __init__(self, least: Plan) -> None:
+        super().__init__("no plan fits")
+        self.least = least
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan that gives up least. Raises NothingFits, PromptTooLong, UsageError."""
+    search = _Search(request)
+    all_layers = search.all_layers()
+    found = search.on_layers(all_layers)
+    if found is None and request.choices.n_gpu_layers is None:
+        # More layers burden the GPUs, fewer the CPU: where the GPUs are full the CPU has least to hold.
+        n_layers = _largest(0, all_layers - 1, search.gpus_hold)
+        found = search.on_layers(n_layers) if n_layers is not None else None
+        if found is not None:
+            found = replace(found, sacrifices=(*found.sacrifices, Sacrifice.LAYERS))
+    if found is None:
+        raise NothingFits(search.least())
+    return search.roomy(found) if request.wish.is_roomy else found
+
+
+def with_context(request: Request, plan: Plan, n_ctx: int) -> Plan | None:
+    """The same plan with another context, the layers where they are; None when that does not fit."""
+    context = replace(plan.layout.context, n_ctx=n_ctx)
+    layout = replace(plan.layout, context=context)
+    uses = device_uses(request.demand, layout)
+    if not fits(request.demand, uses):
+        return None
+    return replace(plan, shares=replace(plan.shares, n_ctx=n_ctx), layout=layout, uses=uses)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One rung of the ladder: a KV type, whether the budget may shrink, and what that has given up."""
+
+    kv_type: str
+    shrinks: bool
+    given_up: tuple[Sacrifice, ...]
+
+
+class _Search:
+    """Goes down the ladder of sacrifices for a number of GPU layers."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._shape = request.demand.model.shape
+        # Raises before any memory is looked at when the tokens alone do not work out.
+        self._full = share_window(request.wish, request.window)
+
+    def all_layers(self) -> int:
+        """As many layers as there are to put on GPUs, or as many as was asked for."""
+        if not self._request.demand.machine.gpus:
+            return 0
+        most = self._request.demand.model.n_offloadable
+        wanted = self._request.choices.n_gpu_layers
+        return most if wanted is None or wanted < 0 else min(wanted, most)
+
+    def on_layers(self, n_layers: int) -> Plan | None:
+        """The plan that gives up least with so many layers on GPUs."""
+        for step in self._steps():
+            if not step.shrinks:
+                found = self._tried(self._full, step, n_layers)
+            else:
+                found = self._with_largest_budget(step, n_layers)
+            if found is not None:
+                return found
+        return None
+
+    def gpus_hold(self, n_layers: int) -> bool:
+        """Whether the GPUs can hold so many layers when everything else has given way."""
+        layout = self._layout(self._smallest(), self._last_step(), n_layers)
+        if layout is None:
+            return False
+        return all(use.free >= 0 for use in device_uses(self._request.demand, layout)[:-1])
+
+    def least(self) -> Plan:
+        """The least demanding plan, whether it fits or not."""
+        n_layers = self.all_layers()
+        if self._request.choices.n_gpu_layers is None:
+            n_layers = _largest(0, n_layers, self.gpus_hold) or 0
+        return self._planned(self._smallest(), self._last_step(), n_layers)
+
+    def roomy(self, plan: Plan) -> Plan:
+        """The same plan with the largest native context that fits without giving up more."""
+        native = self._request.window.native
+        if plan.rope.is_on or self._request.wish.n_ctx is not None or plan.n_ctx >= native:
+            return plan
+
+        def enlarged(n_granules: int) -> Plan | None:
+            return with_context(self._request, plan, plan.n_ctx + n_granules * GRANULE)
+
+        most = (native - plan.n_ctx) // GRANULE
+        count = _largest(0, most, lambda n: enlarged(n) is not None)
+        return (enlarged(count) if count else None) or plan
+
+    def _steps(self) -> Iterator[_Step]:
+        given_up: tuple[Sacrifice, ...] = ()
+        shrinks = self._request.wish.n_ctx is None
+        for kv_type in self._kv_types():
+            if kv_type == "q4_0" and self._request.choices.kv_type is None:
+                given_up = (*given_up, Sacrifice.KV_Q4)
+            elif kv_type == "q8_0" and self._request.choices.kv_type is None:
+                given_up = (*given_up, Sacrifice.KV_Q8)
+            yield _Step(kv_type, False, given_up)
+            # The budget is asked for before q4_0 is, and after q8_0 where that is possible.
+            if shrinks and (kv_type != "f16" or len(self._kv_types()) == 1):
+                yield _Step(kv_type, True, given_up)
+
+    def _last_step(self) -> _Step:
+        return list(self._steps())[-1]
+
+    def _kv_types(self) -> tuple[str, ...]:
+        choices = self._request.choices
+        if choices.kv_type is not None:
+            return (choices.kv_type,)
+        if choices.flash_attention is False:
+            return ("f16",)
+        return tuple(kv_type for kv_type in KV_PREFERENCE if self._shape.can_store(kv_type))
+
+    def _smallest(self) -> Shares:
+        """The shares with the thinking at its floor."""
+        wish, window = self._request.wish, self._request.window
+        return share_window(with_budget(wish, thinking_floor(wish, window)), window)
+
+    def _with_largest_budget(self, step: _Step, n_layers: int) -> Plan | None:
+        wish, window = self._request.wish, self._request.window
+        floor = thinking_floor(wish, window)
+        steps = (self._full.thinking_budget - floor) // GRANULE
+
+        def with_steps(count: int) -> Plan | None:
+            shares = share_window(with_budget(wish, floor + count * GRANULE), window)
+            return self._tried(shares, step, n_layers)
+
+        count = _largest(0, steps, lambda n: with_steps(n) is not None)
+        return with_steps(count) if count is not None else None
+
+    def _tried(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
+        layout = self._layout(shares, step, n_layers)
+        if layout is None:
+            return None
+        plan = self._at(shares, step, layout)
+        return plan if fits(self._request.demand, plan.uses) else None
+
+    def _planned(self, shares: Shares, step: _Step, n_layers: int) -> Plan:
+        gpus = len(self._request.demand.machine.gpus)
+        layout = self._layout(shares, step, n_layers)
+        if layout is None:
+            # Only to name figures: all on the first GPU.
+            layout = Layout(self._context(shares, step), (n_layers, *(0,) * (gpus - 1)))
+        return self._at(shares, step, layout)
+
+    def _at(self, shares: Shares, step: _Step, layout: Layout) -> Plan:
+        demand = self._request.demand
+        given_up = step.given_up
+        if shares.thinking_budget < self._full.thinking_budget:
+            given_up = tuple(sorted({*given_up, Sacrifice.THINKING}, key=list(Sacrifice).index))
+        return Plan(
+            wish=self._request.wish,
+            shares=shares,
+            layout=layout,
+            uses=device_uses(demand, layout),
+            sacrifices=given_up,
+            n_offloadable=demand.model.n_offloadable,
+            has_gpu=bool(demand.machine.gpus),
+        )
+
+    def _layout(self, shares: Shares, step: _Step, n_layers: int) -> Layout | None:
+        context = self._context(shares, step)
+        split = split_layers(self._request.demand, context, n_layers)
+        return Layout(context, split) if split is not None else None
+
+    def _context(self, shares: Shares, step: _Step) -> ContextShape:
+        choices = self._request.choices
+        wanted = choices.flash_attention
+        if wanted is None:
+            # CPUs can always; CUDA has no kernel for smaller heads. A quantized V cache cannot do without.
+            wanted = not self._request.demand.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
+        flash = wanted or is_quantized(step.kv_type)
+        n_batch = min(choices.n_batch, padded(shares.n_ctx))
+        n_ubatch = min(choices.n_ubatch, n_batch)
+        return ContextShape(shares.n_ctx, n_batch, n_ubatch, step.kv_type, step.kv_type, flash)
+
+
+def _largest(low: int, high: int, is_good: Callable[[int], bool]) -> int | None:
+    """The largest number from low to high that is good; numbers below a good one are good."""
+    if high < low or not is_good(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_good(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,176 @@
+"""Tokens: how large a context a prompt needs, which YaRN factor that takes, and who gets what of it.
+
+When prompt, thinking budget and answer reserve do not fit the window together, the thinking gives way first,
+then the reserve, each down to a sixteenth of the native window. Arithmetic only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from qwq_local.errors import PromptTooLong, UsageError
+from qwq_local.planning.shape import padded
+
+# Tokens kept for the sentence that closes a thinking which does not end by itself.
+CLOSING = 64
+_FLOOR = 16
+
+
+class Scaling(StrEnum):
+    """How positions past the native window are brought into it."""
+
+    YARN = "yarn"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """One rope scaling: factor 1 is none. `origin` is the window in tokens that it scales from."""
+
+    factor: float = 1.0
+    origin: int = 0
+    kind: Scaling = Scaling.YARN
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is scaled."""
+        return self.factor > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run asks for, in tokens; None lets the plan choose.
+
+    `is_roomy` takes the largest native context that fits rather than the smallest that is needed.
+    """
+
+    prompt_tokens: int
+    thinking_budget: int
+    answer_reserve: int
+    n_ctx: int | None = None
+    is_roomy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the model offers: its native window in tokens and the factors that stretch it.
+
+    `yarn` None lets the tokens decide; a factor is kept to. `origin` 0 stands for the native window.
+    """
+
+    native: int
+    factors: tuple[float, ...] = (1.0,)
+    yarn: float | None = None
+    origin: int = 0
+    kind: Scaling = Scaling.YARN
+
+    @property
+    def allowed_factors(self) -> tuple[float, ...]:
+        """The factors that may be chosen, smallest first."""
+        return (self.yarn,) if self.yarn is not None else tuple(sorted({1.0, *self.factors}))
+
+    @property
+    def largest(self) -> int:
+        """The largest window that may be chosen, in tokens."""
+        return self.tokens(self.allowed_factors[-1])
+
+    def tokens(self, factor: float) -> int:
+        """The window under a factor."""
+        return int(self.native * factor)
+
+    def factor_for(self, n_tokens: int) -> float:
+        """The smallest allowed factor whose window holds so many tokens, else the largest."""
+        for factor in self.allowed_factors:
+            if n_tokens <= self.tokens(factor):
+                return factor
+        return self.allowed_factors[-1]
+
+    def scaling(self, factor: float) -> RopeScaling:
+        """The rope scaling of a factor."""
+        return RopeScaling(factor, self.origin or self.native, self.kind) if factor > 1 else RopeScaling()
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """A context in tokens, and what of it is for the thinking and the answer."""
+
+    n_ctx: int
+    thinking_budget: int
+    answer_reserve: int
+    rope: RopeScaling
+
+
+def thinking_floor(wish: Wish, window: Window) -> int:
+    """The thinking budget below which nothing is gained any more, in tokens."""
+    limit = min(wish.n_ctx or window.native, window.native)
+    return min(limit // _FLOOR, wish.thinking_budget)
+
+
+def share_window(wish: Wish, window: Window) -> Shares:
+    """The smallest context that holds prompt, thinking and answer, or as much as the window allows of them.
+
+    Raises PromptTooLong when the prompt leaves no room to answer, UsageError for an n_ctx past the window.
+    """
+    taken = wish.prompt_tokens + CLOSING
+    needed = taken + wish.thinking_budget + wish.answer_reserve
+    limit, factor = _limit(wish, window, needed)
+    rope = window.scaling(factor)
+    if needed <= limit:
+        n_ctx = wish.n_ctx or min(padded(needed), limit)
+        return Shares(n_ctx, wish.thinking_budget, wish.answer_reserve, rope)
+    floor = thinking_floor(wish, window)
+    reserve_floor = min(min(limit, window.native) // _FLOOR, wish.answer_reserve)
+    reserve = wish.answer_reserve
+    thinking = limit - taken - reserve
+    if thinking < floor:
+        thinking = floor
+        reserve = limit - taken - thinking
+    if reserve < reserve_floor:
+        raise _too_long(wish, window, limit, taken + floor + reserve_floor)
+    return Shares(limit, thinking, reserve, rope)
+
+
+def with_budget(wish: Wish, thinking_budget: int) -> Wish:
+    """The same wish with another thinking budget."""
+    return replace(wish, thinking_budget=thinking_budget)
+
+
+def _limit(wish: Wish, window: Window, needed: int) -> tuple[int, float]:
+    """How many tokens there may be, and under which factor."""
+    if wish.n_ctx is None:
+        factor = window.factor_for(needed)
+        return window.tokens(factor), factor
+    if wish.n_ctx > window.largest:
+        raise UsageError(
+            f"n_ctx {wish.n_ctx:,} is past the window of {window.largest:,} tokens."
+            f"{larger_factor(wish.n_ctx, window)}"
+        )
+    return wish.n_ctx, window.factor_for(wish.n_ctx)
+
+
+def _too_long(wish: Wish, window: Window, limit: int, least: int) -> PromptTooLong:
+    """`least` is what the prompt would take with the smallest thinking and answer."""
+    factor = window.factor_for(limit)
+    stretched = f" (factor {factor:g} over {window.native:,})" if factor > 1 else ""
+    return PromptTooLong(
+        f"the prompt has {wish.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
+        f"answer; the window holds {limit:,}{stretched}.{_mend(wish, window, least)}"
+    )
+
+
+def _mend(wish: Wish, window: Window, least: int) -> str:
+    if wish.n_ctx is not None and wish.n_ctx < window.largest:
+        return f" Leave n_ctx out, or raise it up to {window.largest:,}."
+    over = least - window.largest
+    return (
+        larger_factor(least, window) or f" Shorten it by {over:,} tokens, or ask about its parts one by one."
+    )
+
+
+def larger_factor(tokens: int, window: Window) -> str:
+    """Advice to set the smallest YaRN factor whose window holds that many tokens; empty when none does."""
+    for factor in sorted(window.factors):
+        if factor > window.allowed_factors[-1] and window.tokens(factor) >= tokens:
+            return f" Try --set yarn={factor:g}: a window of {window.tokens(factor):,} tokens."
+    return ""

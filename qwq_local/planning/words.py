@@ -1,0 +1,86 @@
+"""A plan in words: one line of what was decided, one of what gave way, and bytes as a person reads them."""
+
+from __future__ import annotations
+
+from qwq_local.planning.devices import GIB, MIB
+from qwq_local.planning.placement import DeviceUse
+from qwq_local.planning.plan import Plan, Sacrifice
+
+
+def amount(n_bytes: int) -> str:
+    """Bytes in GiB, or in MiB below one tenth of that."""
+    if abs(n_bytes) < GIB // 10:
+        return f"{n_bytes / MIB:.1f} MiB"
+    return f"{n_bytes / GIB:.1f} GiB"
+
+
+def plan_line(plan: Plan) -> str:
+    """What was decided, on one line: context, scaling, KV type, place, budget, memory."""
+    parts = [f"context {plan.n_ctx:,}", _scaling(plan), f"{plan.kv_type} KV", _place(plan)]
+    parts += [f"thinking {plan.thinking_budget:,}", ", ".join(_memory(use) for use in plan.uses if use.total)]
+    if plan.sacrifices:
+        parts.append(f"given up: {', '.join(given_up(plan))}")
+    return " · ".join(part for part in parts if part)
+
+
+def given_up(plan: Plan) -> tuple[str, ...]:
+    """Each thing that gave way, in words."""
+    return tuple(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
+
+
+def shortage_line(plan: Plan) -> str:
+    """What gave way because the memory is short; empty when nothing did."""
+    if not plan.sacrifices:
+        return ""
+    return f"the memory is short, given up: {', '.join(given_up(plan))}."
+
+
+def scaling_line(plan: Plan) -> str:
+    """That the window is stretched and what for; empty when it is not."""
+    if not plan.rope.is_on:
+        return ""
+    return f"{_needed(plan)} need {_scaling(plan)}: a context of {plan.n_ctx:,}."
+
+
+def switch_line(before: Plan, plan: Plan) -> str:
+    """That the conversation goes on under another scaling, and what that costs."""
+    if not plan.rope.is_on:
+        return f"{_needed(plan)} fit the native window again: YaRN is off, the prompt is read anew."
+    verb = "outgrow" if plan.rope.factor > before.rope.factor else "need no more than"
+    window = int(before.rope.factor * plan.rope.origin) if verb == "outgrow" else plan.n_ctx
+    return f"{_needed(plan)} {verb} {window:,}: {_scaling(plan)} from here, the prompt is read anew."
+
+
+def _needed(plan: Plan) -> str:
+    needed = plan.wish.prompt_tokens + plan.thinking_budget + plan.answer_reserve
+    return f"{needed:,} tokens of prompt, thinking and answer"
+
+
+def _scaling(plan: Plan) -> str:
+    if not plan.rope.is_on:
+        return ""
+    name = "YaRN" if plan.rope.kind == "yarn" else "linear scaling"
+    return f"{name} {plan.rope.factor:g} over {plan.rope.origin:,}"
+
+
+def _place(plan: Plan) -> str:
+    if not plan.has_gpu:
+        return "on the CPU"
+    place = f"{plan.n_gpu_layers} of {plan.n_offloadable} layers on the GPU"
+    return f"{place}s ({'+'.join(map(str, plan.layout.split))})" if len(plan.layout.split) > 1 else place
+
+
+def _memory(use: DeviceUse) -> str:
+    return f"{use.name} {amount(use.total)} of {amount(use.usable)}"
+
+
+def _given_up(plan: Plan, sacrifice: Sacrifice) -> str:
+    match sacrifice:
+        case Sacrifice.KV_Q8:
+            return "f16 KV for q8_0"
+        case Sacrifice.THINKING:
+            return f"thinking of {plan.wish.thinking_budget:,} for {plan.thinking_budget:,}"
+        case Sacrifice.KV_Q4:
+            return "q8_0 KV for q4_0"
+        case Sacrifice.LAYERS:
+            return f"{plan.n_offloadable - plan.n_gpu_layers} of {plan.n_offloadable} GPU layers"

@@ -1,0 +1,88 @@
+"""What a backend asks before and after a turn, so that a text is prefilled once and not with every question.
+
+It joins the KV store to the identity of the model file. `restore` comes before the turn, `keep` after its
+answer is out: writing takes time, and nobody should wait for it. Only the last turn can be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwq_local.engine.api import AbortFlag
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.kv_entry import ModelIdentity
+from qwq_local.engine.kv_folder import kv_folder
+from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.events import Event, Finished
+from qwq_local.models.architecture import model_name
+from qwq_local.models.header import Header
+from qwq_local.models.identity import ModelIdentities
+from qwq_local.profile_keys import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class _LastTurn:
+    context: LlamaContext
+    header: Header
+    prefilled: Prefilled
+
+
+class PrefillOnce:
+    """The store of a user's cache, as the profile sets it; `is_private` reads it and leaves no trace."""
+
+    def __init__(self, cache: Path, profile: Profile, *, is_private: bool = False) -> None:
+        self._is_on = profile.kv_store != 0
+        self._is_private = is_private
+        folder = kv_folder(cache, profile.kv_store)
+        self._store = KvStore(folder, min_tokens=profile.kv_store_min_tokens, is_private=is_private)
+        self._identities = ModelIdentities(cache / "identities")
+        self._last: _LastTurn | None = None
+
+    def restore(self, context: LlamaContext, header: Header, prompt: Sequence[int], abort: AbortFlag) -> None:
+        """Give the context what is stored of the prompt, if that is more than it holds. Raises Aborted."""
+        self._last = None
+        if (model := self._identity(header)) is None:
+            return
+        if not self._is_private:
+            self._identities.learn(header)
+        self._store.restore(context, model, prompt, abort)
+
+    def noted(
+        self, events: Iterable[Event], context: LlamaContext, header: Header, prompt: Sequence[int]
+    ) -> Iterator[Event]:
+        """The events of a turn as they come; at their end it is one that can be kept."""
+        for event in events:
+            if isinstance(event, Finished):
+                rate = event.stats.prefill_rate
+                prefilled = Prefilled(prompt, 1 / rate if rate else 0.0, model_name(header))
+                self._last = _LastTurn(context, header, prefilled)
+            yield event
+
+    def keep(self) -> str | None:
+        """Store what the last turn prefilled; a line for the user when that failed.
+
+        The context must still be the one of that turn, and drops what followed the prompt.
+        """
+        last, self._last = self._last, None
+        if last is None or (model := self._identity(last.header)) is None:
+            return None
+        return self._store.keep(last.context, model, last.prefilled)
+
+    def forget(self) -> None:
+        """There is no last turn any more: its context is gone."""
+        self._last = None
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+        self._last = None
+        self._identities.close()
+
+    def _identity(self, header: Header) -> ModelIdentity | None:
+        """Which weights they are; nothing when the store is off, or the file was moved away meanwhile."""
+        if self._is_on:
+            with suppress(OSError):
+                return self._identities.of(header)
+        return None

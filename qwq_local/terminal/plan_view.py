@@ -1,0 +1,135 @@
+"""A plan for a person: the table of context against KV type, a bar for each device, the choice, as lines.
+
+Values come in, lines of text go out, coloured where the output has colour; no meaning is in a colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qwq_local.events import DeviceBytes, Ledger, Planned
+from qwq_local.planning.table import Cell, Fit, Row
+from qwq_local.planning.words import amount
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.sanitize import cell_width, one_line
+
+_PLAIN = "\x1b[0m"
+_COLORS = {Fit.FITS: "\x1b[32m", Fit.PARTLY: "\x1b[33m", Fit.NOT: "\x1b[31m"}
+# What fills a device: name, glyph, colour; each is told by its glyph where there is no colour.
+_PARTS = (("weights", "█", "\x1b[34m"), ("KV", "▓", "\x1b[36m"), ("compute", "▒", "\x1b[35m"))
+_FREE = "·"
+_MAX_BAR_CELLS = 60
+_CELL_GAP = "  "
+
+
+def table_lines(rows: Sequence[Row], n_offloadable: int, *, has_color: bool) -> Iterator[str]:
+    """The table: a row for each context, a column for each KV type."""
+    if not rows:
+        return
+    texts = [[_cell_text(cell, n_offloadable) for cell in row.cells] for row in rows]
+    heads = [f"{cell.kv_type} KV" for cell in rows[0].cells]
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
+    first = max(len("context"), *(len(f"{row.n_ctx:,}") for row in rows))
+    header = [
+        f"{'context':>{first}}",
+        *(f"{head:<{width}}" for head, width in zip(heads, widths, strict=True)),
+    ]
+    yield _CELL_GAP.join(header).rstrip()
+    for row, cells in zip(rows, texts, strict=True):
+        shown = [f"{row.n_ctx:>{first},}"]
+        for cell, text, width in zip(row.cells, cells, widths, strict=True):
+            shown.append(_colored(f"{text:<{width}}", _COLORS[cell.fit], has_color))
+        yarn = f"YaRN {row.yarn_factor:g}" if row.yarn_factor > 1 else ""
+        yield _CELL_GAP.join([*shown, yarn]).rstrip()
+    if any(cell.fit is Fit.PARTLY for row in rows for cell in row.cells):
+        yield f"{' ' * first}{_CELL_GAP}N/{n_offloadable}: so many layers on the GPU, the rest on the CPU"
+
+
+def _cell_text(cell: Cell, n_offloadable: int) -> str:
+    size = f"{amount(cell.total_bytes):>9}"
+    match cell.fit:
+        case Fit.FITS:
+            return f"{size} fits"
+        case Fit.PARTLY:
+            return f"{size} {cell.n_gpu_layers}/{n_offloadable}"
+        case Fit.NOT:
+            return f"{size} no"
+
+
+def device_lines(devices: Sequence[DeviceBytes], columns: int, *, has_color: bool) -> Iterator[str]:
+    """A bar for each device of what fills its memory, and what the glyphs stand for."""
+    shown = [device for device in devices if device.weights + device.kv_cache + device.compute]
+    name_width = max((cell_width(one_line(device.name, 20)) for device in shown), default=0)
+    for device in shown:
+        used = device.weights + device.kv_cache + device.compute
+        figures = f"{amount(used)} of {amount(device.usable)}"
+        cells = min(_MAX_BAR_CELLS, columns - name_width - len(figures) - 5)
+        name = f"{one_line(device.name, 20):<{name_width}}"
+        bar = f"[{_bar(device, cells, has_color=has_color)}] " if cells >= 10 else ""
+        yield f"{name} {bar}{figures}"
+    if shown:
+        legend = [f"{_colored(glyph, color, has_color)} {name}" for name, glyph, color in _PARTS]
+        totals = [
+            sum(getattr(device, part) for device in shown) for part in ("weights", "kv_cache", "compute")
+        ]
+        parts = [f"{what} {amount(total)}" for what, total in zip(legend, totals, strict=True)]
+        yield f"{' ' * name_width} {'  '.join(parts)}  {_FREE} free"
+
+
+def _bar(device: DeviceBytes, cells: int, *, has_color: bool) -> str:
+    whole = max(device.usable, device.weights + device.kv_cache + device.compute, 1)
+    bar, filled, upto = "", 0, 0
+    for size, (_, glyph, color) in zip(
+        (device.weights, device.kv_cache, device.compute), _PARTS, strict=True
+    ):
+        upto += size
+        # Each part ends where the sum so far ends, so that rounding never makes the bar too long.
+        count = round(cells * upto / whole) - filled
+        filled += count
+        bar += _colored(glyph * count, color, has_color and count > 0)
+    return bar + _FREE * (cells - filled)
+
+
+def choice_lines(planned: Planned) -> Iterator[str]:
+    """What was chosen, a line for each thing that was decided."""
+    yield (
+        f"context   {planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
+        f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}"
+    )
+    scaling = f"factor {planned.yarn_factor:g} over {planned.yarn_origin:,}"
+    yield f"YaRN      {scaling if planned.yarn_factor > 1 else 'off: it fits the native window'}"
+    attention = "on" if planned.flash_attention else "off"
+    yield f"KV cache  {planned.kv_type}, flash attention {attention}"
+    yield f"layers    {_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
+    if planned.sacrifices:
+        yield f"given up  {', '.join(planned.sacrifices)}"
+
+
+def _layers(planned: Planned) -> str:
+    return f"{planned.n_gpu_layers} on the GPU" if planned.n_gpu_layers else "all on the CPU"
+
+
+def planned_lines(planned: Planned, output: Output) -> Iterator[str]:
+    """A plan without its table: bars, choice, who has the context."""
+    has_color = output.is_live and output.has_color
+    yield from device_lines(planned.devices, output.size()[0], has_color=has_color)
+    yield ""
+    yield from choice_lines(planned)
+    yield ledger_line(planned.ledger, planned.n_ctx)
+
+
+def ledger_line(ledger: Ledger, n_ctx: int) -> str:
+    """Who has the context, in tokens."""
+    parts = [
+        f"system {ledger.system:,}",
+        f"files {ledger.files:,}",
+        f"history {ledger.history:,}",
+        f"prompt {ledger.prompt:,}",
+        f"free {ledger.free:,}",
+    ]
+    spared = f" · thinking spared {ledger.thinking_spared:,}"
+    return f"context {n_ctx:,} tok: {' + '.join(parts)}{spared}"
+
+
+def _colored(text: str, color: str, wanted: bool) -> str:
+    return f"{color}{text}{_PLAIN}" if wanted else text

@@ -1,0 +1,122 @@
+"""What the tests of the KV store run in processes of their own: reading back, saving all the time.
+
+python -m tests.kv_programs read MODEL FOLDER CASES
+python -m tests.kv_programs save MODEL FOLDER FIRST COUNT FILE_LIMIT
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.kv_entry import ModelIdentity
+from qwq_local.engine.kv_folder import KvFolder
+from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.library import library
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+
+ROOT = Path(__file__).parent.parent
+MODEL = ModelIdentity("header")
+SETTINGS = ContextSettings(n_ctx=1024, flash_attention=False, threads=1)
+MIN_TOKENS = 64
+TIMEOUT_S = 120
+
+
+def a_text(model: LoadedModel, n_tokens: int, word: str = "fox") -> list[int]:
+    """A text that does not repeat itself, in tokens."""
+    text = " ".join(f"The {word} number {i} jumps over {i * i} lazy dogs." for i in range(n_tokens))
+    return model.vocabulary.encode_text(text)[:n_tokens]
+
+
+def prefill(context: LlamaContext, tokens: Sequence[int]) -> int:
+    """Prefill; how many tokens had to be computed."""
+    last = list(context.prefill(tokens))[-1]
+    return last.total - last.cached
+
+
+def what_follows(context: LlamaContext, n_tokens: int = 12) -> tuple[str, list[int]]:
+    """A digest of the logits after the last token, and what is sampled greedily."""
+    logits = library().llama_get_logits_ith(context._handle, -1)
+    row = ctypes.string_at(logits, 4 * context.vocabulary.size)
+    context.start_sampling(SamplerSettings(temperature=0))
+    sampled = []
+    for _ in range(n_tokens):
+        sampled.append(context.sample())
+        context.append(sampled[-1])
+    return hashlib.sha256(row).hexdigest(), sampled
+
+
+def started(*arguments: object) -> subprocess.Popen[bytes]:
+    """One of these programs in a process of its own."""
+    variables = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "tests.kv_programs", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
+
+
+def read_in_another_process(
+    model: Path, folder: Path, cases: Sequence[tuple[ContextSettings, Sequence[int]]]
+) -> list[list[object]]:
+    """For each case: restored tokens, computed tokens, digest of the logits, sampled tokens."""
+    described = json.dumps([[asdict(settings), list(tokens)] for settings, tokens in cases])
+    process = started("read", model, folder, described)
+    lines, complaint = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, complaint.decode()
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def _read(model: LoadedModel, folder: Path, described: str) -> None:
+    store = KvStore(KvFolder(folder))
+    for values, tokens in json.loads(described):
+        with closing(LlamaContext(model, ContextSettings(**values), AbortFlag())) as context:
+            restored = store.restore(context, MODEL, tokens, AbortFlag())
+            computed = prefill(context, tokens)
+            print(json.dumps([restored, computed, *what_follows(context)]))
+
+
+def _save(model: LoadedModel, folder: Path, first: int, count: int, file_limit: int) -> None:
+    """Store `count` texts and read each back; the store has room for two of them."""
+    store = KvStore(KvFolder(folder, 1 << 21), min_tokens=MIN_TOKENS)
+    with closing(LlamaContext(model, SETTINGS, AbortFlag())) as context:
+        for number in range(first, first + count):
+            text = a_text(model, 400, f"{number} fox")
+            prefill(context, text)
+            print(number, flush=True)
+            if file_limit:
+                _limit_files(abs(file_limit), is_deadly=file_limit > 0)
+            if (said := store.keep(context, MODEL, Prefilled(text))) is not None:
+                sys.exit(said)
+            with closing(LlamaContext(model, SETTINGS, AbortFlag())) as fresh:
+                store.restore(fresh, MODEL, text, AbortFlag())
+                prefill(fresh, text)
+
+
+def _limit_files(n_bytes: int, *, is_deadly: bool) -> None:
+    """Let no file grow past a byte: writing on fails as on a full disk, or the kernel kills the process."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if is_deadly else signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+if __name__ == "__main__":
+    with closing(drained(load_model(Path(sys.argv[2]), LoadSettings(), AbortFlag()))) as loaded:
+        if sys.argv[1] == "read":
+            _read(loaded, Path(sys.argv[3]), sys.argv[4])
+        else:
+            _save(loaded, Path(sys.argv[3]), *map(int, sys.argv[4:7]))

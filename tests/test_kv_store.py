@@ -1,0 +1,412 @@
+"""The KV store with the real engine: what comes back in another process is what was prefilled, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.kv_entry import SUFFIX, Entry, ModelIdentity
+from qwq_local.engine.kv_folder import KvFolder
+from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.library import library
+from qwq_local.engine.model import LoadedModel
+from qwq_local.engine.state import read_state, state_bytes, write_state
+from tests.conftest import load
+from tests.kv_programs import (
+    MIN_TOKENS,
+    MODEL,
+    SETTINGS,
+    TIMEOUT_S,
+    a_text,
+    prefill,
+    read_in_another_process,
+    started,
+    what_follows,
+)
+from tests.models import constant_model
+
+N_EXACT = 90
+MIXES = {
+    "f16": SETTINGS,
+    "f16 with flash attention": replace(SETTINGS, flash_attention=True),
+    "q8_0": replace(SETTINGS, flash_attention=True, kv_type_k="q8_0", kv_type_v="q8_0"),
+    "q4_0": replace(SETTINGS, flash_attention=True, kv_type_k="q4_0", kv_type_v="q4_0"),
+    "YaRN 2": replace(SETTINGS, n_ctx=2048, yarn_factor=2.0, yarn_origin=1024),
+    "YaRN 4 with q8_0": replace(
+        SETTINGS, flash_attention=True, kv_type_k="q8_0", kv_type_v="q8_0", yarn_factor=4.0, yarn_origin=512
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quick model of 2 KiB of keys and values a token, where only sizes and files matter."""
+    return constant_model(tmp_path_factory.mktemp("model"), "a", layers=4, hidden=128)
+
+
+@pytest.fixture(scope="module")
+def loaded(model_file: Path) -> Iterator[LoadedModel]:
+    with closing(load(model_file)) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def miniature_model(miniature: Callable[[str], Path]) -> Iterator[LoadedModel]:
+    with closing(load(miniature("Q8_0"))) as model:
+        yield model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KvFolder:
+    return KvFolder(tmp_path / "kv", 1 << 30)
+
+
+@pytest.fixture
+def store(folder: KvFolder) -> KvStore:
+    return KvStore(folder, min_tokens=MIN_TOKENS)
+
+
+@pytest.fixture
+def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
+    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as made:
+        yield made
+
+
+def kept(store: KvStore, context: LlamaContext, tokens: Sequence[int], model: ModelIdentity = MODEL) -> None:
+    prefill(context, tokens)
+    assert store.keep(context, model, Prefilled(tokens)) is None
+
+
+def restored(store: KvStore, loaded: LoadedModel, tokens: Sequence[int], **changes: object) -> int:
+    """How many tokens a new context gets."""
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    with closing(LlamaContext(loaded, settings, AbortFlag())) as context:
+        return store.restore(context, MODEL, tokens, AbortFlag())
+
+
+def test_another_process_goes_on_as_a_fresh_prefill_does_to_the_bit(
+    miniature_model: LoadedModel, miniature: Callable[[str], Path], folder: KvFolder, store: KvStore
+) -> None:
+    """Logits and greedy tokens for KV types, flash attention, YaRN factors; the last token is computed."""
+    tokens, expected = a_text(miniature_model, N_EXACT), []
+    for settings in MIXES.values():
+        with closing(LlamaContext(miniature_model, settings, AbortFlag())) as fresh:
+            # In the same two batches as after the store: the last token alone.
+            prefill(fresh, tokens[:-1])
+            prefill(fresh, tokens)
+            expected.append([len(tokens), 1, *what_follows(fresh)])
+        with closing(LlamaContext(miniature_model, settings, AbortFlag())) as saving:
+            kept(store, saving, tokens)
+    cases = [(settings, tokens) for settings in MIXES.values()]
+    assert len(folder.entries()) == len(MIXES)
+    assert len({str(follows) for follows in expected}) == len(MIXES), "the mixes must differ to tell apart"
+    assert read_in_another_process(miniature("Q8_0"), folder.path, cases) == expected
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_second_question_is_answered_as_by_the_context_that_read_the_text(
+    miniature_model: LoadedModel, store: KvStore, mix: str
+) -> None:
+    """Logits to the bit: cutting off the first question after the store is cutting it off in the cache."""
+    text = a_text(miniature_model, N_EXACT)
+    first, second = (text + miniature_model.vocabulary.encode_text(asked) for asked in ("Why?", "How many?"))
+    with closing(LlamaContext(miniature_model, MIXES[mix], AbortFlag())) as reader:
+        kept(store, reader, first)
+        prefill(reader, second)
+        expected = what_follows(reader)
+    with closing(LlamaContext(miniature_model, MIXES[mix], AbortFlag())) as later:
+        assert store.restore(later, MODEL, second, AbortFlag()) >= len(text)
+        assert prefill(later, second) <= len(second) - len(text)
+        assert what_follows(later) == expected
+
+
+def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
+    loaded: LoadedModel, folder: KvFolder, store: KvStore
+) -> None:
+    text, computed = a_text(loaded, 400), []
+    for number in range(10):
+        question = text + loaded.vocabulary.encode_text(f" Question {number}: what is it?")
+        with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context:
+            store.restore(context, MODEL, question, AbortFlag())
+            computed.append(prefill(context, question))
+            assert store.keep(context, MODEL, Prefilled(question)) is None
+    assert computed[0] > 400
+    assert max(computed[1:]) < 32
+    assert len(folder.entries()) == 1
+
+
+def test_the_longest_beginning_wins(loaded: LoadedModel, context: LlamaContext, store: KvStore) -> None:
+    text = a_text(loaded, 500)
+    other = a_text(loaded, 300, "cat")
+    for tokens in (text[:200], other, text[:350] + other[:100], text[:120] + other[:150]):
+        context.truncate(0)
+        kept(store, context, tokens)
+    assert restored(store, loaded, text) == 350
+    assert restored(store, loaded, text[:200]) == 200
+    assert restored(store, loaded, text[:150] + other) == 150
+    assert restored(store, loaded, other[:20] + text) == 20
+    assert restored(store, loaded, a_text(loaded, 100, "Fox")[1:]) == 0
+
+
+def test_what_grows_replaces_what_it_grew_from(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    """A conversation leaves one file; a sibling that shares only a part stays."""
+    text, other = a_text(loaded, 600), a_text(loaded, 300, "cat")
+    kept(store, context, text[:200])
+    kept(store, context, text[:100] + other[:100])
+    kept(store, context, text[:200] + other[:20] + text[200:400])
+    assert sorted(entry.record.n_tokens for entry in folder.entries()) == [200, 420]
+    kept(store, context, text[:200] + text[300:600])
+    assert sorted(entry.record.n_tokens for entry in folder.entries()) == [200, 420, 500]
+
+
+def test_only_what_was_prefilled_and_is_not_stored_yet_is_worth_a_file(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    text = a_text(loaded, 400)
+    kept(store, context, text[: MIN_TOKENS - 1])
+    assert folder.entries() == []
+    kept(store, context, text[:MIN_TOKENS])
+    kept(store, context, text[: 2 * MIN_TOKENS - 1])
+    assert [entry.record.n_tokens for entry in folder.entries()] == [MIN_TOKENS]
+    kept(store, context, text[: 2 * MIN_TOKENS])
+    assert [entry.record.n_tokens for entry in folder.entries()] == [2 * MIN_TOKENS]
+
+
+def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_far_as_it_came(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    prompt = a_text(loaded, 200)
+    prefill(context, prompt)
+    what_follows(context)
+    assert store.keep(context, MODEL, Prefilled(prompt)) is None
+    assert [entry.record.n_tokens for entry in folder.entries()] == [200]
+    longer = a_text(loaded, 600, "cat")
+    prefill(context, longer[:300])
+    assert store.keep(context, MODEL, Prefilled(longer)) is None
+    assert restored(store, loaded, longer) == 300
+
+
+def test_what_the_context_holds_is_not_read_again(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    text = a_text(loaded, 300)
+    kept(store, context, text)
+    (entry,) = folder.entries()
+    os.utime(entry.path, (1, 1))
+    assert store.restore(context, MODEL, text[:250], AbortFlag()) == 250
+    assert len(context.tokens) == 300
+    assert folder.entries()[0].used_s == 1, "it was read, or touched"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_type_k": "q8_0"},
+        {"flash_attention": True},
+        {"flash_attention": None},
+        {"yarn_factor": 2.0, "yarn_origin": 1024},
+        {"n_ctx": 256},
+    ],
+)
+def test_another_context_gets_nothing_and_leaves_the_entry_alone(
+    loaded: LoadedModel,
+    context: LlamaContext,
+    folder: KvFolder,
+    store: KvStore,
+    changes: dict[str, object],
+) -> None:
+    text = a_text(loaded, 300)
+    kept(store, context, text)
+    assert restored(store, loaded, text[:250], **changes) == 0
+    assert len(folder.entries()) == 1
+    assert restored(store, loaded, text[:250]) == 250
+
+
+def test_another_model_gets_nothing_also_where_its_shape_is_the_same(
+    loaded: LoadedModel, context: LlamaContext, store: KvStore
+) -> None:
+    text = a_text(loaded, 200)
+    kept(store, context, text, ModelIdentity("other header"))
+    kept(store, context, text, ModelIdentity("header", "b" * 64))
+    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+        assert store.restore(fresh, ModelIdentity("header", "a" * 64), text, AbortFlag()) == 0
+        assert store.restore(fresh, ModelIdentity("copied file", "b" * 64), text, AbortFlag()) == 200
+    assert restored(store, loaded, text) == 200
+
+
+def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
+    loaded: LoadedModel,
+    miniature: Callable[[str], Path],
+    context: LlamaContext,
+    store: KvStore,
+    tmp_path: Path,
+) -> None:
+    """Same key, verified, and still of another layout: V transposed or not."""
+    text, file = a_text(loaded, 100), tmp_path / "state"
+    prefill(context, text)
+    write_state(context, file)
+    settings = replace(SETTINGS, flash_attention=True)
+    with closing(LlamaContext(loaded, settings, AbortFlag())) as other:
+        prefill(other, text[:20])
+        assert not read_state(other, file, len(text))
+        assert list(other.tokens) == []
+        assert prefill(other, text) == len(text)
+
+
+def test_private_reads_and_leaves_no_trace(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    private = KvStore(folder, min_tokens=MIN_TOKENS, is_private=True)
+    text = a_text(loaded, 300)
+    kept(private, context, text)
+    assert not folder.path.exists()
+    kept(store, context, text[:200])
+    (entry,) = folder.entries()
+    os.utime(entry.path, (1, 1))
+    kept(private, context, text)
+    assert restored(private, loaded, text) == 200
+    assert [each.used_s for each in folder.entries()] == [1]
+    damage(entry)
+    assert restored(private, loaded, text) == 0
+    assert entry.path.exists()
+
+
+def damage(entry: Entry) -> None:
+    """Change one byte in the middle of the keys."""
+    with entry.path.open("r+b") as file:
+        file.seek(entry.record.state_bytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def test_a_damaged_entry_is_removed_and_the_next_best_is_read(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    text, other = a_text(loaded, 400), a_text(loaded, 100, "cat")
+    kept(store, context, text[:200] + other)
+    kept(store, context, text[:350])
+    entry = next(entry for entry in folder.entries() if entry.record.n_tokens == 350)
+    damage(entry)
+    assert restored(store, loaded, text) == 200
+    assert not entry.path.exists()
+
+
+def test_an_abort_while_verifying_is_heard(
+    loaded: LoadedModel, context: LlamaContext, store: KvStore
+) -> None:
+    text, abort = a_text(loaded, 200), AbortFlag()
+    kept(store, context, text)
+    abort.set()
+    with closing(LlamaContext(loaded, SETTINGS, abort)) as fresh, pytest.raises(Aborted):
+        store.restore(fresh, MODEL, text, abort)
+
+
+def test_an_entry_is_not_read_where_prefilling_is_as_quick(
+    loaded: LoadedModel, context: LlamaContext, store: KvStore
+) -> None:
+    """A large entry of which little is of use, on a machine that prefills in no time."""
+    text = a_text(loaded, 600)
+    prefill(context, text)
+    assert store.keep(context, MODEL, Prefilled(text, token_s=1e-9)) is None
+    assert restored(store, loaded, text) == 0
+
+
+def test_the_bytes_of_an_entry_are_those_of_the_keys_and_values(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    """16 bytes a token beside them (its id, position and sequence), and less than 4 KiB in all."""
+    kept(store, context, a_text(loaded, 500))
+    (entry,) = folder.entries()
+    model_bytes = library()
+    handle = loaded.handle
+    width = model_bytes.llama_model_n_embd(handle) // model_bytes.llama_model_n_head(handle)
+    kv_width = width * model_bytes.llama_model_n_head_kv(handle)
+    per_token = 2 * 2 * kv_width * model_bytes.llama_model_n_layer(handle)
+    assert 0 <= entry.file_bytes - 500 * (per_token + 16) < 4096
+    assert state_bytes(context) == pytest.approx(entry.record.state_bytes, abs=16)
+
+
+def test_only_the_user_can_read_what_is_kept(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+) -> None:
+    before = os.umask(0)
+    try:
+        kept(store, context, a_text(loaded, 100))
+    finally:
+        os.umask(before)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert [entry.path.stat().st_mode & 0o777 for entry in folder.entries()] == [0o600]
+
+
+def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
+    loaded: LoadedModel, context: LlamaContext, tmp_path: Path
+) -> None:
+    text = a_text(loaded, 300)
+    prefill(context, text)
+    small = KvStore(KvFolder(tmp_path / "small", 100_000), min_tokens=MIN_TOKENS)
+    said = small.keep(context, MODEL, Prefilled(text))
+    assert said is not None
+    assert "--set kv_store" in said
+    assert list((tmp_path / "small").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    nowhere = KvStore(KvFolder(tmp_path / "file" / "kv", 1 << 30), min_tokens=MIN_TOKENS)
+    assert "not kept" in (nowhere.keep(context, MODEL, Prefilled(text)) or "")
+    assert nowhere.restore(context, MODEL, a_text(loaded, 50, "cat"), AbortFlag()) < 9
+
+
+def test_a_full_disk_is_said_and_nothing_is_left_behind(model_file: Path, folder: KvFolder) -> None:
+    """Files may not grow beyond half of the state, in a process of its own."""
+    process = started("save", model_file, folder.path, 0, 1, -400_000)
+    _, complaint = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert "is not kept" in complaint.decode()
+    assert list(folder.path.iterdir()) == []
+
+
+def test_two_processes_at_once_are_safe(model_file: Path, folder: KvFolder) -> None:
+    """They store the same texts and others, and make room for themselves at the other's cost."""
+    processes = [started("save", model_file, folder.path, first, 12, 0) for first in (0, 4)]
+    for process in processes:
+        _, complaint = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, complaint.decode()
+    entries = folder.entries()
+    assert entries
+    for entry in entries:
+        entry.verify()
+    assert {path.suffix for path in folder.path.iterdir()} == {SUFFIX}
+
+
+@pytest.mark.parametrize("killed_at", [1_000, 500_000, "in the trailer"])
+def test_a_kill_while_saving_leaves_a_store_that_the_next_run_goes_on_with(
+    loaded: LoadedModel, context: LlamaContext, model_file: Path, store: KvStore, killed_at: int | str
+) -> None:
+    """The kernel kills at the byte. What is left is no entry, and is removed when it is old enough."""
+    folder = store.folder
+    if isinstance(killed_at, str):
+        kept(store, context, a_text(loaded, 400))
+        (entry,) = folder.entries()
+        killed_at = entry.record.state_bytes + 10
+    process = started("save", model_file, folder.path, 7, 1, killed_at)
+    process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == -signal.SIGXFSZ
+    (half_written,) = (file for file in folder.path.iterdir() if file.suffix != SUFFIX)
+    assert half_written.stat().st_size <= killed_at
+    text = a_text(loaded, 300, "7 fox")
+    assert restored(store, loaded, text) < 8
+    kept(store, context, text)
+    assert half_written.exists(), "it might be another process's"
+    os.utime(half_written, (1, 1))
+    kept(store, context, a_text(loaded, 300, "cat"))
+    assert not half_written.exists()
+    assert restored(store, loaded, text) == 300

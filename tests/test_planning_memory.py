@@ -1,0 +1,181 @@
+"""Predicted bytes against llama.cpp's: the dry run against real contexts, the formula against the dry run."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from qwq_convert.pipeline import ConvertRequest, run_conversion
+
+from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.breakdown import held_bytes
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.dry_run import DryRun
+from qwq_local.models.architecture import check_architecture
+from qwq_local.models.header import read_header
+from qwq_local.models.sizes import model_sizes, tensor_kinds
+from qwq_local.planning.compute import compute_bytes, described_compute
+from qwq_local.planning.devices import GIB, Machine
+from qwq_local.planning.placement import Demand, Layout, device_uses
+from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes, is_quantized
+from tests.checkpoints import CheckpointSpec, write_checkpoint
+from tests.command import ROOT
+from tests.conftest import load
+
+SPECS = {
+    "wide heads": CheckpointSpec(n_layers=3, hidden_size=512, intermediate_size=640, n_heads=4, n_kv_heads=2),
+    "small heads": CheckpointSpec(
+        n_layers=5, hidden_size=128, intermediate_size=704, n_heads=4, n_kv_heads=4
+    ),
+    "one KV head": CheckpointSpec(
+        n_layers=2, hidden_size=320, intermediate_size=320, n_heads=5, n_kv_heads=1
+    ),
+    "tied": CheckpointSpec(n_layers=1, hidden_size=256, n_heads=4, n_kv_heads=2, tied=True, vocab_size=5000),
+}
+CPU = Machine("test", (), 64 * GIB, 64 * GIB, cores=1)
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF of some shape, and in three file types."""
+    folder = tmp_path_factory.mktemp("sizes")
+    write_checkpoint(folder / "checkpoint", SPECS[request.param])
+    out = folder / "model.gguf"
+    file_type = {"wide heads": "Q8_0", "small heads": "F32"}.get(request.param, "BF16")
+    run_conversion(ConvertRequest(folder / "checkpoint", file_type, out))
+    return out
+
+
+def sizes_of(path: Path) -> tuple[ModelSizes, DryRun]:
+    header = read_header(path)
+    shape = check_architecture(header)
+    sizes = model_sizes(header, shape)
+    return sizes, DryRun(sizes.shape, tensor_kinds(header))
+
+
+def contexts(shape: ModelShape) -> Iterator[ContextShape]:
+    """Everything that a context's size depends on, in combinations that llama.cpp accepts."""
+    for n_ctx, n_ubatch, kv_type, flash in itertools.product(
+        (256, 1000, 4096), (32, 128, 512), ("f16", "f32", "q8_0", "q4_0"), (False, True)
+    ):
+        if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+            continue
+        n_batch = min(512, n_ctx)
+        yield ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
+
+
+def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
+    """KV cache and compute buffers of every combination as llama.cpp really allocates them."""
+    sizes, dry_run = sizes_of(path)
+    demand = Demand(sizes, CPU, lambda layout: dry_run.compute_bytes(layout) or ())
+    counted = 0
+    with closing(load(path)) as model, closing(dry_run):
+        for shape in contexts(sizes.shape):
+            settings = ContextSettings(
+                shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
+                flash_attention=shape.flash_attention, threads=1,
+            )  # fmt: skip
+            with closing(LlamaContext(model, settings, AbortFlag())) as context:
+                real = held_bytes(context._handle)
+            [planned] = device_uses(demand, Layout(shape))
+            assert real is not None
+            assert planned.kv_cache == sum(part.kv_cache for part in real), shape
+            assert planned.compute == sum(part.compute for part in real), shape
+            counted += 1
+    assert counted >= 24
+
+
+def test_the_weights_are_the_tensors_of_the_file(path: Path) -> None:
+    """Against llama.cpp's own account, which pads every tensor to 32 bytes, and against the file's length."""
+    sizes, _ = sizes_of(path)
+    n_tensors = len(read_header(path).tensors)
+    with closing(load(path)) as model:
+        settings = ContextSettings(256, 256, 256, flash_attention=True, threads=1)
+        with closing(LlamaContext(model, settings, AbortFlag())) as context:
+            real = held_bytes(context._handle)
+    assert real is not None
+    # Mapped from the file, so what lies between the tensors is counted as well.
+    assert 0 <= sum(part.weights for part in real) - sizes.total_bytes < 32 * n_tensors
+    assert len(sizes.layer_bytes) == sizes.shape.n_layers
+    assert len(set(sizes.layer_bytes)) == 1
+    assert (sizes.tied_bytes > 0) == (sizes.shape.n_layers == 1)
+    [use] = device_uses(Demand(sizes, CPU, lambda _: (0,)), Layout(ContextShape(256)))
+    assert use.weights == sizes.total_bytes
+
+
+SHAPES = (
+    ModelShape(64, 5120, 27648, 40, 8, 152_064),
+    ModelShape(24, 1024, 2816, 16, 4, 152_064),
+    ModelShape(28, 3584, 18944, 28, 4, 152_064),
+    ModelShape(4, 256, 704, 8, 8, 640),
+    ModelShape(3, 768, 768, 12, 2, 50_000),
+    ModelShape(1, 512, 1024, 8, 2, 999),
+    ModelShape(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values decide
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.n_layers}x{shape.hidden}")
+def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: ModelShape) -> None:
+    """QwQ-32B's shape among them; no file is needed for a dry run, nor for the formula."""
+    counted = 0
+    with closing(DryRun(shape, {})) as dry_run:
+        for n_ctx, n_ubatch, kv_type, flash in itertools.product(
+            (512, 4096, 131_072), (16, 512), ("f16", "f32", "q8_0", "q4_0"), (False, True)
+        ):
+            if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+                continue
+            n_batch = min(512, n_ctx)
+            context = ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
+            asked = dry_run.compute_bytes(Layout(context))
+            assert asked is not None
+            ratio = compute_bytes(shape, context) / asked[0]
+            assert 1 <= ratio <= 1.1, (context, asked)
+            counted += 1
+    assert counted >= 24
+
+
+def test_most_of_the_formulas_figures_are_exact() -> None:
+    """It is the same allocation, so anything else would be a misunderstanding."""
+    shape = SHAPES[0]
+    with closing(DryRun(shape, {})) as dry_run:
+        for n_ctx, kv_type in itertools.product((2048, 16_384, 32_768, 65_536), ("f16", "q8_0", "q4_0")):
+            context = ContextShape(n_ctx, 512, 512, kv_type, kv_type)
+            assert dry_run.compute_bytes(Layout(context)) == (compute_bytes(shape, context),)
+
+
+def test_a_described_processor_gets_the_formula() -> None:
+    sizes = ModelSizes(SHAPES[1], (1,) * 24, 1, 1)
+    layout = Layout(ContextShape(4096))
+    assert described_compute(sizes, CPU)(layout) == (compute_bytes(SHAPES[1], layout.context),)
+
+
+def test_what_is_read_of_a_context_is_what_the_library_logs(miniature: Callable[[str], Path]) -> None:
+    """The log is written by the library itself, in MiB with two decimals."""
+    path = miniature("Q8_0")
+    program = f"""
+from pathlib import Path
+from qwq_local.engine.library import show_log
+show_log()
+from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.breakdown import held_bytes
+from qwq_local.engine.context import LlamaContext
+from tests.conftest import load
+context = LlamaContext(load(Path({str(path)!r})), ContextSettings(8192, 512, 512, threads=1), AbortFlag())
+[held] = held_bytes(context._handle)
+print(held.kv_cache, held.compute)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'convert'}"},
+    )  # fmt: skip
+    kv_cache, compute = map(int, ran.stdout.split())
+    for what, n_bytes in (("KV", kv_cache), ("compute", compute)):
+        logged = re.search(rf"CPU {what} buffer size =\s+([\d.]+) MiB", ran.stderr)
+        assert logged is not None, ran.stderr
+        assert abs(float(logged[1]) - n_bytes / 2**20) <= 0.0051
