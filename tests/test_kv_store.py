@@ -18,7 +18,6 @@ from qwq_local.engine.kv_folder import KvFolder
 from qwq_local.engine.kv_store import KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
-from qwq_local.engine.state import read_state, state_bytes, write_state
 from tests.conftest import load
 from tests.kv_programs import (
     MIN_TOKENS,
@@ -208,6 +207,16 @@ def test_what_the_context_holds_is_not_read_again(
     assert folder.entries()[0].used_s == 1, "it was read, or touched"
 
 
+def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: LlamaContext, store: KvStore) -> None:
+    text, other = a_text(loaded, 100), a_text(loaded, 120, "cat")
+    for number, tokens in enumerate((text, other), start=1):
+        kept(store, context, tokens)
+        os.utime(store.folder.entries()[0].path, (number, number))
+    assert [entry.record.n_tokens for entry in store.folder.entries()] == [120, 100]
+    assert restored(store, loaded, text) == 100
+    assert [entry.record.n_tokens for entry in store.folder.entries()] == [100, 120]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -254,11 +263,11 @@ def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
     """Same key, verified, and still of another layout: V transposed or not."""
     text, file = a_text(loaded, 100), tmp_path / "state"
     prefill(context, text)
-    write_state(context, file)
+    context.write_state(file)
     settings = replace(SETTINGS, flash_attention=True)
     with closing(LlamaContext(loaded, settings, AbortFlag())) as other:
         prefill(other, text[:20])
-        assert not read_state(other, file, len(text))
+        assert not other.read_state(file, len(text))
         assert list(other.tokens) == []
         assert prefill(other, text) == len(text)
 
@@ -334,7 +343,7 @@ def test_the_bytes_of_an_entry_are_those_of_the_keys_and_values(
     kv_width = width * model_bytes.llama_model_n_head_kv(handle)
     per_token = 2 * 2 * kv_width * model_bytes.llama_model_n_layer(handle)
     assert 0 <= entry.file_bytes - 500 * (per_token + 16) < 4096
-    assert state_bytes(context) == pytest.approx(entry.record.state_bytes, abs=16)
+    assert context.state_bytes + 4 * 500 == pytest.approx(entry.record.state_bytes, abs=16)
 
 
 def test_only_the_user_can_read_what_is_kept(

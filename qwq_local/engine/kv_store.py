@@ -29,12 +29,13 @@ from qwq_local.engine.kv_entry import (
     packed,
 )
 from qwq_local.engine.kv_folder import KvFolder, NoRoom, in_gib, remove, touch
-from qwq_local.engine.state import read_state, state_bytes, write_state
 from qwq_local.errors import QwqError
 
 # What a disk gives at the least while the checksum is computed: reading must beat prefilling.
 _READ_BYTES_PER_S = 5e8
 DEFAULT_MIN_TOKENS = 1024
+# The head of llama.cpp's file and our trailer.
+_MAX_BESIDE_STATE = 16 + MAX_TRAILER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class KvStore:
         if candidates and n_tokens - candidates[0].n_common < self._min_tokens:
             return None
         context.truncate(n_tokens)
-        size = state_bytes(context) + MAX_TRAILER_BYTES
+        size = context.state_bytes + len(packed(context.tokens)) + _MAX_BESIDE_STATE
         try:
             self.folder.make_room(size)
             self._write(context, key, prefilled)
@@ -135,11 +136,11 @@ class KvStore:
     def _read(self, context: LlamaContext, entry: Entry) -> bool:
         if not self._is_private:
             touch(entry.path)
-        return read_state(context, entry.path, entry.record.n_tokens)
+        return context.read_state(entry.path, entry.record.n_tokens)
 
     def _write(self, context: LlamaContext, key: StateKey, prefilled: Prefilled) -> None:
         with self.folder.new_file() as path:
-            n_bytes = write_state(context, path)
+            n_bytes = context.write_state(path)
             tokens = packed(context.tokens)
             record = Record(
                 key=key,
