@@ -99,9 +99,10 @@ class LocalBackend:
         yield self._planned(question, plan, standing.context.settings.n_ctx, seed)
         yield from self._turn(standing, self._turn_settings(plan, seed, grammar), prompt.tokens)
 
-    def keep(self) -> str | None:
-        """Keep on disk what the last turn prefilled, once its answer is out; a line when that failed."""
-        return None if self._once is None else self._once.keep()
+    def keep(self) -> Iterator[Notice]:
+        """Keep on disk what the last turn prefilled, once its answer is out."""
+        if self._once is not None:
+            yield from self._once.keep()
 
     def dry_run(self, question: Question) -> Planned:
         """The plan for this very question; no weights are loaded. Raises what `reply` would."""
@@ -190,9 +191,10 @@ class LocalBackend:
         """The events of the turn, begun with what is kept of the prompt; Aborted while that is read."""
         context, header = standing.context, self.provision.header
         if self._once is None:
-            return Turn(context, settings).events(prompt)
-        self._once.restore(context, header, prompt, self._abort)
-        return self._once.noted(Turn(context, settings).events(prompt), context, header, prompt)
+            yield from Turn(context, settings).events(prompt)
+            return
+        yield from self._once.restore(context, header, prompt, self._abort)
+        yield from self._once.noted(Turn(context, settings).events(prompt), context, header, prompt)
 
     def _new_notices(self, notices: Iterable[str]) -> Iterator[Notice]:
         """Each notice once, however many questions the backend gets."""

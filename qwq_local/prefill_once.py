@@ -16,7 +16,7 @@ from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.engine.kv_folder import kv_folder
 from qwq_local.engine.kv_store import KvStore, Prefilled
-from qwq_local.events import Event, Finished
+from qwq_local.events import Event, Finished, Notice
 from qwq_local.models.architecture import model_name
 from qwq_local.models.header import Header
 from qwq_local.models.identity import ModelIdentities
@@ -41,14 +41,16 @@ class PrefillOnce:
         self._identities = ModelIdentities(cache / "identities")
         self._last: _LastTurn | None = None
 
-    def restore(self, context: LlamaContext, header: Header, prompt: Sequence[int], abort: AbortFlag) -> None:
+    def restore(
+        self, context: LlamaContext, header: Header, prompt: Sequence[int], abort: AbortFlag
+    ) -> Iterator[Notice]:
         """Give the context what is stored of the prompt, if that is more than it holds. Raises Aborted."""
         self._last = None
         if (model := self._identity(header)) is None:
             return
         if not self._is_private:
             self._identities.learn(header)
-        self._store.restore(context, model, prompt, abort)
+        yield from map(Notice, self._store.restore(context, model, prompt, abort))
 
     def noted(
         self, events: Iterable[Event], context: LlamaContext, header: Header, prompt: Sequence[int]
@@ -61,15 +63,14 @@ class PrefillOnce:
                 self._last = _LastTurn(context, header, prefilled)
             yield event
 
-    def keep(self) -> str | None:
-        """Store what the last turn prefilled; a line for the user when that failed.
+    def keep(self) -> Iterator[Notice]:
+        """Store what the last turn prefilled.
 
         The context must still be the one of that turn, and drops what followed the prompt.
         """
         last, self._last = self._last, None
-        if last is None or (model := self._identity(last.header)) is None:
-            return None
-        return self._store.keep(last.context, model, last.prefilled)
+        if last is not None and (model := self._identity(last.header)) is not None:
+            yield from map(Notice, self._store.keep(last.context, model, last.prefilled))
 
     def forget(self) -> None:
         """There is no last turn any more: its context is gone."""

@@ -30,6 +30,7 @@ MODEL = ModelIdentity("header")
 SETTINGS = ContextSettings(n_ctx=1024, flash_attention=False, threads=1)
 MIN_TOKENS = 64
 TIMEOUT_S = 120
+ALL_BUT_THE_END = -1
 
 
 def a_text(model: LoadedModel, n_tokens: int, word: str = "fox") -> list[int]:
@@ -42,6 +43,30 @@ def prefill(context: LlamaContext, tokens: Sequence[int]) -> int:
     """Prefill; how many tokens had to be computed."""
     last = list(context.prefill(tokens))[-1]
     return last.total - last.cached
+
+
+def restore(
+    store: KvStore,
+    context: LlamaContext,
+    tokens: Sequence[int],
+    model: ModelIdentity = MODEL,
+    abort: AbortFlag | None = None,
+) -> int:
+    """Give the context what is stored; how many tokens of the prompt it has."""
+    reading = store.restore(context, model, tokens, abort or AbortFlag())
+    while True:
+        try:
+            next(reading)
+        except StopIteration as finished:
+            n_tokens: int = finished.value
+            return n_tokens
+
+
+def keep(
+    store: KvStore, context: LlamaContext, tokens: Sequence[int], model: ModelIdentity = MODEL
+) -> list[str]:
+    """Store what the context has of the prompt; what was said of it."""
+    return list(store.keep(context, model, Prefilled(tokens)))
 
 
 def what_follows(context: LlamaContext, n_tokens: int = 12) -> tuple[str, list[int]]:
@@ -82,7 +107,7 @@ def _read(model: LoadedModel, folder: Path, described: str) -> None:
     store = KvStore(KvFolder(folder))
     for values, tokens in json.loads(described):
         with closing(LlamaContext(model, ContextSettings(**values), AbortFlag())) as context:
-            restored = store.restore(context, MODEL, tokens, AbortFlag())
+            restored = restore(store, context, tokens)
             computed = prefill(context, tokens)
             print(json.dumps([restored, computed, *what_follows(context)]))
 
@@ -95,12 +120,14 @@ def _save(model: LoadedModel, folder: Path, first: int, count: int, file_limit: 
             text = a_text(model, 400, f"{number} fox")
             prefill(context, text)
             print(number, flush=True)
-            if file_limit:
+            if file_limit == ALL_BUT_THE_END:
+                _limit_files(context.state_bytes + 4 * len(text) - 100, is_deadly=False)
+            elif file_limit:
                 _limit_files(abs(file_limit), is_deadly=file_limit > 0)
-            if (said := store.keep(context, MODEL, Prefilled(text))) is not None:
-                sys.exit(said)
+            if said := keep(store, context, text):
+                sys.exit(said[0])
             with closing(LlamaContext(model, SETTINGS, AbortFlag())) as fresh:
-                store.restore(fresh, MODEL, text, AbortFlag())
+                restore(store, fresh, text)
                 prefill(fresh, text)
 
 

@@ -32,10 +32,10 @@ from qwq_local.engine.kv_entry import (
     read_entry,
 )
 from qwq_local.engine.kv_folder import KvFolder, NoRoom
-from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.kv_store import KvStore
 from qwq_local.engine.model import LoadedModel
 from tests.conftest import load
-from tests.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, prefill
+from tests.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
 from tests.models import constant_model
 
 TAIL_BYTES = 16
@@ -62,7 +62,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
         tokens = a_text(model, 100)
         for text in (a_text(model, 90, "cat"), tokens):
             prefill(context, text)
-            assert KvStore(folder, min_tokens=MIN_TOKENS).keep(context, MODEL, Prefilled(text)) is None
+            assert keep(KvStore(folder, min_tokens=MIN_TOKENS), context, text) == []
         entry, other = folder.entries()
         content = entry.path.read_bytes()
         yield Stored(model, context, tokens, entry.path.name, content, other.path.read_bytes())
@@ -80,7 +80,7 @@ def tokens_from(folder: KvFolder, stored: Stored, content: bytes, name: str = ""
     path = folder.path / (name or stored.name)
     path.write_bytes(content)
     stored.context.truncate(0)
-    return KvStore(folder).restore(stored.context, MODEL, stored.tokens, AbortFlag()), path.exists()
+    return restore(KvStore(folder), stored.context, stored.tokens), path.exists()
 
 
 def resealed(content: bytes, changes: Mapping[str, object]) -> bytes:
@@ -124,6 +124,12 @@ def test_a_piece_that_is_missing_or_in_place_of_another_is_found(
     content = stored.content[:at] + put + stored.content[at + length :]
     if content != stored.content:
         assert tokens_from(folder, stored, content) == (0, False)
+
+
+def test_bytes_between_the_state_and_the_trailer_are_found(stored: Stored, folder: KvFolder) -> None:
+    length = struct.unpack("<II8s", stored.content[-TAIL_BYTES:])[0] + TAIL_BYTES
+    content = stored.content[:-length] + b"\0" + stored.content[-length:]
+    assert tokens_from(folder, stored, content) == (0, False)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 15, 16, 17, 600])

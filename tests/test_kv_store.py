@@ -18,16 +18,18 @@ from qwq_local.engine.kv_folder import KvFolder
 from qwq_local.engine.kv_store import KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
-from qwq_local.engine.state import read_state, state_bytes, write_state
 from tests.conftest import load
 from tests.kv_programs import (
+    ALL_BUT_THE_END,
     MIN_TOKENS,
     MODEL,
     SETTINGS,
     TIMEOUT_S,
     a_text,
+    keep,
     prefill,
     read_in_another_process,
+    restore,
     started,
     what_follows,
 )
@@ -82,14 +84,14 @@ def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
 
 def kept(store: KvStore, context: LlamaContext, tokens: Sequence[int], model: ModelIdentity = MODEL) -> None:
     prefill(context, tokens)
-    assert store.keep(context, model, Prefilled(tokens)) is None
+    assert keep(store, context, tokens, model) == []
 
 
 def restored(store: KvStore, loaded: LoadedModel, tokens: Sequence[int], **changes: object) -> int:
     """How many tokens a new context gets."""
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     with closing(LlamaContext(loaded, settings, AbortFlag())) as context:
-        return store.restore(context, MODEL, tokens, AbortFlag())
+        return restore(store, context, tokens)
 
 
 def test_another_process_goes_on_as_a_fresh_prefill_does_to_the_bit(
@@ -123,7 +125,7 @@ def test_a_second_question_is_answered_as_by_the_context_that_read_the_text(
         prefill(reader, second)
         expected = what_follows(reader)
     with closing(LlamaContext(miniature_model, MIXES[mix], AbortFlag())) as later:
-        assert store.restore(later, MODEL, second, AbortFlag()) >= len(text)
+        assert restore(store, later, second) >= len(text)
         assert prefill(later, second) <= len(second) - len(text)
         assert what_follows(later) == expected
 
@@ -135,9 +137,9 @@ def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
     for number in range(10):
         question = text + loaded.vocabulary.encode_text(f" Question {number}: what is it?")
         with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context:
-            store.restore(context, MODEL, question, AbortFlag())
+            restore(store, context, question)
             computed.append(prefill(context, question))
-            assert store.keep(context, MODEL, Prefilled(question)) is None
+            assert keep(store, context, question) == []
     assert computed[0] > 400
     assert max(computed[1:]) < 32
     assert len(folder.entries()) == 1
@@ -188,11 +190,11 @@ def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_fa
     prompt = a_text(loaded, 200)
     prefill(context, prompt)
     what_follows(context)
-    assert store.keep(context, MODEL, Prefilled(prompt)) is None
+    assert keep(store, context, prompt) == []
     assert [entry.record.n_tokens for entry in folder.entries()] == [200]
     longer = a_text(loaded, 600, "cat")
     prefill(context, longer[:300])
-    assert store.keep(context, MODEL, Prefilled(longer)) is None
+    assert keep(store, context, longer) == []
     assert restored(store, loaded, longer) == 300
 
 
@@ -203,9 +205,19 @@ def test_what_the_context_holds_is_not_read_again(
     kept(store, context, text)
     (entry,) = folder.entries()
     os.utime(entry.path, (1, 1))
-    assert store.restore(context, MODEL, text[:250], AbortFlag()) == 250
+    assert restore(store, context, text[:250]) == 250
     assert len(context.tokens) == 300
     assert folder.entries()[0].used_s == 1, "it was read, or touched"
+
+
+def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: LlamaContext, store: KvStore) -> None:
+    text, other = a_text(loaded, 100), a_text(loaded, 120, "cat")
+    for number, tokens in enumerate((text, other), start=1):
+        kept(store, context, tokens)
+        os.utime(store.folder.entries()[0].path, (number, number))
+    assert [entry.record.n_tokens for entry in store.folder.entries()] == [120, 100]
+    assert restored(store, loaded, text) == 100
+    assert [entry.record.n_tokens for entry in store.folder.entries()] == [100, 120]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +251,8 @@ def test_another_model_gets_nothing_also_where_its_shape_is_the_same(
     kept(store, context, text, ModelIdentity("other header"))
     kept(store, context, text, ModelIdentity("header", "b" * 64))
     with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
-        assert store.restore(fresh, ModelIdentity("header", "a" * 64), text, AbortFlag()) == 0
-        assert store.restore(fresh, ModelIdentity("copied file", "b" * 64), text, AbortFlag()) == 200
+        assert restore(store, fresh, text, ModelIdentity("header", "a" * 64)) == 0
+        assert restore(store, fresh, text, ModelIdentity("copied file", "b" * 64)) == 200
     assert restored(store, loaded, text) == 200
 
 
@@ -254,11 +266,11 @@ def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
     """Same key, verified, and still of another layout: V transposed or not."""
     text, file = a_text(loaded, 100), tmp_path / "state"
     prefill(context, text)
-    write_state(context, file)
+    context.write_state(file)
     settings = replace(SETTINGS, flash_attention=True)
     with closing(LlamaContext(loaded, settings, AbortFlag())) as other:
         prefill(other, text[:20])
-        assert not read_state(other, file, len(text))
+        assert not other.read_state(file, len(text))
         assert list(other.tokens) == []
         assert prefill(other, text) == len(text)
 
@@ -309,7 +321,7 @@ def test_an_abort_while_verifying_is_heard(
     kept(store, context, text)
     abort.set()
     with closing(LlamaContext(loaded, SETTINGS, abort)) as fresh, pytest.raises(Aborted):
-        store.restore(fresh, MODEL, text, abort)
+        restore(store, fresh, text, abort=abort)
 
 
 def test_an_entry_is_not_read_where_prefilling_is_as_quick(
@@ -318,7 +330,7 @@ def test_an_entry_is_not_read_where_prefilling_is_as_quick(
     """A large entry of which little is of use, on a machine that prefills in no time."""
     text = a_text(loaded, 600)
     prefill(context, text)
-    assert store.keep(context, MODEL, Prefilled(text, token_s=1e-9)) is None
+    assert list(store.keep(context, MODEL, Prefilled(text, token_s=1e-9))) == []
     assert restored(store, loaded, text) == 0
 
 
@@ -334,7 +346,24 @@ def test_the_bytes_of_an_entry_are_those_of_the_keys_and_values(
     kv_width = width * model_bytes.llama_model_n_head_kv(handle)
     per_token = 2 * 2 * kv_width * model_bytes.llama_model_n_layer(handle)
     assert 0 <= entry.file_bytes - 500 * (per_token + 16) < 4096
-    assert state_bytes(context) == pytest.approx(entry.record.state_bytes, abs=16)
+    assert context.state_bytes + 4 * 500 == pytest.approx(entry.record.state_bytes, abs=16)
+
+
+def test_reading_and_writing_much_is_announced(
+    loaded: LoadedModel, context: LlamaContext, folder: KvFolder
+) -> None:
+    text = a_text(loaded, 300)
+    prefill(context, text)
+    store = KvStore(folder, min_tokens=MIN_TOKENS, many_bytes=600_000)
+    said = ["keeping 300 prefilled tokens for the next question (0.6 MiB)."]
+    assert keep(store, context, text) == said
+    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+        said = ["reading 300 prefilled tokens (0.6 MiB)."]
+        assert list(store.restore(fresh, MODEL, text, AbortFlag())) == said
+        assert len(fresh.tokens) == 300
+        fresh.truncate(0)
+        assert list(KvStore(folder).restore(fresh, MODEL, text, AbortFlag())) == []
+        assert len(fresh.tokens) == 300
 
 
 def test_only_the_user_can_read_what_is_kept(
@@ -355,19 +384,21 @@ def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
     text = a_text(loaded, 300)
     prefill(context, text)
     small = KvStore(KvFolder(tmp_path / "small", 100_000), min_tokens=MIN_TOKENS)
-    said = small.keep(context, MODEL, Prefilled(text))
-    assert said is not None
+    (said,) = keep(small, context, text)
     assert "--set kv_store" in said
     assert list((tmp_path / "small").iterdir()) == []
     (tmp_path / "file").write_text("")
     nowhere = KvStore(KvFolder(tmp_path / "file" / "kv", 1 << 30), min_tokens=MIN_TOKENS)
-    assert "not kept" in (nowhere.keep(context, MODEL, Prefilled(text)) or "")
-    assert nowhere.restore(context, MODEL, a_text(loaded, 50, "cat"), AbortFlag()) < 9
+    assert "not kept" in keep(nowhere, context, text)[0]
+    assert restore(nowhere, context, a_text(loaded, 50, "cat")) < 9
 
 
-def test_a_full_disk_is_said_and_nothing_is_left_behind(model_file: Path, folder: KvFolder) -> None:
-    """Files may not grow beyond half of the state, in a process of its own."""
-    process = started("save", model_file, folder.path, 0, 1, -400_000)
+@pytest.mark.parametrize("limit", [-400_000, ALL_BUT_THE_END])
+def test_a_full_disk_is_said_and_nothing_is_left_behind(
+    model_file: Path, folder: KvFolder, limit: int
+) -> None:
+    """Files may not grow beyond half of the state, or up to its last bytes, in a process of its own."""
+    process = started("save", model_file, folder.path, 0, 1, limit)
     _, complaint = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
     assert "is not kept" in complaint.decode()

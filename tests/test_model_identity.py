@@ -73,10 +73,8 @@ def test_a_file_is_known_at_once_by_header_size_and_time(model: Path, identities
 
 
 @pytest.mark.parametrize("changed", ["time", "size", "header"])
-def test_another_header_size_or_time_is_another_model(
-    model: Path, identities: ModelIdentities, changed: str
-) -> None:
-    before, status = identities.of(read_header(model)), model.stat()
+def test_another_header_size_or_time_is_another_model(model: Path, folder: Path, changed: str) -> None:
+    before, status = ModelIdentities(folder).of(read_header(model)), model.stat()
     content = bytearray(model.read_bytes())
     if changed == "size":
         content += b"\0"
@@ -86,7 +84,7 @@ def test_another_header_size_or_time_is_another_model(
     model.write_bytes(content)
     moment = status.st_mtime_ns + (1 if changed == "time" else 0)
     os.utime(model, ns=(moment, moment))
-    assert not identities.of(read_header(model)).is_same(before)
+    assert not ModelIdentities(folder).of(read_header(model)).is_same(before)
 
 
 def test_the_content_is_computed_once_and_kept_for_the_next_run(model: Path, folder: Path) -> None:

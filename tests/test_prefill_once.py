@@ -193,7 +193,7 @@ def test_ten_questions_cost_one_prefill(backends: Callable[[], LocalBackend], ca
     for number in range(10):
         backend = backends()
         counts.append(replied(backend, with_book(f"What did the fox see on day {number}?"))[0])
-        assert backend.keep() is None
+        assert list(backend.keep()) == []
     assert counts[0] > 400
     assert max(counts[1:]) < FEW
     assert len(entries(cache)) == 1
@@ -205,7 +205,7 @@ def test_a_conversation_is_taken_up_where_it_was(backends: Callable[[], LocalBac
     for turn in range(3):
         backend = backends()
         count, finished = replied(backend, *history)
-        assert backend.keep() is None
+        assert list(backend.keep()) == []
         counts.append(count)
         answer = Message(Role.ASSISTANT, f"{finished.answer} dogs and cats, {turn} of them.")
         history += [answer, Message(Role.USER, "And then? " * 12)]
@@ -221,19 +221,19 @@ def test_nothing_is_kept_of_a_turn_whose_context_is_gone(
     replied(backend, with_book("What?"))
     with pytest.raises(QwqError):
         replied(backend, Message(Role.USER, "far too much " * 5000))
-    assert backend.keep() is None
+    assert list(backend.keep()) == []
     backend.close()
-    assert backend.keep() is None
+    assert list(backend.keep()) == []
     assert entries(cache) == []
 
 
 def test_a_turn_is_kept_once(backends: Callable[[], LocalBackend], cache: Path) -> None:
     backend = backends()
     replied(backend, with_book("What?"))
-    assert backend.keep() is None
+    assert list(backend.keep()) == []
     (entry,) = entries(cache)
     entry.path.unlink()
-    assert backend.keep() is None
+    assert list(backend.keep()) == []
     assert entries(cache) == []
 
 
@@ -242,7 +242,7 @@ def test_a_stop_while_an_entry_is_read_is_heard(
 ) -> None:
     first = backends()
     replied(first, with_book("What?"))
-    first.keep()
+    assert list(first.keep()) == []
     abort = AbortFlag()
     second = LocalBackend(model_file, profile, 1, abort, once=PrefillOnce(cache, profile))
     with closing(second):
@@ -266,6 +266,6 @@ def test_a_copy_of_the_model_is_known_by_its_content(
         backend = LocalBackend(path, profile, 1, AbortFlag(), once=PrefillOnce(cache, profile))
         with closing(backend):
             counts.append(replied(backend, with_book("What?"))[0])
-            backend.keep()
+            assert list(backend.keep()) == []
     assert counts[0] > 400
     assert counts[1] == 1

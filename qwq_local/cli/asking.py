@@ -193,8 +193,8 @@ def _keep(environment: Environment, backend: LocalBackend, sink: Sink) -> None:
     """Let go of the answer, then keep what was prefilled; who reads the answer does not wait for that."""
     sink.close()
     finish_stdout(environment.stdout)
-    if (said := backend.keep()) is not None:
-        write_line(environment.stderr, f"note: {one_line(said, 500)}\n")
+    for notice in backend.keep():
+        write_line(environment.stderr, f"note: {one_line(notice.text, 500)}\n")
 
 
 def _sink(environment: Environment, asked: Asked) -> Sink:

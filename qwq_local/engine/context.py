@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qwq_local.engine.api import (
@@ -172,6 +173,38 @@ class LlamaContext:
             self._forget_from(0)
             return False
         self._tokens = list(state.tokens)
+        return True
+
+    def write_state(self, path: Path) -> int:
+        """Write the cached tokens with their keys and values to a file; its length.
+
+        llama.cpp streams both ways, so that gigabytes need no memory beside the KV cache. The file has 12
+        bytes, four for each token, and the state. Raises EngineError when it is not whole.
+        """
+        tokens, count = (ctypes.c_int32 * len(self._tokens))(*self._tokens), len(self._tokens)
+        forget_log()
+        written: int = self._lib.llama_state_seq_save_file(self._handle, os.fsencode(path), 0, tokens, count)
+        # llama.cpp does not look at how closing the file went.
+        if not written or path.stat().st_size != written:
+            raise EngineError(f"the KV cache was not written whole: {last_warning() or 'is the disk full?'}.")
+        return written
+
+    def read_state(self, path: Path, n_tokens: int) -> bool:
+        """Take over the `n_tokens` tokens of a file; False, and an empty cache, when it does not belong here.
+
+        The file must have been verified: llama.cpp asserts on one that is cut short.
+        """
+        self.truncate(0)
+        if n_tokens > self._settings.n_ctx:
+            return False
+        tokens, count = (ctypes.c_int32 * n_tokens)(), ctypes.c_size_t()
+        read = self._lib.llama_state_seq_load_file(
+            self._handle, os.fsencode(path), 0, tokens, n_tokens, ctypes.byref(count)
+        )
+        if not read or count.value != n_tokens:
+            self._forget_from(0)
+            return False
+        self._tokens = list(tokens)
         return True
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ they do from one prefill to another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from qwq_local.engine.api import AbortFlag
@@ -29,12 +29,14 @@ from qwq_local.engine.kv_entry import (
     packed,
 )
 from qwq_local.engine.kv_folder import KvFolder, NoRoom, in_gib, remove, touch
-from qwq_local.engine.state import read_state, state_bytes, write_state
 from qwq_local.errors import QwqError
 
-# What a disk gives at the least while the checksum is computed: reading must beat prefilling.
+# What reading and the checksum come to on a usual computer: it must beat prefilling.
 _READ_BYTES_PER_S = 5e8
 DEFAULT_MIN_TOKENS = 1024
+# The head of llama.cpp's file and our trailer.
+_MAX_BESIDE_STATE = 16 + MAX_TRAILER_BYTES
+_MANY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +55,32 @@ class _Candidate:
 
 
 class KvStore:
-    """Reads and writes the KV cache of contexts; `is_private` reads only, and leaves no trace of it."""
+    """Reads and writes the KV cache of contexts; `is_private` reads only, and leaves no trace of it.
+
+    Both ways yield lines for the user: that it will take a while, or that it went wrong.
+    """
 
     def __init__(
-        self, folder: KvFolder, *, min_tokens: int = DEFAULT_MIN_TOKENS, is_private: bool = False
+        self,
+        folder: KvFolder,
+        *,
+        min_tokens: int = DEFAULT_MIN_TOKENS,
+        is_private: bool = False,
+        many_bytes: int = _MANY_BYTES,
     ) -> None:
-        """`min_tokens` is how many tokens must have been prefilled, and not stored, to be worth a file."""
+        """`min_tokens` is how many tokens must have been prefilled, and not stored, to be worth a file.
+
+        From `many_bytes` on, reading and writing are announced.
+        """
         self.folder = folder
         self._min_tokens = min_tokens
         self._is_private = is_private
+        self._many_bytes = many_bytes
 
     def restore(
         self, context: LlamaContext, model: ModelIdentity, prompt: Sequence[int], abort: AbortFlag
-    ) -> int:
-        """Make the context hold the longest stored beginning of the prompt; how many tokens it now shares.
+    ) -> Generator[str, None, int]:
+        """Make the context hold the longest stored beginning of the prompt; returns what it now has of it.
 
         Nothing is read when the context itself holds as much, or prefilling would be as quick. Never fails:
         what cannot be read is not there. Raises Aborted.
@@ -74,14 +88,17 @@ class KvStore:
         wanted = packed(prompt)
         for candidate in self._candidates(StateKey.of(model, context.settings), wanted):
             held = common_tokens(packed(context.tokens), wanted)
-            if candidate.entry.record.n_tokens > context.settings.n_ctx or not _pays(candidate, held):
+            entry = candidate.entry
+            if entry.record.n_tokens > context.settings.n_ctx or not _pays(candidate, held):
                 continue
-            if self._is_verified(candidate.entry, abort) and self._read(context, candidate.entry):
+            if entry.file_bytes >= self._many_bytes:
+                yield f"reading {entry.record.n_tokens:,} prefilled tokens ({in_gib(entry.file_bytes)})."
+            if self._is_verified(entry, abort) and self._read(context, entry):
                 break
         return common_tokens(packed(context.tokens), wanted)
 
-    def keep(self, context: LlamaContext, model: ModelIdentity, prefilled: Prefilled) -> str | None:
-        """Store the beginning of the prompt that the context holds; a line for the user when that failed.
+    def keep(self, context: LlamaContext, model: ModelIdentity, prefilled: Prefilled) -> Iterator[str]:
+        """Store the beginning of the prompt that the context holds.
 
         What the context holds beyond the prompt is dropped from it. Nothing is written when fewer than
         `min_tokens` tokens of it are not stored yet.
@@ -89,24 +106,26 @@ class KvStore:
         wanted = packed(prefilled.tokens)
         n_tokens = common_tokens(packed(context.tokens), wanted)
         if self._is_private or n_tokens < self._min_tokens:
-            return None
+            return
         key = StateKey.of(model, context.settings)
         candidates = list(self._candidates(key, packed(prefilled.tokens[:n_tokens])))
         if candidates and n_tokens - candidates[0].n_common < self._min_tokens:
-            return None
+            return
         context.truncate(n_tokens)
-        size = state_bytes(context) + MAX_TRAILER_BYTES
+        size = context.state_bytes + len(packed(context.tokens)) + _MAX_BESIDE_STATE
         try:
             self.folder.make_room(size)
+            if size >= self._many_bytes:
+                yield f"keeping {n_tokens:,} prefilled tokens for the next question ({in_gib(size)})."
             self._write(context, key, prefilled)
         except (NoRoom, OSError, QwqError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
-            return f"what was prefilled is not kept for the next question: {in_gib(size)}, {why}."
+            yield f"what was prefilled is not kept for the next question: {in_gib(size)}, {why}."
+            return
         for candidate in candidates:
             # What the new entry has too is not kept twice.
             if candidate.entry.record.n_tokens - candidate.n_common < self._min_tokens:
                 remove(candidate.entry.path)
-        return None
 
     def _candidates(self, key: StateKey, wanted: bytes) -> Iterator[_Candidate]:
         """Entries under the key, the longest common beginning first, of equals the smallest file."""
@@ -135,11 +154,11 @@ class KvStore:
     def _read(self, context: LlamaContext, entry: Entry) -> bool:
         if not self._is_private:
             touch(entry.path)
-        return read_state(context, entry.path, entry.record.n_tokens)
+        return context.read_state(entry.path, entry.record.n_tokens)
 
     def _write(self, context: LlamaContext, key: StateKey, prefilled: Prefilled) -> None:
         with self.folder.new_file() as path:
-            n_bytes = write_state(context, path)
+            n_bytes = context.write_state(path)
             tokens = packed(context.tokens)
             record = Record(
                 key=key,

@@ -35,19 +35,16 @@ class ModelIdentities:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._headers: dict[tuple[str, ...], str] = {}
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
 
     def of(self, header: Header) -> ModelIdentity:
         """Which weights a model is. Raises OSError when a file is gone."""
-        parts = header.parts
-        digest = hashlib.sha256()
-        for part in parts:
-            status = part.path.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-            with part.path.open("rb") as file:
-                digest.update(file.read(part.data_start))
-        return ModelIdentity(digest.hexdigest(), self._content([part.path for part in parts]))
+        keys = tuple(_file_key(part.path) for part in header.parts)
+        if keys not in self._headers:
+            self._headers[keys] = _header_sha256(header)
+        return ModelIdentity(self._headers[keys], self._content([part.path for part in header.parts]))
 
     def learn(self, header: Header) -> None:
         """Begin to compute what is not known of the content, in the background; nothing when all is known."""
@@ -111,6 +108,17 @@ class ModelIdentities:
                     return ""
                 began = time.monotonic()
         return digest.hexdigest()
+
+
+def _header_sha256(header: Header) -> str:
+    """A digest of the header, the size and the time of every part."""
+    digest = hashlib.sha256()
+    for part in header.parts:
+        status = part.path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        with part.path.open("rb") as file:
+            digest.update(file.read(part.data_start))
+    return digest.hexdigest()
 
 
 def _blob_sha256(path: Path) -> str:
