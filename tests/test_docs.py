@@ -22,8 +22,17 @@ _BLOCK = re.compile(
     rf"(?P<mark>{re.escape(HARDWARE)}\n|{re.escape(HUB)}\n)?```sh\n(?P<code>.*?)```", re.DOTALL
 )
 COMMANDS = (
-    *(("ask",), ("convert",), ("imatrix",), ("models",), ("profiles",), ("profiles", "show"), ("pull",)),
-    *(("verify",), ()),
+    *(
+        ("ask",),
+        ("cache",),
+        ("cache", "clear"),
+        ("convert",),
+        ("imatrix",),
+        ("models",),
+        ("plan",),
+        ("profiles",),
+    ),
+    *(("profiles", "show"), ("pull",), ("verify",), ()),
 )
 # A person's shell needs these; a test is in a place of its own already.
 _SHELL_ONLY = ("source ",)
