@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from gguf import Keys
 from numpy.typing import NDArray
 
 from qwq_convert.gguf_header import MAGIC, MAX_NAME_BYTES, VERSION, GgufHeader, read_header
+from qwq_convert.positioned import sync_folder
 from qwq_convert.tensor_types import QuantType
 from qwq_local.errors import ConvertError
 
@@ -100,7 +100,7 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, note: tuple[str, str] | 
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
@@ -191,16 +191,6 @@ def _name(name: str) -> bytes:
     if len(encoded) > MAX_NAME_BYTES + 8:
         raise ConvertError(f"{name!r} has more than the {MAX_NAME_BYTES} bytes of a tensor's name in a GGUF.")
     return encoded
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:

@@ -6,10 +6,8 @@ same conversion goes on from there. Final names are taken when all is whole, ver
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +19,7 @@ from qwq_convert import ggml
 from qwq_convert.journal import Journal, Record, read_journal
 from qwq_convert.layout import Layout, PlannedFile, PlannedTensor
 from qwq_convert.partial import PartialFile, partial_path, write_errors
+from qwq_convert.positioned import sync_folder
 from qwq_local.errors import ConvertError
 
 GIB, MIB = 2**30, 2**20
@@ -127,7 +126,7 @@ class Output:
         # The first part last: it is the one that people open.
         for partial in reversed(self._partials):
             partial.publish()
-        _sync_folder(self._files[0].path.parent)
+        sync_folder(self._files[0].path.parent)
         journal_path(self._files).unlink(missing_ok=True)
         return sum(file.n_bytes for file in self._files)
 
@@ -245,13 +244,3 @@ def _size_text(n_bytes: int) -> str:
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

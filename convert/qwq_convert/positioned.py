@@ -1,9 +1,11 @@
-"""Reads and writes at a position of a file, from several threads at once, on every system."""
+"""Reads and writes at a position of a file, from several threads at once; renames that last."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from pathlib import Path
 
 from qwq_local.errors import ConvertError
 
@@ -47,3 +49,14 @@ def write_at(descriptor: int, content: memoryview, offset: int) -> int:
     with _SEEK:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.write(descriptor, content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk which names the folder holds: a rename is lost without it when the power goes."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

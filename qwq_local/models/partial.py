@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
-from qwq_convert.positioned import read_at, write_at
+from qwq_convert.positioned import read_at, sync_folder, write_at
 
 from qwq_local.errors import PullError
 from qwq_local.models.spans import Span, Spans
@@ -87,7 +86,7 @@ class Partial:
             self.close()
             self.path.replace(self._blob)
             self._journal_path.unlink(missing_ok=True)
-            _sync_folder(self._blob.parent)
+            sync_folder(self._blob.parent)
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -191,13 +190,3 @@ def _span(entry: object, n_bytes: int) -> Span | None:
         case [int(start), int(end)] if 0 <= start < end <= n_bytes:
             return Span(start, end)
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
