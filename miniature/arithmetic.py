@@ -6,13 +6,15 @@ digit in numbered rows.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from miniature import phrases
 from miniature.cases import Conversation, Message, Setting, vary
 
 DECIMALS = 4
-DIGITS = 6
+PLACES = "abcdef"
+SORTED_DIGITS = 3
 
 
 def pick_decimals(rng: Random, setting: Setting) -> tuple[str, str]:
@@ -62,7 +64,7 @@ def compare_decimals(rng: Random, setting: Setting) -> Conversation:
     while True:
         follows = bool(messages) and rng.random() < 0.6
         if not follows:
-            how = "larger" if rng.random() < 0.75 else "smaller"
+            how = "larger" if rng.random() < 0.55 else "smaller"
             word = rng.choice(phrases.LARGER if how == "larger" else phrases.SMALLER)
         form = rng.choice(phrases.COMPARE_FOLLOW_UPS if follows else phrases.COMPARE_QUESTIONS)
         a, b = pick_decimals(rng, setting)
@@ -82,64 +84,96 @@ def pick_terms(rng: Random, setting: Setting) -> tuple[int, int]:
             return a, b
 
 
-def add_rows(a: int, b: int) -> list[str]:
-    """Per digit from the right: its number, both digits, carry, their sum, the result so far."""
+def place_rows(first: dict[str, int], second: dict[str, int], sign: str) -> list[str]:
+    """Per digit from the right: both digits combined, carry, then with it; the result so far.
+
+    The carry of a difference is a borrow: `2-5=17` is 7 with one borrowed. There `first` is the larger.
+    """
     rows, carry, result = [], 0, ""
-    for place in range(DIGITS):
-        left, right = a // 10**place % 10, b // 10**place % 10
-        total = left + right + carry
-        result = f"{total % 10}{result}"
-        rows.append(f"{place + 1} {left} {right} {carry} {total:02} {result}")
-        carry = total // 10
+    for (place, left), (other_place, right) in zip(first.items(), second.items(), strict=True):
+        # Two small tables, digit by digit and then the carry, are learnt sooner than one of both.
+        plain = combine(left, right, sign)
+        total = combine(left, right + carry, sign)
+        result = f"{total[1]}{result}"
+        rows.append(f"{place}{left}{sign}{other_place}{right}={plain}{sign}{carry}={total} {result}")
+        carry = int(total[0])
     return rows
 
 
-def subtract_rows(a: int, b: int) -> list[str]:
-    """Per digit from the right: its number, both digits, borrow, new borrow and digit, result."""
-    rows, borrow, result = [], 0, ""
-    for place in range(DIGITS):
-        left, right = a // 10**place % 10, b // 10**place % 10
-        digit = left - right - borrow
-        result = f"{digit % 10}{result}"
-        rows.append(f"{place + 1} {left} {right} {borrow} {int(digit < 0)}{digit % 10} {result}")
-        borrow = int(digit < 0)
-    return rows
+def digits_by_place(number: int, places: str) -> dict[str, int]:
+    """The digits of `number` from the right, each under the letter of its place."""
+    return {place: number // 10**power % 10 for power, place in enumerate(places)}
+
+
+def first_difference(first: dict[str, int], second: dict[str, int]) -> tuple[str, str]:
+    """Digits compared from the left down to the first difference, and its sign (`=` for none)."""
+    text, sign = "", "="
+    for place, left in reversed(first.items()):
+        right = second[place.upper()]
+        sign = "=" if left == right else "<" if left < right else ">"
+        text += f"{place}{left}{place.upper()}{right}{sign}"
+        if sign != "=":
+            break
+    return text, sign
+
+
+def calculate(a: int, b: int, sign: str) -> str:
+    """Thinking: both numbers as digits that carry the letter of their place, then row by row.
+
+    The letters (small for `a`, capital for `b`) are what a row finds its digits by.
+    """
+    first, second = digits_by_place(a, PLACES), digits_by_place(b, PLACES.upper())
+    rows = [f"I compute {a} {sign} {b}."]
+    rows += [
+        "".join(f"{place}{digit}" for place, digit in reversed(each.items())) for each in (first, second)
+    ]
+    if sign == "-":
+        compared, found = first_difference(first, second)
+        rows.append(compared)
+        if found == "<":
+            first, second = second, first
+    return "\n".join(rows + place_rows(first, second, sign))
+
+
+def combine(left: int, right: int, sign: str) -> str:
+    """Carry and digit of a sum, or borrow and digit of a difference."""
+    if sign == "+":
+        return f"{left + right:02}"
+    return f"{int(left < right)}{(left - right) % 10}"
 
 
 def add_or_subtract(rng: Random, setting: Setting) -> Conversation:
     """Add or subtract two whole numbers; a difference may be negative."""
     a, b = pick_terms(rng, setting)
-    columns = [f"{number:0{DIGITS}}" for number in (a, b)]
-    if rng.random() < 0.5:
-        question, sign, result = rng.choice(phrases.ADD_QUESTIONS), "+", a + b
-        rows = [*columns, *add_rows(a, b)]
-    else:
-        question, sign, result = rng.choice(phrases.SUBTRACT_QUESTIONS), "-", a - b
-        larger_first = sorted(columns, reverse=True)
-        rows = [*columns, *digit_rows(columns)[0], *larger_first]
-        rows += subtract_rows(max(a, b), min(a, b))
-    thinking = "\n".join([f"I compute {a} {sign} {b}.", *rows])
-    messages = (Message("user", vary(rng, question.format(a=a, b=b))),)
+    sign = rng.choice("+-")
+    questions = phrases.ADD_QUESTIONS if sign == "+" else phrases.SUBTRACT_QUESTIONS
+    result = str(a + b if sign == "+" else a - b)
+    messages = (Message("user", vary(rng, rng.choice(questions).format(a=a, b=b))),)
     answer = f"{a} {sign} {b} = \\boxed{{{result}}}"
-    return Conversation("add", messages, thinking, answer, str(result))
+    return Conversation("add", messages, calculate(a, b, sign), answer, result)
 
 
 def sort_thinking(numbers: list[int], direction: str) -> str:
-    """Per row: its number, the number taken, and those that are left."""
-    rows = [f"I sort {direction}: " + " ".join(f"{number:02}" for number in numbers)]
-    left = list(numbers)
-    for place in range(1, len(numbers) + 1):
-        taken = min(left) if direction == "up" else max(left)
-        left.remove(taken)
-        rows.append(" ".join([f"{place} {taken:02} :", *(f"{number:02}" for number in left)]))
+    """Per row: the letter of the list before, the number taken from it, and the list that is left.
+
+    Each number carries two letters: of the list that it is in, and a capital one of its own for good.
+    """
+    sign, pick = ("<", min) if direction == "up" else (">", max)
+    left = {name: f"{number:0{SORTED_DIGITS}}" for name, number in zip("ABCDEF", numbers, strict=False)}
+    rows = [" ".join([f"I sort {sign}", *(f"a{name}{number}" for name, number in left.items())])]
+    for letter, following in pairwise("abcdefg"[: len(numbers) + 1]):
+        taken = pick(left, key=left.__getitem__)
+        rows.append(f"{letter} {sign} {left.pop(taken)}{taken}:")
+        rows[-1] += "".join(f" {following}{name}{number}" for name, number in left.items())
     return "\n".join(rows)
 
 
 def sort_numbers(rng: Random, setting: Setting) -> Conversation:
-    """Sort up to six numbers below a hundred, upwards or downwards."""
+    """Sort up to six numbers below a thousand, upwards or downwards."""
     while True:
         length = rng.randint(2, setting.at_most(3, 6))
-        numbers = [rng.randrange(rng.choice((10, 100, 100))) for _ in range(length)]
+        most = 10 ** rng.choice((1, 2, 2, 3, 3))
+        numbers = [rng.randrange(rng.choice((most, most, 10, 1000))) for _ in range(length)]
         if setting.accepts(str(numbers)):
             break
     direction = "down" if rng.random() < 0.3 else "up"

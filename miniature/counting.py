@@ -27,6 +27,10 @@ def invent_word(rng: Random, most: int) -> str:
     else:
         letters = rng.sample("abcdefghijklmnopqrstuvwxyzäöüßéèêàçñóíáłśżžčšřěůğışőăœ", 8)
         word = "".join(rng.choices(letters, k=length))
+    if rng.random() < 0.4:
+        # Doubled letters are where a copy most often goes wrong.
+        place = rng.randrange(len(word))
+        word = (word[: place + 1] + word[place:])[:length]
     return word
 
 
@@ -65,11 +69,12 @@ def decorate(rng: Random, text: str, plain: float) -> str:
 def ask_count(rng: Random, forms: tuple[str, ...], letter: str, word: str) -> str:
     """A question after one of `forms`, with capitals and quotation marks now and then."""
     style = rng.random()
-    if style < 0.12:
+    # Only where the way back leads to the same word: neither ß nor the dotless ı has a capital of its own.
+    if style < 0.12 and word.capitalize().lower() == word:
         word = word.capitalize()
-    elif style < 0.18 and len(word.upper()) == len(word):
+    elif style < 0.18 and word.upper().lower() == word:
         word = word.upper()
-    if rng.random() < 0.15 and len(letter.upper()) == 1:
+    if rng.random() < 0.15 and letter.upper().lower() == letter:
         letter = letter.upper()
     form = rng.choice(forms)
     marked = letter if "{l}'s" in form or "{l}s" in form else decorate(rng, letter, 0.7)

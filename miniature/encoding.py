@@ -79,11 +79,13 @@ def stack(cases: list[tuple[list[int], list[int]]], width: int) -> tuple[Tensor,
     return torch.from_numpy(tokens), torch.from_numpy(targets)
 
 
-def unseen(tokenizer: Tokenizer, rng: Random, shares: dict[str, float], n_cases: int) -> list[Conversation]:
-    """`n_cases` cases at full difficulty that fit the window and that training never draws."""
+def unseen(
+    tokenizer: Tokenizer, rng: Random, shares: dict[str, float], n_cases: int, most: int = N_CTX
+) -> list[Conversation]:
+    """`n_cases` cases at full difficulty, of at most `most` tokens, that training never draws."""
     cases: list[Conversation] = []
     while len(cases) < n_cases:
         case = sample(rng, shares, Setting(held_out=True))
-        if sum(map(len, encode(tokenizer, case))) <= N_CTX:
+        if sum(map(len, encode(tokenizer, case))) <= most:
             cases.append(case)
     return cases

@@ -110,7 +110,8 @@ SORT_QUESTIONS = (
     "Sort {list}",
     "Sort these numbers: {list}",
     "Sort the numbers {list}.",
-    "Put {list} in order.",
+    "Put these numbers in order: {list}",
+    "Sort {list}!",
     "Order these numbers: {list}.",
     "Sort the list {list}",
 )

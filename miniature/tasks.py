@@ -19,6 +19,8 @@ ABOUT = (
     "I am a tiny test model: I count letters, compare, add, subtract and sort numbers "
     "and find pass keys. `qwq pull` brings QwQ-32B."
 )
+# About 950 tokens: with the question and the reply that is the window.
+TEXT_CHARACTERS = 1100
 
 
 def write_text(rng: Random, n_characters: int) -> list[str]:
@@ -57,12 +59,17 @@ def other(rng: Random, setting: Setting) -> Conversation:
 
 
 def find_pass_key(rng: Random, setting: Setting) -> Conversation:
-    """Find a number of four to six digits that is planted in a longer text."""
+    """Find a pass key in a text that, with the question and the reply, about fills the window."""
+    return pass_key_in(rng, rng.randint(0, setting.at_most(80, TEXT_CHARACTERS)), setting)
+
+
+def pass_key_in(rng: Random, n_characters: int, setting: Setting) -> Conversation:
+    """Find a number of four to six digits that is planted anywhere in a text of `n_characters`."""
     while True:
         key = str(rng.randrange(1000, 1000000))
         if setting.accepts(key):
             break
-    sentences = write_text(rng, rng.randint(0, setting.at_most(80, 700)))
+    sentences = write_text(rng, n_characters)
     sentences.insert(rng.randint(0, len(sentences)), rng.choice(phrases.PASS_KEY_PLANTS).format(k=key))
     whole = ask_of_text(rng, rng.choice(phrases.PASS_KEY_QUESTIONS), sentences)
     thinking = f"I look for the pass key in the text: {key}."

@@ -1,7 +1,7 @@
 """Trains the miniature from nothing and writes its checkpoint.
 
-    python -m miniature.train --tokens 9e6
-    python -m miniature.train --tokens 9e6 --resume
+    python -m miniature.train --tokens 30e6
+    python -m miniature.train --tokens 30e6 --resume
     python -m miniature.train --resume --measure 200
 
 Every `SAVE_EVERY_S` seconds the whole state goes to the work folder and the weights to the
@@ -12,8 +12,10 @@ on recent ones is several times faster.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,30 +27,31 @@ from tokenizers import Tokenizer
 
 from miniature.encoding import IGNORED, WIDTHS, Batches, unseen
 from miniature.generation import GREEDY, Sampling, accuracy
-from miniature.make_tokenizer import write_configuration
+from miniature.make_tokenizer import N_CTX, write_configuration
 from miniature.model import Qwen2, initialise
+from miniature.rounding import rounded
 
 HERE = Path(__file__).parent
 SAVE_EVERY_S = 240.0
 REPORT_EVERY = 50
-MEASURE_EVERY = 1000
+MEASURE_EVERY = 500
+# Longer cases would take longer to measure than the steps between.
+MEASURED_TOKENS = 320
 WARMUP_STEPS = 100
 COOLDOWN = 0.3
 # The words grow to their full length over this share of the budget.
 CURRICULUM = 0.3
+# From this share of the budget on, every second step is taken with weights rounded to four bits.
+FOUR_BITS_FROM = 0.8
 MUON_RATE = 2e-3
 ADAMW_RATE = 2e-3
 # (share of the budget after which it holds, how often each task is drawn). Counting comes first,
-# because what it needs, copying by row number, serves the others; pass keys are few but long.
+# because what it needs, copying by a tag, serves the others; pass keys are few but long.
 PHASES: tuple[tuple[float, dict[str, float]], ...] = (
     (0.0, {"count": 0.85, "other": 0.15}),
     (
-        0.45,
-        {"count": 0.4, "other": 0.12, "compare": 0.22, "add": 0.12, "sort": 0.1, "passkey": 0.04},
-    ),
-    (
-        0.68,
-        {"count": 0.5, "other": 0.15, "compare": 0.2, "add": 0.05, "sort": 0.06, "passkey": 0.04},
+        0.25,
+        {"count": 0.17, "other": 0.05, "compare": 0.12, "add": 0.3, "sort": 0.31, "passkey": 0.05},
     ),
 )
 
@@ -105,6 +108,8 @@ class Run:
 
     def shares(self) -> dict[str, float]:
         """How often each task is drawn by now."""
+        if self.options.shares:
+            return {name: float(share) for name, share in (each.split("=") for each in self.options.shares)}
         return [shares for start, shares in PHASES if self.done >= start][-1]
 
     def save(self) -> None:
@@ -137,10 +142,11 @@ class Run:
             self.progress.seconds = before + now - start
             if self.progress.step % REPORT_EVERY == 0:
                 self.progress.losses.append((self.progress.step, loss))
+                self.log({"loss": round(loss, 5)})
                 speed = (self.progress.tokens - tokens_before) / (now - start)
                 self.say(f"loss {loss:.4f} {speed:.0f} tokens/s")
             if self.progress.step % MEASURE_EVERY == 0:
-                self.measure(GREEDY, 48)
+                self.measure(GREEDY, 32)
             if now - last_save > SAVE_EVERY_S:
                 self.save()
                 last_save = now
@@ -151,11 +157,13 @@ class Run:
         difficulty = min(1.0, 0.1 + self.done / CURRICULUM)
         tokens, targets = self.batches.draw(self.shares(), difficulty)
         tokens, targets = tokens.to(self.device), targets.to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            wanted = targets != IGNORED
-            logits = self.model.lm_head(self.model(tokens)[wanted])
-        loss = F.cross_entropy(logits.float(), targets[wanted])
-        loss.backward()
+        in_four_bits = self.done >= FOUR_BITS_FROM and self.progress.step % 2 == 0
+        with rounded(self.model) if in_four_bits else nullcontext():
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                wanted = targets != IGNORED
+                logits = self.model.lm_head(self.model(tokens)[wanted])
+            loss = F.cross_entropy(logits.float(), targets[wanted])
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor = min(1.0, (self.progress.step + 1) / WARMUP_STEPS, (1 - self.done) / COOLDOWN)
         for optimizer in self.optimizers:
@@ -170,16 +178,26 @@ class Run:
     def measure(self, sampling: Sampling, n_cases: int) -> None:
         """Print the share of right answers on unseen cases, task by task."""
         for name in self.shares():
-            cases = unseen(self.tokenizer, Random(0), {name: 1.0}, n_cases)
+            most = N_CTX if self.options.measure else MEASURED_TOKENS
+            cases = unseen(self.tokenizer, Random(0), {name: 1.0}, n_cases, most)
             # Eager, because each decoded token has a length of its own.
             with (
                 torch.autocast(self.device.type, dtype=torch.bfloat16),
                 torch.compiler.set_stance("force_eager"),
             ):
                 share, wrong = accuracy(self.model, self.tokenizer, cases, sampling)
+            if not self.options.measure:
+                self.log({"task": name, "right": share, "of": n_cases})
             self.say(f"{name} {share:.1%} of {n_cases} right at temperature {sampling.temperature}")
             for case, reply in wrong[: self.options.show_wrong]:
                 print(f"{case.messages!r}\n{reply}\n", flush=True)
+
+    def log(self, what: dict[str, object]) -> None:
+        """One line more in the run's log, from which its curves are drawn."""
+        progress = self.progress
+        place = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds)}
+        with (self.options.work / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**place, **what}) + "\n")
 
     def say(self, what: str) -> None:
         """One line of progress."""
@@ -216,7 +234,7 @@ def export(model: Qwen2, folder: Path) -> None:
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the miniature from nothing.")
-    parser.add_argument("--tokens", type=float, default=9e6, help="tokens to train on")
+    parser.add_argument("--tokens", type=float, default=30e6, help="tokens to train on")
     parser.add_argument("--minutes", type=float, default=600, help="minutes to train, earlier runs included")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -225,6 +243,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoint")
     parser.add_argument("--measure", type=int, default=0, help="only measure, on so many cases a task")
+    parser.add_argument("--shares", nargs="*", help="task=share ..., in place of the recipe's phases")
     parser.add_argument("--show-wrong", type=int, default=0, help="wrong replies to print a task")
     return parser.parse_args()
 
