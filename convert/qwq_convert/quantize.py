@@ -24,6 +24,8 @@ from qwq_local.errors import ConvertError
 # Chunks below 64k values cost more in hand-over than in work; 256k keep the floats in the cache.
 CHUNK_ELEMENTS = 2**18
 CHUNKS_PER_THREAD = 4
+# While one thread waits for the disk, another has the core.
+THREADS_THAT_WAIT = 1
 
 
 class TensorReader(Protocol):
@@ -78,7 +80,7 @@ def available_threads() -> int:
 
 def quantized(source: TensorReader, jobs: Sequence[Job], threads: int) -> Generator[FinishedRows, None, None]:
     """Make every tensor, in order; ConvertError names the tensor whose values cannot be used."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
+    pool = ThreadPoolExecutor(threads + THREADS_THAT_WAIT, thread_name_prefix="quantize")
     pending: deque[Future[FinishedRows]] = deque()
     try:
         for chunk in _chunks(jobs):
