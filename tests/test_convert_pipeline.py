@@ -28,7 +28,7 @@ from qwq_convert.pipeline import (
     run_conversion,
 )
 from qwq_convert.plan import plan_conversion
-from qwq_convert.quantize import CHUNKS_PER_THREAD, Job, quantized
+from qwq_convert.quantize import CHUNKS_PER_THREAD, THREADS_THAT_WAIT, Job, quantized
 from qwq_convert.shard import SourceTensor
 
 from qwq_local.errors import ConvertError
@@ -310,7 +310,7 @@ def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: Conve
         drawing = threading.Thread(target=lambda: list(chunks))
         drawing.start()
         try:
-            wait_until(lambda: len(source.reads) == 2)
+            wait_until(lambda: len(source.reads) == 2 + THREADS_THAT_WAIT)
             assert drawing.is_alive()
         finally:
             may_write.set()
