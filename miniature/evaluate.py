@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
@@ -96,18 +96,19 @@ def share_right(ask: Ask, cases: Iterable[Conversation], n_cases: int, show: int
     return {"right": right, "of": asked}
 
 
-def unseen(task: str) -> Iterator[Conversation]:
-    """Cases of a task at full difficulty that training never draws, the same ones on every run."""
-    rng = Random(0)
+def unseen(task: str, seed: int) -> Iterator[Conversation]:
+    """Cases of a task at full difficulty that training never draws, the same ones for the same seed."""
+    rng = Random(seed)
     while True:
         yield sample(rng, {task: 1.0}, Setting(held_out=True))
 
 
-def tasks_right(ask: Ask, tasks: Sequence[str], n_cases: int, show: int) -> Json:
+def tasks_right(ask: Ask, options: argparse.Namespace) -> Json:
     """The share of right answers of each task, and of the two questions over all seeds."""
     figures: Json = {}
-    for task in tasks:
-        figures[task] = found = share_right(ask, unseen(task), n_cases, show)
+    show = options.show_wrong
+    for task in options.tasks:
+        figures[task] = found = share_right(ask, unseen(task, options.seed), options.cases, show)
         print(f"  {task:8} {shown(found)}", flush=True)
     for question, answer in QUESTIONS.items():
         messages = (made.Message("user", question),)
@@ -140,7 +141,7 @@ def shown(figure: dict[str, int]) -> str:
 
 def evaluate(options: argparse.Namespace) -> Json:
     """All figures of all types, printed as they come."""
-    figures: Json = {"cases": options.cases, "cpu_cores": os.cpu_count()}
+    figures: Json = {"cases": options.cases, "seed": options.seed, "cpu_cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder:
         for file_type in options.types:
             path = Path(folder) / f"miniature-{file_type}.gguf"
@@ -148,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> Json:
             print(f"{file_type}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
             start = time.monotonic()
             with opened(path) as backend:
-                of_type = tasks_right(backend.reply, options.tasks, options.cases, options.show_wrong)
+                of_type = tasks_right(backend.reply, options)
             if file_type == options.past_window_of and options.past_window:
                 of_type["past the window"] = beyond(path, options.past_window)
             of_type["seconds"] = round(time.monotonic() - start)
@@ -163,6 +164,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--types", nargs="+", default=list(TYPES))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1, help="which cases are drawn")
     parser.add_argument("--past-window", type=int, default=150, help="cases longer than the window; 0: none")
     parser.add_argument("--past-window-of", default="Q8_0", help="the type that is asked those")
     parser.add_argument("--show-wrong", type=int, default=0, help="wrong replies to print a task")

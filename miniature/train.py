@@ -74,6 +74,7 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
+        options.work.mkdir(parents=True, exist_ok=True)
         write_configuration(options.out)
         self.tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
         self.model = Qwen2()
@@ -114,7 +115,6 @@ class Run:
 
     def save(self) -> None:
         """Write the state and the checkpoint, each beside the old one and then in its place."""
-        self.options.work.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
