@@ -24,8 +24,8 @@ from qwq_local.errors import ExitStatus, QwqError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
 from tests.command import QWQ, Ran, Terminal, environment
 
-# More than a second of work for one thread, so that there is something to see and to interrupt.
-SLOW = CheckpointSpec(hidden_size=256, intermediate_size=1280)
+# About two seconds of work for one thread, so that there is something to see and to interrupt on a fast machine too.
+SLOW = CheckpointSpec(hidden_size=512, intermediate_size=6144)
 USAGE, FAILED = ExitStatus.USAGE, ExitStatus.FAILED
 MADE = re.compile(r"(?P<path>\S+): (?P<size>[\d.,]+ \S+), whole and checked\.")
 
