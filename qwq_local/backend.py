@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_local.contexts import Contexts, Standing
-from qwq_local.dialogue.conversation import Message
 from qwq_local.dialogue.ledger import ledger_of
 from qwq_local.dialogue.prompt import Prompt, encode_prompt
 from qwq_local.dialogue.template import ChatTemplate
@@ -31,21 +30,9 @@ from qwq_local.planning.words import shortage_line
 from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profile_keys import Profile
 from qwq_local.provision import Provision
+from qwq_local.question import Question
 
 _MAX_SEED = 2**32 - 2  # llama.cpp reads the next one as "draw one"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What one turn is asked: the conversation, the schema of the answer, and a seed for it alone.
-
-    `files` are the texts of attached files as they stand in the last message, for the ledger.
-    """
-
-    messages: Sequence[Message]
-    schema: Mapping[str, object] | None = None
-    seed: int | None = None
-    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A turn yields, in this order: Loading (the first time), Planned, Prefill (several), Thinking (many),
 ThinkingClosed, Answer (many), and Finished last; a Notice may come anywhere. Texts are pieces: joined they
-are the whole.
+are the whole. A question that `wants_tokens` gets Prompted and Generated besides; one with a control may get
+Steered among the Thinking.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class CloseReason(StrEnum):
     BUDGET = "budget"  # it reached its token budget
     CONTEXT = "context"  # the window minus the answer reserve was reached
     LOOP = "loop"  # the loop guard cut it back
+    ASKED = "asked"  # the person wanted the answer now
 
 
 class FinishReason(StrEnum):
@@ -90,6 +92,26 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompted:
+    """The token ids of the prompt, all of them, before the prefill."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Token ids that follow the prompt, sampled or forced: from position `start` on they are `tokens`.
+
+    Comes about four times a second and before Finished. A `start` before the end of those that were told
+    takes back what the loop guard cut. `thinking` of all so far are the thinking's.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+    thinking: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """Progress through the prompt: `done` of `total` tokens, `cached` of them taken from the KV cache."""
 
@@ -101,6 +123,13 @@ class Prefill:
 @dataclass(frozen=True, slots=True)
 class Thinking:
     """A piece of the thinking trace."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """A sentence that the person put into the thinking; it is part of the trace, as any Thinking is."""
 
     text: str
 
@@ -168,4 +197,16 @@ class Finished:
     answer: str
 
 
-Event = Loading | Planned | Prefill | Thinking | ThinkingClosed | Answer | Notice | Finished
+Event = (
+    Loading
+    | Planned
+    | Prompted
+    | Prefill
+    | Thinking
+    | Steered
+    | Generated
+    | ThinkingClosed
+    | Answer
+    | Notice
+    | Finished
+)

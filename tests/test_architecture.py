@@ -16,14 +16,14 @@ LEVELS = (
     ("qwq_local.errors", "qwq_local.events"),
     ("qwq_convert",),
     ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
-    ("qwq_local.memory", "qwq_local.machine", "qwq_local.models", "qwq_local.dialogue"),
+    ("qwq_local.memory", "qwq_local.machine", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     (
         *("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files"),
-        *("qwq_local.profiles", "qwq_local.machine_files"),
+        *("qwq_local.profiles", "qwq_local.machine_files", "qwq_local.question"),
     ),
     (
         *("qwq_local.provision", "qwq_local.contexts", "qwq_local.prefill_once"),
-        *("qwq_local.backend", "qwq_local.terminal"),
+        *("qwq_local.backend", "qwq_local.chat", "qwq_local.terminal"),
     ),
     ("qwq_local.cli",),
 )

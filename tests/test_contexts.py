@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwq_local.backend import LocalBackend, Question
+from qwq_local.backend import LocalBackend
 from qwq_local.contexts import Contexts, Standing
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
@@ -26,6 +26,7 @@ from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
 from qwq_local.planning.plan import Plan
 from qwq_local.profiles import Profile, profile_folders, resolve
 from qwq_local.provision import Provision
+from qwq_local.question import Question
 from tests.command import ROOT
 
 GREEDY = SamplerSettings(temperature=0)
@@ -243,7 +244,8 @@ def test_what_could_not_be_had_on_a_card_leaves_the_systems_memory_as_it_is(
 SHORT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path
-from qwq_local.backend import LocalBackend, Question
+from qwq_local.backend import LocalBackend
+from qwq_local.question import Question
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag
 from qwq_local.errors import QwqError

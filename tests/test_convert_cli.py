@@ -24,7 +24,7 @@ from qwq_local.errors import ExitStatus, QwqError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
 from tests.command import QWQ, Ran, Terminal, environment
 
-# About two seconds of work for one thread, so that there is something to see and to interrupt on a fast machine too.
+# About two seconds of work for one thread: there is something to see and to interrupt, on fast machines too.
 SLOW = CheckpointSpec(hidden_size=512, intermediate_size=6144)
 USAGE, FAILED = ExitStatus.USAGE, ExitStatus.FAILED
 MADE = re.compile(r"(?P<path>\S+): (?P<size>[\d.,]+ \S+), whole and checked\.")

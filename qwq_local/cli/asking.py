@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from qwq_local.backend import LocalBackend, Question
+from qwq_local.backend import LocalBackend
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments, read_schema, read_stdin
@@ -32,6 +32,7 @@ from qwq_local.planning.devices import Machine
 from qwq_local.planning.window import Window, larger_factor
 from qwq_local.prefill_once import PrefillOnce
 from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
+from qwq_local.question import Question
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import ledger_line, planned_lines
 from qwq_local.terminal.sanitize import one_line

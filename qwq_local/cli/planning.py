@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_local.backend import LocalBackend, Question
+from qwq_local.backend import LocalBackend
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments
 from qwq_local.cli.jsonl import plan_line, write_line
@@ -33,6 +33,7 @@ from qwq_local.planning.window import RopeScaling
 from qwq_local.profile_keys import Profile
 from qwq_local.profiles import ProfileFolders, ResolvedProfile, profile_folders, resolve
 from qwq_local.provision import model_window, planned_event, request_for
+from qwq_local.question import Question
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import choice_lines, device_lines, table_lines
 

@@ -1,0 +1,147 @@
+"""What a chat says to whoever shows it, besides the events of turns; and the seam between the two.
+
+A person's line goes into `Talk.submit`, prompt or command alike, and these values come out. They say what
+is to be shown, never how. Knows no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from qwq_local.events import Event
+
+
+class ThinkView(StrEnum):
+    """How thinking is shown while it streams; its order is that of the key that changes it."""
+
+    OFF = "off"
+    EXCERPT = "excerpt"
+    TAIL = "tail"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A turn begins: the question as the person wrote it; `thought` numbers its thinking, from 1.
+
+    A `continued` turn goes on with the thought and answer of that number, as far as they exist.
+    """
+
+    question: str
+    thought: int
+    continued: bool = False
+    thinking: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Lines for the person, as they are; `is_error` when a line could not be done."""
+
+    lines: tuple[str, ...]
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A turn of the past, to be shown as it was: after a conversation is resumed, or an undo."""
+
+    question: str
+    thought: int
+    thinking_tokens: int
+    elapsed_s: float
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A text to read in a pager; `steered` are the sentences in it that are the person's."""
+
+    title: str
+    text: str
+    steered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A text for the clipboard, and what it is called."""
+
+    text: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A text to change in the person's editor and then to submit."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """How thinking is shown from now on."""
+
+    view: ThinkView
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What the status line shows between turns: model, context, files for the next message."""
+
+    model: str
+    n_ctx: int
+    used_tokens: int
+    yarn_factor: float
+    conversation: str = ""
+    attached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The person wants to leave."""
+
+
+ChatEvent = Event | Asking | Said | Recalled | Page | Copy | Edit | ViewChanged | Changed | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A text that may stand in place of the last `replaces` characters before the cursor, and what it is."""
+
+    text: str
+    replaces: int
+    meaning: str = ""
+
+
+class Talk(Protocol):
+    """A conversation as the screen sees it. `submit`'s iterator runs in one thread; the rest is for any."""
+
+    def start(self) -> Iterator[ChatEvent]:
+        """What is to be shown before the first line: a resumed conversation, notices, an offer to go on."""
+
+    def submit(self, line: str) -> Iterator[ChatEvent]:
+        """Do what the person entered: ask the model, or a /command. Errors come out as Said."""
+
+    def stop(self) -> None:
+        """End the running turn; what came stays."""
+
+    def answer_now(self) -> None:
+        """End the thinking and answer."""
+
+    def steer(self, text: str) -> None:
+        """Put a sentence into the thinking and go on."""
+
+    def pause(self) -> None:
+        """Let the running turn wait."""
+
+    def go_on(self) -> None:
+        """End the pause."""
+
+    def complete(self, before_cursor: str) -> Sequence[Completion]:
+        """What may stand at the cursor, the likeliest first; quick."""
+
+    def close(self) -> None:
+        """Write what is left and free the model."""
