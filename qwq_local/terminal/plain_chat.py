@@ -1,0 +1,131 @@
+"""A conversation line by line, for pipes, files and terminals that cannot draw: lines in, text out.
+
+Answers go to stdout, everything else to stderr, as with one question. A line that begins with three quotes
+goes on until one ends with them. Knows no keys and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from qwq_local.chat.events import (
+    Asking,
+    Changed,
+    ChatEvent,
+    Copy,
+    Edit,
+    Leave,
+    Page,
+    Recalled,
+    Said,
+    Talk,
+    ThinkView,
+    ViewChanged,
+)
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.sanitize import sanitize
+from qwq_local.terminal.screen import AskScreen
+
+QUOTES = '"""'
+PROMPT, MORE = ">>> ", "... "
+
+ReadLine = Callable[[str], str | None]
+"""Gives the next line without its end, None at the end; the text it is given asks a person for it."""
+
+
+class PlainChat:
+    """Runs a Talk over two streams. `interrupt` is what a signal handler calls."""
+
+    def __init__(
+        self, talk: Talk, read_line: ReadLine, out: Output, err: Output, clock: Clock, view: ThinkView | None
+    ) -> None:
+        """`view` None shows the thinking where stderr is a terminal."""
+        self._talk = talk
+        self._read_line = read_line
+        self._out = out
+        self._err = err
+        self._clock = clock
+        self._view = view
+        self._is_busy = self._is_stopping = self._leaves = False
+        self._has_failed = False
+
+    def run(self) -> bool:
+        """Answer every line until there is no more; whether all of them could be done."""
+        with closing(self._talk):
+            self._show(self._talk.start())
+            while not self._leaves and (entry := self._next_entry()) is not None:
+                if entry.strip():
+                    self._show(self._talk.submit(entry))
+        return not self._has_failed
+
+    def interrupt(self) -> None:
+        """Ctrl-C: stops what runs; a second one, or one while nothing runs, raises KeyboardInterrupt."""
+        if not self._is_busy or self._is_stopping:
+            raise KeyboardInterrupt
+        self._is_stopping = True
+        self._talk.stop()
+
+    def _next_entry(self) -> str | None:
+        """The next question or command; after a first Ctrl-C at the prompt there is a second chance."""
+        is_warned = False
+        while True:
+            try:
+                return read_entry(self._read_line)
+            except KeyboardInterrupt:
+                if is_warned or not self._err.is_terminal:
+                    raise
+                is_warned = True
+                self._err.write("\nCtrl-C again leaves.\n")
+
+    def _show(self, events: Iterator[ChatEvent]) -> None:
+        self._is_busy, self._is_stopping = True, False
+        think = None if self._view is None else "hide" if self._view is ThinkView.OFF else "show"
+        try:
+            with AskScreen(self._out, self._err, self._clock, think) as screen:
+                for event in events:
+                    self._show_one(event, screen)
+        finally:
+            self._is_busy = False
+
+    def _show_one(self, event: ChatEvent, screen: AskScreen) -> None:
+        match event:
+            case Said(lines, is_error):
+                self._has_failed |= is_error
+                self._lines(screen, lines)
+            case Page(title, text):
+                self._lines(screen, (title, *text.split("\n")))
+            case Recalled(question, thought, _, _, answer):
+                self._lines(screen, (f"{PROMPT}{question}", f"▸ thought {thought}", *answer.split("\n")))
+            case Copy() | Edit():
+                self._has_failed = True
+                self._lines(screen, ("that needs a terminal that can draw.",))
+            case ViewChanged(view):
+                self._view = view
+            case Leave():
+                self._leaves = True
+            case Asking() | Changed():
+                pass
+            case _:
+                screen.show(event)
+
+    def _lines(self, screen: AskScreen, lines: tuple[str, ...]) -> None:
+        screen.close()
+        self._err.write("".join(f"{sanitize(line)}\n" for line in lines))
+
+
+def read_entry(read_line: ReadLine) -> str | None:
+    """The next line, or the block between three quotes, closed or not; None at the end."""
+    first = read_line(PROMPT)
+    if first is None or not first.lstrip().startswith(QUOTES):
+        return first
+    lines: list[str] = []
+    line: str | None = first.lstrip()[len(QUOTES) :]
+    while line is not None:
+        if line.rstrip().endswith(QUOTES):
+            lines.append(line.rstrip()[: -len(QUOTES)])
+            break
+        lines.append(line)
+        line = read_line(MORE)
+    return "\n".join(lines).strip("\n")
