@@ -167,7 +167,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TurnStats:
-    """Tokens and seconds of one turn; prefill counts only the tokens that were computed."""
+    """Tokens and seconds of one turn; prefill counts only the tokens that were computed.
+
+    Of a turn that went on from another one `resumed_tokens` of thinking and answer are the earlier one's:
+    here they were prefilled, after the prompt, but for `resumed_cached` of them.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -175,16 +179,20 @@ class TurnStats:
     answer_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    resumed_tokens: int = 0
+    resumed_cached: int = 0
 
     @property
     def prefill_rate(self) -> float:
         """Computed prompt tokens per second, 0 when nothing was computed."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
+        computed = self.prompt_tokens - self.cached_tokens + self.resumed_tokens - self.resumed_cached
+        return computed / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def decode_rate(self) -> float:
         """Sampled tokens per second, 0 before the first."""
-        return (self.thinking_tokens + self.answer_tokens) / self.decode_s if self.decode_s > 0 else 0.0
+        sampled = self.thinking_tokens + self.answer_tokens - self.resumed_tokens
+        return sampled / self.decode_s if self.decode_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

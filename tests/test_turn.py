@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from qwq_local.dialogue.turn import CLOSING_SENTENCES, Turn, TurnSettings
+from qwq_local.dialogue.closing import CLOSING_SENTENCES
+from qwq_local.dialogue.turn import Turn, TurnSettings
 from qwq_local.engine.api import AbortFlag
 from qwq_local.events import (
     Answer,
@@ -123,6 +124,7 @@ def test_a_thinking_that_is_opened_again_before_the_answer_is_thinking() -> None
     assert "two" in thinking(events)
     assert answer(events) == "Three."
     assert finished(events).reason is FinishReason.STOP
+    assert (finished(events).stats.thinking_tokens, finished(events).stats.answer_tokens) == (6, 1)
 
 
 def test_a_character_that_is_cut_between_tokens_comes_whole() -> None:

@@ -5,9 +5,13 @@ Wishes come in from any thread; the turn takes them before its next token. Knows
 
 from __future__ import annotations
 
+import re
 import threading
+import unicodedata
 from collections import deque
 from dataclasses import dataclass
+
+_TAG = re.compile(r"<(?=/?think>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ class TurnControl:
         """End the pause."""
         self._runs.set()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a wish or a pause; asked before every token."""
+        return bool(self._wishes) or not self._runs.is_set()
+
     def take(self) -> AnswerNow | Steer | None:
         """The next wish, if any."""
         return self._wishes.popleft() if self._wishes else None
@@ -61,3 +70,12 @@ class TurnControl:
     def wait(self, seconds: float) -> bool:
         """Whether the turn may run; waits so long at most for the end of a pause."""
         return self._runs.wait(seconds)
+
+
+def sentence_of(text: str) -> str:
+    """A person's text as a sentence in the thinking: one line, composed as its tokens will be (NFC), without
+    control characters or a tag that is one.
+    """
+    line = " ".join(unicodedata.normalize("NFC", text).split())
+    line = "".join(character for character in line if unicodedata.category(character) not in ("Cc", "Cs"))
+    return _TAG.sub("< ", line)

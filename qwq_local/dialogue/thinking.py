@@ -140,6 +140,11 @@ class ThinkingParser:
         """THINKING until `</think>` came; still THINKING after `flush` when it never did."""
         return self._state
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether something is held back that may become a tag."""
+        return bool(self._held)
+
     def feed(self, text: str) -> list[Part]:
         """What is certain after these further characters, in order; no part is empty."""
         parts: list[Part] = []

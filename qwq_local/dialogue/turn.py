@@ -1,54 +1,43 @@
 """One turn: prompt token ids in, events out, over any Engine.
 
-The turn prefills, samples the thinking, closes it when the model does or a limit says so, samples the
-answer from the same KV cache, and tells why it ended. The reply is never empty: it has an answer, or
-Finished says why not. Knows no terminal, no template and no llama.cpp.
+The turn prefills, samples the thinking, closes it when the model does, a limit says so or a person asks,
+samples the answer from the same KV cache, and tells why it ended. It may go on from where an earlier one
+ended. The reply is never empty: it has an answer, or Finished says why not. Knows no terminal, no template
+and no llama.cpp.
 """
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 
+from qwq_local.dialogue.closing import Closings
+from qwq_local.dialogue.control import AnswerNow, Opening, TurnControl, sentence_of
+from qwq_local.dialogue.limits import Limits, TurnSettings
 from qwq_local.dialogue.loops import Loop, LoopGuard, LoopSettings
-from qwq_local.dialogue.thinking import Closed, State, ThinkingParser
-from qwq_local.engine.api import Aborted, Engine, Grammar, SamplerSettings
+from qwq_local.dialogue.prompt import encode_plain
+from qwq_local.dialogue.stopwatch import Stopwatch
+from qwq_local.dialogue.telling import Telling
+from qwq_local.dialogue.thinking import CLOSE
+from qwq_local.dialogue.transcript import Transcript
+from qwq_local.engine.api import Aborted, AbortFlag, Engine
 from qwq_local.events import (
-    Answer,
     CloseReason,
     Event,
     Finished,
     FinishReason,
     Notice,
     Prefill,
-    Thinking,
     ThinkingClosed,
     TurnStats,
 )
 
-CLOSE_TAG = "</think>"
-AFTER_CLOSE = "\n\n"
-# Put into the model's mouth when its thinking is ended for it: the answer follows more readily.
-CLOSING_SENTENCES = {
-    CloseReason.BUDGET: "I have thought long enough. Time to give the answer.",
-    CloseReason.CONTEXT: "There is no room left to think. Time to give the answer.",
-    CloseReason.LOOP: "I am repeating myself. Time to give the answer.",
-    CloseReason.MODEL: "",
-}
+__all__ = ["Turn", "TurnSettings"]
 
-
-@dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """How a turn runs, in tokens. `max_tokens` 0 lets the answer go on to the end of the window."""
-
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    thinking_budget: int = 16384
-    answer_reserve: int = 2048
-    max_tokens: int = 0
-    loop_guard: bool = True
-    grammar: Grammar | None = None
+_NO_FLAG = AbortFlag()
+_NOTHING_LEFT = Notice("there is nothing to go on with: the answer had come to its end.")
+# What ended so may be gone on with: what is held back waits for its rest.
+_CAN_GO_ON = (FinishReason.INTERRUPTED, FinishReason.MAX_TOKENS, FinishReason.CONTEXT)
 
 
 class _Ended(Exception):
@@ -60,61 +49,95 @@ class _Ended(Exception):
 
 
 class Turn:
-    """A turn over an engine; `events` runs it once."""
+    """A turn over an engine; `events` runs it once. `abort` is what the engine is stopped by."""
 
     def __init__(
-        self, engine: Engine, settings: TurnSettings, clock: Callable[[], float] = time.perf_counter
+        self,
+        engine: Engine,
+        settings: TurnSettings,
+        clock: Callable[[], float] = time.perf_counter,
+        control: TurnControl | None = None,
+        abort: AbortFlag = _NO_FLAG,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._clock = clock
-        self._parser = ThinkingParser()
-        self._decoder = _utf8_decoder()
-        self._closing: dict[CloseReason, list[int]] = {}
-        self._thinking: list[str] = []
-        self._kept_thinking = 0  # pieces of an earlier phase of thinking, which a loop does not touch
-        self._answer: list[str] = []
-        self._answer_tokens: list[int] = []
-        self._thinking_tokens = 0
-        self._phase_start = 0  # where in the KV cache the thinking, later the answer, begins
-        self._cached = self._prompt_tokens = 0
-        self._began = self._decode_began = clock()
+        self._control = control
+        self._abort = abort
+        self._closings = Closings(engine.vocabulary)
+        self._text = self._new_transcript()
+        self._limits = Limits(engine, settings, self._closings)
+        self._watch = Stopwatch(clock)
+        self._telling: Telling | None = None
+        self._pending: tuple[int, ...] = ()  # sampled and shown, but not cached yet
+        self._n_prompt = self._n_known = self._cached = 0
+        self._n_resumed = 0  # thinking and answer tokens of an earlier turn
+        self._phase_start = 0  # where in the KV cache the guard began to watch
+        self._thinking_end: int | None = None  # where in the KV cache the answer begins
 
-    def events(self, prompt: Sequence[int]) -> Iterator[Event]:
-        """The events of the turn, Finished last. The engine's cache is consistent whenever it pauses."""
-        self._prompt_tokens = len(prompt)
+    def events(self, prompt: Sequence[int], opening: Opening | None = None) -> Iterator[Event]:
+        """The events of the turn, Finished last. The engine's cache is consistent whenever it pauses.
+
+        With an opening over the same prompt it goes on from there: events tell what is new, Finished has
+        the whole, and budgets count the whole.
+        """
+        generated = () if opening is None else opening.generated
+        has_ended = bool(generated) and self._engine.vocabulary.is_end(generated[-1])
+        self._take_up(prompt, generated[:-1] if has_ended else generated)
+        reason = FinishReason.STOP
         try:
-            yield from self._prefill(prompt)
-            reopened = True
-            while reopened:
-                yield from self._think()
-                reopened = yield from self._give_answer()
-            reason = FinishReason.STOP
+            if has_ended:
+                yield _NOTHING_LEFT
+            else:
+                yield from self._prefill([*prompt, *generated])
+                yield from self._reply()
         except Aborted:
             reason = FinishReason.INTERRUPTED
         except _Ended as ended:
             reason = ended.reason
-        yield from self._flush()
-        if reason is FinishReason.STOP and not "".join(self._answer).strip():
+        if not (self._settings.wants_tokens and reason in _CAN_GO_ON):
+            yield from self._text.flush()
+        yield from self._told()
+        if reason is FinishReason.STOP and not self._text.answer.strip():
             reason = FinishReason.NO_ANSWER
-        yield Finished(reason, self._stats(), "".join(self._thinking), "".join(self._answer))
+        yield Finished(reason, self._stats(), self._text.thinking, self._text.answer)
 
-    def _prefill(self, prompt: Sequence[int]) -> Iterator[Event]:
-        for progress in self._engine.prefill(prompt):
+    def _take_up(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
+        """Be where the tokens leave off."""
+        self._n_prompt, self._n_known = len(prompt), len(generated)
+        n_thinking = self._text.replay(generated)
+        n_answer = self._text.answer_tokens
+        self._n_resumed = self._text.thinking_tokens + n_answer
+        self._limits = Limits(self._engine, self._settings, self._closings, n_answer)
+        if self._settings.wants_tokens:
+            self._telling = Telling(self._clock, len(prompt), len(generated))
+        if not self._text.is_thinking:
+            self._thinking_end = len(prompt) + n_thinking
+
+    def _prefill(self, tokens: Sequence[int]) -> Iterator[Event]:
+        for progress in self._engine.prefill(tokens):
             self._cached = progress.cached
             yield Prefill(progress.done, progress.total, progress.cached)
-        self._decode_began = self._clock()
-        self._phase_start = len(self._engine.tokens)
+        self._watch.decodes()
         self._engine.start_sampling(self._settings.sampler)
         if self._settings.grammar is not None:
             self._settings.grammar.reset()
 
+    def _reply(self) -> Iterator[Event]:
+        """Thinking and answer; the model may go back to thinking before it answers."""
+        goes_on = True
+        while goes_on:
+            if self._text.is_thinking:
+                yield from self._think()
+                self._thinking_end = len(self._engine.tokens)
+            goes_on = yield from self._give_answer()
+
     def _think(self) -> Iterator[Event]:
-        self._guard = LoopGuard(LoopSettings.thinking())
-        self._phase_start = len(self._engine.tokens)
-        self._kept_thinking = len(self._thinking)
+        self._enter_thinking()
         while True:
-            limit = self._thinking_limit()
+            limit = self._limits.of_thinking(self._text.thinking_tokens)
+            if limit is None and self._control is not None and self._control.is_wanted:
+                limit = yield from self._heed(self._control)
             if limit is not None:
                 yield from self._close(limit)
                 return
@@ -123,160 +146,156 @@ class Turn:
                 yield Notice("the model stopped inside its thinking; it was closed and asked to answer.")
                 yield from self._close(CloseReason.MODEL)
                 return
-            self._thinking_tokens += 1
-            piece = self._decoder.decode(self._engine.vocabulary.piece(token))
-            events, closed = self._take(piece)
+            self._pending = (token,)
+            piece, events, closed = self._text.feed(token)
             yield from events
             if closed:
                 yield from self._closed_by_model(token, piece)
                 return
             loop = self._guard.feed(token, piece) if self._settings.loop_guard else None
-            self._engine.append(token)
+            self._append(token)
             if loop is not None:
-                yield from self._cut_thinking(loop)
+                self._cut(loop)
+                yield from self._close(CloseReason.LOOP)
                 return
+            if self._telling is not None and self._telling.is_due:
+                yield from self._told()
 
-    def _thinking_limit(self) -> CloseReason | None:
-        if self._thinking_tokens >= self._settings.thinking_budget:
-            return CloseReason.BUDGET
-        room = self._engine.settings.n_ctx - len(self._engine.tokens)
-        closing = len(self._closing_tokens(CloseReason.CONTEXT))
-        return CloseReason.CONTEXT if room <= self._settings.answer_reserve + closing else None
+    def _enter_thinking(self) -> None:
+        self._guard = LoopGuard(LoopSettings.thinking())
+        self._phase_start = len(self._engine.tokens)
+        self._thinking_end = None
+
+    def _heed(self, control: TurnControl) -> Generator[Event, None, CloseReason | None]:
+        """Wait for the end of a pause, then do what is wanted; returns ASKED when that ends the thinking."""
+        self._watch.wait(control, self._abort)
+        while (wish := control.take()) is not None:
+            if isinstance(wish, AnswerNow):
+                return CloseReason.ASKED
+            yield from self._steer(sentence_of(wish.text))
+        return None
+
+    def _steer(self, sentence: str) -> Iterator[Event]:
+        """Put a sentence into the thinking, where it fits; the loop guard begins anew after it."""
+        if not sentence:
+            return
+        paragraph = self._text.paragraph(sentence)
+        tokens = encode_plain("".join(paragraph), self._engine.vocabulary)
+        if self._limits.of_thinking(self._text.thinking_tokens, len(tokens)) is not None:
+            yield Notice(
+                f"not steered: the sentence has {len(tokens):,} tokens, and the thinking is too near its end."
+            )
+            return
+        self._force(tokens)
+        yield from self._text.steer(paragraph, len(tokens))
+        self._enter_thinking()
 
     def _closed_by_model(self, token: int, piece: str) -> Iterator[Event]:
         """The model wrote </think>: under a grammar, only what is sampled from here on counts."""
         yield self._thinking_closed(CloseReason.MODEL)
         if self._settings.grammar is None:
-            self._engine.append(token)
-        else:
-            _, _, after = piece.rpartition(CLOSE_TAG[-1])
-            close = self._encode(CLOSE_TAG) if after.strip() else [token]
-            self._force([*close, *self._encode(AFTER_CLOSE)])
-            self._parser = ThinkingParser(State.ANSWER)
-        self._phase_start = len(self._engine.tokens)
-
-    def _cut_thinking(self, loop: Loop) -> Iterator[Event]:
-        self._engine.truncate(self._phase_start + loop.start)
-        kept = self._text_of(self._engine.tokens[self._phase_start :])
-        parser = ThinkingParser()
-        events = [*parser.feed(kept), *parser.flush()]
-        self._thinking[self._kept_thinking :] = [
-            event.text for event in events if isinstance(event, Thinking)
-        ]
-        self._parser, self._decoder = ThinkingParser(), _utf8_decoder()
-        yield from self._close(CloseReason.LOOP)
+            self._append(token)
+            return
+        _, _, after = piece.rpartition(CLOSE[-1])
+        close = self._closings.tag() if after.strip() else [token]
+        self._force(self._closings.after(close))
+        self._text.enter_answer()
 
     def _close(self, reason: CloseReason) -> Iterator[Event]:
         """End the thinking for the model, with a sentence of its own and the tag, in one decode."""
-        for event in self._parser.flush():
-            yield from self._record(event)
-        sentence = CLOSING_SENTENCES[reason]
-        if sentence:
-            text = f"\n\n{sentence}\n" if self._thinking else f"{sentence}\n"
-            self._thinking.append(text)
-            yield Thinking(text)
-        self._force(self._closing_tokens(reason))
-        self._parser = ThinkingParser(State.ANSWER)
-        self._decoder = _utf8_decoder()
-        self._phase_start = len(self._engine.tokens)
+        closing = self._closings.tokens(reason)
+        if len(closing) > self._limits.room:
+            raise _Ended(FinishReason.CONTEXT)
+        self._force(closing)
+        yield from self._text.close(reason)
         yield self._thinking_closed(reason)
-
-    def _closing_tokens(self, reason: CloseReason) -> list[int]:
-        if reason not in self._closing:
-            sentence = CLOSING_SENTENCES[reason]
-            tag = self._engine.vocabulary.special_tokens.get(CLOSE_TAG)
-            before = self._encode(f"\n\n{sentence}\n" if sentence else "\n")
-            close = self._encode(CLOSE_TAG) if tag is None else [tag]
-            self._closing[reason] = [*before, *close, *self._encode(AFTER_CLOSE)]
-        return self._closing[reason]
 
     def _give_answer(self) -> Generator[Event, None, bool]:
         """The events of the answer; returns whether the model went back to thinking before it began."""
         self._guard = LoopGuard(LoopSettings.answer())
+        self._phase_start = len(self._engine.tokens)
         while True:
-            if self._settings.max_tokens and len(self._answer_tokens) >= self._settings.max_tokens:
-                raise _Ended(FinishReason.MAX_TOKENS)
-            if len(self._engine.tokens) >= self._engine.settings.n_ctx:
-                raise _Ended(FinishReason.CONTEXT)
+            if self._control is not None and self._control.is_wanted:
+                yield from self._decline(self._control)
+            limit = self._limits.of_answer(self._text.answer_tokens)
+            if limit is not None:
+                raise _Ended(limit)
             token = self._engine.sample(self._settings.grammar)
             if self._engine.vocabulary.is_end(token):
+                if self._n_known and len(self._engine.tokens) == self._n_prompt + self._n_known:
+                    yield _NOTHING_LEFT
                 return False
-            self._answer_tokens.append(token)
-            piece = self._decoder.decode(self._engine.vocabulary.piece(token))
-            events, _ = self._take(piece)
+            self._pending = (token,)
+            piece, events, _ = self._text.feed(token)
             yield from events
             loop = self._guard.feed(token, piece) if self._settings.loop_guard else None
+            self._append(token)
             if loop is not None:
-                self._cut_answer(loop)
+                # What was shown stays; what is kept ends before the loop.
+                self._cut(loop)
                 raise _Ended(FinishReason.LOOP)
-            self._engine.append(token)
-            if self._parser.state is State.THINKING:
-                self._thinking_tokens += len(self._answer_tokens)
-                self._answer_tokens.clear()
+            if self._text.is_thinking:
                 return True
+            if self._telling is not None and self._telling.is_due:
+                yield from self._told()
 
-    def _cut_answer(self, loop: Loop) -> None:
-        """What was printed stays; what is stored ends before the loop."""
-        self._engine.truncate(self._phase_start + loop.start)
-        parser = ThinkingParser(State.ANSWER)
-        kept = self._text_of(self._answer_tokens[: loop.start])
-        events = [*parser.feed(kept), *parser.flush()]
-        self._answer = [event.text for event in events if isinstance(event, Answer)]
-        self._parser = ThinkingParser(State.ANSWER)
-        self._decoder = _utf8_decoder()
+    def _decline(self, control: TurnControl) -> Iterator[Event]:
+        self._watch.wait(control, self._abort)
+        while (wish := control.take()) is not None:
+            if not isinstance(wish, AnswerNow):
+                yield Notice("it answers already: there is no thinking left to steer.")
 
-    def _take(self, piece: str) -> tuple[list[Event], bool]:
-        """The events of a piece of text, recorded; and whether the thinking closed in it."""
-        if self._settings.grammar is not None and self._parser.state is State.ANSWER:
-            # Under a grammar nothing is dropped: a tag there is the content of a string.
-            return (list(self._record(Answer(piece))) if piece else []), False
-        events: list[Event] = []
-        closed = False
-        for event in self._parser.feed(piece):
-            if isinstance(event, Closed):
-                closed = True
-            elif not (closed and self._settings.grammar is not None):
-                events.extend(self._record(event))
-        return events, closed
-
-    def _record(self, event: Thinking | Answer | Closed) -> Iterator[Event]:
-        if isinstance(event, Thinking):
-            self._thinking.append(event.text)
-            yield event
-        elif isinstance(event, Answer):
-            self._answer.append(event.text)
-            yield event
-
-    def _flush(self) -> Iterator[Event]:
-        for event in [*self._parser.feed(self._decoder.decode(b"", True)), *self._parser.flush()]:
-            yield from self._record(event)
+    def _append(self, token: int) -> None:
+        self._engine.append(token)
+        self._pending = ()
 
     def _force(self, tokens: Sequence[int]) -> None:
-        """Put tokens that were not sampled into the cache, in one batch."""
-        for _ in self._engine.prefill([*self._engine.tokens, *tokens]):
-            pass
+        """Put tokens that were not sampled into the cache, in one batch: all of them or none."""
+        n_before = len(self._engine.tokens)
+        try:
+            for _ in self._engine.prefill([*self._engine.tokens, *tokens]):
+                pass
+        except Aborted:
+            self._engine.truncate(n_before)
+            raise
+        self._pending = ()
 
-    def _encode(self, text: str) -> list[int]:
-        return self._engine.vocabulary.encode_text(text)
+    def _cut(self, loop: Loop) -> None:
+        """Drop a loop from the cache and from the text; the tokens that it took stay counted."""
+        n_tokens = self._phase_start + loop.start
+        self._engine.truncate(n_tokens)
+        if self._telling is not None:
+            self._telling.cut(n_tokens)
+        counts = self._text.thinking_tokens, self._text.answer_tokens
+        self._text = self._new_transcript()
+        self._text.replay(self._engine.tokens[self._n_prompt :])
+        self._text.thinking_tokens, self._text.answer_tokens = counts
 
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        return b"".join(map(self._engine.vocabulary.piece, tokens)).decode("utf-8", "replace")
+    def _new_transcript(self) -> Transcript:
+        is_exact = self._settings.grammar is not None
+        return Transcript(self._engine.vocabulary, self._closings, is_exact=is_exact)
+
+    def _told(self) -> Iterator[Event]:
+        """The token ids that are new, for whoever wants them."""
+        if self._telling is None or not self._watch.has_prefilled:
+            return
+        tokens = [*self._engine.tokens, *self._pending] if self._pending else self._engine.tokens
+        end = self._thinking_end or len(tokens)
+        generated = self._telling.next(tokens, end - self._n_prompt)
+        if generated is not None:
+            yield generated
 
     def _thinking_closed(self, reason: CloseReason) -> ThinkingClosed:
-        return ThinkingClosed(reason, self._thinking_tokens, self._clock() - self._decode_began)
+        return ThinkingClosed(reason, self._text.thinking_tokens, self._watch.decode_s)
 
     def _stats(self) -> TurnStats:
-        now = self._clock()
-        prefilled = self._decode_began if self._phase_start else now
         return TurnStats(
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached,
-            thinking_tokens=self._thinking_tokens,
-            answer_tokens=len(self._answer_tokens),
-            prefill_s=prefilled - self._began,
-            decode_s=now - prefilled,
+            prompt_tokens=self._n_prompt,
+            cached_tokens=min(self._cached, self._n_prompt),
+            thinking_tokens=self._text.thinking_tokens,
+            answer_tokens=self._text.answer_tokens,
+            prefill_s=self._watch.prefill_s,
+            decode_s=self._watch.decode_s,
+            resumed_tokens=self._n_resumed,
+            resumed_cached=min(max(0, self._cached - self._n_prompt), self._n_resumed),
         )
-
-
-def _utf8_decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("replace")

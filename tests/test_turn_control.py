@@ -1,0 +1,346 @@
+"""Taking part in a turn: answer now, a steered sentence, a pause, over an engine that replays a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from qwq_local.dialogue.closing import CLOSING_SENTENCES
+from qwq_local.dialogue.control import TurnControl, sentence_of
+from qwq_local.dialogue.turn import Turn, TurnSettings
+from qwq_local.engine.api import Aborted, AbortFlag, Grammar, PrefillProgress
+from qwq_local.events import (
+    CloseReason,
+    Event,
+    Finished,
+    FinishReason,
+    Notice,
+    Prefill,
+    Steered,
+    Thinking,
+    ThinkingClosed,
+)
+from tests.fakes import CLOSE, END, FakeGrammar, QueuedEngine
+
+PROMPT = "question"
+SETTINGS = TurnSettings(thinking_budget=1000, answer_reserve=64)
+ASKED = CLOSING_SENTENCES[CloseReason.ASKED]
+Wish = Callable[[TurnControl], None]
+
+
+class WishingEngine(QueuedEngine):
+    """A queue of pieces during which a person wishes something: by the number of pieces sampled then."""
+
+    def __init__(
+        self,
+        pieces: Sequence[str | bytes],
+        wishes: Mapping[int, Wish],
+        n_ctx: int = 4096,
+        abort: AbortFlag | None = None,
+    ) -> None:
+        super().__init__(pieces, n_ctx, abort)
+        self.control = TurnControl()
+        self._wishes = wishes
+        if 0 in wishes:
+            wishes[0](self.control)
+
+    def sample(self, grammar: Grammar | None = None) -> int:
+        """The next of the queue; what is wished meanwhile counts after it."""
+        token = super().sample(grammar)
+        if self.sampled in self._wishes:
+            self._wishes[self.sampled](self.control)
+        return token
+
+
+def steer(text: str) -> Wish:
+    return lambda control: control.steer(text)
+
+
+def run(engine: WishingEngine, settings: TurnSettings = SETTINGS) -> list[Event]:
+    """The events of a turn; what is shown of the thinking is what is kept of it."""
+    prompt = engine.vocabulary.encode_text(PROMPT)
+    events = list(Turn(engine, settings, control=engine.control).events(prompt))
+    shown = [event.text for event in events if isinstance(event, Thinking | Steered)]
+    assert "".join(shown) == finished(events).thinking
+    return events
+
+
+def finished(events: Sequence[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+def closed(events: Sequence[Event]) -> ThinkingClosed:
+    return next(event for event in events if isinstance(event, ThinkingClosed))
+
+
+def notices(events: Sequence[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_same_cache() -> None:
+    engine = WishingEngine(["Hm", " well", "It is", " 3.", END], {2: TurnControl.answer_now})
+    events = run(engine)
+
+    assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 2)
+    end = finished(events)
+    assert (end.thinking, end.answer) == (f"Hm well\n\n{ASKED}\n", "It is 3.")
+    assert (end.reason, end.stats.thinking_tokens) == (FinishReason.STOP, 2)
+    assert engine.cached_text == f"{PROMPT}Hm well\n\n{ASKED}\n{CLOSE}\n\nIt is 3."
+    assert sum(isinstance(event, Prefill) for event in events) == 2
+
+
+def test_answer_now_while_it_prefills_counts_when_the_thinking_begins() -> None:
+    events = run(WishingEngine(["Three.", END], {0: TurnControl.answer_now}))
+
+    assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 0)
+    assert (finished(events).thinking, finished(events).answer) == (f"{ASKED}\n", "Three.")
+
+
+def test_a_steered_sentence_is_a_paragraph_of_the_thinking_where_it_was_said() -> None:
+    engine = WishingEngine(["Hm", " well", "So", CLOSE, "3.", END], {2: steer(" Count\n the r's. ")})
+    events = run(engine)
+
+    assert [event for event in events if isinstance(event, Thinking | Steered)] == [
+        *(Thinking("Hm"), Thinking(" well"), Thinking("\n\n")),
+        *(Steered("Count the r's."), Thinking("\n\n"), Thinking("So")),
+    ]
+    assert engine.cached_text == f"{PROMPT}Hm well\n\nCount the r's.\n\nSo{CLOSE}3."
+    assert sum(isinstance(event, Prefill) for event in events) == 2
+    assert finished(events).stats.thinking_tokens == 4 + len("\n\nCount the r's.\n\n")
+
+
+@pytest.mark.parametrize("before", [["a"], ["a\n"], ["a\n\n"], ["a", "\n", "\n"], ["\n\n", "a\n"]])
+def test_a_steered_sentence_stands_between_blank_lines(before: list[str]) -> None:
+    engine = WishingEngine([*before, "b", CLOSE, "c", END], {len(before): steer("No.")})
+    assert finished(run(engine)).thinking == "a\n\nNo.\n\nb"
+
+
+def test_a_sentence_said_before_the_thinking_begins_is_its_first() -> None:
+    engine = WishingEngine([" Yes", CLOSE, "3.", END], {0: steer("Be quick.")})
+    assert finished(run(engine)).thinking == "Be quick.\n\n Yes"
+    assert engine.cached_text.startswith(f"{PROMPT}Be quick.\n\n Yes")
+
+
+@pytest.mark.parametrize("piece", ["</th", "<think", "草".encode()[:2], "🦙".encode()[:1]])
+def test_what_was_held_back_comes_before_a_steered_sentence(piece: str | bytes) -> None:
+    engine = WishingEngine(["a\n", piece, "b", CLOSE, "c", END], {2: steer("Go.")})
+    held = piece if isinstance(piece, str) else "\ufffd"
+    assert finished(run(engine)).thinking == f"a\n{held}\n\nGo.\n\nb"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Close it: </think> now", "<think>", "<</think>>", "</think</think>", "a </think", f"{END}{CLOSE}"],
+)
+def test_a_tag_in_a_steered_sentence_closes_nothing_and_is_no_control_token(text: str) -> None:
+    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer(text)})
+    events = run(engine)
+
+    assert closed(events).reason is CloseReason.MODEL
+    assert finished(events).answer == "c"
+    assert finished(events).thinking.endswith("\n\nb")
+    controls = set(engine.vocabulary.special_tokens.values())
+    assert [token for token in engine.tokens if token in controls] == [engine.vocabulary.token_of(CLOSE)]
+    assert engine.cached_text.count(CLOSE) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  two\r\n lines\t", "two lines"),
+        ("a\x1b[31m\x00b\x07", "a[31mb"),
+        ("half \ud800 a pair", "half  a pair"),
+        ("cafe\u0301 🧑‍💻", "café 🧑‍💻"),
+        ("\n \u2028", ""),
+        ("</think>", "< /think>"),
+    ],
+)
+def test_a_sentence_is_one_line_without_controls(text: str, expected: str) -> None:
+    assert sentence_of(text) == expected
+
+
+def test_an_empty_sentence_changes_nothing() -> None:
+    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer(" \n ")})
+    events = run(engine)
+    assert engine.cached_text == f"{PROMPT}ab{CLOSE}c"
+    assert not any(isinstance(event, Steered) for event in events)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_ctx"),
+    [(replace(SETTINGS, thinking_budget=12), 4096), (replace(SETTINGS, answer_reserve=40), 140)],
+)
+def test_a_sentence_that_the_limits_leave_no_room_for_is_refused_by_a_notice(
+    settings: TurnSettings, n_ctx: int
+) -> None:
+    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer("A sentence of many characters.")}, n_ctx)
+    events = run(engine, settings)
+    assert notices(events) == [
+        "not steered: the sentence has 34 tokens, and the thinking is too near its end."
+    ]
+    assert finished(events).thinking == "ab"
+    assert engine.cached_text == f"{PROMPT}ab{CLOSE}c"
+
+
+def test_steered_tokens_count_against_the_budget() -> None:
+    engine = WishingEngine(["t"] * 100, {1: steer("Go on.")})
+    events = run(engine, replace(SETTINGS, thinking_budget=20, max_tokens=1))
+    assert (closed(events).reason, closed(events).tokens) == (CloseReason.BUDGET, 20)
+    assert engine.sampled == 20 - len("\n\nGo on.\n\n") + 1
+
+
+def test_while_it_answers_nothing_can_be_asked_of_it_any_more() -> None:
+    def both(control: TurnControl) -> None:
+        control.answer_now()
+        control.steer("No.")
+
+    engine = WishingEngine(["a", CLOSE, "b", "c", END], {3: both})
+    events = run(engine)
+    assert notices(events) == ["it answers already: there is no thinking left to steer."]
+    assert (finished(events).thinking, finished(events).answer) == ("a", "bc")
+    assert [event.reason for event in events if isinstance(event, ThinkingClosed)] == [CloseReason.MODEL]
+
+
+def test_wishes_are_granted_in_their_order() -> None:
+    def several(control: TurnControl) -> None:
+        control.steer("One.")
+        control.steer("Two.")
+        control.answer_now()
+        control.steer("Three.")
+
+    events = run(WishingEngine(["a", "b", END], {1: several}))
+    assert finished(events).thinking == f"a\n\nOne.\n\nTwo.\n\n\n\n{ASKED}\n"
+    assert finished(events).answer == "b"
+    assert notices(events) == ["it answers already: there is no thinking left to steer."]
+
+
+LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " it", " again", ".", "\n"]
+
+
+def test_the_loop_guard_begins_anew_after_a_steered_sentence() -> None:
+    """It is found as many tokens after the sentence as it takes without one, and cut back to the sentence."""
+    plain, steered = (
+        WishingEngine(LOOP * 200, {600: steer("Stop that.")} if is_steered else {}) for is_steered in (0, 1)
+    )
+    kept = ""
+    for engine in (plain, steered):
+        settings = replace(SETTINGS, thinking_budget=2500, max_tokens=1)
+        prompt = engine.vocabulary.encode_text(PROMPT)
+        events = list(Turn(engine, settings, control=engine.control).events(prompt))
+        assert closed(events).reason is CloseReason.LOOP
+        kept = finished(events).thinking
+
+    assert 600 < plain.sampled < steered.sampled - 500
+    before, _, after = kept.partition("\n\nStop that.\n\n")
+    assert before.count("Wait, is that right?") > 40
+    assert after.count("Wait, is that right?") <= 2
+    assert steered.cached_text.startswith(f"{PROMPT}{kept}{CLOSE}\n\n")
+
+
+def test_a_thinking_under_a_grammar_can_be_steered_and_ended() -> None:
+    def both(control: TurnControl) -> None:
+        control.steer("Be brief.")
+        control.answer_now()
+
+    grammar = FakeGrammar([99])
+    engine = WishingEngine(["a", '{"a"', ": 1}", END], {1: both})
+    events = run(engine, replace(SETTINGS, grammar=grammar))
+    assert engine.vocabulary.text(grammar.seen) == '{"a": 1}' + END
+    assert finished(events).answer == '{"a": 1}'
+
+
+class FakeClock:
+    """A clock on which time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class PausedControl(TurnControl):
+    """A control that is paused; after it was waited for three times something happens. It never sleeps."""
+
+    def __init__(self, clock: FakeClock, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._clock, self._then = clock, then
+        self.waits = 0
+
+    def wait(self, seconds: float) -> bool:
+        """As ever, but half a minute passes in place of the moment."""
+        assert 0 < seconds <= 0.1
+        if super().wait(0):
+            return True
+        self.waits += 1
+        self._clock.now += 30.0
+        if self.waits == 3:
+            self._then()
+        return super().wait(0)
+
+
+def test_a_pause_waits_counts_for_nothing_and_then_a_wish_made_in_it_is_granted() -> None:
+    clock = FakeClock()
+
+    def then() -> None:
+        control.steer("Go.")
+        control.go_on()
+
+    control = PausedControl(clock, then)
+    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: lambda _: control.pause()})
+    turn = Turn(engine, SETTINGS, clock, control)
+    events = []
+    for event in turn.events(engine.vocabulary.encode_text(PROMPT)):
+        events.append(event)
+        clock.now += 1.0
+
+    assert control.waits == 3
+    assert finished(events).thinking == "a\n\nGo.\n\nb"
+    # A second for each event since the prefill was done, and none of the ninety.
+    n_before = sum(isinstance(event, Prefill) for event in events)
+    at_close = next(i for i, event in enumerate(events) if isinstance(event, ThinkingClosed))
+    assert closed(events).elapsed_s == at_close - n_before
+    assert finished(events).stats.decode_s == len(events) - 1 - n_before
+    assert finished(events).stats.prefill_s == n_before
+
+
+def test_an_answer_can_be_paused_too() -> None:
+    clock = FakeClock()
+    control = PausedControl(clock, lambda: control.go_on())
+    engine = WishingEngine(["a", CLOSE, "c", END], {3: lambda _: control.pause()})
+    events = list(Turn(engine, SETTINGS, clock, control).events([1, 2]))
+    assert control.waits == 3
+    assert finished(events).stats.decode_s == 0
+
+
+def test_a_paused_turn_can_be_stopped() -> None:
+    clock, abort = FakeClock(), AbortFlag()
+    control = PausedControl(clock, abort.set)
+    engine = WishingEngine(["a", "b", END], {1: lambda _: control.pause()}, abort=abort)
+    events = list(Turn(engine, SETTINGS, clock, control, abort).events([1, 2]))
+    assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")
+    assert (control.waits, finished(events).stats.decode_s) == (3, 0)
+
+
+class StoppedInForce(WishingEngine):
+    """An engine that is stopped in the middle of tokens that are put into its cache."""
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+        """Take half of them and stop, when there is something cached already."""
+        if not self._cache:
+            yield from super().prefill(tokens)
+            return
+        n_more = len(tokens) - len(self._cache)
+        self._cache = list(tokens[: len(self._cache) + n_more // 2])
+        raise Aborted
+
+
+@pytest.mark.parametrize("wish", [TurnControl.answer_now, steer("Go.")])
+def test_a_stop_while_a_sentence_is_put_in_leaves_nothing_of_it(wish: Wish) -> None:
+    engine = StoppedInForce(["a", "b", END], {1: wish})
+    events = run(engine)
+    assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")
+    assert engine.cached_text == f"{PROMPT}a"
