@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
-from qwq_local.dialogue.prompt import encode_prompt
+from qwq_local.dialogue.prompt import encode_plain, encode_prompt
 from qwq_local.dialogue.template import ChatTemplate
+from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import TemplateError, UsageError
 from qwq_local.events import ToolCall
 from tests.chat_templates import REFERENCE, REPACKAGED
+from tests.command import ROOT
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -187,6 +189,30 @@ def test_harmless_text_gets_the_ids_of_the_whole_prompt(a: str, b: str, c: str, 
 def test_newlines_merge_across_the_border_of_foreign_text() -> None:
     messages = [Message(Role.USER, "\nHow many?\n"), Message(Role.ASSISTANT, "a\n"), Message(Role.TOOL, "\n")]
     assert list(encoded(messages)) == vocabulary().whole.encode(plainly_rendered(messages)).ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cafe\u0301 und U\u0308berfluss",
+        "Vie\u0323\u0302t Nam, Å\u0301",
+        "\u1112\u1161\u11ab\u1100\u1173\u11af and か\u3099",
+        "1 <\u0338 2, 300 \u212a, 5 \u2126; a\u037e",
+        "\u0301 at the start, n\u0303\u0323 twice",
+        "\u0958 is never composed, \ufb01 stays, \U0001d15e",
+    ],
+)
+def test_decomposed_text_gets_the_ids_that_the_model_was_trained_on(loaded: LoadedModel, text: str) -> None:
+    """The `tokenizers` library on the miniature's tokenizer.json, which asks for NFC as Qwen's does."""
+    trained = Tokenizer.from_file(str(ROOT / "miniature" / "checkpoint" / "tokenizer.json"))
+    messages = [Message(Role.SYSTEM, text), Message(Role.USER, f"{text}\n")]
+    expected = trained.encode(plainly_rendered(messages)).ids
+    assert list(encode_prompt(template(), messages, loaded.vocabulary).tokens) == expected
+    assert (
+        encode_plain(text, loaded.vocabulary)
+        == trained.encode(text).ids
+        != (loaded.vocabulary.encode_text(text))
+    )
 
 
 def test_tool_definitions_get_the_ids_of_the_whole_prompt() -> None:

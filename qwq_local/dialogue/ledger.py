@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwq_local.dialogue.conversation import Message, Role, answer_of
+from qwq_local.dialogue.prompt import encode_plain
 from qwq_local.engine.api import Vocabulary
 from qwq_local.events import Ledger
 
@@ -18,7 +19,7 @@ def ledger_of(
     """
 
     def count(text: str) -> int:
-        return len(vocabulary.encode_text(text)) if text else 0
+        return len(encode_plain(text, vocabulary)) if text else 0
 
     system = history = spared = 0
     for message in messages[:-1]:

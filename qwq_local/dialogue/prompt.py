@@ -9,6 +9,7 @@ no Jinja and no engine, only a Vocabulary.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def encode_parts(parts: Sequence[Part], vocabulary: Vocabulary) -> list[int]:
 
     def close_stretch() -> None:
         if stretch := "".join(plain):
-            tokens.extend(vocabulary.encode_text(stretch))
+            tokens.extend(encode_plain(stretch, vocabulary))
         plain.clear()
 
     for part in parts:
@@ -66,3 +67,11 @@ def encode_parts(parts: Sequence[Part], vocabulary: Vocabulary) -> list[int]:
         plain.append(part.text[position:])
     close_stretch()
     return tokens
+
+
+def encode_plain(text: str, vocabulary: Vocabulary) -> list[int]:
+    """Token ids of plain text as the model was trained on it: in Unicode's composed form, NFC.
+
+    Qwen's tokenizer.json normalises so, llama.cpp does not: a decomposed é would be other tokens.
+    """
+    return vocabulary.encode_text(unicodedata.normalize("NFC", text))
