@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.context import LlamaContext, SequenceState
 from qwq_local.engine.model import LoadedModel
-from qwq_local.errors import DoesNotFit
+from qwq_local.errors import DoesNotFit, QwqError
 from qwq_local.events import Notice
 from qwq_local.planning.plan import Plan
 from qwq_local.planning.window import Scaling
@@ -38,27 +38,39 @@ class Contexts:
         self._threads = threads
         self._abort = abort
         self._standing: Standing | None = None
+        self._is_outdated = False
+
+    def foreseen(self, prompt_tokens: int, loaded_layers: int) -> Plan:
+        """The plan that `ready` would fulfil if all the memory can be had. Raises as it does."""
+        plan = self._provision.plan(prompt_tokens, loaded_layers)
+        if self._standing is None or self._is_outdated:
+            return plan
+        return _within(self._standing, plan) if _serves(self._standing, plan) else self._grown(plan)
+
+    def outdate(self, threads: int) -> None:
+        """The settings changed: the next context is a new one, with what the old one holds if that fits."""
+        self._threads = threads
+        self._is_outdated = True
 
     def ready(self, prompt_tokens: int, loaded_layers: int) -> Generator[Notice, None, Standing]:
         """A context for a prompt of so many tokens; notices tell what had to change.
 
-        Raises DoesNotFit when no smaller plan can be had either; the context that there was is then back.
+        Raises DoesNotFit when no smaller plan can be had either, and UsageError for settings that llama.cpp
+        would refuse; the context that there was is then back.
         """
-        plan = self._provision.plan(prompt_tokens, loaded_layers)
+        plan = self.foreseen(prompt_tokens, loaded_layers)
         standing = self._standing
-        if standing is not None and _serves(standing, plan):
-            self._standing = Standing(standing.context, _within(standing, plan))
+        if standing is not None and not self._is_outdated and _serves(standing, plan):
+            self._standing = Standing(standing.context, plan)
             return self._standing
         saved = self._saved(plan)
-        if standing is not None:
-            if standing.plan.rope != plan.rope:
-                yield Notice(switch_line(standing.plan, plan))
-            plan = self._grown(standing.plan, plan)
-        elif plan.rope.is_on:
+        if standing is not None and standing.plan.rope != plan.rope:
+            yield Notice(switch_line(standing.plan, plan))
+        elif standing is None and plan.rope.is_on:
             yield Notice(scaling_line(plan))
         try:
             return (yield from self._build(plan, loaded_layers, saved))
-        except DoesNotFit:
+        except QwqError:
             if standing is not None:
                 yield from self._bring_back(standing, saved)
             raise
@@ -86,9 +98,10 @@ class Contexts:
                     f"trying {smaller.n_ctx:,} tokens with {smaller.kv_type} KV."
                 )
                 plan = smaller
+        self._standing = Standing(context, plan)
+        self._is_outdated = False
         if saved is not None:
             context.restore(saved)
-        self._standing = Standing(context, plan)
         return self._standing
 
     def _smaller(self, failed: Plan, loaded_layers: int, refused: DoesNotFit) -> Plan:
@@ -101,8 +114,8 @@ class Contexts:
 
     def _bring_back(self, standing: Standing, saved: SequenceState | None) -> Generator[Notice, None, None]:
         context = LlamaContext(self._model, standing.context.settings, self._abort)
-        was_kept = saved is not None and context.restore(saved)
         self._standing = Standing(context, standing.plan)
+        was_kept = saved is not None and context.restore(saved)
         read_anew = "" if was_kept else "; what it held is read again with the next question"
         yield Notice(f"the context of {standing.plan.n_ctx:,} tokens is back{read_anew}.")
 
@@ -115,8 +128,11 @@ class Contexts:
             return None
         return self._standing.context.saved_state()
 
-    def _grown(self, before: Plan, plan: Plan) -> Plan:
-        """The plan with twice the context that there was, to grow into, where that is free of sacrifice."""
+    def _grown(self, plan: Plan) -> Plan:
+        """The plan with twice the context that there is, to grow into, where that is free of sacrifice."""
+        if self._standing is None:
+            return plan
+        before = self._standing.plan
         window = self._provision.window.tokens(plan.rope.factor)
         n_ctx = min(2 * before.n_ctx, window)
         if before.rope != plan.rope or plan.n_ctx >= n_ctx or plan.wish.n_ctx is not None:

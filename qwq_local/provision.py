@@ -72,6 +72,11 @@ class Provision:
         wish = replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=self._is_roomy)
         return replace(made, wish=wish)
 
+    def adopt(self, profile: Profile) -> None:
+        """Plan under another profile from now on; what was learned of the machine stays."""
+        self._profile = profile
+        self.window = model_window(profile, own_rope_scaling(self.header))
+
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
         """The same plan with a larger context; None when that does not fit."""
         request = self.request(plan.wish.prompt_tokens)

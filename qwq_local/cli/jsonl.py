@@ -9,20 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TextIO
 
-from qwq_local.events import Event, Finished, Planned, TurnStats
+from qwq_local.events import Finished, Generated, Planned, Prompted, TurnStats
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.table import Row
+from qwq_local.splitting import PartDone, SplitEvent
 
 VERSION = 1
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 
-def event_line(event: Event) -> str:
-    """The event as one line of JSON: `v`, `event`, then its fields by name."""
+def event_line(event: SplitEvent) -> str:
+    """The event as one line of JSON: `v`, `event`, then its fields by name; nothing for one of token ids."""
+    if isinstance(event, Prompted | Generated):
+        return ""
     name = _WORD_START.sub("_", type(event).__name__).lower()
     values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     fields = {key: _plain(value) for key, value in values.items()}
-    if isinstance(event, Finished):
+    if isinstance(event, Finished | PartDone):
         fields["stats"] = stats_object(event.stats)
     return _line({"v": VERSION, "event": name, **fields})
 

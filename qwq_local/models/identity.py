@@ -43,7 +43,7 @@ class ModelIdentities:
         """Which weights a model is. Raises OSError when a file is gone."""
         keys = tuple(_file_key(part.path) for part in header.parts)
         if keys not in self._headers:
-            self._headers[keys] = _header_sha256(header)
+            self._headers[keys] = header_sha256(header)
         return ModelIdentity(self._headers[keys], self._content([part.path for part in header.parts]))
 
     def learn(self, header: Header) -> None:
@@ -110,7 +110,7 @@ class ModelIdentities:
         return digest.hexdigest()
 
 
-def _header_sha256(header: Header) -> str:
+def header_sha256(header: Header) -> str:
     """A digest of the header, the size and the time of every part."""
     digest = hashlib.sha256()
     for part in header.parts:

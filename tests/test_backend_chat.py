@@ -1,0 +1,456 @@
+"""The local backend as a chat uses it, on the real miniature: stopped, gone on with, changed, asked again."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwq_local.backend import LocalBackend
+from qwq_local.dialogue.control import Opening, TurnControl
+from qwq_local.dialogue.conversation import Message, Role
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.errors import EngineError, PromptTooLong, UsageError
+from qwq_local.events import (
+    Answer,
+    CloseReason,
+    Event,
+    Finished,
+    FinishReason,
+    Generated,
+    Loading,
+    Notice,
+    Planned,
+    Prefill,
+    Prompted,
+    Steered,
+    Thinking,
+    ThinkingClosed,
+)
+from qwq_local.paths import Directories
+from qwq_local.prefill_once import PrefillOnce
+from qwq_local.profiles import Profile, profile_folders, resolve
+from qwq_local.question import Backend, Question
+
+STRAWBERRY = Message(Role.USER, "How many r's are in the word strawberry?")
+# With the miniature's budgets just past its native window.
+LONG, LONGER = (Message(Role.USER, f"How many r's? {'hello ' * n}") for n in (60, 70))
+RASPBERRY = Message(Role.USER, "How many r's are in the word raspberry?")
+
+
+def profile(tmp_path: Path, *settings: str) -> Profile:
+    folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
+    usual = ("temperature=0", "threads=1", "seed=1", "kv_store_min_tokens=8")
+    return resolve("miniature", "chat", folders, {}, [*usual, *settings]).profile
+
+
+@pytest.fixture
+def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalBackend]:
+    made = LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), is_roomy=True)
+    with closing(made):
+        yield made
+
+
+def ask(backend: Backend, *messages: Message, **more: object) -> list[Event]:
+    return list(backend.reply(replace(Question(messages, wants_tokens=True), **more)))  # type: ignore[arg-type]
+
+
+def finished(events: Sequence[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+def planned(events: Sequence[Event]) -> Planned:
+    return next(event for event in events if isinstance(event, Planned))
+
+
+def cached(events: Sequence[Event]) -> int:
+    return next(event.cached for event in events if isinstance(event, Prefill))
+
+
+def notices(events: Sequence[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice) and "thinking of" not in event.text]
+
+
+def told(events: Sequence[Event], known: tuple[int, ...] = ()) -> Opening:
+    """The turn as an archive has it: the prompt's ids, and all that followed."""
+    for event in events:
+        if isinstance(event, Prompted):
+            prompt = event.tokens
+        if isinstance(event, Generated):
+            known = (*known[: event.start], *event.tokens)
+    return Opening(prompt, known)
+
+
+def text(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Thinking | Steered | Answer))
+
+
+def stopped(backend: Backend, n_pieces: int, *messages: Message, **more: object) -> list[Event]:
+    """The events of a reply that is stopped after so many pieces of text."""
+    events: list[Event] = []
+    question = replace(Question(messages, wants_tokens=True), **more)  # type: ignore[arg-type]
+    for event in backend.reply(question):
+        events.append(event)
+        if sum(isinstance(each, Thinking | Answer) for each in events) == n_pieces:
+            backend.stop()
+    return events
+
+
+def test_the_ids_of_the_prompt_come_before_it_is_read_and_those_of_the_reply_are_all_told(
+    backend: LocalBackend,
+) -> None:
+    events = ask(backend, STRAWBERRY)
+    kinds = [type(event) for event in events]
+    assert kinds[kinds.index(Planned) + 1] is Prompted
+    opening = told(events)
+    assert len(opening.prompt) == planned(events).prompt_tokens == finished(events).stats.prompt_tokens
+    pieces = b"".join(map(backend.weights.vocabulary.piece, opening.generated)).decode()
+    assert pieces == f"{finished(events).thinking}</think>\n\n{finished(events).answer}"
+
+
+@pytest.mark.parametrize("n_pieces", [1, 12, -4])
+def test_a_stopped_turn_is_gone_on_with_to_the_end_it_would_have_had(
+    backend: LocalBackend, n_pieces: int
+) -> None:
+    whole = ask(backend, STRAWBERRY)
+    n_whole = sum(isinstance(event, Thinking | Answer) for event in whole)
+    first = stopped(backend, n_pieces % n_whole, STRAWBERRY)
+    assert finished(first).reason is FinishReason.INTERRUPTED
+    opening = told(first)
+    rest = ask(backend, STRAWBERRY, opening=opening)
+
+    assert text(first) + text(rest) == text(whole)
+    assert (finished(rest).thinking, finished(rest).answer) == (
+        finished(whole).thinking,
+        finished(whole).answer,
+    )
+    assert told(rest, opening.generated) == told(whole)
+    assert planned(rest).prompt_tokens == planned(whole).prompt_tokens
+    assert planned(rest).thinking_budget == planned(whole).thinking_budget
+    assert cached(rest) >= len(opening.prompt) + len(opening.generated) - 2
+    stats = finished(rest).stats
+    assert (stats.cached_tokens, stats.resumed_tokens) == (len(opening.prompt), len(opening.generated))
+    assert len(opening.generated) - stats.resumed_cached in (0, 1, 2)
+    assert planned(rest).ledger.free == planned(whole).ledger.free - len(opening.generated)
+
+
+def test_a_turn_is_gone_on_with_in_another_process_from_what_was_kept(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its thinking too: a turn that was stopped is kept whole."""
+
+    def made() -> LocalBackend:
+        once = PrefillOnce(tmp_path, profile(tmp_path))
+        return LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), once, is_roomy=True)
+
+    with closing(made()) as before:
+        whole = ask(before, STRAWBERRY)
+        assert list(before.keep()) == []
+        first = stopped(before, 20, STRAWBERRY)
+        assert list(before.keep()) == []
+    opening = told(first)
+    with closing(made()) as after:
+        rest = ask(after, STRAWBERRY, opening=opening)
+        assert cached(rest) >= len(opening.prompt) + len(opening.generated) - 2
+        assert finished(rest).answer == finished(whole).answer
+        fresh = ask(after, STRAWBERRY, is_fresh=True)
+        assert cached(fresh) == 0
+    with closing(made()) as third:
+        assert cached(ask(third, STRAWBERRY, is_fresh=True)) == 0
+
+
+def test_a_stop_is_for_the_turn_that_runs_and_for_no_other(backend: LocalBackend) -> None:
+    backend.stop()
+    whole = ask(backend, STRAWBERRY)
+    assert finished(whole).reason is FinishReason.STOP
+    backend.stop()
+    first = stopped(backend, 3, STRAWBERRY)
+    assert finished(first).reason is FinishReason.INTERRUPTED
+    backend.stop()
+    assert text(ask(backend, STRAWBERRY)) == text(whole)
+
+
+def test_a_flag_that_a_signal_handler_set_counts_for_the_reply_that_heard_it(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    abort = AbortFlag()
+    with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, abort)) as backend:
+        for event in backend.reply(Question([STRAWBERRY])):
+            if isinstance(event, Thinking):
+                abort.set()
+        assert finished([event]).reason is FinishReason.INTERRUPTED
+        assert finished(ask(backend, STRAWBERRY)).reason is FinishReason.STOP
+        abort.set()
+        assert finished(ask(backend, STRAWBERRY)).reason is FinishReason.INTERRUPTED
+
+
+def test_a_stop_while_it_loads_leaves_it_to_be_loaded_again(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag())) as backend:
+        events = backend.reply(Question([STRAWBERRY]))
+        assert isinstance(next(events), Loading)
+        backend.stop()
+        with pytest.raises(Aborted):
+            list(events)
+        again = ask(backend, STRAWBERRY)
+        assert isinstance(again[0], Loading)
+        assert finished(again).reason is FinishReason.STOP
+
+
+def test_a_reply_that_nobody_reads_to_its_end_does_not_stop_the_next(backend: LocalBackend) -> None:
+    events = backend.reply(Question([STRAWBERRY]))
+    for event in events:
+        if isinstance(event, Thinking):
+            break
+    backend.stop()
+    del events
+    backend.stop()
+    assert finished(ask(backend, STRAWBERRY)).reason is FinishReason.STOP
+
+
+def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBackend) -> None:
+    ask(backend, RASPBERRY)
+    control = TurnControl()
+    control.pause()
+    question = Question([STRAWBERRY], control=control)
+    events: list[Event] = []
+    has_read = threading.Event()
+
+    def read() -> None:
+        for event in backend.reply(question):
+            events.append(event)
+            if isinstance(event, Prefill) and event.done == event.total:
+                has_read.set()
+
+    worker = threading.Thread(target=read)
+    worker.start()
+    assert has_read.wait(60)
+    backend.stop()
+    worker.join(60)
+    assert not worker.is_alive()
+    assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "")
+
+
+def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -> None:
+    control = TurnControl()
+    events: list[Event] = []
+    for event in backend.reply(Question([STRAWBERRY], control=control, wants_tokens=True)):
+        events.append(event)
+        if sum(isinstance(each, Thinking) for each in events) == 8 and not control.is_wanted:
+            control.steer("The letters are counted.")
+            control.answer_now()
+    closed = next(event for event in events if isinstance(event, ThinkingClosed))
+    assert closed.reason is CloseReason.ASKED
+    assert Steered("The letters are counted.") in events
+    assert finished(events).answer
+    prefills = [event for event in events if isinstance(event, Prefill)]
+    assert {event.total for event in prefills} == {planned(events).prompt_tokens}
+    # Gone on with, a turn that was steered is what it was.
+    opening = told(events)
+    again = ask(backend, STRAWBERRY, opening=Opening(opening.prompt, opening.generated[:-3]))
+    assert finished(again).thinking == finished(events).thinking
+    assert finished(again).answer == finished(events).answer
+
+
+def test_a_turn_that_was_lost_before_its_prompt_was_told_begins_anew(backend: LocalBackend) -> None:
+    whole = ask(backend, STRAWBERRY)
+    again = ask(backend, STRAWBERRY, opening=Opening((), ()))
+    assert (text(again), told(again)) == (text(whole), told(whole))
+
+
+def test_an_answer_under_a_schema_is_not_gone_on_with(backend: LocalBackend) -> None:
+    opening = told(stopped(backend, 3, STRAWBERRY))
+    with pytest.raises(UsageError, match="ask again"):
+        ask(backend, STRAWBERRY, opening=opening, schema={"type": "object"})
+
+
+def test_tokens_are_counted_before_anything_is_loaded_and_once_it_is(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The vocabulary is loaded once: the second count needs no file any more."""
+    path = Path(shutil.copy(miniature("Q8_0"), tmp_path / "model.gguf"))
+    with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag())) as backend:
+        n_tokens = backend.count_tokens("How many r's?")
+        plan = backend.dry_run(Question([STRAWBERRY]))
+        path.rename(tmp_path / "elsewhere.gguf")
+        assert backend.count_tokens("How many r's?") == n_tokens > 3
+        assert backend.count_tokens("cafe\u0301") == backend.count_tokens("café")
+        assert backend.dry_run(Question([STRAWBERRY])).prompt_tokens == plan.prompt_tokens
+        (tmp_path / "elsewhere.gguf").rename(path)
+        assert planned(ask(backend, STRAWBERRY)).prompt_tokens == plan.prompt_tokens
+        assert backend.count_tokens("How many r's?") == n_tokens
+
+
+def test_a_dry_run_foresees_the_context_that_there_is(backend: LocalBackend) -> None:
+    question = Question([STRAWBERRY], seed=1)
+    assert backend.dry_run(question) == planned(ask(backend, STRAWBERRY))
+    ask(backend, LONG)
+    longer = Question([LONGER], seed=1)
+    foreseen = backend.dry_run(longer)
+    assert foreseen == planned(list(backend.reply(longer)))
+    assert foreseen.yarn_factor == 2
+
+
+def test_thinking_that_was_spared_stands_in_the_ledger(backend: LocalBackend) -> None:
+    assert planned(ask(backend, STRAWBERRY, spared=123)).ledger.thinking_spared == 123
+    assert backend.dry_run(Question([STRAWBERRY], spared=7)).ledger.thinking_spared == 7
+
+
+def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(
+    backend: LocalBackend, tmp_path: Path
+) -> None:
+    """Its budgets are so small that it would need a quarter of the window."""
+    backend.adopt(profile(tmp_path, "thinking_budget=100", "answer_reserve=30"))
+    first = ask(backend, STRAWBERRY)
+    assert (planned(first).n_ctx, planned(first).yarn_factor) == (1024, 1)
+    second = ask(backend, Message(Role.USER, "hello " * 8))
+    assert (planned(second).n_ctx, notices(second)) == (1024, [])
+    long = stopped(backend, 1, Message(Role.USER, "hello " * 200))
+    assert planned(long).yarn_factor == 2
+    assert [line.split(":")[1] for line in notices(long)] == [
+        " YaRN 2 over 1,024 from here, the prompt is read anew."
+    ]
+    short = ask(backend, STRAWBERRY)
+    assert (planned(short).n_ctx, planned(short).yarn_factor) == (1024, 1)
+    assert "YaRN is off" in notices(short)[0]
+    assert text(short) == text(first)
+
+
+def test_a_turn_under_yarn_is_gone_on_with_under_yarn(backend: LocalBackend) -> None:
+    """Although with the little that it thought it would fit the native window."""
+    control = TurnControl()
+    control.answer_now()
+    first = stopped(backend, 3, LONG, control=control)
+    assert planned(first).yarn_factor == 2
+    assert finished(first).answer
+    rest = stopped(backend, 1, LONG, opening=told(first))
+    assert (planned(rest).yarn_factor, planned(rest).n_ctx) == (2, planned(first).n_ctx)
+    assert notices(rest) == []
+
+
+def test_a_full_context_grows_for_what_is_gone_on_with(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A window of 256 tokens is filled with thinking; the answer goes on in a larger one, from a copy."""
+    settings = ("thinking_budget=64", "answer_reserve=16", "max_tokens=0", "loop_guard=off")
+    with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path, *settings), 1, AbortFlag())) as backend:
+        first = ask(backend, Message(Role.USER, "hello " * 15))
+        assert planned(first).n_ctx == 256
+        opening = told(first)
+        filler = opening.generated[-1:] * (255 - len(opening.prompt) - len(opening.generated))
+        full = Opening(opening.prompt, opening.generated + filler)
+        rest = ask(backend, Message(Role.USER, "hello " * 15), opening=full)
+        assert planned(rest).n_ctx > 256
+        assert cached(rest) >= len(opening.prompt)
+        assert planned(rest).prompt_tokens == len(opening.prompt) == finished(rest).stats.prompt_tokens
+        assert finished(rest).answer.startswith(finished(first).answer)
+        profile_of_256 = replace(profile(tmp_path, *settings), n_ctx=256)
+        backend.adopt(profile_of_256)
+        with pytest.raises(PromptTooLong, match="256"):
+            ask(backend, Message(Role.USER, "hello " * 15), opening=Opening(full.prompt, full.generated * 2))
+
+
+def test_sampling_and_budgets_change_and_the_cache_stays(backend: LocalBackend, tmp_path: Path) -> None:
+    ask(backend, STRAWBERRY)
+    backend.adopt(profile(tmp_path, "temperature=0.5", "seed=7", "thinking_budget=20", "max_tokens=3"))
+    events = ask(backend, STRAWBERRY)
+    assert cached(events) == planned(events).prompt_tokens - 1
+    assert not any(isinstance(event, Loading) for event in events)
+    assert (planned(events).seed, planned(events).thinking_budget) == (7, 20)
+    assert finished(events).stats.thinking_tokens == 20
+    assert finished(events).reason is FinishReason.MAX_TOKENS
+
+
+def test_a_larger_context_takes_the_cache_over_and_another_kv_type_does_not(
+    backend: LocalBackend, tmp_path: Path
+) -> None:
+    ask(backend, STRAWBERRY)
+    backend.adopt(profile(tmp_path, "n_ctx=512", "thinking_budget=100"))
+    smaller = ask(backend, STRAWBERRY)
+    assert (planned(smaller).n_ctx, cached(smaller)) == (512, planned(smaller).prompt_tokens - 1)
+    backend.adopt(profile(tmp_path, "kv_type=q8_0"))
+    other = ask(backend, STRAWBERRY)
+    assert (planned(other).n_ctx, planned(other).kv_type, cached(other)) == (1024, "q8_0", 0)
+    assert not any(isinstance(event, Loading | Notice) for event in other)
+    backend.adopt(profile(tmp_path, "kv_type=q8_0", "yarn=2"))
+    yarn = ask(backend, STRAWBERRY)
+    assert (planned(yarn).yarn_factor, cached(yarn)) == (2, 0)
+
+
+def test_how_weights_are_loaded_changes_with_them(backend: LocalBackend, tmp_path: Path) -> None:
+    first = ask(backend, STRAWBERRY)
+    backend.adopt(profile(tmp_path, "use_mmap=off"))
+    again = ask(backend, STRAWBERRY)
+    assert isinstance(again[0], Loading)
+    assert (cached(again), text(again)) == (0, text(first))
+
+
+def test_settings_that_cannot_be_had_leave_the_backend_as_it_was(
+    backend: LocalBackend, tmp_path: Path
+) -> None:
+    first = ask(backend, STRAWBERRY)
+    with pytest.raises(UsageError, match="threads is 1000"):
+        backend.adopt(profile(tmp_path, "threads=1000"))
+    assert cached(ask(backend, STRAWBERRY)) > 0
+    backend.adopt(profile(tmp_path, "n_ctx=100000"))
+    with pytest.raises(UsageError, match="n_ctx 100,000 is past the window"):
+        ask(backend, STRAWBERRY)
+    backend.adopt(profile(tmp_path))
+    after = ask(backend, STRAWBERRY)
+    assert (text(after), cached(after)) == (text(first), planned(after).prompt_tokens - 1)
+    assert not any(isinstance(event, Loading) for event in after)
+
+
+def test_an_error_in_a_turn_leaves_no_context_behind_and_the_next_turn_is_answered(
+    backend: LocalBackend,
+) -> None:
+    """A token that the model does not have, as from an archive of another model."""
+    first = ask(backend, STRAWBERRY)
+    prompt = told(first).prompt
+    with pytest.raises(EngineError):
+        ask(backend, STRAWBERRY, opening=Opening((*prompt, 1 << 20), ()))
+    assert cached(stopped(backend, 1, STRAWBERRY)) == 0
+    with pytest.raises(EngineError):
+        ask(backend, STRAWBERRY, opening=Opening((5, 6), (1 << 20,)))
+    assert text(ask(backend, STRAWBERRY)) == text(first)
+
+
+def test_an_identity_is_of_the_header_until_the_content_is_known(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(miniature("Q8_0"), tmp_path / "model.gguf"))
+    with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag())) as backend:
+        by_header = backend.identity()
+    assert by_header.startswith("header:")
+    once = PrefillOnce(tmp_path, profile(tmp_path, "kv_store=off"))
+    with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag(), once)) as backend:
+        assert backend.identity() == by_header
+        once._identities.record(path, "ab" * 32)
+        assert backend.identity() == "sha256:" + "ab" * 32
+        path.unlink()
+        assert backend.identity() == ""
+
+
+def test_the_second_turn_reads_what_the_first_did_not_and_nothing_else(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All that two prompts have in common is cached, whether what was read is kept on disk or not."""
+    for min_tokens in (8, 10_000):
+        its = profile(tmp_path, f"kv_store_min_tokens={min_tokens}")
+        once = PrefillOnce(tmp_path / str(min_tokens), its)
+        with closing(LocalBackend(miniature("Q8_0"), its, 1, AbortFlag(), once, is_roomy=True)) as backend:
+            first = ask(backend, STRAWBERRY)
+            assert list(backend.keep()) == []
+            answer = Message(Role.ASSISTANT, finished(first).answer)
+            second = ask(backend, STRAWBERRY, answer, RASPBERRY)
+            prompts = [told(events).prompt for events in (first, second)]
+            common = next(n for n, (a, b) in enumerate(zip(*prompts, strict=False)) if a != b)
+            assert common == len(prompts[0]) - 2
+            assert cached(second) == common
