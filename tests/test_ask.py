@@ -6,6 +6,7 @@ Where a right answer is needed, sampling is greedy (`temperature=0`), so that no
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -259,6 +260,7 @@ def test_a_prompt_past_the_window_is_5_with_the_counts_and_a_way_out(cache: Path
     assert longer.status == 5
     assert "4,096 (factor 4 over 1,024)" in one_line(longer)
     assert "Shorten it by" in longer.stderr
+    assert "qwq ask --split" in longer.stderr
 
 
 def test_yarn_comes_on_by_itself_and_says_so(cache: Path) -> None:
@@ -352,6 +354,17 @@ def test_a_closed_pipe_ends_quietly(cache: Path, babbler: Path) -> None:
         process.stdout.close()
         assert [line[:5] for line in process.stderr.read().splitlines()] == [b"note:"]
         assert process.wait(timeout=30) == 141
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["profiles"], ["--version"]])
+def test_what_nobody_reads_ends_quietly_too(cache: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stream:
+        ran = subprocess.run(
+            [*QWQ, *arguments], env=environment(cache), stdout=stream, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (ran.returncode, ran.stderr) == (141, b"")
 
 
 def shell(cache: Path, command: str) -> Ran:

@@ -49,6 +49,9 @@ def command(
     each: Annotated[
         bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")
     ] = False,
+    split: Annotated[
+        bool, typer.Option("--split", help="Ask a text that no context holds in parts, then their answers.")
+    ] = False,
     private: Annotated[
         bool, typer.Option("--private", help="Keep nothing of this on disk for the next question.")
     ] = False,
@@ -83,6 +86,7 @@ def command(
         json_schema=json_schema,
         jsonl=jsonl,
         each=each,
+        split=split,
         private=private,
         dry_run=dry_run,
         machine=machine,

@@ -80,6 +80,26 @@ def user_message(attachments: Sequence[Attachment], stdin_text: str, question: s
     return Message(Role.USER, "\n\n".join(parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What stands around every question: the system prompt, the files before it, the suffix after it."""
+
+    system: str
+    attachments: tuple[Attachment, ...] = ()
+    suffix: str = ""
+
+    def messages(self, question: str, stdin_text: str = "") -> list[Message]:
+        """System and user message: files first, then standard input, the question and the suffix last.
+
+        Raises UsageError when there is nothing to ask.
+        """
+        asked = question.rstrip()
+        if self.suffix and (asked or stdin_text.strip()):
+            asked = f"{asked}\n{self.suffix}" if asked else self.suffix
+        message = user_message(self.attachments, stdin_text, asked)
+        return [Message(Role.SYSTEM, self.system), message] if self.system else [message]
+
+
 def fence(attachment: Attachment) -> str:
     """The file between two fences that are longer than any run of backticks in it, its name on the first."""
     longest = max((len(run) for run in re.findall("`+", attachment.text)), default=0)

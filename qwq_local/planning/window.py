@@ -163,9 +163,8 @@ def _mend(wish: Wish, window: Window, least: int) -> str:
     if wish.n_ctx is not None and wish.n_ctx < window.largest:
         return f" Leave n_ctx out, or raise it up to {window.largest:,}."
     over = least - window.largest
-    return (
-        larger_factor(least, window) or f" Shorten it by {over:,} tokens, or ask about its parts one by one."
-    )
+    shorter = f" Shorten it by {over:,} tokens, or ask it in parts: qwq ask --split."
+    return larger_factor(least, window) or shorter
 
 
 def larger_factor(tokens: int, window: Window) -> str:

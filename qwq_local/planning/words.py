@@ -1,7 +1,10 @@
-"""A plan in words: one line of what was decided, one of what gave way, and bytes as a person reads them."""
+"""A plan and a turn in words: what was decided, what gave way, who has the context, what it took."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from qwq_local.events import Ledger, Planned, TurnStats
 from qwq_local.planning.devices import GIB, MIB
 from qwq_local.planning.placement import DeviceUse
 from qwq_local.planning.plan import Plan, Sacrifice
@@ -49,6 +52,47 @@ def switch_line(before: Plan, plan: Plan) -> str:
     verb = "outgrow" if plan.rope.factor > before.rope.factor else "need no more than"
     window = int(before.rope.factor * plan.rope.origin) if verb == "outgrow" else plan.n_ctx
     return f"{_needed(plan)} {verb} {window:,}: {_scaling(plan)} from here, the prompt is read anew."
+
+
+def choice_lines(planned: Planned) -> Iterator[str]:
+    """What was chosen, a line for each thing that was decided."""
+    yield (
+        f"context   {planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
+        f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}"
+    )
+    scaling = f"factor {planned.yarn_factor:g} over {planned.yarn_origin:,}"
+    yield f"YaRN      {scaling if planned.yarn_factor > 1 else 'off: it fits the native window'}"
+    attention = "on" if planned.flash_attention else "off"
+    yield f"KV cache  {planned.kv_type}, flash attention {attention}"
+    yield f"layers    {_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
+    if planned.sacrifices:
+        yield f"given up  {', '.join(planned.sacrifices)}"
+
+
+def _layers(planned: Planned) -> str:
+    return f"{planned.n_gpu_layers} on the GPU" if planned.n_gpu_layers else "all on the CPU"
+
+
+def ledger_line(ledger: Ledger, n_ctx: int) -> str:
+    """Who has the context, in tokens."""
+    parts = [
+        f"system {ledger.system:,}",
+        f"files {ledger.files:,}",
+        f"history {ledger.history:,}",
+        f"prompt {ledger.prompt:,}",
+        f"free {ledger.free:,}",
+    ]
+    spared = f" · thinking spared {ledger.thinking_spared:,}"
+    return f"context {n_ctx:,} tok: {' + '.join(parts)}{spared}"
+
+
+def stats_line(stats: TurnStats) -> str:
+    """The figures of a turn on one line."""
+    return (
+        f"prompt {stats.prompt_tokens:,} tok ({stats.cached_tokens:,} cached) in {stats.prefill_s:.2f} s, "
+        f"{stats.prefill_rate:.1f} tok/s · thinking {stats.thinking_tokens:,} + answer "
+        f"{stats.answer_tokens:,} tok in {stats.decode_s:.2f} s, {stats.decode_rate:.1f} tok/s"
+    )
 
 
 def _needed(plan: Plan) -> str:

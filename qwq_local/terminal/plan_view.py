@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qwq_local.events import DeviceBytes, Ledger, Planned
+from qwq_local.events import DeviceBytes, Planned
 from qwq_local.planning.table import Cell, Fit, Row
-from qwq_local.planning.words import amount
+from qwq_local.planning.words import amount, choice_lines, ledger_line
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitize import cell_width, one_line
 
@@ -90,25 +90,6 @@ def _bar(device: DeviceBytes, cells: int, *, has_color: bool) -> str:
     return bar + _FREE * (cells - filled)
 
 
-def choice_lines(planned: Planned) -> Iterator[str]:
-    """What was chosen, a line for each thing that was decided."""
-    yield (
-        f"context   {planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
-        f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}"
-    )
-    scaling = f"factor {planned.yarn_factor:g} over {planned.yarn_origin:,}"
-    yield f"YaRN      {scaling if planned.yarn_factor > 1 else 'off: it fits the native window'}"
-    attention = "on" if planned.flash_attention else "off"
-    yield f"KV cache  {planned.kv_type}, flash attention {attention}"
-    yield f"layers    {_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
-    if planned.sacrifices:
-        yield f"given up  {', '.join(planned.sacrifices)}"
-
-
-def _layers(planned: Planned) -> str:
-    return f"{planned.n_gpu_layers} on the GPU" if planned.n_gpu_layers else "all on the CPU"
-
-
 def planned_lines(planned: Planned, output: Output) -> Iterator[str]:
     """A plan without its table: bars, choice, who has the context."""
     has_color = output.is_live and output.has_color
@@ -116,19 +97,6 @@ def planned_lines(planned: Planned, output: Output) -> Iterator[str]:
     yield ""
     yield from choice_lines(planned)
     yield ledger_line(planned.ledger, planned.n_ctx)
-
-
-def ledger_line(ledger: Ledger, n_ctx: int) -> str:
-    """Who has the context, in tokens."""
-    parts = [
-        f"system {ledger.system:,}",
-        f"files {ledger.files:,}",
-        f"history {ledger.history:,}",
-        f"prompt {ledger.prompt:,}",
-        f"free {ledger.free:,}",
-    ]
-    spared = f" · thinking spared {ledger.thinking_spared:,}"
-    return f"context {n_ctx:,} tok: {' + '.join(parts)}{spared}"
 
 
 def _colored(text: str, color: str, wanted: bool) -> str:

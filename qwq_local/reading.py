@@ -1,0 +1,58 @@
+"""Bytes from outside in, text out: everything must be UTF-8; what is not is refused by name and byte.
+
+Knows where bytes come from only by the name it is told.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qwq_local.errors import UsageError
+
+# 131,072 tokens are some 600 kB of prose; far beyond that nothing fits, and a disk image is no text.
+MAX_TEXT_BYTES = 64 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def checked(text: str, what: str) -> str:
+    """The text of a flag or argument. Raises UsageError when its bytes were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return decoded(os.fsencode(text), what)
+    return text
+
+
+def decoded(raw: bytes, source: str) -> str:
+    """Bytes as text. Raises UsageError naming the source and the first byte that is not UTF-8 text."""
+    if len(raw) > MAX_TEXT_BYTES:
+        raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB: no context holds it.")
+    raw = raw.removeprefix(_BYTE_ORDER_MARK)
+    if (at := raw.find(b"\0")) >= 0:
+        raise UsageError(f"{source} is not text: byte {at:,} is zero.")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{source} is not UTF-8 text: byte {error.start:,} is 0x{raw[error.start]:02x}."
+        ) from None
+    return text.replace("\r\n", "\n")
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES, name: str = "") -> str:
+    """The text of a file. Raises UsageError naming it, and the byte that is no text.
+
+    `limit` is in bytes; `name` is what it is called in errors, when that is not its path.
+    """
+    name = name or str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UsageError(f"{name!r} is no file name: {error}.") from None
+    if len(raw) > limit:
+        raise UsageError(f"{name} is larger than {limit >> 10:,} KiB.")
+    return decoded(raw, name)

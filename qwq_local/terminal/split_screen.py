@@ -1,0 +1,105 @@
+"""What a person sees of a question that is asked in parts: its events in, progress and answers out.
+
+The last answer goes to stdout as any answer does. Everything else goes to stderr: the plan and a line for
+each part always, thinking and answers of the parts where that is a terminal or thinking is to be shown.
+Answers that were not shown can be had at the end, when no last answer came.
+"""
+
+from __future__ import annotations
+
+from qwq_local.events import Answer, Finished, Planned
+from qwq_local.split_plan import SplitPlanned
+from qwq_local.splitting import Joining, PartDone, PartStarted, SplitEvent
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import Clock, duration
+from qwq_local.terminal.screen import AskScreen, Think
+
+
+class SplitScreen:
+    """Shows the events of all passes. `think` as for one turn."""
+
+    def __init__(self, out: Output, err: Output, clock: Clock, think: Think | None = None) -> None:
+        self._out = out
+        self._err = err
+        self._clock = clock
+        self._think = think
+        self._shows_answers = err.is_terminal or think == "show"
+        self._screen = AskScreen(out, err, clock, think)
+        self._is_part = False
+        self._plan_line = ""
+        self._between = ""
+        self._hidden: list[PartDone] = []
+
+    def show(self, event: SplitEvent) -> None:
+        """Show one event. Raises BrokenPipeError when nobody reads the stream any more."""
+        match event:
+            case SplitPlanned():
+                self._screen.note(plan_line(event))
+            case PartStarted():
+                self._begin(AskScreen(self._err, self._err, self._clock, self._think), is_part=True)
+                self._line(f"{place_of(event)} · {_left(event)}")
+            case PartDone():
+                self._screen.close()
+                if not self._shows_answers and event.answer.strip():
+                    self._hidden.append(event)
+            case Joining(answers):
+                self._begin(AskScreen(self._out, self._err, self._clock, self._think), is_part=False)
+                self._line(f"the last pass: over {_counted(answers, 'answer')}")
+            case Planned() if event.line == self._plan_line:
+                pass
+            case Answer() if self._is_part and not self._shows_answers:
+                pass
+            case Finished() if self._is_part:
+                pass
+            case _:
+                if isinstance(event, Planned):
+                    self._plan_line = event.line
+                self._screen.show(event)
+
+    def show_hidden(self) -> None:
+        """Write what the parts answered and nobody saw; for when there will be no last answer."""
+        for done in self._hidden:
+            self._err.write(f"\nanswer from {place_of(done)} ({done.reason}):\n{done.answer.rstrip()}\n")
+        self._hidden.clear()
+
+    def close(self) -> None:
+        """Write what is left; twice is as good as once."""
+        self._screen.close()
+
+    def _begin(self, screen: AskScreen, *, is_part: bool) -> None:
+        self._screen.close()
+        self._screen, self._is_part = screen, is_part
+
+    def _line(self, text: str) -> None:
+        """A line about a pass; a blank row parts it from the text of the pass before."""
+        before, after = ("\x1b[2m", "\x1b[0m") if self._err.is_live else ("", "")
+        self._err.write(f"{self._between}{before}▸ {text}{after}\n")
+        self._between = "\n" if self._shows_answers else ""
+
+
+def plan_line(event: SplitPlanned) -> str:
+    """How many passes there will be and about how long they take, on one line."""
+    joins = event.passes - event.parts
+    return (
+        f"asked in {_counted(event.passes, 'pass')}: {_counted(event.parts, 'part')} of up to "
+        f"{event.part_tokens:,} tokens that share up to {event.overlap_tokens:,}, then their answers "
+        f"together{f' in some {joins:,} more' if joins > 1 else ''}; about {duration(event.seconds)} "
+        f"(estimated: {event.prefill_rate:,.0f} tok/s read, {event.decode_rate:,.1f} written)."
+    )
+
+
+def place_of(event: PartStarted | PartDone) -> str:
+    """Which pass it is."""
+    if event.round == 1:
+        return f"part {event.part:,} of {event.parts:,}"
+    return f"round {event.round}, group {event.part:,} of {event.parts:,}"
+
+
+def _left(event: PartStarted) -> str:
+    how = "measured" if event.is_measured else "estimated"
+    return f"about {duration(event.seconds_left)} left ({how})"
+
+
+def _counted(count: int, what: str) -> str:
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{count:,} {what if count == 1 else plural}"
