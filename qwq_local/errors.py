@@ -11,6 +11,7 @@
     ├── TemplateError        1  a chat template that does not render
     ├── PullError            1  a download that the hub, the network or the disk does not let through
     ├── EngineError          1  llama.cpp refused to go on
+    ├── HistoryError         1  conversations that cannot be read, found or kept
     └── ConvertError         1  a checkpoint that does not convert
 
 A message says what happened, with numbers, then what to do. Only the command line catches these.
@@ -88,6 +89,10 @@ class PullError(QwqError):
 
 class EngineError(QwqError):
     """llama.cpp failed in the middle of its work, or is not the library this version was tested with."""
+
+
+class HistoryError(QwqError):
+    """A history that cannot be opened or written, or a conversation that is not in it."""
 
 
 class ConvertError(QwqError):

@@ -1,0 +1,221 @@
+"""How `qwq history` works: the history of this user in, lists, texts, files and removals out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.jsonl import write_line
+from qwq_local.errors import HistoryError, UsageError
+from qwq_local.history.archive import FILE, Archive
+from qwq_local.history.exporting import Format, exported, format_of, save_text
+from qwq_local.history.records import ConversationRecord, Hit, TurnRecord
+from qwq_local.history.wording import (
+    minute_of,
+    model_of,
+    state_line,
+    steered_parts,
+    thought_line,
+    title_of,
+)
+from qwq_local.paths import directories
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.sanitize import cell_width, one_line, sanitize
+
+STDOUT = "-"
+_NOTHING = "No conversation is kept yet; `qwq chat` keeps every one."
+_MAX_TITLE, _MAX_MODEL = 60, 24
+_YOURS = "[yours] "
+
+
+def list_conversations(limit: int, *, as_json: bool) -> None:
+    """Print the conversations, the last changed first."""
+    environment = process_environment()
+    with _archive(environment) as archive:
+        records = archive.conversations() if archive else []
+    shown = records[:limit] if limit else records
+    if as_json:
+        write_line(environment.stdout, _json([asdict(record) for record in shown]))
+        return
+    lines = list_lines(shown, _columns(environment)) if shown else [_NOTHING]
+    for line in lines:
+        write_line(environment.stdout, line + "\n")
+    if len(shown) < len(records):
+        n_hidden = len(records) - len(shown)
+        hidden = "1 older one is" if n_hidden == 1 else f"{n_hidden:,} older ones are"
+        write_line(environment.stderr, f"{hidden} not listed: --limit 0 lists all.\n")
+
+
+def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[str]:
+    """The list as aligned lines, titles and models cut so that they fit where it can be done."""
+    rows = [("ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS")]
+    rest = max(2, *(len(str(record.id)) for record in records)) + len(minute_of(0)) + len("TURNS") + 4 * 2
+    room = max(20, columns - rest)
+    n_model = min(_MAX_MODEL, room // 3)
+    for record in records:
+        rows.append(
+            (
+                str(record.id),
+                one_line(title_of(record), min(_MAX_TITLE, room - n_model)),
+                minute_of(record.changed_at),
+                one_line(record.model, n_model) or "-",
+                str(record.n_turns),
+            )
+        )
+    widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell + " " * (width - cell_width(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def search(words: Sequence[str], limit: int, *, as_json: bool) -> None:
+    """Print where the words occur. Raises HistoryError when they do not."""
+    environment = process_environment()
+    text = " ".join(words)
+    with _archive(environment) as archive:
+        hits = archive.search(text, limit) if archive else []
+    if as_json:
+        write_line(environment.stdout, _json([asdict(hit) for hit in hits]))
+    elif not hits:
+        raise HistoryError(f"no conversation has {one_line(text, 200)!r}.")
+    for line in [] if as_json else hit_lines(hits):
+        write_line(environment.stdout, line + "\n")
+
+
+def hit_lines(hits: Sequence[Hit]) -> Iterator[str]:
+    """What was found: a line for each conversation, under it a line for each place."""
+    last = 0
+    for hit in hits:
+        if hit.conversation.id != last:
+            last = hit.conversation.id
+            day = minute_of(hit.conversation.changed_at)
+            yield f"{last}  {one_line(title_of(hit.conversation), _MAX_TITLE)} · {day}"
+        yield f"    {hit.part.value} {hit.number}: {one_line(hit.excerpt, 1000)}"
+
+
+def show(which: str, *, with_thinking: bool) -> None:
+    """Print a conversation. Raises HistoryError."""
+    environment = process_environment()
+    conversation, turns = _found(environment, which)
+    for line in conversation_lines(conversation, turns, with_thinking=with_thinking):
+        write_line(environment.stdout, sanitize(line) + "\n")
+
+
+def conversation_lines(
+    conversation: ConversationRecord, turns: Sequence[TurnRecord], *, with_thinking: bool
+) -> Iterator[str]:
+    """A conversation to read in a terminal: questions quoted, thoughts folded to a line or unfolded."""
+    yield f"# {title_of(conversation)}"
+    facts = (
+        f"conversation {conversation.id}",
+        model_of(conversation, turns),
+        conversation.profile,
+        minute_of(conversation.created_at),
+    )
+    yield " · ".join(filter(None, facts))
+    for turn in turns:
+        yield ""
+        yield from (f"> {line}".rstrip() for line in turn.question.split("\n"))
+        yield from (f"> (with {name})" for name in turn.files)
+        if turn.thinking.strip():
+            yield ""
+            yield f"{'▾' if with_thinking else '▸'} {thought_line(turn)}"
+        if with_thinking:
+            yield from _thinking_lines(turn)
+        if turn.answer.strip():
+            yield ""
+            yield turn.answer.strip("\n")
+        if state := state_line(turn):
+            yield ""
+            yield f"({state})"
+
+
+def export(which: str, file: str, *, force: bool) -> None:
+    """Write a conversation to a file, or to stdout. Raises UsageError, HistoryError."""
+    environment = process_environment()
+    kind = Format.MARKDOWN if file == STDOUT else format_of(file)
+    conversation, turns = _found(environment, which)
+    text = exported(kind, conversation, turns)
+    if file == STDOUT:
+        is_seen = Output.of(environment.stdout, environment.variables).is_terminal
+        write_line(environment.stdout, sanitize(text) if is_seen else text)
+        return
+    path = Path(file).expanduser()
+    save_text(path, text, replaces=force, mend="--force replaces it.")
+    n_turns = "1 turn" if len(turns) == 1 else f"{len(turns)} turns"
+    write_line(environment.stderr, f"{sanitize(str(path))}: {n_turns}.\n")
+
+
+def remove(which: Sequence[str], *, yes: bool) -> None:
+    """Remove conversations, after asking. Raises HistoryError, UsageError."""
+    environment = process_environment()
+    with _archive(environment) as archive:
+        found = [_existing(archive).find(each) for each in which]
+        records = list({record.id: record for record in found}.values())
+        for record in records:
+            turns = "1 turn" if record.n_turns == 1 else f"{record.n_turns} turns"
+            title = one_line(title_of(record), _MAX_TITLE)
+            write_line(
+                environment.stderr, f"{record.id}  {title} · {minute_of(record.changed_at)} · {turns}\n"
+            )
+        if not yes and not _agreed(environment, len(records)):
+            write_line(environment.stdout, "Nothing was removed.\n")
+            return
+        _existing(archive).remove(*(record.id for record in records))
+    what = "1 conversation is" if len(records) == 1 else f"{len(records)} conversations are"
+    write_line(environment.stdout, f"{what} removed.\n")
+
+
+def _thinking_lines(turn: TurnRecord) -> Iterator[str]:
+    """The thinking, set in by a bar; the person's own sentences are marked."""
+    pieces = steered_parts(turn.thinking.strip("\n"), turn.steered)
+    text = "".join(_YOURS + piece if is_yours else piece for piece, is_yours in pieces)
+    return (f"│ {line}".rstrip() for line in text.split("\n"))
+
+
+def _found(environment: Environment, which: str) -> tuple[ConversationRecord, list[TurnRecord]]:
+    with _archive(environment) as archive:
+        conversation = _existing(archive).find(which)
+        return conversation, _existing(archive).path(conversation.id, with_tokens=False)
+
+
+@contextmanager
+def _archive(environment: Environment) -> Iterator[Archive | None]:
+    """The user's history, None while there is none; what dead processes left in it is put together."""
+    path = directories(environment.variables).data / FILE
+    if not path.exists():
+        yield None
+        return
+    with Archive.open(path) as archive:
+        for notice in archive.notices:
+            write_line(environment.stderr, sanitize(notice) + "\n")
+        archive.pick_up()
+        yield archive
+
+
+def _existing(archive: Archive | None) -> Archive:
+    if archive is None:
+        raise HistoryError(_NOTHING)
+    return archive
+
+
+def _agreed(environment: Environment, n_conversations: int) -> bool:
+    if not environment.stdin_is_terminal:
+        raise UsageError("rm asks before it removes, and nobody can answer here: add --yes.")
+    what = "this conversation" if n_conversations == 1 else f"these {n_conversations} conversations"
+    write_line(environment.stderr, f"Remove {what} for good? [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _columns(environment: Environment) -> int:
+    output = Output.of(environment.stdout, environment.variables)
+    return output.size()[0] if output.is_terminal else 200
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

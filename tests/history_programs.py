@@ -1,0 +1,163 @@
+"""What the tests of the history run in processes of their own, to be killed or to run out of disk.
+
+python -m tests.history_programs think PATH N        a turn that has thought N pieces and stays there
+python -m tests.history_programs converse PATH N     N whole turns, each told on stdout when it is kept
+python -m tests.history_programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
+python -m tests.history_programs hold PATH           what it says to a history that this user may only read
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwq_local.errors import HistoryError
+from qwq_local.events import (
+    Answer,
+    CloseReason,
+    Event,
+    Finished,
+    FinishReason,
+    Generated,
+    Planned,
+    Prompted,
+    Thinking,
+    ThinkingClosed,
+    TurnStats,
+)
+from qwq_local.history.archive import Archive
+from qwq_local.history.records import TurnStart
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65_534
+PLAN = Planned(
+    model="miniature",
+    n_ctx=4096,
+    prompt_tokens=3,
+    thinking_budget=1024,
+    answer_reserve=256,
+    yarn_factor=1.0,
+    kv_type="f16",
+    n_gpu_layers=0,
+    seed=7,
+)
+
+
+def thoughts(count: int) -> list[str]:
+    """Pieces of thinking, each one different."""
+    return [f"Thought {number}: 我们讨论量子纠缠.\n" for number in range(count)]
+
+
+def turn_events(count: int, label: str = "") -> Iterator[Event]:
+    """The events of a whole turn that thinks `count` pieces of a token each and answers with one."""
+    answer = f"It is {label or 'so'}."
+    yield PLAN
+    yield Prompted((1, 2, 3))
+    for number, text in enumerate(thoughts(count)):
+        yield Thinking(text)
+        if number % 10 == 9:
+            yield Generated(number - 9, tuple(range(number - 9, number + 1)), number + 1)
+    yield ThinkingClosed(CloseReason.MODEL, count, 1.5)
+    yield Answer(answer)
+    yield Generated(count // 10 * 10, (*range(count // 10 * 10, count), 9), count)
+    yield Finished(FinishReason.STOP, TurnStats(3, 0, count, 1, 0.1, 2.0), "".join(thoughts(count)), answer)
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """One of these programs in a process of its own, gone after the block."""
+    variables = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "tests.history_programs", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def think(path: Path, count: int) -> None:
+    archive = Archive.open(path)
+    conversation = archive.begin("miniature", "default", "")
+    recorder = archive.begin_turn(TurnStart(conversation, None, "What is it?", "What is it? Think."))
+    recorder.feed(PLAN)
+    recorder.feed(Prompted((1, 2, 3)))
+    for text in thoughts(count):
+        recorder.feed(Thinking(text))
+    recorder.feed(Generated(0, tuple(range(count)), count))
+    print(recorder.turn_id, flush=True)
+    while True:
+        time.sleep(60)
+
+
+def converse(path: Path, count: int) -> None:
+    with Archive.open(path) as archive:
+        conversation = archive.begin("miniature", "default", "")
+        parent = None
+        for number in range(count):
+            start = TurnStart(conversation, parent, f"Question {number}?", f"Question {number}?")
+            recorder = archive.begin_turn(start)
+            for event in turn_events(25, f"answer {number}"):
+                recorder.feed(event)
+            parent = recorder.turn_id
+            print(recorder.problem or parent, flush=True)
+
+
+def overflow(path: Path, n_bytes: int) -> None:
+    """Tell what was said of a turn that no disk takes, and what there is of it in this process."""
+    import resource
+
+    archive = Archive.open(path)
+    conversation = archive.begin("miniature", "default", "")
+    recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    for event in turn_events(20_000):
+        recorder.feed(event)
+    problem = recorder.problem
+    whole = archive.turn(recorder.turn_id)
+    on_path = archive.path(conversation)[0]
+    n_tokens = len(whole.generated)
+    told = [problem, len(whole.thinking), n_tokens, whole.answer, whole.state, on_path == whole]
+    try:
+        archive.begin_turn(TurnStart(conversation, recorder.turn_id, "And?" * 100_000, "And?" * 100_000))
+    except HistoryError as error:
+        told.append(str(error))
+    with Archive.private() as private:
+        copy = private.adopt(archive.conversation(conversation), archive.path(conversation))
+        told.append(private.path(copy)[0].answer)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    archive.close()
+    print(json.dumps([*told, recorder.problem]), flush=True)
+
+
+def hold(path: Path) -> None:
+    if os.geteuid() == 0:
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        with Archive.open(path) as archive:
+            archive.begin("miniature", "default", "")
+    except HistoryError as error:
+        print(error, flush=True)
+
+
+if __name__ == "__main__":
+    programs = {"think": think, "converse": converse, "overflow": overflow}
+    if sys.argv[1] == "hold":
+        hold(Path(sys.argv[2]))
+    else:
+        programs[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

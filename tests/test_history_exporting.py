@@ -1,0 +1,243 @@
+"""Conversations as files: whole in JSON, and not to be broken by what is in them in Markdown and HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from qwq_local.errors import HistoryError, UsageError
+from qwq_local.events import CloseReason, FinishReason, TurnStats
+from qwq_local.history.exporting import Format, exported, format_of, save_text, to_json
+from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
+
+CONVERSATION = ConversationRecord(
+    id=7,
+    name="Adding",
+    created_at=1_750_000_000.25,
+    changed_at=1_750_000_100.0,
+    model="QwQ-32B",
+    profile="math",
+    system="Be brief.",
+    n_turns=1,
+    first_question="What is 1+1?",
+)
+
+
+def a_turn(
+    question: str = "What is 1+1?",
+    thinking: str = "Hm.\n\nCount on fingers.\n\nTwo.",
+    answer: str = "It is **2**.",
+    number: int = 1,
+    state: TurnState = TurnState.DONE,
+) -> TurnRecord:
+    return TurnRecord(
+        id=number,
+        conversation=7,
+        parent=None,
+        number=number,
+        question=question,
+        content=question,
+        files=("notes_a.txt",),
+        thinking=thinking,
+        answer=answer,
+        steered=("Count on fingers.",),
+        prompt=(1, 2),
+        generated=(3, 4, 5),
+        state=state,
+        reason=FinishReason.STOP,
+        closed=CloseReason.MODEL,
+        origin=Origin("QwQ-32B Q4_K_M", settings={"temperature": "0.6"}, seed=9),
+        plan={"n_ctx": 4096},
+        stats=TurnStats(thinking_tokens=2431),
+        thinking_s=72.4,
+        created_at=1_750_000_001.0,
+    )
+
+
+def test_markdown_reads_as_a_conversation() -> None:
+    text = exported(Format.MARKDOWN, CONVERSATION, [a_turn(state=TurnState.STOPPED)])
+    heading, facts, rest = text.split("\n\n", 2)
+    assert heading == "# Adding"
+    assert facts.startswith("QwQ-32B Q4\\_K\\_M · math · 2025-06-15 ")
+    assert rest == (
+        "<details>\n<summary>System prompt</summary>\n\nBe brief.\n\n</details>\n\n"
+        "## 1\n\n> What is 1+1?\n\nFiles: notes\\_a.txt\n\n"
+        "<details>\n<summary>thought 1 · 1m12s · 2,431 tok</summary>\n\n"
+        "Hm.\n\n> **You:** Count on fingers.\n\nTwo.\n\n</details>\n\n"
+        "It is **2**.\n\n*(stopped before its end)*\n"
+    )
+
+
+def test_json_has_all_but_the_token_ids() -> None:
+    turn = a_turn()
+    content = json.loads(to_json(CONVERSATION, [turn]))
+    assert (content["format"], content["version"], content["name"]) == ("qwq-conversation", 1, "Adding")
+    assert content["created_at"] == "2025-06-15T15:06:40.250+00:00"
+    [told] = content["turns"]
+    assert (told["question"], told["thinking"], told["answer"]) == (turn.question, turn.thinking, turn.answer)
+    assert (told["steered"], told["files"]) == (["Count on fingers."], ["notes_a.txt"])
+    assert told["origin"]["seed"] == 9
+    assert told["origin"]["settings"] == {"temperature": "0.6"}
+    assert (told["reason"], told["closed"], told["state"]) == ("stop", "model", "done")
+    assert (told["n_generated"], told["plan"]) == (3, {"n_ctx": 4096})
+    assert not {"prompt", "generated"} & told.keys()
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its text by element, and whatever could act or load."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.attributes: list[tuple[str, str | None]] = []
+        self.wrong: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts.setdefault(tag, []).append(data)
+
+    def text(self, tag: str) -> str:
+        return "".join(self.texts.get(tag, []))
+
+
+HOSTILE = "</details></div><script>alert(1)</script><!-- <img src=http://x/y onerror=z> \x00\x1b[2J"
+
+
+def test_html_is_one_page_without_anything_that_acts_or_loads() -> None:
+    links, table = "![x](http://a/b.png) [y](javascript:z)", "|a|b|\n|-|-|\n|1|2|"
+    answer = f"{links} $\\frac{{a_1}}{{b_2}} \\\\ c$ | {HOSTILE}\n\n{table}"
+    page = Page(exported(Format.HTML, CONVERSATION, [a_turn(HOSTILE, HOSTILE, answer), a_turn(number=2)]))
+    assert (page.open, page.wrong) == ([], [])
+    assert page.seen.count("details") == 3
+    assert page.seen.count("table") == 1
+    assert not {"script", "img", "link", "iframe"} & set(page.seen)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name == "src"]
+    assert [value for name, value in page.attributes if name == "href"] == ["http://a/b.png"]
+    visible = HOSTILE.replace("\x00", "").replace("\x1b", "")
+    assert page.text("body").count(visible) == 3
+    assert "$\\frac{a_1}{b_2} \\\\ c$" in page.text("body")
+    assert page.text("mark") == "Count on fingers."
+    assert "prefers-color-scheme: dark" in page.text("style")
+
+
+FRAGMENTS = (
+    *("```", "~~~", "````", "```py", "    code", "\t", "- ", "1. ", "> ", "# head", "---", "===", "a|b\n-|-"),
+    *(
+        "</details>",
+        "<details>",
+        "<!--",
+        "-->",
+        "<script>",
+        "<pre>",
+        "<?x",
+        "<![CDATA[",
+        "<b",
+        "</",
+        "<x-y z>",
+    ),
+    *(
+        "`",
+        "``",
+        "\\",
+        "`<b>`",
+        "\n",
+        "\n\n",
+        "  ",
+        "word",
+        "</summary>",
+        "&lt;",
+        "[a]: b",
+        "*",
+        "_",
+        "$x<y$",
+    ),
+)
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
+
+
+@settings(max_examples=120, deadline=None)
+@given(questions=st.lists(texts, min_size=2, max_size=2), thinking=texts, answer=texts)
+def test_nothing_in_a_text_can_break_the_markdown_around_it(
+    questions: Sequence[str], thinking: str, answer: str
+) -> None:
+    """The oracle is a Markdown parser that lets HTML through, and an HTML parser after it."""
+    thought = f"first {thinking}"
+    turns = [a_turn(question, thought, answer, number) for number, question in enumerate(questions, 1)]
+    page = Page(MarkdownIt("commonmark").render(exported(Format.MARKDOWN, CONVERSATION, turns)))
+    assert (page.open, page.wrong) == ([], [])
+    assert page.seen.count("details") == 3
+    assert page.text("h2").startswith("1")
+    assert page.text("summary").count("thought") == 2
+    assert not {"script", "pre", "x-y"} & set(page.seen) - {"pre"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("```py\nx < y", "```py\nx < y\n```"),
+        ("~~~~\n```", "~~~~\n```\n~~~~"),
+        ("a `<b>` <b> c<2", "a `<b>` &lt;b> c<2"),
+        ("- item\n  ```\n  <b>\n  ```\nend", "- item\n  ```\n  <b>\n  ```\nend"),
+        ("\\` <i> `", "\\` &lt;i> `"),
+    ],
+)
+def test_code_stays_as_it_is_and_is_closed(text: str, shown: str) -> None:
+    assert f"\n\n{shown}\n" in exported(Format.MARKDOWN, CONVERSATION, [a_turn(answer=text)])
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "md", ".md/x", ""])
+def test_a_name_must_say_what_to_write(name: str) -> None:
+    with pytest.raises(UsageError, match=r"\.md, \.json or \.html"):
+        format_of(name)
+
+
+def test_a_name_says_what_to_write() -> None:
+    assert [format_of(name) for name in ("a.md", "b.x.JSON", "c/d.html", "e.htm")] == [
+        "md",
+        "json",
+        "html",
+        "html",
+    ]
+
+
+def test_a_file_is_never_replaced_without_being_told(tmp_path: Path) -> None:
+    path = tmp_path / "talk.md"
+    save_text(path, "one\n")
+    with pytest.raises(HistoryError, match=r"is there already; nothing was written\. Choose another name"):
+        save_text(path, "two\n")
+    assert path.read_text() == "one\n"
+    save_text(path, "three\n", replaces=True)
+    assert path.read_text() == "three\n"
+    assert os.listdir(tmp_path) == ["talk.md"]  # noqa: PTH208
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(HistoryError, match=r"cannot be written: No such file or directory"):
+        save_text(tmp_path / "nowhere" / "talk.md", "text")
