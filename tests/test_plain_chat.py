@@ -13,6 +13,7 @@ from qwq_local.chat.events import (
     ChatEvent,
     Completion,
     Copy,
+    Edit,
     Leave,
     Page,
     Recalled,
@@ -90,8 +91,8 @@ def chat(talk: ScriptedTalk, typed: str, view: ThinkView | None = None, *, is_te
         line = source.readline()
         return line.removesuffix("\n") if line else None
 
-    outputs = (Output(stream, is_terminal=is_terminal, is_dumb=True) for stream in (out, err))
-    is_fine = PlainChat(talk, read_line, *outputs, clock=lambda: 0.0, view=view).run()
+    to, about = (Output(stream, is_terminal=is_terminal, is_dumb=True) for stream in (out, err))
+    is_fine = PlainChat(talk, read_line, to, about, lambda: 0.0, view).run()
     return Ran(out.getvalue(), err.getvalue(), is_fine)
 
 
@@ -109,7 +110,11 @@ def test_the_thinking_is_shown_when_asked_for_and_until_it_is_not() -> None:
 
 
 def test_what_is_said_paged_and_recalled_goes_to_stderr_without_control_sequences() -> None:
-    events = [Said(("a\x1b[31mb",)), Page("thought 1", "x\ny"), Recalled("q?", 1, 3, 1.0, "an\nswer")]
+    events: list[ChatEvent] = [
+        Said(("a\x1b[31mb",)),
+        Page("thought 1", "x\ny"),
+        Recalled("q?", 1, 3, 1.0, "an\nswer"),
+    ]
     ran = chat(ScriptedTalk({"/x": events}), "/x\n")
     assert ran == Ran("", "ab\nthought 1\nx\ny\n>>> q?\n▸ thought 1\nan\nswer\n", True)
 
@@ -117,6 +122,18 @@ def test_what_is_said_paged_and_recalled_goes_to_stderr_without_control_sequence
 @pytest.mark.parametrize("event", [Said(("no",), is_error=True), Copy("x", "answer")])
 def test_a_line_that_could_not_be_done_is_remembered(event: ChatEvent) -> None:
     assert not chat(ScriptedTalk({"/x": [event]}), "/x\nfine\n").is_fine
+
+
+def test_what_cannot_be_edited_is_given_back_unedited() -> None:
+    talk = ScriptedTalk({"/edit": [Edit("old")], "": []})
+    assert not chat(talk, "/edit\nnext\n").is_fine
+    assert talk.asked == ["/edit", "", "next"]
+
+
+def test_a_stopped_turn_says_how_to_go_on() -> None:
+    stopped: list[ChatEvent] = [Answer("half"), Finished(FinishReason.INTERRUPTED, TurnStats(), "", "half")]
+    ran = chat(ScriptedTalk({"x": stopped}), "x\n")
+    assert (ran.out, ran.err) == ("half\n", "■ stopped · /continue goes on\n")
 
 
 def test_leaving_reads_no_further() -> None:
@@ -175,7 +192,7 @@ def test_ctrl_c_at_the_prompt_leaves_the_second_time_on_a_terminal_and_at_once_i
     for is_terminal, said in ((True, "\nCtrl-C again leaves.\n"), (False, "")):
         err = io.StringIO()
         talk = ScriptedTalk({})
-        outputs = Output(io.StringIO()), Output(err, is_terminal=is_terminal, is_dumb=True)
+        about = Output(err, is_terminal=is_terminal, is_dumb=True)
         with pytest.raises(KeyboardInterrupt):
-            PlainChat(talk, interrupted, *outputs, clock=lambda: 0.0, view=None).run()
+            PlainChat(talk, interrupted, Output(io.StringIO()), about, lambda: 0.0, None).run()
         assert (err.getvalue(), talk.is_closed) == (said, True)

@@ -23,10 +23,11 @@ from qwq_local.chat.events import (
     ThinkView,
     ViewChanged,
 )
+from qwq_local.events import Finished, FinishReason
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.sanitize import sanitize
-from qwq_local.terminal.screen import AskScreen
+from qwq_local.terminal.screen import AskScreen, Think
 
 QUOTES = '"""'
 PROMPT, MORE = ">>> ", "... "
@@ -49,7 +50,7 @@ class PlainChat:
         self._clock = clock
         self._view = view
         self._is_busy = self._is_stopping = self._leaves = False
-        self._has_failed = False
+        self._has_failed = self._unedited = False
 
     def run(self) -> bool:
         """Answer every line until there is no more; whether all of them could be done."""
@@ -58,6 +59,10 @@ class PlainChat:
             while not self._leaves and (entry := self._next_entry()) is not None:
                 if entry.strip():
                     self._show(self._talk.submit(entry))
+                if self._unedited:
+                    # Nothing was written in an editor: the next question is a new one.
+                    self._unedited = False
+                    self._show(self._talk.submit(""))
         return not self._has_failed
 
     def interrupt(self) -> None:
@@ -81,9 +86,9 @@ class PlainChat:
 
     def _show(self, events: Iterator[ChatEvent]) -> None:
         self._is_busy, self._is_stopping = True, False
-        think = None if self._view is None else "hide" if self._view is ThinkView.OFF else "show"
+        think: Think | None = "hide" if self._view is ThinkView.OFF else "show"
         try:
-            with AskScreen(self._out, self._err, self._clock, think) as screen:
+            with AskScreen(self._out, self._err, self._clock, think if self._view else None) as screen:
                 for event in events:
                     self._show_one(event, screen)
         finally:
@@ -101,6 +106,11 @@ class PlainChat:
             case Copy() | Edit():
                 self._has_failed = True
                 self._lines(screen, ("that needs a terminal that can draw.",))
+                if isinstance(event, Edit):
+                    self._unedited = True
+            case Finished(FinishReason.INTERRUPTED):
+                screen.show(event)
+                self._lines(screen, ("■ stopped · /continue goes on",))
             case ViewChanged(view):
                 self._view = view
             case Leave():

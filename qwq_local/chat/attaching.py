@@ -1,0 +1,163 @@
+"""/file and `@path`: files in, attachments for the next question out, with their tokens and what they cost.
+
+What is not text is refused by name and byte. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+
+from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.files import Found, FoundFile, find_files, is_file, resolved, split_arguments
+from qwq_local.chat.session import Attached, Session
+from qwq_local.chat.weighing import next_question, price_lines
+from qwq_local.dialogue.conversation import Attachment, fence
+from qwq_local.errors import UsageError
+from qwq_local.question import Question
+from qwq_local.reading import MAX_TEXT_BYTES, read_text
+
+MAX_FILES = 100
+_MAX_MENTIONS = 2000  # of which most are no files: a pasted source has many @
+_SHOWN_FILES = 20
+# A name in a question: at its start, after a space or an opening bracket, so never inside an e-mail address.
+_MENTION = re.compile(r'(?<![^\s(\[])@(?:"([^"\n]+)"|([^\s"]+))')
+_AFTER_A_NAME = ".,;:!?)]}'"
+
+
+def file_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
+    """Attach files to the next question, list those that wait, or take them back."""
+    words = split_arguments(arguments)
+    if not words:
+        yield Said(
+            tuple(_waiting(session)) or ("no file waits for the next question: /file PATH attaches one.",)
+        )
+    elif words[0] == "drop":
+        yield _dropped(session, words[1:])
+    else:
+        if len(words) > 1 and is_file(arguments.strip(), session.setup.cwd):
+            words = [arguments.strip()]
+        yield from _attach(session, words)
+
+
+def mentioned(session: Session, question: str) -> list[Attachment]:
+    """The files that a question names with @, in order. Raises UsageError for one that is not text."""
+    found: dict[str, Attachment] = {}
+    words = dict.fromkeys((match[1], match[2]) for match in _MENTION.finditer(question))
+    for quoted, word in list(words)[:_MAX_MENTIONS]:
+        name = quoted or _named(word, session)
+        if name and name not in found and is_file(name, session.setup.cwd):
+            found[name] = _read(FoundFile(name, resolved(name, session.setup.cwd), True))
+        if len(found) > MAX_FILES:
+            raise UsageError(f"the question names more than {MAX_FILES} files: attach fewer.")
+    return list(found.values())
+
+
+def _named(word: str, session: Session) -> str:
+    """The name in a word that a sentence may go on after."""
+    return word if is_file(word, session.setup.cwd) else word.rstrip(_AFTER_A_NAME)
+
+
+def _attach(session: Session, words: Sequence[str]) -> Iterator[ChatEvent]:
+    notes: list[str] = []
+    problems: list[str] = []
+    added: list[str] = []
+    for word in words:
+        try:
+            found = find_files(word, session.setup.cwd, MAX_FILES - len(session.attached))
+            notes += found.left_out
+            added += _take(session, found, problems, notes)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        yield Said(tuple(problems), is_error=True)
+    if not added:
+        yield from (Said(tuple(notes)),) if notes else ()
+        return
+    yield Said((*_tokens_lines(session, added), *notes))
+    yield Said(tuple(price_lines(session, next_question(session))))
+
+
+def _take(session: Session, found: Found, problems: list[str], notes: list[str]) -> list[str]:
+    """The names of the files that were attached; problems and notes tell of the others."""
+    added = []
+    room = MAX_TEXT_BYTES - sum(len(waiting.attachment.text) for waiting in session.attached.values())
+    for file in found.files:
+        if len(session.attached) >= MAX_FILES and file.name not in session.attached:
+            problems.append(
+                f"{file.name} is left out: {MAX_FILES} files wait already, /file drop takes them back."
+            )
+            break
+        try:
+            attachment = _read(file)
+        except UsageError as error:
+            (problems if file.was_named else notes).append(f"{'' if file.was_named else 'left out: '}{error}")
+            continue
+        room -= len(attachment.text)
+        if room < 0:
+            problems.append(
+                f"{file.name} is left out: with it the files have more than {MAX_TEXT_BYTES >> 20} MiB."
+            )
+            break
+        tokens = session.answering.backend.count_tokens(fence(attachment))
+        session.attached[file.name] = Attached(attachment, tokens)
+        added.append(file.name)
+    return added
+
+
+def _read(file: FoundFile) -> Attachment:
+    return Attachment(file.name, read_text(file.path, name=file.name))
+
+
+def _tokens_lines(session: Session, names: Sequence[str]) -> Iterator[str]:
+    """The tokens of each file and of all that wait."""
+    yield from _aligned([(name, session.attached[name].tokens) for name in names])
+    count, total = len(session.attached), sum(each.tokens for each in session.attached.values())
+    files = "1 file waits" if count == 1 else f"{count} files wait"
+    yield f"{files} for the next question: {total:,} tokens in front of it."
+
+
+def _aligned(counts: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """A line for each of the first files, one for the rest."""
+    shown, rest = counts[:_SHOWN_FILES], counts[_SHOWN_FILES:]
+    width = max(len(name) for name, _ in shown)
+    figures = max(len(f"{tokens:,}") for _, tokens in shown)
+    for name, tokens in shown:
+        yield f"{name:<{width}}  {tokens:>{figures},} tokens"
+    if rest:
+        yield f"and {len(rest)} more files, {sum(tokens for _, tokens in rest):,} tokens"
+
+
+def mentioned_lines(session: Session, named: Sequence[Attachment], question: Question) -> Iterator[str]:
+    """The tokens of files that a question names, and what they do to its plan. Raises PromptTooLong."""
+    count = session.answering.backend.count_tokens
+    if named:
+        yield from _aligned([(attachment.name, count(fence(attachment))) for attachment in named])
+        yield from price_lines(session, question)
+
+
+def _waiting(session: Session) -> Iterator[str]:
+    if session.attached:
+        yield from _tokens_lines(session, list(session.attached))
+
+
+def _dropped(session: Session, names: Sequence[str]) -> Said:
+    if not session.attached:
+        return Said(("no file waits for the next question.",))
+    gone = list(session.attached) if not names else []
+    for name in names:
+        found = [known for known in session.attached if _is_called(known, name)]
+        if not found:
+            waiting = ", ".join(session.attached)
+            raise UsageError(f"no file {name} waits; there are {waiting[:200]}.")
+        gone += found
+    for known in dict.fromkeys(gone):
+        del session.attached[known]
+    left = tuple(_waiting(session)) or ("no file waits any more.",)
+    return Said((f"taken back: {', '.join(dict.fromkeys(gone))}", *left))
+
+
+def _is_called(known: str, name: str) -> bool:
+    return known == name or PurePath(known).name == name or fnmatchcase(known, name)

@@ -1,0 +1,218 @@
+"""Which files a person means: a path, a directory or a glob in, regular files under their names out.
+
+Directories and globs are walked within limits, hidden files, version control and links to directories left
+out. Nothing is read here but, of files that were not named one by one, the first bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from qwq_local.errors import UsageError
+from qwq_local.reading import MAX_TEXT_BYTES
+
+MAX_LOOKED_AT = 20_000
+_MAX_DEPTH = 40
+_SNIFFED_BYTES = 8192
+_GLOB = re.compile(r"[*?[]")
+_WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\\[ "']|\S)+""")
+_PIECE = re.compile(r""""([^"]*)"|'([^']*)'|\\([ "'])""")
+_NOT_OURS = frozenset({"CVS", "_darcs", "__pycache__", "node_modules"})
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file under the name that it is shown and attached by; `was_named` when the person named it alone."""
+
+    name: str
+    path: Path
+    was_named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Files in order; `left_out` has a line for each kind of thing that was not taken."""
+
+    files: tuple[FoundFile, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def find_files(given: str, cwd: Path, limit: int) -> Found:
+    """The files that a path, a directory or a glob means, at most `limit`. Raises UsageError for none."""
+    path = resolved(given, cwd)
+    mode = mode_of(path)
+    if mode is None and _GLOB.search(given):
+        return _of_walk(given, *_pattern(given, cwd), limit)
+    if mode is None:
+        raise UsageError(f"there is no file {given}.")
+    if stat.S_ISDIR(mode):
+        name = given.rstrip("/") or "/"
+        return _of_walk(given, path, "" if name == "." else name, ("**", "*"), limit)
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{given} is no regular file.")
+    return Found((FoundFile(given, path, True),))
+
+
+def resolved(given: str, cwd: Path) -> Path:
+    """Where a path as a person writes it leads, `~` expanded. Raises UsageError for what is no path."""
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{given}: {error}") from None
+    if "\0" in given:
+        raise UsageError(f"{given!r} is no file name.")
+    return path if path.is_absolute() else cwd / path
+
+
+def is_file(given: str, cwd: Path) -> bool:
+    """Whether it names an existing regular file."""
+    try:
+        mode = mode_of(resolved(given, cwd))
+    except UsageError:
+        return False
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def split_arguments(text: str) -> list[str]:
+    """The words of a line; quotes hold words with spaces together, and so does a backslash before a space."""
+    words = (_PIECE.sub(lambda piece: piece[piece.lastindex or 0], word) for word in _WORD.findall(text))
+    return [word for word in words if word]
+
+
+def mode_of(path: Path) -> int | None:
+    """The mode of what is at a path, None when nothing can be found there."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _pattern(given: str, cwd: Path) -> tuple[Path, str, tuple[str, ...]]:
+    """Where a glob begins to vary: that folder, its name, and the patterns of what is below it."""
+    parts = Path(given).parts
+    first = next(i for i, part in enumerate(parts) if _GLOB.search(part))
+    shown = str(Path(*parts[:first])) if first else ""
+    patterns = parts[first:]
+    if patterns[-1] == "**":
+        patterns = (*patterns, "*")
+    return resolved(shown or ".", cwd), shown, patterns
+
+
+def _of_walk(given: str, root: Path, shown: str, patterns: tuple[str, ...], limit: int) -> Found:
+    files: list[FoundFile] = []
+    skipped: list[str] = []
+    n_over = n_looked = 0
+    for n_looked, (parts, path) in enumerate(_walk(root, patterns), start=1):
+        if n_looked > MAX_LOOKED_AT:
+            break
+        if not _matches(parts, patterns):
+            continue
+        name = "/".join(filter(None, [shown.rstrip("/") if shown != "/" else "", *parts]))
+        name = _readable(f"/{name}" if shown == "/" else name)
+        if reason := _why_not(path):
+            skipped.append(f"{name} ({reason})")
+        elif len(files) < limit:
+            files.append(FoundFile(name, path, False))
+        else:
+            n_over += 1
+    if not files and not n_over and not skipped:
+        raise UsageError(f"no file matches {given}.")
+    return Found(tuple(files), tuple(_left_out(skipped, n_over, n_looked)))
+
+
+def _readable(name: str) -> str:
+    """The name without the halves of surrogate pairs that stand for bytes which are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _left_out(skipped: Sequence[str], n_over: int, n_looked: int) -> Iterator[str]:
+    if skipped:
+        rest = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        yield f"left out: {', '.join(skipped[:3])}{rest}."
+    if n_over:
+        yield f"left out: {n_over:,} more files, there is a limit to how many are taken at once."
+    if n_looked > MAX_LOOKED_AT:
+        yield f"stopped after looking at {MAX_LOOKED_AT:,} files: name a smaller folder."
+
+
+def _walk(root: Path, patterns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """Regular files below a folder in the order of their names, as deep as the patterns go."""
+    depth = _MAX_DEPTH if "**" in patterns else len(patterns)
+    shows_hidden = any(pattern.startswith(".") for pattern in patterns)
+    folders: list[tuple[tuple[str, ...], Path]] = [((), root)]
+    while folders:
+        parts, folder = folders.pop()
+        below = []
+        for entry in _entries(folder):
+            if (entry.name.startswith(".") and not shows_hidden) or entry.name in _NOT_OURS:
+                continue
+            here = (*parts, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if len(here) < depth:
+                    below.append((here, Path(entry.path)))
+            elif is_kind(entry.is_file):
+                yield here, Path(entry.path)
+        folders.extend(reversed(below))
+
+
+def is_kind(asks: Callable[[], bool]) -> bool:
+    """What an entry of a folder says of itself; no for a link that leads in a circle or where none may go."""
+    try:
+        return asks()
+    except OSError:
+        return False
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; of one that is too large, as many as may be looked at."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                found.append(entry)
+                if len(found) > MAX_LOOKED_AT:
+                    break
+    except OSError:
+        return []
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a path goes with the patterns; `**` stands for any folders, none too."""
+    # reached[i]: the parts so far go with the first i patterns.
+    reached = _past_stars([True, *[False] * len(patterns)], patterns)
+    for part in parts:
+        following = [False] * (len(patterns) + 1)
+        for i, pattern in enumerate(patterns):
+            if not reached[i]:
+                continue
+            if pattern == "**":
+                following[i] = True
+            elif fnmatchcase(part, pattern) and (part[0] != "." or pattern[0] == "."):
+                following[i + 1] = True
+        reached = _past_stars(following, patterns)
+    return reached[-1]
+
+
+def _past_stars(reached: list[bool], patterns: Sequence[str]) -> list[bool]:
+    for i, pattern in enumerate(patterns):
+        if pattern == "**" and reached[i]:
+            reached[i + 1] = True
+    return reached
+
+
+def _why_not(path: Path) -> str:
+    """Why a file that nobody named alone is not attached; empty when it may be."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            return f"larger than {MAX_TEXT_BYTES >> 20} MiB"
+        with path.open("rb") as file:
+            return "not text" if b"\0" in file.read(_SNIFFED_BYTES) else ""
+    except OSError as error:
+        return error.strerror or "cannot be read"

@@ -1,0 +1,151 @@
+"""What takes how much of the context: the ledger, the plan for what comes next, and what could go.
+
+Nothing is ever left out of a conversation but by /drop, which a person gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.session import Session, fences, thoughts
+from qwq_local.chat.turns import Asked, question_of
+from qwq_local.errors import UsageError
+from qwq_local.events import Ledger, Planned
+from qwq_local.history.records import TurnRecord
+from qwq_local.planning.words import choice_lines, ledger_line, stats_line
+from qwq_local.question import Question
+
+_BAR_CELLS = 60
+# Who has the context, and the block that stands for it; what is not set is free.
+_PARTS = (("system", "█"), ("files", "▓"), ("history", "▒"), ("prompt", "░"))
+_FREE = "·"
+_SHOWN_TURNS = 3
+
+
+def next_question(session: Session, *, with_files: bool = True) -> Question:
+    """What would be sent now: the conversation, the files that wait, and the shortest of questions."""
+    attachments = session.attachments if with_files else ()
+    question = "" if attachments else "?"
+    content = session.content(question, attachments)
+    return question_of(
+        session, Asked("", content, session.conversation.turns, file_texts=fences(attachments))
+    )
+
+
+def price_lines(session: Session, question: Question) -> Iterator[str]:
+    """What the files of a question do to the plan. Raises PromptTooLong, DoesNotFit."""
+    answering = session.answering
+    planned = answering.backend.dry_run(question)
+    now = answering.planned or answering.backend.dry_run(next_question(session, with_files=False))
+    changes = []
+    if planned.yarn_factor > 1 and planned.yarn_factor != now.yarn_factor:
+        window = int(planned.yarn_origin * planned.yarn_factor)
+        changes.append(f"YaRN {planned.yarn_factor:g} needed: window {window:,}")
+    if planned.n_ctx > now.n_ctx:
+        changes.append(f"context {planned.n_ctx:,}, now {now.n_ctx:,}")
+    if planned.kv_type != now.kv_type:
+        changes.append(f"KV cache {planned.kv_type}, now {now.kv_type}")
+    if planned.thinking_budget < now.thinking_budget:
+        changes.append(f"thinking {planned.thinking_budget:,}, now {now.thinking_budget:,}")
+    if planned.sacrifices and planned.sacrifices != now.sacrifices:
+        changes.append(f"given up: {', '.join(planned.sacrifices)}")
+    prompt = f"the prompt has {planned.prompt_tokens:,} tokens with them"
+    room = f"{prompt} and the plan stays: context {planned.n_ctx:,}, {planned.kv_type} KV."
+    yield f"{prompt}. {' · '.join(changes)}." if changes else room
+
+
+def context_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
+    """Who has the context, as a bar and in tokens."""
+    planned = session.answering.backend.dry_run(next_question(session))
+    lines = [*_ledger_lines(planned.ledger, planned.prompt_tokens, planned.n_ctx)]
+    if planned.yarn_factor > 1:
+        lines.append(f"the next question takes YaRN {planned.yarn_factor:g}.")
+    yield Said(tuple(lines))
+
+
+def _ledger_lines(ledger: Ledger, prompt_tokens: int, n_ctx: int) -> Iterator[str]:
+    free = max(0, n_ctx - prompt_tokens)
+    bar, upto = "", 0
+    for part, glyph in _PARTS:
+        upto += getattr(ledger, part)
+        bar += glyph * (round(_BAR_CELLS * upto / max(n_ctx, 1)) - len(bar))
+    yield f"{bar:{_FREE}<{_BAR_CELLS}}"[:_BAR_CELLS]
+    figures = {
+        **{f"{glyph} {part}": getattr(ledger, part) for part, glyph in _PARTS},
+        f"{_FREE} free": free,
+    }
+    width = max(len(f"{count:,}") for count in figures.values())
+    for what, count in figures.items():
+        of = f" of {n_ctx:,} tokens" if what.endswith("free") else ""
+        yield f"{what:<9}  {count:>{width},}{of}"
+    if ledger.thinking_spared:
+        yield f"{ledger.thinking_spared:,} tokens of earlier thinking are spared: they are not sent again."
+
+
+def drop_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
+    """Leave the oldest turns out of what the model sees, or with `none` let it see all again."""
+    conversation, word = session.conversation, arguments.strip()
+    if word == "none":
+        conversation.dropped = frozenset()
+        yield Said(("the model sees the whole conversation again.",))
+        return
+    count = int(word) if word.isdecimal() and len(word) < 10 else 0 if word else 1
+    if not count:
+        raise UsageError(f"/drop {word[:40]}: give how many of the oldest turns, or none to see all again.")
+    gone = conversation.drop(count)
+    if not gone:
+        raise UsageError("there is no turn to leave out.")
+    tokens = sum(_tokens(session, turn) for turn in gone)
+    yield Said(
+        (
+            f"left out of what the model sees while this chat runs: {thoughts(gone)}, {tokens:,} tokens; "
+            "the history keeps them, /drop none takes them in again.",
+        )
+    )
+
+
+def what_can_go(session: Session) -> Iterator[str]:
+    """What could be left out when a prompt does not fit: the oldest turns, the files that wait."""
+    sent = session.conversation.sent
+    if sent:
+        oldest = [f"thought {turn.number} ({_tokens(session, turn):,} tok)" for turn in sent[:_SHOWN_TURNS]]
+        rest = f" and {len(sent) - _SHOWN_TURNS} later ones" if len(sent) > _SHOWN_TURNS else ""
+        yield f"oldest turns: {', '.join(oldest)}{rest}: /drop N leaves out the first N."
+    if session.attached:
+        largest = sorted(session.attached.items(), key=lambda item: -item[1].tokens)[:_SHOWN_TURNS]
+        files = [f"{name} ({waiting.tokens:,} tok)" for name, waiting in largest]
+        rest = (
+            f" and {len(session.attached) - len(files)} smaller ones"
+            if len(session.attached) > len(files)
+            else ""
+        )
+        yield f"attached: {', '.join(files)}{rest}: /file drop NAME takes one back."
+
+
+def _tokens(session: Session, turn: TurnRecord) -> int:
+    """What a turn takes of a later prompt: what was asked and answered."""
+    count = session.answering.backend.count_tokens
+    return count(turn.content) + count(turn.answer)
+
+
+def plan_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
+    """What is planned for the next question."""
+    planned = session.answering.backend.dry_run(next_question(session))
+    yield Said(tuple(_plan_lines(planned)))
+
+
+def _plan_lines(planned: Planned) -> Iterator[str]:
+    yield planned.line
+    yield from choice_lines(planned)
+    yield ledger_line(planned.ledger, planned.n_ctx)
+
+
+def stats_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
+    """Tokens and seconds of the last turn."""
+    last = session.conversation.last
+    if last is None:
+        raise UsageError("nothing was asked yet.")
+    seed = f"seed {last.origin.seed} · " if last.origin is not None else ""
+    reason = f"ended: {last.reason}" if last.reason is not None else f"state: {last.state}"
+    yield Said((f"thought {last.number} · {seed}{reason}", stats_line(last.stats)))

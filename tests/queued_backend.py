@@ -1,0 +1,226 @@
+"""A Backend that replays scripted turns, and a Chat over it: for what a chat does whatever the model says.
+
+A word is a token. Everything else, archive, profiles and files, is real.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qwq_local.chat.chat import Chat
+from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.setup import ChatSetup
+from qwq_local.errors import DoesNotFit, PromptTooLong, QwqError
+from qwq_local.events import (
+    Answer,
+    CloseReason,
+    Event,
+    Finished,
+    FinishReason,
+    Generated,
+    Ledger,
+    Notice,
+    Planned,
+    Prefill,
+    Prompted,
+    Thinking,
+    ThinkingClosed,
+    TurnStats,
+)
+from qwq_local.history.archive import Archive
+from qwq_local.paths import Directories
+from qwq_local.profile_keys import Profile
+from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
+from qwq_local.question import Question
+
+NATIVE = 1000
+Script = Callable[["QueuedBackend", Question], Iterator[Event]]
+
+
+@dataclass
+class QueuedBackend:
+    """Replays `scripts`, one for each question; keeps what it was asked, adopted and told."""
+
+    scripts: list[Script] = field(default_factory=list)
+    profile: Profile = field(default_factory=Profile)
+    name: str = "queued"
+    weights: str = "sha256:one"
+    kept: Sequence[str] = ()
+    refuses: QwqError | None = None
+    questions: list[Question] = field(default_factory=list)
+    adopted: list[Profile] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    is_closed: bool = False
+
+    def reply(self, question: Question) -> Iterator[Event]:
+        """The next script."""
+        self.questions.append(question)
+        self.stopped.clear()
+        self.dry_run(question)
+        yield from self.scripts.pop(0)(self, question)
+
+    def stop(self) -> None:
+        """Note it; scripts look."""
+        self.stopped.set()
+
+    def keep(self) -> Iterator[Notice]:
+        """The notices there are."""
+        yield from map(Notice, self.kept)
+
+    def dry_run(self, question: Question) -> Planned:
+        """A plan that takes YaRN when the words are more than NATIVE; past 4 times that it is too long."""
+        if self.refuses is not None:
+            raise self.refuses
+        count = self.count_tokens
+        tokens = sum(count(message.content) for message in question.messages)
+        files = sum(map(count, question.files))
+        last = count(question.messages[-1].content)
+        factor = next((factor for factor in (1, 2, 4) if tokens <= factor * NATIVE), 0)
+        if not factor:
+            raise PromptTooLong(f"the prompt has {tokens:,} tokens; the window holds {4 * NATIVE:,}.")
+        system = sum(count(m.content) for m in question.messages if m.role == "system")
+        ledger = Ledger(
+            system, files, tokens - last - system, last - files, factor * NATIVE - tokens, question.spared
+        )
+        return Planned(
+            model=self.name,
+            n_ctx=factor * NATIVE,
+            prompt_tokens=tokens,
+            thinking_budget=self.profile.thinking_budget,
+            answer_reserve=100,
+            yarn_factor=float(factor),
+            kv_type="f16",
+            n_gpu_layers=0,
+            seed=question.seed if question.seed is not None else self.profile.seed or 7,
+            yarn_origin=NATIVE,
+            line=f"context {factor * NATIVE:,}",
+            ledger=ledger,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """The words."""
+        return len(text.split())
+
+    def adopt(self, profile: Profile) -> None:
+        """Take it; one that is too hot is noticed too late."""
+        self.profile = profile
+        if profile.temperature == 5:
+            raise DoesNotFit("too hot.")
+        self.adopted.append(profile)
+
+    def identity(self) -> str:
+        """What `weights` says."""
+        return self.weights
+
+    def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
+
+def says(
+    thinking: str = "Let me see.",
+    answer: str = "It is so.",
+    *,
+    reason: FinishReason = FinishReason.STOP,
+    closed: CloseReason | None = CloseReason.MODEL,
+    generated: Sequence[int] = (),
+) -> Script:
+    """A turn that thinks and answers so; it goes on from an opening with what it says here as the whole."""
+
+    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+        yield from planned(backend, question)
+        if thinking:
+            yield Thinking(thinking)
+        if closed is not None:
+            yield ThinkingClosed(closed, backend.count_tokens(thinking), 72.0)
+        if answer:
+            yield Answer(answer)
+        start = len(question.opening.generated) if question.opening is not None else 0
+        tokens = generated or tuple(range(100, 100 + backend.count_tokens(thinking + " " + answer)))
+        yield Generated(start, tuple(tokens), backend.count_tokens(thinking))
+        stats = TurnStats(
+            prompt_tokens=backend.dry_run(question).prompt_tokens,
+            thinking_tokens=backend.count_tokens(thinking),
+            answer_tokens=backend.count_tokens(answer),
+        )
+        yield Finished(reason, stats, thinking, answer)
+
+    return script
+
+
+def planned(backend: QueuedBackend, question: Question, cached: int = 2) -> Iterator[Event]:
+    """How a turn begins: its plan, the ids of its prompt, its prefill."""
+    plan = backend.dry_run(question)
+    yield plan
+    prompt = tuple(range(1, plan.prompt_tokens + 1))
+    yield Prompted(question.opening.prompt if question.opening is not None else prompt)
+    yield Prefill(plan.prompt_tokens, plan.prompt_tokens, cached)
+
+
+def fails(error: Exception, *, after: Sequence[Event] | None = None) -> Script:
+    """A turn that fails, at once or after its plan and some events."""
+
+    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+        if after is not None:
+            yield from planned(backend, question)
+            yield from after
+        raise error
+        yield
+
+    return script
+
+
+@dataclass
+class Talking:
+    """A chat, the backends it was given so far, and what to submit lines with."""
+
+    chat: Chat
+    backends: list[QueuedBackend]
+
+    @property
+    def backend(self) -> QueuedBackend:
+        """The one that was made last."""
+        return self.backends[-1]
+
+    def submit(self, line: str, *scripts: Script) -> list[ChatEvent]:
+        """All that comes of a line, which the model answers with these scripts."""
+        self.backend.scripts.extend(scripts)
+        return list(self.chat.submit(line))
+
+    def lines(self, line: str, *scripts: Script) -> list[str]:
+        """The lines that are said on a line."""
+        return said(self.submit(line, *scripts))
+
+
+def said(events: Iterable[ChatEvent]) -> list[str]:
+    """The lines among some events."""
+    return [text for event in events if isinstance(event, Said) for text in event.lines]
+
+
+def errors(events: Iterable[ChatEvent]) -> list[str]:
+    """The lines that tell of errors."""
+    return said(event for event in events if isinstance(event, Said) and event.is_error)
+
+
+def talking(
+    archive: Archive, cwd: Path, make: Callable[[str], QueuedBackend] | None = None, **opened: Any
+) -> Talking:
+    """A chat over a queued backend and the real miniature's profile."""
+    folders = profile_folders(Directories(cwd, cwd, cwd))
+    backends: list[QueuedBackend] = []
+
+    def make_backend(model: str, resolved: ResolvedProfile) -> QueuedBackend:
+        backend = make(model) if make is not None else QueuedBackend()
+        backend.profile = resolved.profile
+        backends.append(backend)
+        return backend
+
+    def resolve_profile(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:
+        return resolve(model, profile, folders, {}, settings)
+
+    setup = ChatSetup(archive, make_backend, resolve_profile, "miniature", "chat", cwd=cwd)
+    return Talking(Chat(replace(setup, **opened)), backends)

@@ -1,0 +1,104 @@
+"""`qwq chat` in pipes, as scripts use it: real processes, the miniature, a history of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.command import QWQ, Ran, environment
+
+SEEDED = ("chat", "--model", "miniature", "--seed", "1", "--set", "temperature=0")
+COUNT = "How many r's are in the word strawberry?"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chat")
+
+
+def chat(cache: Path, typed: str, *flags: str, **variables: str) -> Ran:
+    result = subprocess.run(
+        [*QWQ, *SEEDED, *flags],
+        input=typed.encode(),
+        capture_output=True,
+        env=environment(cache, **variables),
+        timeout=120,
+    )
+    return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def test_each_line_is_answered_on_stdout_and_a_second_turn_knows_the_first(cache: Path) -> None:
+    ran = chat(cache, f"{COUNT}\nand in raspberry?\n", "--private")
+    assert ran.status == 0, ran.stderr
+    first, second = (line for line in ran.stdout.splitlines() if line)
+    assert r"\boxed{3}" in first
+    assert "raspberry" in second
+
+
+def test_nothing_is_asked_of_an_empty_input(cache: Path) -> None:
+    assert chat(cache, "", "--private") == Ran(0, "", "")
+
+
+def test_a_line_that_could_not_be_done_sets_the_exit_status(cache: Path) -> None:
+    ran = chat(cache, "/cler\n", "--private")
+    assert (ran.status, ran.stdout) == (1, "")
+    assert "/clear" in ran.stderr
+
+
+def test_a_conversation_lasts_and_is_gone_on_with(tmp_path: Path) -> None:
+    assert chat(tmp_path, f"/name berries\n{COUNT}\n").status == 0
+    ran = chat(tmp_path, "and in raspberry?\n", "--resume", "berries")
+    assert ran.status == 0, ran.stderr
+    assert "raspberry" in ran.stdout
+    assert r"\boxed{3}" in ran.stderr  # what was said before is shown, but not as an answer of now
+    listed = subprocess.run(
+        [*QWQ, "history", "--json"], capture_output=True, env=environment(tmp_path), timeout=60, check=True
+    )
+    [conversation] = json.loads(listed.stdout)
+    assert (conversation["name"], conversation["n_turns"]) == ("berries", 2)
+
+
+def test_private_writes_nothing(tmp_path: Path) -> None:
+    chat(tmp_path, f"{COUNT}\n")
+    [database] = tmp_path.rglob("history.sqlite3")
+    before = sqlite3.connect(database).execute("SELECT count(*) FROM turns").fetchone()
+    assert chat(tmp_path, f"{COUNT}\n", "--private").status == 0
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM turns").fetchone() == before == (1,)
+    assert (database.stat().st_mode & 0o777, database.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_continue_without_a_past_says_so(tmp_path: Path) -> None:
+    ran = chat(tmp_path, "", "--continue")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr == "qwq: there is no conversation yet to go on with. Leave out --continue.\n"
+
+
+def test_a_file_goes_with_the_first_question(tmp_path: Path) -> None:
+    (tmp_path / "key file.txt").write_text("The pass key is 51423. Remember it.\n")
+    ran = chat(tmp_path, "What is the pass key?\n", "--private", "-f", str(tmp_path / "key file.txt"))
+    assert ran.status == 0, ran.stderr
+    assert "key file.txt" in ran.stderr
+    assert "51423" in ran.stdout
+
+
+def test_dry_run_prints_the_plan_and_loads_nothing(tmp_path: Path) -> None:
+    ran = chat(tmp_path, "", "--private", "--dry-run")
+    assert ran.status == 0, ran.stderr
+    assert re.search(r"context [\d,]+", ran.stdout)
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*QWQ, *SEEDED, "--private"],
+        input=b"\xff\n",
+        capture_output=True,
+        env=environment(tmp_path),
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert result.stderr.decode() == "qwq: a line of standard input is not UTF-8 text: byte 0 is 0xff.\n"
