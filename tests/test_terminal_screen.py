@@ -14,9 +14,12 @@ from qwq_local.events import (
     Event,
     Finished,
     FinishReason,
+    Generated,
     Loading,
     Notice,
     Prefill,
+    Prompted,
+    Steered,
     Thinking,
     ThinkingClosed,
     TurnStats,
@@ -72,11 +75,24 @@ def test_hidden_thinking_shows_that_it_goes_on_and_what_it_took() -> None:
     assert terminal.lines() == ["▸ thought · 1m12s · 431 tok", "3"]
 
 
-@pytest.mark.parametrize("reason", [CloseReason.BUDGET, CloseReason.CONTEXT, CloseReason.LOOP])
+@pytest.mark.parametrize(
+    "reason", [CloseReason.BUDGET, CloseReason.CONTEXT, CloseReason.LOOP, CloseReason.ASKED]
+)
 def test_a_thought_that_the_model_did_not_end_says_why(reason: CloseReason) -> None:
     terminal = Terminal()
     show([Thinking("x"), ThinkingClosed(reason, 5, 1.0)], terminal.output(), terminal.output())
     assert terminal.lines()[1].startswith("▸ thought · 1s · 5 tok · ended ")
+
+
+def test_a_steered_sentence_is_thinking_and_token_ids_are_nothing() -> None:
+    terminal = Terminal()
+    events: list[Event] = [
+        Prompted((1, 2)),
+        *(Thinking("abc"), Thinking("\n\n"), Steered("Go on."), Generated(0, (3, 4), 2)),
+        *(Thinking("\n\n"), Thinking("def"), CLOSED),
+    ]
+    show(events, terminal.output(), terminal.output())
+    assert terminal.lines()[:5] == ["abc", "", "Go on.", "", "def"]
 
 
 def test_a_notice_stands_between_and_the_answer_goes_on() -> None:

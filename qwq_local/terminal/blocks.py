@@ -120,7 +120,7 @@ class BlockReader:
         elif self._math_end:
             self._read_math(line)
         elif continues or self._is_inside_math():
-            self._add_to_paragraph(line.strip())
+            self._add_to_paragraph(line.expandtabs(4).strip())
         else:
             self._read_containers(line.expandtabs(4).rstrip())
         return self._take_blocks()

@@ -6,7 +6,8 @@ new statement begins: colors of a string that spans such a place may be wrong, i
 
 from __future__ import annotations
 
-from rich.syntax import Syntax
+from rich.style import Style
+from rich.syntax import ANSI_DARK, ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 CONTEXT_LINES = 10
@@ -16,11 +17,30 @@ CONTEXT_LIMIT = 60
 """Lines after which it ends anywhere."""
 
 
+# Yellow and the bright colors vanish on white, blue on black: what has them gets what both can show.
+_LEGIBLE = {
+    "yellow": Style(color="green"),
+    "bright_blue": Style(bold=True),
+    "bright_black": Style(),
+    "bright_cyan": Style(color="cyan"),
+    "bright_green": Style(color="cyan"),
+    "bright_magenta": Style(color="magenta"),
+    "bright_red": Style(color="red"),
+}
+THEME = ANSISyntaxTheme(
+    {
+        token: _LEGIBLE.get(style.color.name, style) if style.color else style
+        for token, style in ANSI_DARK.items()
+    }
+)
+"""The colors of code, for light and dark backgrounds."""
+
+
 class CodeHighlighter:
     """Colors the lines of one code block; an unknown language or none leaves them plain."""
 
     def __init__(self, language: str = "") -> None:
-        self._syntax = Syntax("", language, theme="ansi_dark") if language else None
+        self._syntax = Syntax("", language, theme=THEME) if language else None
         if self._syntax and self._syntax.lexer is None:
             self._syntax = None
         self._context: list[str] = []

@@ -17,6 +17,9 @@ from qwq_local.terminal.sanitize import Sanitizer
 
 LIVE_ROWS = 6
 FRAME_S = 0.05
+WORD = 20
+"""Characters in which a space is looked for where a line is cut; rows further up are written already."""
+
 IDLE_SHARE = 5
 """The next frame waits at least this many times as long as the last one took."""
 
@@ -42,7 +45,7 @@ class LineCutter:
         """Take parts off a line until the rest is short; returns the rest."""
         start = 0
         while len(line) - start > PARAGRAPH_LIMIT:
-            space = line.rfind(" ", start + PARAGRAPH_LIMIT // 2, start + PARAGRAPH_LIMIT)
+            space = line.rfind(" ", start + PARAGRAPH_LIMIT - WORD, start + PARAGRAPH_LIMIT)
             end = space + 1 if space >= 0 else start + PARAGRAPH_LIMIT
             lines.append((line[start:end], self.continues))
             self.continues = True
@@ -50,44 +53,28 @@ class LineCutter:
         return line[start:]
 
 
-class MarkdownWriter:
-    """Shows one answer. Feed its pieces, suspend it before anything else is written, close it at the end."""
+class MarkdownRows:
+    """One answer as rows: feed its pieces, take what is final and what is not, close it at the end."""
 
-    def __init__(self, output: Output, clock: Clock) -> None:
-        self._output = output
-        self._clock = clock
+    def __init__(self, has_color: bool = True) -> None:
         self._sanitizer = Sanitizer()
         self._cutter = LineCutter()
         self._reader = BlockReader()
-        self._renderer = BlockRenderer(output.has_color)
-        self._region = LiveRegion(output)
+        self._renderer = BlockRenderer(has_color)
         self._finished: list[Block] = []
-        self._offset = 0  # characters of the open paragraph that are written already
-        self._next_frame = clock()
+        self._offset = 0  # characters of the open paragraph that were taken already
 
     def feed(self, text: str) -> None:
-        """Take the next piece; draws a frame when one is due."""
+        """Take the next piece."""
         for line, continues in self._cutter.feed(self._sanitizer.feed(text)):
             self._finished += self._reader.feed(line, continues)
-        if self._clock() >= self._next_frame:
-            self._draw()
 
-    def suspend(self) -> None:
-        """Erase what may still change, so that another line can be written; the next piece brings it back."""
-        self._region.erase()
-        self._next_frame = self._clock()
+    def take(self, columns: int, limit: int) -> tuple[list[Row], list[Row]]:
+        """The rows that became final since the last call, and the last `limit` rows that may still change.
 
-    def close(self) -> None:
-        """Write everything that is left; the cursor ends at the start of a line."""
-        for line, continues in self._cutter.feed("\n" if self._cutter.partial else ""):
-            self._finished += self._reader.feed(line, continues)
-        self._finished += self._reader.close()
-        self._region.frame(self._take_finished(self._output.size()[0]), ())
-
-    def _draw(self) -> None:
-        started = self._clock()
-        columns, window_rows = self._output.size()
-        limit = max(1, min(LIVE_ROWS, window_rows // 3))
+        Joined, the final rows do not depend on when they are taken, as long as the width stays; only the
+        colors of code may, which are those of the lines that were there. Final rows of code may be wider.
+        """
         final = self._take_finished(columns)
         open_blocks = self._reader.peek(self._cutter.partial)
         if len(open_blocks) == 1 and open_blocks[0].kind is Kind.PARAGRAPH:
@@ -95,9 +82,14 @@ class MarkdownWriter:
             final += settled
         else:
             live = self._renderer.preview(open_blocks, columns, self._offset)
-        self._region.frame(final, live[-limit:])
-        ended = self._clock()
-        self._next_frame = started + max(FRAME_S, IDLE_SHARE * (ended - started))
+        return final, live[-limit:]
+
+    def close(self, columns: int) -> list[Row]:
+        """The rows that are left when no more text comes."""
+        for line, continues in self._cutter.feed("\n" if self._cutter.partial else ""):
+            self._finished += self._reader.feed(line, continues)
+        self._finished += self._reader.close()
+        return self._take_finished(columns)
 
     def _take_finished(self, columns: int) -> list[Row]:
         blocks, self._finished = self._finished, []
@@ -121,6 +113,44 @@ class MarkdownWriter:
         return gap + shown.rows[:n_final], shown.rows[n_final:]
 
 
+class MarkdownWriter:
+    """Shows one answer. Feed its pieces, suspend it before anything else is written, close it at the end."""
+
+    def __init__(self, output: Output, clock: Clock) -> None:
+        self._output = output
+        self._clock = clock
+        self._rows = MarkdownRows(output.has_color)
+        self._region = LiveRegion(output)
+        self._next_frame = clock()
+
+    def feed(self, text: str) -> None:
+        """Take the next piece; draws a frame when one is due."""
+        self._rows.feed(text)
+        if self._clock() >= self._next_frame:
+            self._draw()
+
+    def suspend(self) -> None:
+        """Erase what may still change, so that another line can be written; the next piece brings it back."""
+        self._region.erase()
+        self._next_frame = self._clock()
+
+    def close(self) -> None:
+        """Write everything that is left; the cursor ends at the start of a line."""
+        self._region.frame(self._rows.close(self._output.size()[0]), ())
+
+    def _draw(self) -> None:
+        started = self._clock()
+        columns, window_rows = self._output.size()
+        self._region.frame(*self._rows.take(columns, live_limit(window_rows)))
+        ended = self._clock()
+        self._next_frame = started + max(FRAME_S, IDLE_SHARE * (ended - started))
+
+
+def live_limit(window_rows: int) -> int:
+    """How many rows of an answer may be live in a window of this height."""
+    return max(1, min(LIVE_ROWS, window_rows // 3))
+
+
 def _before_table_head(block: Block, end: int) -> int:
     """Where the last two source lines begin if one may be a table's head: the next line decides."""
     last_lines = block.text.split("\n")[-2:]
@@ -129,11 +159,13 @@ def _before_table_head(block: Block, end: int) -> int:
     return end - sum(len(line) + 1 for line in last_lines)
 
 
+def markdown_rows(text: str, columns: int, has_color: bool = True) -> list[Row]:
+    """A whole text at once, exactly the rows that it has in the end when it streams."""
+    rows = MarkdownRows(has_color)
+    rows.feed(text)
+    return rows.close(columns)
+
+
 def render_markdown(text: str, columns: int, has_color: bool = True) -> str:
-    """A whole text at once, exactly as it ends up on a terminal when it streams."""
-    cutter, reader = LineCutter(), BlockReader()
-    blocks: list[Block] = []
-    for line, continues in cutter.feed(Sanitizer().feed(text) + "\n"):
-        blocks += reader.feed(line, continues)
-    rows = BlockRenderer(has_color).render(blocks + reader.close(), columns)
-    return "".join(f"{row.written}\n" for row in rows)
+    """A whole text at once as it is written to a terminal."""
+    return "".join(f"{row.written}\n" for row in markdown_rows(text, columns, has_color))

@@ -18,6 +18,7 @@ Clock = Callable[[], float]
 APPEARS_AFTER_S = 0.3
 REDRAW_S = 0.1
 BAR_CELLS = 24
+MIN_BAR_CELLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,57 +75,98 @@ class StatusLine:
             self._drawn = ""
 
 
-class ProgressBar:
-    """Progress to `total`: a bar with percents, or with a unit `done / total unit · rate · time left`."""
+class Progress:
+    """Progress to `total` as text: bar and percents, or with a unit amounts, rate and time left."""
 
-    def __init__(
-        self, output: Output, label: str, total: float, clock: Clock, unit: Unit | None = None
-    ) -> None:
-        self._line = StatusLine(output, clock)
-        self._output = output
+    def __init__(self, label: str, total: float, clock: Clock, unit: Unit | None = None) -> None:
         self._label = label
         self._total = total
         self._clock = clock
         self._unit = unit
         self._started_at = clock()
         self._started_with: float | None = None
+        self._done = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the work began."""
+        return self._clock() - self._started_at
 
     def update(self, done: float) -> None:
         """Say how much is done in all; what the first call says counts as there before the start."""
         if self._started_with is None:
             self._started_with, self._started_at = done, self._clock()
+        self._done = min(max(done, 0.0), self._total)
+
+    def counts(self, unit: Unit) -> bool:
+        """Whether amounts of this unit are shown."""
+        return self._unit is unit
+
+    def text(self, columns: int, has_bar: bool = True) -> str:
+        """The line for a window of this width; amounts stay whole, the bar gives way."""
+        if self._unit is None:
+            return self._percents(columns, has_bar)
+        return f"{self._label} {self._amounts(self._unit)}"
+
+    def text_with_bar(self, columns: int) -> str:
+        """The line with a bar also before amounts; where these do not fit, a word and percents."""
+        amounts = self._amounts(self._unit) if self._unit else f"{int(self._share * 100)}%"
+        room = columns - cell_width(self._label) - cell_width(amounts) - 2
+        if room < -1:
+            return f"{self._label.partition(' ')[0]} {int(self._share * 100)}%"
+        return " ".join(filter(None, [self._label, self._bar(min(BAR_CELLS, room)), amounts]))
+
+    def _bar(self, cells: int) -> str:
+        """A bar of so many cells, none where they are too few to be read."""
+        full = int(self._share * cells)
+        return f"{'█' * full}{'░' * (cells - full)}" if cells >= MIN_BAR_CELLS else ""
+
+    @property
+    def _share(self) -> float:
+        return self._done / self._total if self._total > 0 else 1.0
+
+    def _percents(self, columns: int, has_bar: bool) -> str:
+        # Rounded down: 100 % is shown only when everything is there.
+        percents = f"{int(self._share * 100):3d}%"
+        room = columns - cell_width(self._label) - len(percents) - 5
+        bar = self._bar(min(BAR_CELLS, room)) if has_bar else ""
+        if not bar:
+            return f"{one_line(self._label, room + 2) if room < 0 else self._label} {percents}"
+        return f"{self._label} {bar} {percents}"
+
+    def _amounts(self, unit: Unit) -> str:
+        parts = [f"{unit.amount(self._done)} / {unit.amount(self._total)} {unit.name}"]
+        computed = self._done - (self._started_with or 0.0)
+        if self.elapsed_s > 0 and computed > 0:
+            rate = computed / self.elapsed_s
+            parts.append(unit.rate(rate))
+            parts.append(f"{duration_left((self._total - self._done) / rate)} left")
+        return " · ".join(parts)
+
+
+class ProgressBar:
+    """Progress that writes itself on one line of its own."""
+
+    def __init__(
+        self, output: Output, label: str, total: float, clock: Clock, unit: Unit | None = None
+    ) -> None:
+        self._line = StatusLine(output, clock)
+        self._output = output
+        self._progress = Progress(label, total, clock, unit)
+
+    def update(self, done: float) -> None:
+        """Say how much is done in all; what the first call says counts as there before the start."""
+        self._progress.update(done)
         if self._line.is_due:
-            done = min(max(done, 0.0), self._total)
-            self._line.draw(self._percents(done) if self._unit is None else self._amounts(done, self._unit))
+            self._line.draw(self._progress.text(self._output.size()[0], not self._output.is_dumb))
 
     def counts(self, unit: Unit) -> bool:
         """Whether the bar shows amounts of this unit."""
-        return self._unit is unit
+        return self._progress.counts(unit)
 
     def finish(self) -> None:
         """Erase the line."""
         self._line.erase()
-
-    def _percents(self, done: float) -> str:
-        share = done / self._total if self._total > 0 else 1.0
-        # Rounded down: 100 % is shown only when everything is there.
-        percents = f"{int(share * 100):3d}%"
-        room = self._output.size()[0] - cell_width(self._label) - len(percents) - 5
-        cells = min(BAR_CELLS, room)
-        if self._output.is_dumb or cells < 8:
-            return f"{one_line(self._label, room + 2) if cells < 0 else self._label} {percents}"
-        full = int(share * cells)
-        return f"{self._label} {'█' * full}{'░' * (cells - full)} {percents}"
-
-    def _amounts(self, done: float, unit: Unit) -> str:
-        parts = [f"{self._label} {unit.amount(done)} / {unit.amount(self._total)} {unit.name}"]
-        elapsed = self._clock() - self._started_at
-        computed = done - (self._started_with or 0.0)
-        if elapsed > 0 and computed > 0:
-            rate = computed / elapsed
-            parts.append(unit.rate(rate))
-            parts.append(f"{duration_left((self._total - done) / rate)} left")
-        return " · ".join(parts)
 
 
 def duration_left(seconds: float) -> str:

@@ -20,6 +20,7 @@ from qwq_local.events import (
     Notice,
     Planned,
     Prefill,
+    Steered,
     Thinking,
     ThinkingClosed,
 )
@@ -38,6 +39,7 @@ _CLOSED_BY = {
     CloseReason.BUDGET: "ended at its budget",
     CloseReason.CONTEXT: "ended to leave room for the answer",
     CloseReason.LOOP: "ended in a loop",
+    CloseReason.ASKED: "ended when asked",
 }
 
 
@@ -165,7 +167,7 @@ class AskScreen:
                 self._show_loading(event)
             case Prefill():
                 self._show_prefill(event)
-            case Thinking(text):
+            case Thinking(text) | Steered(text):
                 self._show_thinking(text)
             case ThinkingClosed():
                 self._show_closed(event)

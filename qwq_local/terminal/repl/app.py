@@ -1,0 +1,333 @@
+"""The chat on a terminal: one prompt_toolkit application from the first prompt to the last.
+
+Comes in: a Talk, streams and variables. Goes out: an exit status. The main thread draws and reads keys; the
+Talk runs in a thread of its own and is looked at twenty times a second at most, less often where a frame
+takes long. While nothing happens nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.application.current import set_app
+from prompt_toolkit.output import ColorDepth
+
+from qwq_local.chat.events import Copy, Edit, Leave, Page, Said, Talk, ThinkView
+from qwq_local.errors import QwqError
+from qwq_local.terminal.layout import Row
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.repl.bottom import Bottom
+from qwq_local.terminal.repl.completer import TalkCompleter
+from qwq_local.terminal.repl.conversing import Conversing
+from qwq_local.terminal.repl.elsewhere import Elsewhere
+from qwq_local.terminal.repl.hands import Hands
+from qwq_local.terminal.repl.history_file import HistoryFile
+from qwq_local.terminal.repl.input import TerminalInput
+from qwq_local.terminal.repl.keys import bindings
+from qwq_local.terminal.repl.paste import Pastes
+from qwq_local.terminal.repl.prompt import STYLE, InputLine
+from qwq_local.terminal.repl.renderer import InlineRenderer, QuietOutput
+from qwq_local.terminal.repl.talking import Ended, Failed, Talking
+from qwq_local.terminal.repl.view import TurnView
+from qwq_local.terminal.repl.waiting import Waiting
+
+T = TypeVar("T")
+
+FRAME_S = 0.05
+"""Seconds between two frames, at least."""
+
+IDLE_SHARE = 20
+"""The next frame waits this many times as long as the last one took: drawing takes 5 % of a core at most."""
+
+SLOWEST_FRAME_S = 0.5
+TICK_S = 0.25
+"""While something runs, the status line is looked at so often without any event."""
+
+DRAIN_S = 0.03
+"""Seconds that events are taken in before keys have their turn again."""
+
+LEAVE_WITHIN_S = 10.0
+"""How long a turn that was stopped may take to end before the terminal is given back without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chat runs; `history` None keeps what was entered in memory alone."""
+
+    output: Output
+    stdin: TextIO
+    environ: Mapping[str, str]
+    clock: Clock
+    history: Path | None
+    view: ThinkView = ThinkView.TAIL
+
+
+class Repl:
+    """A chat on a terminal. `run` returns when the person has left."""
+
+    def __init__(self, talk: Talk, place: Place) -> None:
+        self._talk = talk
+        self._clock = place.clock
+        self._output = place.output
+        self._status: int | None = None
+        self._has_news = self._holds = False
+        self._view = TurnView(place.output, place.clock, place.view)
+        self._pastes = Pastes()
+        waiting = Waiting(self._pastes, place.output.has_color)
+        self._bottom = Bottom(place.output, place.clock, waiting, self._hinted)
+        self._talking = Talking(talk, self._wake)
+        self._conversing = Conversing(talk, self._talking, self._view, waiting, self._pastes, self._bottom)
+        file = HistoryFile(place.history) if place.history else None
+        self._line = InputLine(place.output, self._pastes, file, TalkCompleter(talk.complete))
+        self._hands = Hands(self._line, self._conversing, self._view, self._bottom, self, place.clock)
+        source = TerminalInput(place.stdin)
+        self._quiet = QuietOutput(place.output, place.environ.get("TERM", ""))
+        self._elsewhere = Elsewhere(place.output, place.environ, source, self._quiet)
+        self._app: Application[int] = Application(
+            layout=self._line.layout,
+            key_bindings=bindings(self._hands),
+            color_depth=None if place.output.has_color else ColorDepth.DEPTH_1_BIT,
+            style=STYLE,
+            include_default_pygments_style=False,
+            erase_when_done=True,
+            terminal_size_polling_interval=None,
+            input=source,
+            output=self._quiet,
+        )
+        # How long an Escape waits for the rest of a key, and Ctrl-X for its second half.
+        self._app.ttimeoutlen, self._app.timeoutlen = 0.1, 0.5
+        style = self._app.renderer.style
+        self._renderer = InlineRenderer(style, self._quiet, place.output, self._bottom, self._take_frame)
+        self._app.renderer = self._renderer
+
+    def run(self) -> int:
+        """Chat until the person leaves: 0, or 128 and the number of the signal that ended it.
+
+        Whatever the Talk raises comes out of here, once the terminal is as before. The Talk is closed.
+        """
+        try:
+            return asyncio.run(self._run())
+        finally:
+            self._conversing.leave()
+            self._talking.finish()
+            self._talk.close()
+
+    # What keys ask of the screen.
+
+    def leave(self, status: int) -> None:
+        """End the chat, at once or when the turn that runs has ended; the second time at once."""
+        is_second, self._status = self._status is not None, status
+        self._elsewhere.end()
+        self._conversing.leave()
+        if is_second or not self._conversing.is_busy:
+            self._exit()
+        else:
+            self._bottom.hint("leaving …", LEAVE_WITHIN_S)
+            self._loop.call_later(LEAVE_WITHIN_S, self._exit)
+
+    def edit_input(self) -> None:
+        """Open the editor with what stands in the input line."""
+        if not self._elsewhere.is_open:
+            self._go(self._edit_input())
+
+    def redraw(self) -> None:
+        """Draw the live rows and the input line anew."""
+        self._renderer.clear()
+        self._app.invalidate()
+
+    def suspend(self) -> None:
+        """Give the terminal back to the shell until the person returns."""
+        self._app.suspend_to_background()
+
+    # The loop.
+
+    async def _run(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._on_error)
+        self._woken = asyncio.Event()
+        pump = self._loop.create_task(self._pump())
+        try:
+            with self._signals():
+                self._conversing.begin()
+                return await self._app.run_async(handle_sigint=False, set_exception_handler=False)
+        except EOFError:
+            return self._status or 0  # the terminal is gone
+        finally:
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+            self._write_last()
+
+    async def _pump(self) -> None:
+        """Look at the conversation whenever it has said something, and draw."""
+        try:
+            while True:
+                is_running = self._conversing.is_busy or self._has_news
+                with contextlib.suppress(TimeoutError):
+                    # wait_for would swallow a cancellation that comes together with the event.
+                    async with asyncio.timeout(TICK_S if is_running else None):
+                        await self._woken.wait()
+                self._woken.clear()
+                self._talking.looked()
+                self._has_news = self._drain()
+                if self._talking.events and not self._elsewhere.is_open:
+                    self._woken.set()
+                started = self._clock()
+                self._draw()
+                took = self._clock() - started
+                await asyncio.sleep(min(SLOWEST_FRAME_S, max(FRAME_S, IDLE_SHARE * took)))
+        except Exception as error:
+            self._fail(error)
+
+    def _drain(self) -> bool:
+        """Take in what the conversation said, as far as there is time; whether there was anything."""
+        events = self._talking.events
+        until = self._clock() + DRAIN_S
+        has_news = bool(events)
+        while events and self._clock() < until and not self._holds:
+            if self._elsewhere.is_open and isinstance(events[0], Page | Edit):
+                break
+            self._take(events.popleft())
+        if self._line.is_steering and not self._view.is_thinking:
+            self._hands.end_steering()
+            self._bottom.hint("the thought has ended")
+        return has_news
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case Ended():
+                self._conversing.ended()
+                if self._status is not None:
+                    self._exit()
+            case Failed(error):
+                raise error
+            case Page():
+                self._go(self._away(self._elsewhere.read(self._app, event)))
+            case Copy(text, what):
+                self._go(self._copy(text, what))
+            case Edit(text):
+                self._holds = True
+                self._go(self._edit(text))
+            case Leave():
+                self.leave(0)
+            case _:
+                self._view.show(event)
+
+    def _take_frame(self) -> Sequence[Row]:
+        frame = self._view.frame()
+        self._bottom.live, self._bottom.status = frame.live, frame.status
+        return frame.final
+
+    def _draw(self) -> None:
+        if not self._app.is_running or self._elsewhere.is_open:
+            return
+        if self._renderer.is_ready:
+            self._renderer.draw(self._take_frame())
+        else:
+            self._app.invalidate()
+
+    def _wake(self) -> None:
+        """Let the next frame come soon; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    def _hinted(self, seconds: float) -> None:
+        self._app.invalidate()
+        if seconds < LEAVE_WITHIN_S:
+            self._loop.call_later(seconds + 0.01, self._app.invalidate)
+
+    # Beside the loop.
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+        self._app.create_background_task(work)
+
+    async def _away(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what has the terminal, then draw what was said meanwhile."""
+        try:
+            return await work
+        finally:
+            self._wake()
+
+    async def _copy(self, text: str, what: str) -> None:
+        copied = await self._elsewhere.copy(text, what)
+        self._say(copied.line, copied.is_error)
+
+    async def _edit_input(self) -> None:
+        try:
+            text = await self._away(self._elsewhere.edit(self._app, self._pastes.expand(self._line.text)))
+        except QwqError as error:
+            self._say(str(error), True)
+        else:
+            if text is not None:
+                self._line.put(self._pastes.take_in(text, 0))
+
+    async def _edit(self, text: str) -> None:
+        try:
+            edited = await self._away(self._elsewhere.edit(self._app, text))
+        except QwqError as error:
+            self._say(str(error), True)
+        else:
+            if edited and edited.strip():
+                self._conversing.enter(self._pastes.take_in(edited, 0), is_first=True)
+            else:
+                self._say("nothing was sent.")
+        finally:
+            self._holds = False
+
+    def _say(self, line: str, is_error: bool = False) -> None:
+        self._view.show(Said((line,), is_error))
+        self._wake()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals as a person means them: Ctrl-C from elsewhere, and being asked to end."""
+        ends = [signal.SIGTERM, signal.SIGHUP]
+        self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        for number in ends:
+            self._loop.add_signal_handler(number, self.leave, 128 + number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, *ends):
+                self._loop.remove_signal_handler(number)
+
+    def _interrupted(self) -> None:
+        if self._elsewhere.is_open:
+            self._elsewhere.interrupt()
+        else:
+            with set_app(self._app):
+                self._hands.interrupt()
+            self._app.invalidate()
+
+    def _exit(self) -> None:
+        if self._app.is_running and not self._app.is_done:
+            self._app.exit(result=self._status or 0)
+
+    def _on_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End with an error that is a bug."""
+        self._elsewhere.end()
+        if self._app.is_running and not self._app.is_done:
+            self._app.exit(exception=error)
+
+    def _write_last(self) -> None:
+        """Write what the conversation still said; the input line is gone."""
+        while self._talking.events:
+            event = self._talking.events.popleft()
+            if not isinstance(event, Ended | Failed | Page | Copy | Edit | Leave):
+                self._view.show(event)
+        if self._view.is_busy:
+            self._view.abandon()
+        with contextlib.suppress(OSError):
+            self._output.write("".join(f"{row.written}\n" for row in self._view.frame().final))

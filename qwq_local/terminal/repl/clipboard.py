@@ -1,0 +1,79 @@
+"""A text to the clipboard: through the platform's program where there is one, else through the terminal.
+
+Comes in: a text and the environment. Goes out: what was done, in one line, and what is to be written to the
+terminal for it (OSC 52), if anything. Runs in a thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_OSC_BYTES = 100_000
+"""Bytes of the text that a terminal is trusted to take; several cut or refuse longer ones."""
+
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was done, for a person, and what the terminal is to be sent for it."""
+
+    line: str
+    sequence: str = ""
+    is_error: bool = False
+
+
+def copy(text: str, what: str, environ: Mapping[str, str]) -> Copied:
+    """Put the text into the clipboard; `what` names it."""
+    size = f"{len(text):,} characters"
+    for command in _programs(environ):
+        if _fed(command, text, environ):
+            return Copied(f"copied {what} ({size}).")
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > MAX_OSC_BYTES:
+        mend = "Install wl-copy, xclip or pbcopy, or use /save."
+        return Copied(f"{what} ({size}) is too long for a terminal's clipboard. {mend}", is_error=True)
+    sequence = f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07"
+    if environ.get("TMUX"):
+        # tmux passes on what stands in its own envelope, each ESC doubled.
+        sequence = "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+    return Copied(f"copied {what} ({size}) through the terminal, if it allows that.", sequence)
+
+
+def _programs(environ: Mapping[str, str]) -> list[list[str]]:
+    """The programs that reach the clipboard of the display this terminal is on."""
+    commands = []
+    if environ.get("WAYLAND_DISPLAY"):
+        commands.append(["wl-copy"])
+    if environ.get("DISPLAY"):
+        commands += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
+    # Over a network the Mac or the Windows that the program runs on is not the person's.
+    if not environ.get("SSH_CONNECTION"):
+        if sys.platform == "darwin":
+            commands.append(["pbcopy"])
+        if environ.get("WSL_DISTRO_NAME"):
+            commands.append(["clip.exe"])
+    return [command for command in commands if shutil.which(command[0], path=environ.get("PATH"))]
+
+
+def _fed(command: list[str], text: str, environ: Mapping[str, str]) -> bool:
+    """Whether the program took the text."""
+    encoding = "utf-16-le" if command[0] == "clip.exe" else "utf-8"
+    try:
+        # xclip stays behind to serve the clipboard: with a pipe for its output nobody would see the end.
+        result = subprocess.run(
+            command,
+            input=text.encode(encoding, "replace"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            env=dict(environ),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0

@@ -1,0 +1,153 @@
+"""What keys do: to the input line, to the conversation, and to the screen.
+
+Comes in: key presses, by name of what they mean. Knows no key.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.repl import block
+from qwq_local.terminal.repl.bottom import HINT_S, Bottom
+from qwq_local.terminal.repl.conversing import Conversing
+from qwq_local.terminal.repl.prompt import InputLine
+from qwq_local.terminal.repl.view import TurnView
+
+
+class Screen(Protocol):
+    """What the hands need of the application."""
+
+    def leave(self, status: int) -> None:
+        """End the chat."""
+
+    def edit_input(self) -> None:
+        """Open the editor with what stands in the input line."""
+
+    def redraw(self) -> None:
+        """Draw the live rows and the input line anew."""
+
+    def suspend(self) -> None:
+        """Give the terminal back to the shell until the person returns."""
+
+
+class Hands:
+    """Does what keys ask for; `is_*` and `can_*` say which keys mean anything now."""
+
+    def __init__(
+        self,
+        line: InputLine,
+        conversing: Conversing,
+        view: TurnView,
+        bottom: Bottom,
+        screen: Screen,
+        clock: Clock,
+    ) -> None:
+        self._line = line
+        self._conversing = conversing
+        self._view = view
+        self._bottom = bottom
+        self._screen = screen
+        self._clock = clock
+        self._leaves_until = 0.0
+
+    @property
+    def is_steering(self) -> bool:
+        """Whether a sentence for the thinking is being typed."""
+        return self._line.is_steering
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in the line that is being typed into."""
+        return not (self._line.steering.text if self.is_steering else self._line.text)
+
+    @property
+    def can_take_back(self) -> bool:
+        """Whether the line is empty and entries wait."""
+        return not self.is_steering and self.is_empty and self._conversing.has_waiting
+
+    def enter(self) -> None:
+        """Send what was typed, take the completion that is marked, or begin a new line in an open block."""
+        if self.is_steering:
+            self.end_steering(self._line.steering.text)
+        elif (state := self._line.buffer.complete_state) and state.current_completion:
+            self._line.buffer.complete_state = None
+        elif block.is_open(self._line.text):
+            self.newline()
+        elif self._line.text.strip():
+            self._conversing.enter(self._line.take())
+
+    def newline(self) -> None:
+        """Begin a new line in the entry."""
+        if not self.is_steering:
+            self._line.buffer.insert_text("\n")
+
+    def paste(self, text: str) -> None:
+        """Put in what was pasted."""
+        self._line.paste(text)
+
+    def interrupt(self) -> None:
+        """Stop what runs; else clear the line; else, the second time, leave."""
+        if self.is_steering:
+            self.end_steering()
+        elif self._conversing.is_busy and not self._conversing.is_stopping:
+            came_back = self._conversing.stop()
+            if came_back:
+                self._line.put("\n\n".join(text for text in (came_back, self._line.text) if text))
+        elif self._line.text:
+            self._line.put("")
+        elif self._clock() < self._leaves_until:
+            self._screen.leave(0)
+        else:
+            self._leaves_until = self._clock() + HINT_S
+            self._bottom.hint("Ctrl-C again leaves", HINT_S)
+
+    def leave(self) -> None:
+        """Leave; a turn that runs is stopped first."""
+        self._screen.leave(0)
+
+    def answer_now(self) -> None:
+        """End the thinking and answer."""
+        self._conversing.answer_now()
+
+    def steer(self) -> None:
+        """Pause the thinking and ask for a sentence."""
+        if not self.is_steering and self._conversing.pause():
+            self._line.steer(True)
+            self._bottom.hint("Enter puts it into the thought · Esc goes on without", float("inf"))
+
+    def end_steering(self, sentence: str = "") -> None:
+        """Go on, with a sentence or without."""
+        self._line.steer(False)
+        self._bottom.end_hint()
+        self._conversing.go_on(sentence)
+
+    def change_view(self) -> None:
+        """Show the thinking the next way, or open the last thought."""
+        if self._view.is_thinking:
+            self._bottom.hint(f"thinking: {self._view.cycle_view()}")
+        else:
+            self._conversing.look_up("/think last")
+
+    def take_back(self) -> None:
+        """Bring the entry that waits last back into the line."""
+        entry = self._conversing.take_back()
+        if entry is not None:
+            self._line.put(entry)
+
+    def close_menu(self) -> None:
+        """Offer no completions for now; what was taken of them is taken back."""
+        self._line.buffer.cancel_completion()
+
+    def edit(self) -> None:
+        """Edit the line in the editor."""
+        if not self.is_steering:
+            self._screen.edit_input()
+
+    def redraw(self) -> None:
+        """Draw everything anew."""
+        self._screen.redraw()
+
+    def suspend(self) -> None:
+        """Let the shell have the terminal."""
+        self._screen.suspend()

@@ -1,0 +1,138 @@
+"""What was entered in earlier runs: a private file of one entry a line, shared by every `qwq chat`.
+
+A line is a JSON array of what was typed and what was pasted, in turns, typed first, in ASCII. A line that is
+none, cut off by a crash or written by something else, is passed over. Entries are appended, each with one
+write; a file that has grown too long is rewritten with the newest ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from qwq_local.errors import QwqError
+from qwq_local.paths import make_private
+
+MAX_ENTRIES = 5000
+"""Entries that are kept."""
+
+MAX_ENTRY_BYTES = 64 * 1024
+"""Bytes of an entry's line; a longer one is not kept for other runs."""
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Bytes at the end of the file that are read."""
+
+_SLACK = 500
+
+
+class HistoryFile:
+    """The entries of earlier runs, and a place for this one's. A disk error loses history, nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> list[list[str]]:
+        """Every entry as its parts, the oldest first; shortens a file that has grown too long."""
+        try:
+            with self._open() as file:
+                entries, n_lines = _read(file)
+        except (OSError, QwqError):
+            return []
+        if n_lines > MAX_ENTRIES + _SLACK or self._size() > MAX_BYTES:
+            with suppress(OSError):
+                self._shorten()
+        return entries
+
+    def append(self, parts: list[str]) -> None:
+        """Keep an entry, given as its parts."""
+        line = json.dumps(parts).encode() + b"\n"
+        if len(line) > MAX_ENTRY_BYTES:
+            return
+        with suppress(OSError, QwqError), self._open() as file:
+            # After a crash the last line may lack its end: an empty line costs nothing.
+            file.write(b"\n" + line if _ends_mid_line(file) else line)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        """The file, created for its owner alone, locked, open for reading and appending."""
+        make_private(self._path.parent)
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with open(descriptor, "a+b", buffering=0) as file:  # noqa: PTH123
+                _lock(descriptor)
+                if not self._is_current(descriptor):
+                    continue  # rewritten by another process while this one waited for the lock
+                if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+                    os.fchmod(descriptor, 0o600)
+                yield file
+                return
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def _shorten(self) -> None:
+        """Write the newest entries beside the file and rename it, under the file's lock."""
+        with self._open() as file:
+            entries, _ = _read(file)
+            descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}-", dir=self._path.parent)
+            beside = Path(name)
+            try:
+                with open(descriptor, "wb") as new:  # noqa: PTH123
+                    new.writelines(json.dumps(parts).encode() + b"\n" for parts in entries)
+                beside.replace(self._path)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+
+
+def _read(file: BinaryIO) -> tuple[list[list[str]], int]:
+    """The newest entries, the oldest of them first, and how many lines there are."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - MAX_BYTES))
+    lines = b"".join(iter(lambda: file.read(1 << 20), b"")).split(b"\n")
+    entries = [parts for line in lines[-MAX_ENTRIES - _SLACK :] if (parts := _parts(line)) is not None]
+    return entries[-MAX_ENTRIES:], len(lines)
+
+
+def _parts(line: bytes) -> list[str] | None:
+    """What a line holds, or None for one that is no entry."""
+    if not 2 < len(line) <= MAX_ENTRY_BYTES:
+        return None
+    try:
+        parts = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts):
+        return parts
+    return None
+
+
+def _ends_mid_line(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return False
+    file.seek(size - 1)
+    return file.read(1) != b"\n"
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the other processes; the lock ends when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one write is whole enough
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,0 +1,188 @@
+"""Draws prompt_toolkit's input between rows of ours, as one region that is rewritten row by row.
+
+Comes in: prompt_toolkit's layout, and what stands above and below it. Goes out: one write per frame. While a
+model writes, the input is not laid out anew: its rows are kept from the last key. prompt_toolkit's own
+renderer redraws cell by cell, cannot put rows above itself without erasing itself first, and after a resize
+leaves its old rows behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.layout import Layout
+from prompt_toolkit.layout.mouse_handlers import MouseHandlers
+from prompt_toolkit.layout.screen import Screen, WritePosition
+from prompt_toolkit.output.vt100 import FG_ANSI_COLORS, Vt100_Output
+from prompt_toolkit.renderer import Renderer
+from prompt_toolkit.styles import Attrs, BaseStyle
+
+from qwq_local.terminal.layout import Row
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.repl.bottom import Bottom
+from qwq_local.terminal.repl.region import Cursor, Region
+
+SETTLE_S = 0.05
+"""How long a window keeps its size before anything is drawn: what it makes of the old rows is known then."""
+
+_PLAIN = "\x1b[0m"
+
+
+class QuietOutput(Vt100_Output):
+    """prompt_toolkit's way to the terminal, which asks it nothing and outlives it."""
+
+    def __init__(self, output: Output, term: str) -> None:
+        def size() -> Size:
+            columns, rows = output.size()
+            return Size(rows=rows, columns=columns)
+
+        super().__init__(output.stream, size, term=term, enable_bell=False, enable_cpr=False)
+
+    def flush(self) -> None:
+        """Write what was collected; nothing once the terminal is gone."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+class InlineRenderer(Renderer):
+    """In place of an Application's own. `take_frame` brings the bottom up to date and gives final rows."""
+
+    def __init__(
+        self,
+        style: BaseStyle,
+        quiet: QuietOutput,
+        output: Output,
+        bottom: Bottom,
+        take_frame: Callable[[], Sequence[Row]],
+    ) -> None:
+        self._region = Region(output)
+        self._rows: Sequence[Row] = (Row("", 0),)
+        self._cursor = Cursor(0, 0)
+        self._settled_at = 0.0
+        self._attrs: dict[str, tuple[str, bool]] = {}
+        super().__init__(style, quiet)
+        self._terminal = output
+        self._bottom = bottom
+        self._take_frame = take_frame
+        self._columns = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether frames can be drawn: the window has settled, and the input is laid out for its width."""
+        return self._is_settled and self._columns == self._terminal.size()[0]
+
+    @property
+    def _is_settled(self) -> bool:
+        return time.monotonic() >= self._settled_at
+
+    def render(self, app: Application[Any], layout: Layout, is_done: bool = False) -> None:
+        """Lay the input out and draw everything."""
+        if is_done:
+            return
+        if not self._is_settled:
+            asyncio.get_running_loop().call_later(SETTLE_S, app.invalidate)
+            return
+        if not self._bracketed_paste_enabled:
+            self.output.enable_bracketed_paste()
+            self.output.reset_cursor_key_mode()
+            self._bracketed_paste_enabled = True
+        columns, window_rows = self._terminal.size()
+        screen = Screen()
+        height = min(layout.container.preferred_height(columns, window_rows).preferred, window_rows)
+        place = WritePosition(xpos=0, ypos=0, width=columns, height=height)
+        layout.container.write_to_screen(screen, MouseHandlers(), place, "", False, None)
+        screen.draw_all_floats()
+        layout.visible_windows = screen.visible_windows
+        self._rows = [self._row(screen, y, columns) for y in range(height)]
+        at = screen.get_cursor_position(layout.current_window)
+        self._cursor = Cursor(at.x, min(at.y, max(0, height - 1)))
+        # The live rows were made for another width.
+        final = self._take_frame() if columns != self._columns else ()
+        self._columns = columns
+        self.draw(final)
+
+    def draw(self, final: Sequence[Row] = ()) -> None:
+        """Put final rows above everything and draw what changed; the input as it was laid out last."""
+        size = self._terminal.size()
+        above = self._bottom.above()
+        rows = [*above, *self._rows, *self._bottom.below()]
+        self._write(self._region.frame(final, rows, Cursor(self._cursor.x, len(above) + self._cursor.y)))
+        if self._terminal.size() != size:
+            self._region.doubt()
+
+    def erase(self, leave_alternate_screen: bool = True) -> None:
+        """Take everything away; after a resize only wait for the window to settle."""
+        if not leave_alternate_screen:
+            # prompt_toolkit calls it so for a resize alone, and redraws right after.
+            self._settled_at = time.monotonic() + SETTLE_S
+            return
+        self._write(self._region.erase())
+        self.reset()
+
+    def clear(self) -> None:
+        """Draw everything anew, without clearing the screen."""
+        self._write(self._region.erase())
+
+    def reset(self, _scroll: bool = False, leave_alternate_screen: bool = True) -> None:
+        """Forget what was drawn: the next frame begins where the cursor is."""
+        super().reset(_scroll, leave_alternate_screen)
+        self._region.forget()
+
+    def _write(self, text: str) -> None:
+        if text:
+            self.output.write_raw(text)
+            self.output.flush()
+
+    def _row(self, screen: Screen, y: int, columns: int) -> Row:
+        """One row of prompt_toolkit's screen as it is written; blanks at its end are left out."""
+        cells = screen.data_buffer[y]
+        end = max((x + 1 for x, char in cells.items() if self._is_seen(char.char, char.style)), default=0)
+        parts: list[str] = []
+        style, width = "", 0
+        for x in range(min(end, columns)):
+            char = cells[x]
+            code = self._code(char.style)[0]
+            if code != style:
+                parts.append(f"{_PLAIN}{code}" if style else code)
+                style = code
+            parts.append(char.char)
+            width += char.width
+        return Row("".join(parts) + (_PLAIN if style else ""), width)
+
+    def _is_seen(self, character: str, style: str) -> bool:
+        return character != " " or self._code(style)[1]
+
+    def _code(self, style: str) -> tuple[str, bool]:
+        """The sequence that begins a style, and whether it shows on a blank."""
+        known = self._attrs.get(style)
+        if known is None:
+            attrs = self.style.get_attrs_for_style_str(style)
+            known = self._attrs[style] = (
+                _code(attrs, self._terminal.has_color),
+                bool(attrs.reverse or attrs.underline),
+            )
+        return known
+
+
+def _code(attrs: Attrs, has_color: bool) -> str:
+    """The sequence for what our styles use: the terminal's own colors, and no background."""
+    codes = [
+        code
+        for code, is_on in (
+            ("1", attrs.bold),
+            ("2", attrs.dim),
+            ("3", attrs.italic),
+            ("4", attrs.underline),
+            ("7", attrs.reverse),
+        )
+        if is_on
+    ]
+    if has_color and attrs.color in FG_ANSI_COLORS:
+        codes.append(str(FG_ANSI_COLORS[attrs.color]))
+    return f"\x1b[{';'.join(codes)}m" if codes else ""

@@ -1,0 +1,295 @@
+"""What a turn looks like: chat events in; rows to commit, rows that live, and a status line out.
+
+Committed rows are append-only, and what they are does not depend on when frames are taken, as long as the
+width stays. Live rows are few: min(10, rows/3) of a thought, min(6, rows/3) of an answer. The cost is linear
+in the turn: pieces are read when a frame is due, what is final is forgotten. Writes nothing and knows no keys
+but their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qwq_local.chat.events import Asking, ChatEvent, Recalled, Said, ThinkView, ViewChanged
+from qwq_local.events import (
+    Answer,
+    Finished,
+    FinishReason,
+    Generated,
+    Loading,
+    Notice,
+    Planned,
+    Prefill,
+    Prompted,
+    Steered,
+    Thinking,
+    ThinkingClosed,
+)
+from qwq_local.terminal.layout import Row
+from qwq_local.terminal.markdown import live_limit
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress, duration
+from qwq_local.terminal.repl import committed
+from qwq_local.terminal.repl.answer import AnswerRows
+from qwq_local.terminal.repl.figures import TurnFigures
+from qwq_local.terminal.repl.frame import Frame
+from qwq_local.terminal.repl.rows import Paper
+from qwq_local.terminal.repl.status import Phase, status_text
+from qwq_local.terminal.repl.thought import Thought
+from qwq_local.terminal.repl.thought_view import ThoughtView
+from qwq_local.terminal.sanitize import one_line
+
+THOUGHT_ROWS = 10
+MODEL_CELLS = 60
+TICKS_PER_S = 4
+"""How often a second seconds, rates and bars may change: more often nobody reads them."""
+
+_ORDER = tuple(ThinkView)
+
+
+class TurnView:
+    """Shows turns one after the other; `view` is how thinking is shown at first."""
+
+    def __init__(self, output: Output, clock: Clock, view: ThinkView) -> None:
+        self._output = output
+        self._clock = clock
+        self._view = view
+        self._figures = TurnFigures(clock)
+        self._plan: tuple[object, ...] = ()
+        self._number = 0
+        self._thought: ThoughtView | None = None
+        self._answer: AnswerRows | None = None
+        self._progress: Progress | None = None
+        self._final: list[Row] = []
+        self._is_blank = True  # nothing was committed yet
+        self._shown = Frame()
+        self._seen: tuple[object, ...] = ()
+        self._status_seen: tuple[object, ...] = ()
+        self._progress_seen: tuple[object, ...] = ()
+        self._has_news = True
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether a thought is streaming: it can be steered, and ended for an answer."""
+        return self._figures.phase is Phase.THINKING
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn runs, or a model is loaded."""
+        return self._figures.phase is not Phase.IDLE
+
+    def cycle_view(self) -> ThinkView:
+        """Show thinking the next way, which is returned; a thought that is shown in full stays so."""
+        self._choose(_ORDER[(_ORDER.index(self._view) + 1) % len(_ORDER)])
+        self._has_news = True
+        return self._view
+
+    def show(self, event: ChatEvent) -> None:
+        """Take one event; what is not drawn inline changes nothing."""
+        match event:
+            case Thinking(text):
+                self._think().feed(text)
+            case Answer(text):
+                self._give(text)
+            case Loading() | Prefill():
+                self._make_progress(event)
+            case Asking():
+                self._begin(event)
+            case Steered(text):
+                self._steer(text)
+            case ThinkingClosed():
+                self._commit_thought()
+                self._commit(committed.closed_rows(event, self._number, self._paper))
+            case Finished():
+                self._finish(event)
+            case _:
+                self._say(event)
+        self._figures.take(event)
+        self._has_news = True
+
+    def abandon(self) -> None:
+        """End a turn that broke off: what came is committed, the next turn can begin."""
+        self._end_texts()
+        self._figures.end()
+        self._has_news = True
+
+    def frame(self) -> Frame:
+        """What is to be committed since the last frame, what lives, the status line; cheap without news."""
+        columns, window_rows = self._output.size()
+        seen = (columns, window_rows, int(self._clock() * TICKS_PER_S))
+        if seen == self._seen and not self._has_news:
+            return self._shown
+        live = self._live(columns, window_rows)
+        if self._progress:
+            live = self._progress_rows(self._progress, seen)
+        final, self._final = tuple(self._final), []
+        self._shown = Frame((), tuple(live), self._status(seen))
+        self._seen, self._has_news = seen, False
+        return Frame(final, self._shown.live, self._shown.status)
+
+    # Live rows and the status line.
+
+    @property
+    def _paper(self) -> Paper:
+        return Paper(self._output.size()[0], self._output.has_color)
+
+    def _live(self, columns: int, window_rows: int) -> Sequence[Row]:
+        """The rows that may still change; commits those that no longer can."""
+        paper = Paper(columns, self._output.has_color)
+        live: list[Row] = []
+        if self._thought:
+            final, live = self._thought.take(paper, max(1, min(THOUGHT_ROWS, window_rows // 3)))
+            self._commit(final)
+        elif self._answer:
+            final, live = self._answer.take(paper, live_limit(window_rows))
+            self._commit(final)
+        return live
+
+    def _progress_rows(self, progress: Progress, seen: tuple[object, ...]) -> Sequence[Row]:
+        """The row of a load or a prefill, made anew a few times a second."""
+        if (progress, *seen) == self._progress_seen:
+            return self._shown.live
+        self._progress_seen = (progress, *seen)
+        if progress.elapsed_s < APPEARS_AFTER_S:
+            return []
+        columns = self._output.size()[0]
+        return [self._paper.row(one_line(progress.text_with_bar(columns), columns))]
+
+    def _status(self, seen: tuple[object, ...]) -> str:
+        """The status line, made anew when the turn goes on to something else, else a few times a second."""
+        standing = self._figures.standing
+        status_seen = (*seen, self._figures.phase, standing, self._view, self._thought is None)
+        if status_seen == self._status_seen:
+            return self._shown.status
+        self._status_seen = status_seen
+        is_full = self._thought is not None and self._thought.is_full
+        label = f"next {self._view}" if is_full and self._view is not ThinkView.FULL else "view"
+        return status_text(self._figures.figures(label), self._output.size()[0])
+
+    # What the events do.
+
+    def _begin(self, event: Asking) -> None:
+        self._end_texts()
+        self._number = event.thought
+        rows = committed.question_rows(event.question, self._paper)
+        if event.continued:
+            rows = committed.going_on_rows(event.thought, bool(event.answer), self._paper)
+        self._commit_apart(rows)
+        if event.continued and event.answer:
+            self._give(event.answer)
+        elif event.continued and event.thinking:
+            self._think().feed(event.thinking)
+
+    def _make_progress(self, event: Loading | Prefill) -> None:
+        if self._generates or (isinstance(event, Prefill) and event.total <= event.cached):
+            return
+        if isinstance(event, Loading):
+            if self._progress is None or self._progress.counts(TOKENS):
+                self._progress = Progress(f"loading {one_line(event.model, MODEL_CELLS)}", 1.0, self._clock)
+            self._progress.update(event.fraction)
+            return
+        if self._progress is None or not self._progress.counts(TOKENS):
+            self._progress = Progress("reading", event.total, self._clock, TOKENS)
+            self._progress.update(event.cached)
+        self._progress.update(event.done)
+
+    @property
+    def _generates(self) -> bool:
+        return self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
+
+    def _think(self) -> Thought:
+        """The thought that is open, from now on."""
+        self._progress = None
+        self._commit_answer()
+        if self._thought is None:
+            self._thought = ThoughtView(self._number, self._view)
+        return self._thought.thought
+
+    def _give(self, text: str) -> None:
+        self._progress = None
+        if self._thought:
+            self._commit_thought()
+        if self._answer is None:
+            self._answer = AnswerRows(self._output.has_color)
+        self._answer.feed(text)
+
+    def _steer(self, text: str) -> None:
+        """Put the sentence into the trace; where that is folded, it stands above for itself."""
+        self._think().steer(text)
+        if self._thought and not self._thought.is_full:
+            self._commit(committed.steered_rows(text, self._paper))
+
+    def _choose(self, view: ThinkView) -> None:
+        self._view = view
+        if self._thought:
+            self._thought.choose(view)
+
+    def _say(self, event: ChatEvent) -> None:
+        """Commit what is said: below the answer that is open, amid a thought that is shown in full."""
+        rows: list[Row] = []
+        match event:
+            case Notice(text):
+                rows = committed.notice_rows(text, self._paper)
+            case Said():
+                rows = committed.said_rows(event, self._paper)
+            case Planned():
+                rows = self._plan_rows(event)
+            case Recalled():
+                self._commit_apart(committed.recalled_rows(event, self._paper))
+            case ViewChanged(view):
+                self._choose(view)
+                rows = committed.view_rows(view, self._paper)
+        if not isinstance(event, Notice | Planned | Prompted | Generated):
+            self._progress = None
+        if rows and self._answer:
+            self._answer.hold(rows)
+        elif rows:
+            if self._thought:
+                self._commit(self._thought.interrupt(self._paper))
+            self._commit(rows)
+
+    def _plan_rows(self, event: Planned) -> list[Row]:
+        """The plan in words, where it is another than the last."""
+        plan = (
+            *(event.model, event.n_ctx, event.yarn_factor, event.yarn_origin),
+            *(event.kv_type, event.n_gpu_layers, event.sacrifices),
+        )
+        if plan == self._plan:
+            return []
+        self._plan = plan
+        return committed.plan_rows(event, self._paper)
+
+    def _finish(self, event: Finished) -> None:
+        details = []
+        if self._thought:
+            tokens = f"{event.stats.thinking_tokens:,} tok"
+            details = [f"thought {self._number}", duration(self._figures.elapsed_s), tokens]
+        self._end_texts()
+        if event.reason is FinishReason.INTERRUPTED:
+            self._commit(committed.stopped_rows(details, self._paper))
+
+    # Committing.
+
+    def _end_texts(self) -> None:
+        self._progress = None
+        self._commit_thought()
+        self._commit_answer()
+
+    def _commit_thought(self) -> None:
+        thought, self._thought = self._thought, None
+        self._progress = None
+        if thought:
+            self._commit(thought.interrupt(self._paper))
+
+    def _commit_answer(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer:
+            self._commit(answer.close(self._paper))
+
+    def _commit_apart(self, rows: list[Row]) -> None:
+        """Commit rows below a blank one."""
+        self._commit(rows if self._is_blank else committed.with_gap(rows))
+
+    def _commit(self, rows: Sequence[Row]) -> None:
+        self._final += rows
+        self._is_blank = self._is_blank and not rows
