@@ -26,6 +26,7 @@ __all__ = [
     "ResolvedProfile",
     "list_profiles",
     "model_profile_name",
+    "own_model_profile",
     "profile_folders",
     "resolve",
 ]
@@ -63,12 +64,17 @@ def model_profile_name(model: str, folders: ProfileFolders) -> str:
     That is the profile of the same name (a GGUF's file name without its ending, a name without `:Q4_K_M`),
     else the one of QwQ-32B.
     """
+    return own_model_profile(model, folders) or DEFAULT_MODEL
+
+
+def own_model_profile(model: str, folders: ProfileFolders) -> str | None:
+    """The model profile of the same name, None when there is none."""
     stem = Path(model).name
     stem = stem[: -len(".gguf")] if stem.lower().endswith(".gguf") else stem
     for name in (model, stem, stem.partition(":")[0]):
         if folders.has(Kind.MODEL, name):
             return name
-    return DEFAULT_MODEL
+    return None
 
 
 def resolve(

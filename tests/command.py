@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pyte
 
+from tests.emulator import Emulator
+
 ROOT = Path(__file__).parent.parent
 QWQ = (sys.executable, "-m", "qwq_local")
 TIMEOUT_S = 120
@@ -65,15 +67,16 @@ class Terminal:
     columns: int = 80
     rows: int = 24
     stdout: int | None = None
+    program: Sequence[str] = QWQ
     raw: bytearray = field(default_factory=bytearray)
 
     def __enter__(self) -> Terminal:
-        self.screen = pyte.HistoryScreen(self.columns, self.rows, history=10_000, ratio=0.5)
+        self.screen = Emulator(self.columns, self.rows, history=10_000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self._own, theirs = pty.openpty()
         _resize(theirs, self.columns, self.rows)
         self.process = subprocess.Popen(
-            [*QWQ, *self.arguments],
+            [*self.program, *self.arguments],
             stdin=theirs,
             stdout=theirs if self.stdout is None else self.stdout,
             stderr=theirs,
@@ -99,6 +102,35 @@ class Terminal:
                 raise AssertionError(f"ended or timed out without it; the screen:\n{self.text}")
         return self.text
 
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Feed the screen until the condition holds; cheaper than `read_until` after thousands of lines."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            if not self._read(deadline) and not condition():
+                raise AssertionError(f"ended or timed out without it; the screen:\n{self.visible}")
+
+    def type(self, keys: str) -> None:
+        """Press keys, or paste, however much: what the program writes meanwhile is read."""
+        data = keys.encode()
+        os.set_blocking(self._own, False)
+        try:
+            while data:
+                ready, writable, _ = select.select([self._own], [self._own], [], TIMEOUT_S)
+                if ready:
+                    self._read(time.monotonic() + TIMEOUT_S)
+                elif writable:
+                    data = data[os.write(self._own, data[:4096]) :]
+                else:
+                    raise AssertionError(f"the program takes no more keys; the screen:\n{self.visible}")
+        finally:
+            os.set_blocking(self._own, True)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the window, as its owner does with the mouse; the program is told by a signal."""
+        self.columns, self.rows = columns, rows
+        self.screen.resize(rows, columns)
+        _resize(self._own, columns, rows)
+
     def read_to_end(self) -> int:
         """Feed the screen until the process ends; its exit status."""
         deadline = time.monotonic() + TIMEOUT_S
@@ -114,6 +146,11 @@ class Terminal:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone."""
         self.process.send_signal(number)
+
+    @property
+    def visible(self) -> str:
+        """The screen alone, trailing blanks cut."""
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
 
     @property
     def text(self) -> str:

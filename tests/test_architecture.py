@@ -19,11 +19,20 @@ LEVELS = (
     ("qwq_local.memory", "qwq_local.machine", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     (
         *("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files"),
-        *("qwq_local.profiles", "qwq_local.machine_files", "qwq_local.question"),
+        *("qwq_local.profiles", "qwq_local.machine_files", "qwq_local.question", "qwq_local.reading"),
     ),
     (
         *("qwq_local.provision", "qwq_local.contexts", "qwq_local.prefill_once"),
-        *("qwq_local.backend", "qwq_local.chat", "qwq_local.terminal"),
+        *(
+            "qwq_local.weights",
+            "qwq_local.stopping",
+            "qwq_local.split_plan",
+            "qwq_local.splitting",
+            "qwq_local.repeating",
+            "qwq_local.backend",
+            "qwq_local.chat",
+            "qwq_local.terminal",
+        ),
     ),
     ("qwq_local.cli",),
 )
@@ -34,7 +43,7 @@ DOORS = {
     "prompt_toolkit": ("qwq_local.terminal",),
     "huggingface_hub": ("qwq_local.models",),
     "httpx2": ("qwq_local.models",),
-    "filelock": ("qwq_local.models",),
+    "filelock": ("qwq_local.models", "qwq_local.history"),
     "jinja2": ("qwq_local.dialogue",),
     "llama_cpp": (
         "qwq_local.engine",
@@ -57,6 +66,7 @@ SLOW = (
     "gguf",
     "platformdirs",
     "tomllib",
+    "sqlite3",
 )
 
 

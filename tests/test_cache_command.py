@@ -87,4 +87,5 @@ def test_the_command_lists_and_clears(tmp_path: Path) -> None:
     assert made.exists()
     assert qwq(tmp_path, "cache", "clear").stdout == "removed 1 text, 0.0 MiB\n"
     assert not made.exists()
-    assert "0 texts" in qwq(tmp_path, "cache").stdout
+    listed = qwq(tmp_path, "cache", QWQ_KV_STORE="2")
+    assert listed.stdout == f"empty; at most 2.0 GiB, in {folder.path}\n"

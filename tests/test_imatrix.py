@@ -412,6 +412,29 @@ def test_a_run_killed_at_any_moment_is_taken_up_to_the_same_bytes(
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_two_runs_do_not_write_one_output(grouped: Path, tmp_path: Path) -> None:
+    request = request_for(grouped, tmp_path / "out.gguf", prose(400))
+    prepared, also_prepared = prepare(request), prepare(request)
+    with closing(load(grouped)) as model, closing(collect(prepared, model.handle, never)) as events:
+        next(events)
+        with pytest.raises(ConvertError, match=r"out\.gguf: another process is writing it"):
+            prepare(request)
+        with pytest.raises(ConvertError, match="another process"):
+            next(collect(also_prepared, model.handle, never))
+        assert isinstance(list(events)[-1], Finished)
+        with pytest.raises(ConvertError, match="exists already"):
+            next(collect(also_prepared, model.handle, never))
+    assert list(tmp_path.iterdir()) == [request.out]
+
+
+def test_an_output_is_free_again_after_a_run_that_was_given_up(grouped: Path, tmp_path: Path) -> None:
+    request = request_for(grouped, tmp_path / "out.gguf", prose(400))
+    with closing(load(grouped)) as model, closing(collect(prepare(request), model.handle, never)) as events:
+        next(events)
+
+    assert isinstance(run(request)[-1], Finished)
+
+
 def tokens_done(screen: str) -> int:
     """The first number of the bar; 0 when there is none."""
     bar = re.search(r"collecting ([\d,]+) /", screen)

@@ -288,6 +288,29 @@ def test_a_model_is_added_shown_verified_chosen_and_forgotten(tmp_path: Path, gg
     assert gguf.read_bytes() == damaged
 
 
+def test_the_miniature_can_be_the_default_and_has_its_own_profile(tmp_path: Path) -> None:
+    assert "qwq pull" in qwq(tmp_path, "ask", "hi").stderr
+    assert models(tmp_path, "default", "miniature:NO_TYPE").status == 1
+    assert models(tmp_path, "default", "miniature").stdout == "miniature is the default now.\n"
+
+    asked = qwq(tmp_path, "ask", "--set", "temperature=0", "--jsonl", "How many e's are in the word tree?")
+    planned = next(json.loads(line) for line in asked.stdout.splitlines() if '"planned"' in line)
+    assert (asked.status, planned["n_ctx"]) == (0, 1024)
+    assert json.loads(qwq(tmp_path, "plan", "--json").stdout)["plan"]["n_ctx"] <= 1024
+    assert models(tmp_path).stdout.splitlines()[-1] == "The default is miniature, which comes with qwq."
+
+
+def test_another_default_than_the_miniature_is_marked_again(tmp_path: Path, gguf: Path) -> None:
+    models(tmp_path, "default", "miniature")
+    models(tmp_path, "add", str(gguf), "--name", "mine")
+    (row,) = json.loads(models(tmp_path, "--json").stdout)
+    assert not row["default"]
+    models(tmp_path, "default", "mine")
+    (row,) = json.loads(models(tmp_path, "--json").stdout)
+    assert row["default"]
+    assert "comes with" not in models(tmp_path).stdout
+
+
 def test_what_was_pulled_is_removed_only_when_that_is_confirmed(tmp_path: Path, hub: LocalHub) -> None:
     assert qwq(tmp_path, "pull", "Q4_K_M", HF_ENDPOINT=hub.hub_url).status == 0
     refused = models(tmp_path, "rm", "Q4_K_M")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qwq_local.cli.profiles import app, listing_lines, profile_lines
+from qwq_local.cli.profiles import app, check_model, listing_lines, profile_lines
 from qwq_local.engine.api import DEFAULT_ORDER, ContextSettings, SamplerSettings
-from qwq_local.errors import ProfileError
+from qwq_local.errors import ModelNotFound, ProfileError
 from qwq_local.paths import Directories
 from qwq_local.profile_files import MAX_FILE_BYTES
 from qwq_local.profile_keys import RULES, accepted, accepted_text
@@ -531,3 +531,27 @@ def test_the_command_lists_shows_and_sets(tmp_path: Path) -> None:
 def test_an_error_leaves_the_command_as_it_is(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, ["show", "maths"], env={"QWQ_CONFIG_DIR": str(tmp_path)})
     assert isinstance(failed.exception, ProfileError)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("miniature", "miniature:F16", "qwq-32b:Q4_K_M", "/models/QwQ-32B.gguf", "other.GGUF"),
+        *("owner/QwQ:Q8_0", "mine", "Mi", "Q5_K_M", "qwq-merge"),
+    ],
+)
+def test_a_model_is_shown_that_has_a_profile_or_is_here_or_may_come(
+    folders: ProfileFolders, model: str
+) -> None:
+    check_model(model, folders, lambda: ["mine", "ollama/qwq-merge:Q5_K_M"])
+
+
+def test_a_misspelt_model_is_an_error_that_names_the_nearest(folders: ProfileFolders) -> None:
+    with pytest.raises(ModelNotFound, match=r"'miniatur' .* Did you mean miniature\?"):
+        check_model("miniatur", folders, list)
+    with pytest.raises(ModelNotFound, match=r"Did you mean mine\?"):
+        check_model("mien", folders, lambda: ["mine"])
+    with pytest.raises(ModelNotFound, match="There are miniature, qwq-32b"):
+        check_model("zzz", folders, list)
+    failed = CliRunner().invoke(app, ["show", "math", "--model", "miniatur"])
+    assert isinstance(failed.exception, ModelNotFound)

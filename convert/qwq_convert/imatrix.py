@@ -7,7 +7,8 @@ off at any moment is taken up by the next. The file is llama-imatrix's, byte for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qwq_convert.imatrix_file import ImportanceMatrix, merge, read_imatrix, writ
 from qwq_convert.imatrix_resume import Saved as SavedState
 from qwq_convert.imatrix_resume import digest_of, model_digest, partial_path, resume, save
 from qwq_convert.imatrix_tensor import TESTED_VERSION
+from qwq_convert.lock import alone
 from qwq_local.errors import ConvertError
 
 # Chunks shorter than this say little, and of the shortest llama.cpp computes too few rows at once to count.
@@ -123,7 +125,8 @@ def prepare(request: ImatrixRequest) -> Prepared:
         raise ConvertError(
             f"a chunk of {settings.chunk_size} tokens is too short. Take {LEAST_CHUNK} or more."
         )
-    check_output(request.out)
+    with output_held(request.out):
+        pass  # free now; `collect` makes sure when the model is loaded
     start = merge(map(read_imatrix, request.earlier), settings.chunk_size) if request.earlier else _NOTHING
     # llama-imatrix leaves out the line end that editors put at the end of a file.
     text = b"".join(text.content for text in request.texts).removesuffix(b"\n")
@@ -143,6 +146,11 @@ def collect(prepared: Prepared, model: Any, stop: Callable[[], bool]) -> Generat
     `stop` is asked often; when true, the chunks done are saved and the last event is Interrupted. Raises
     ConvertError, DoesNotFit.
     """
+    with output_held(prepared.request.out):
+        yield from _collect(prepared, model, stop)
+
+
+def _collect(prepared: Prepared, model: Any, stop: Callable[[], bool]) -> Generator[ImatrixEvent, None, None]:
     request, settings = prepared.request, prepared.request.settings
     with Collector(model, settings, stop) as collector:
         chunks = cut(collector.tokenize(prepared.text), request)
@@ -178,8 +186,17 @@ def publish(out: Path, matrix: ImportanceMatrix) -> Finished:
 
 def merge_files(request: ImatrixRequest) -> Finished:
     """The earlier files alone as one file, without text and model; the first one's chunk size stays."""
-    check_output(request.out)
-    return publish(request.out, merge(map(read_imatrix, request.earlier)))
+    with output_held(request.out):
+        return publish(request.out, merge(map(read_imatrix, request.earlier)))
+
+
+@contextmanager
+def output_held(out: Path) -> Iterator[None]:
+    """Within the block `out` is free and no other run's. Raises ConvertError."""
+    check_output(out)
+    with alone(out):
+        check_output(out)  # another run may have finished it meanwhile
+        yield
 
 
 def check_output(out: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qwq_convert import ggml
 from qwq_convert.layout import PlannedFile
+from qwq_convert.lock import lock
 from qwq_convert.positioned import BINARY, write_at
 from qwq_local.errors import ConvertError
 
@@ -40,7 +41,7 @@ class PartialFile:
         with write_errors(self.path):
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
         try:
-            self._lock()
+            lock(self._fd, self.path)
         except BaseException:
             self.close()
             raise
@@ -91,18 +92,3 @@ class PartialFile:
             while view:
                 n_written = write_at(self._fd, view, position)
                 view, position = view[n_written:], position + n_written
-
-    def _lock(self) -> None:
-        """Keep other processes off the file; Windows does that by itself when it is renamed or removed."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have renamed this very file, finished, since it was opened.
-            mine = self.path.exists() and os.path.samestat(os.fstat(self._fd), self.path.stat())
-        except BlockingIOError:
-            mine = False
-        if not mine:
-            raise ConvertError(f"{self.path}: another process is writing it. Wait for it or stop it.")

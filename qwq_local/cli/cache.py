@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwq_local.cli.groups import command_group
+
 if TYPE_CHECKING:
     from qwq_local.engine.kv_entry import Entry, StateKey
     from qwq_local.engine.kv_folder import KvFolder
@@ -20,14 +22,7 @@ if TYPE_CHECKING:
 _AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-app = typer.Typer(
-    name="cache",
-    help="List what was prefilled and is kept for the next question, or clear it.",
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = command_group("cache", "List what was prefilled and is kept for the next question, or clear it.")
 
 
 @app.callback()
@@ -69,7 +64,8 @@ def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
         yield from aligned([*rows, *(_row(entry, now_s) for entry in entries)])
         yield ""
     total = sum(entry.file_bytes for entry in entries)
-    yield f"{_counted(len(entries))}, {in_gib(total)} of at most {in_gib(folder.limit())}, in {folder.path}"
+    held = f"{_counted(len(entries))}, {in_gib(total)} of" if entries else "empty;"
+    yield f"{held} at most {in_gib(folder.limit())}, in {folder.path}"
 
 
 def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli import ask, cache, convert, imatrix, models, plan, profiles, pull, verify
+from qwq_local.cli import (
+    ask,
+    cache,
+    chat,
+    convert,
+    history,
+    imatrix,
+    models,
+    plan,
+    profiles,
+    pull,
+    rerun,
+    verify,
+)
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError
 
@@ -22,14 +35,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask")(ask.command)
+app.command("chat")(chat.command)
 app.command("convert")(convert.command)
 app.command("imatrix")(imatrix.command)
 app.command("plan")(plan.command)
 app.command("pull")(pull.command)
+app.command("rerun")(rerun.command)
 app.command("verify")(verify.command)
 app.add_typer(models.app, name="models")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(cache.app, name="cache")
+app.add_typer(history.app, name="history")
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except QwqError as error:
         return _complain(str(error), error.exit_status)
-    except ClosedPipe:
+    except (ClosedPipe, SystemExit):
+        # The parser itself ends the process where its help has no reader; nothing else here does.
         return end_quietly()
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

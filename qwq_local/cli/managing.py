@@ -26,7 +26,7 @@ from qwq_local.models.inventory import LocalModel, Places, local_models
 from qwq_local.models.names import default_model, resolve_name
 from qwq_local.models.registry import Record
 from qwq_local.models.removal import carry_out, plan_removal
-from qwq_local.models.store import MINIATURE
+from qwq_local.models.store import MINIATURE, find_model, is_miniature
 from qwq_local.paths import directories
 from qwq_local.profiles import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
@@ -70,7 +70,8 @@ class _Here:
 def list_models(*, as_json: bool) -> None:
     """Print every model, with the context that it gives here and a mark at the default."""
     here = _Here()
-    chosen = default_model(here.models, here.places.catalog, here.state.default)
+    comes_with_qwq = is_miniature(here.state.default)
+    chosen = None if comes_with_qwq else default_model(here.models, here.places.catalog, here.state.default)
     fit = measured_fit(here.resolved.profile) if here.models else None
     shapes = [shape_or_reason(model) for model in here.models]
     contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
@@ -83,6 +84,8 @@ def list_models(*, as_json: bool) -> None:
         return
     for line in list_lines(here.models, contexts, chosen):
         here.print(line)
+    if comes_with_qwq:
+        here.print(f"The default is {here.state.default}, which comes with qwq.")
 
 
 def list_lines(
@@ -188,10 +191,15 @@ def show_model(name: str) -> None:
 def choose_default(name: str) -> None:
     """Make a model the one that is used when none is named."""
     here = _Here()
-    model = here.find(name)
-    read_facts(model)
-    here.places.registry.change(lambda state: replace(state, default=model.name))
-    here.print(f"{model.name} is the default now.")
+    if is_miniature(name):
+        find_model(name, here.places.catalog, here.places.directories.cache)
+        chosen = name
+    else:
+        model = here.find(name)
+        read_facts(model)
+        chosen = model.name
+    here.places.registry.change(lambda state: replace(state, default=chosen))
+    here.print(f"{chosen} is the default now.")
 
 
 def verify_model(name: str) -> None:

@@ -10,14 +10,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="models",
-    help="List the models on this machine, or add, show, verify, remove, choose one.",
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+from qwq_local.cli.groups import command_group
+
+app = command_group("models", "List the models on this machine, or add, show, verify, remove, choose one.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model as `qwq models` lists it.")]
 
 

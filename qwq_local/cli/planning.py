@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_local.backend import LocalBackend
+from qwq_local.cli.backends import meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments
 from qwq_local.cli.jsonl import plan_line, write_line
@@ -30,12 +31,13 @@ from qwq_local.planning.plan import Request
 from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.table import Row, context_table
 from qwq_local.planning.window import RopeScaling
+from qwq_local.planning.words import choice_lines
 from qwq_local.profile_keys import Profile
 from qwq_local.profiles import ProfileFolders, ResolvedProfile, profile_folders, resolve
 from qwq_local.provision import model_window, planned_event, request_for
 from qwq_local.question import Question
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.plan_view import choice_lines, device_lines, table_lines
+from qwq_local.terminal.plan_view import device_lines, table_lines
 
 QUESTION = "?"
 
@@ -74,6 +76,7 @@ def plan(asked: Asked) -> int:
 def plan_in(environment: Environment, asked: Asked) -> int:
     """Show the plan. Raises DoesNotFit after the table when nothing can be chosen."""
     places = directories(environment.variables)
+    asked = replace(asked, model=meant_model(asked.model, places))
     folders = profile_folders(places)
     resolved = resolve(asked.model, asked.profile, folders, environment.variables, list(asked.settings))
     machine = described_machine(asked.machine, folders)
@@ -107,7 +110,8 @@ def _shown(asked: Asked, resolved: ResolvedProfile, places: Directories, machine
         if asked.files:
             raise ModelNotFound(f"to count the tokens of a file the model must be here. {error}") from None
         return _shown_by_formula(sizes, profile, machine or this_machine())
-    backend = LocalBackend(path, profile, physical_cores(), AbortFlag(), machine)
+    backend = LocalBackend(path, profile, physical_cores(), AbortFlag())
+    backend.plan_for(machine)
     with closing(backend):
         rows = context_table(backend.provision.request(0))
         planned, problem = None, None

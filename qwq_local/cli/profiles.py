@@ -6,10 +6,12 @@ Flags in, lines of plain text out on stdout. `app` is the sub-application that t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from qwq_local.cli.groups import command_group
 
 if TYPE_CHECKING:
     from qwq_local.profiles import ProfileFolders, ResolvedProfile
@@ -17,14 +19,7 @@ if TYPE_CHECKING:
 # A value longer than this gets its origin right after it rather than widening the whole column.
 MAX_VALUE_COLUMN = 32
 
-app = typer.Typer(
-    name="profiles",
-    help="List profiles, or show what one comes to.",
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = command_group("profiles", "List profiles, or show what one comes to.")
 
 
 @app.callback()
@@ -50,6 +45,7 @@ def show_command(
 
     folders = _folders()
     model_shown, task = shown_names(name, model, folders)
+    check_model(model_shown, folders, _model_names)
     resolved = resolve(model_shown, task, folders, os.environ, settings or ())
     for notice in resolved.notices:
         typer.echo(notice, err=True)
@@ -64,6 +60,33 @@ def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, st
     if folders.has(Kind.MODEL, name) and not folders.has(Kind.TASK, name):
         return name, None
     return model, name
+
+
+def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], Sequence[str]]) -> None:
+    """Raises ModelNotFound, with the nearest name, for a model that has no profile and is not here either.
+
+    A path, a GGUF and a repository may be of a model that is still to come: they have QwQ-32B's profile.
+    """
+    from qwq_local.errors import ModelNotFound
+    from qwq_local.profile_keys import nearest
+    from qwq_local.profiles import Kind, own_model_profile
+
+    may_come = "/" in model or os.sep in model or model.lower().endswith(".gguf")
+    if may_come or own_model_profile(model, folders) is not None:
+        return
+    here = local_names()
+    if any(name.lower().startswith(model.lower()) or _is_type_of(model, name) for name in here):
+        return
+    known = [*folders.names(Kind.MODEL), *here]
+    near = nearest(model, known)
+    meant = f"Did you mean {near}?" if near else f"There are {', '.join(known)}."
+    raise ModelNotFound(f"no model {model[:60]!r} has a profile or is on this machine. {meant}")
+
+
+def _is_type_of(model: str, name: str) -> bool:
+    """Whether `Q4_K_M` is meant as the name of `qwq-32b:Q4_K_M`, or `QwQ-32B` as that of an owner's."""
+    wanted, known = model.lower(), name.lower()
+    return known.partition(":")[2].startswith(wanted) or known.rpartition("/")[2].startswith(wanted)
 
 
 def listing_lines(folders: ProfileFolders) -> Iterator[str]:
@@ -103,6 +126,20 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def _on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _model_names() -> Sequence[str]:
+    """The models on this machine."""
+    from qwq_local.models.blobs import HubCache
+    from qwq_local.models.catalog import Catalog
+    from qwq_local.models.inventory import Places, local_models
+    from qwq_local.paths import directories
+    from qwq_local.profiles import DEFAULT_MODEL, resolve
+
+    places = directories(os.environ)
+    profile = resolve(DEFAULT_MODEL, None, _folders()).profile
+    catalog = Catalog(DEFAULT_MODEL, profile.repo, profile.files)
+    return [model.name for model in local_models(Places(places, catalog, HubCache.here()))]
 
 
 def _folders() -> ProfileFolders:

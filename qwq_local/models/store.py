@@ -38,9 +38,8 @@ def find_model(name: str, catalog: Catalog, cache: Path, data: Path | None = Non
     """
     if (path := path_of(name)) is not None:
         return path
-    stem, _, file_type = name.partition(":")
-    if stem == MINIATURE:
-        return converted_miniature(cache, file_type.upper() or MINIATURE_TYPE)
+    if is_miniature(name):
+        return converted_miniature(cache, name.partition(":")[2].upper() or MINIATURE_TYPE)
     model = find_listed(name, catalog, cache, data)
     if model is None:
         raise ModelNotFound(
@@ -50,6 +49,11 @@ def find_model(name: str, catalog: Catalog, cache: Path, data: Path | None = Non
     if data is not None:
         _note_use(model.path, data)
     return model.path
+
+
+def is_miniature(name: str) -> bool:
+    """Whether the bundled model is meant, of whatever type."""
+    return name.partition(":")[0] == MINIATURE
 
 
 def path_of(name: str) -> Path | None:

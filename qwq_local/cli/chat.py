@@ -1,0 +1,71 @@
+"""`qwq chat`: a conversation in the terminal, thinking apart from the answers, every turn kept.
+
+Flags in, exit status out. What is shown is decided by terminal/; what lines mean by chat/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_PROFILE = "chat"
+
+Think = Literal["off", "excerpt", "tail", "full"]
+
+
+def command(
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="A text file for the first question; may be repeated."),
+    ] = None,
+    goes_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
+    ] = False,
+    resume: Annotated[
+        str | None, typer.Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", envvar="QWQ_MODEL", help="A model's name or a GGUF file.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="Seed of the sampler.")] = None,
+    think: Annotated[
+        Think | None, typer.Option(help="How the thinking is shown while it comes; Ctrl-T changes it.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Write nothing to disk.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan for the first question and stop.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+) -> int:
+    """Talk with QwQ: read, fold, end or steer its thinking; every conversation can be gone on with.
+
+    /help lists the commands. In pipes each line is a question and stdout carries the answers alone.
+    """
+    from qwq_local.cli.chatting import Asked, chat
+
+    asked = Asked(
+        files=tuple(files or ()),
+        goes_on=goes_on,
+        resume=resume,
+        system=system,
+        model=model,
+        profile=profile,
+        settings=tuple(settings or ()),
+        seed=seed,
+        think=think,
+        private=private,
+        dry_run=dry_run,
+        verbose=verbose,
+    )
+    return chat(asked)
