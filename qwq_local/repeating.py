@@ -95,7 +95,7 @@ def repeatable(turn: TurnRecord) -> Origin:
         raise HistoryError(f"turn {turn.id} ended before it began: no prompt is recorded to repeat.")
     if turn.steered or turn.closed is CloseReason.ASKED:
         raise HistoryError(f"turn {turn.id} was steered or cut short by hand: that cannot be repeated.")
-    if turn.stats.resumed_tokens:
+    if turn.origin.is_continued:
         raise HistoryError(
             f"turn {turn.id} was stopped and gone on with: the sampler began anew there, so it cannot be "
             "repeated from its beginning."

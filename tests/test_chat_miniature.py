@@ -117,6 +117,8 @@ def test_a_stopped_thought_goes_on_to_what_it_would_have_been(chat: Chat, archiv
     assert finished(again).answer == whole.answer
     (turn,) = archive.path(2)
     assert (turn.thinking, turn.answer, turn.state) == (whole.thinking, whole.answer, TurnState.DONE)
+    assert turn.origin is not None
+    assert turn.origin.is_continued
 
 
 def test_a_stop_while_it_loads_leaves_nothing_and_the_next_question_loads_again(

@@ -26,13 +26,15 @@ COMMANDS = (
         ("ask",),
         ("cache",),
         ("cache", "clear"),
+        ("chat",),
         ("convert",),
         ("imatrix",),
         ("models",),
         ("plan",),
         ("profiles",),
     ),
-    *(("profiles", "show"), ("pull",), ("verify",), ()),
+    *(("profiles", "show"), ("pull",), ("rerun",), ("verify",), ()),
+    *(("history",), *(("history", name) for name in ("search", "show", "export", "rm"))),
 )
 # A person's shell needs these; a test is in a place of its own already.
 _SHELL_ONLY = ("source ",)

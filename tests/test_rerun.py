@@ -168,7 +168,7 @@ def test_another_plan_is_refused() -> None:
     [
         (replace(TURN, steered=("But wait.",)), "by hand"),
         (replace(TURN, closed=CloseReason.ASKED), "by hand"),
-        (replace(TURN, stats=TurnStats(resumed_tokens=5)), "sampler began anew"),
+        (replace(TURN, origin=replace(ORIGIN, is_continued=True)), "sampler began anew"),
         (replace(TURN, state=TurnState.RUNNING), "still running"),
         (replace(TURN, origin=None), "before it began"),
         (replace(TURN, prompt=()), "before it began"),

@@ -74,7 +74,14 @@ def go_on(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
     asked = Asked(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
     question = replace(question_of(session, asked), opening=Opening(turn.prompt, turn.generated))
     yield Asking(turn.question, turn.number, continued=True, thinking=turn.thinking, answer=turn.answer)
-    yield from _answered(session, question, lambda: session.archive.resume_turn(turn.id))
+    yield from _answered(session, question, lambda: _resumed(session, turn))
+
+
+def _resumed(session: Session, turn: TurnRecord) -> TurnRecorder:
+    recorder = session.archive.resume_turn(turn.id)
+    if turn.origin is not None:
+        recorder.set_origin(replace(turn.origin, is_continued=True))
+    return recorder
 
 
 def _begun(session: Session, asked: Asked) -> TurnRecorder:

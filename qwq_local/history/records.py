@@ -36,7 +36,7 @@ class Origin:
     """What a turn was computed with, all that a rerun needs besides its prompt.
 
     `settings` are the sampling settings and budgets by profile key, `cached_tokens` of the prompt came from a
-    KV cache, `is_fresh` says that none were allowed to.
+    KV cache, `is_fresh` says that none were allowed to. `is_continued` once it was stopped and gone on with.
     """
 
     model: str
@@ -49,6 +49,7 @@ class Origin:
     kv_type: str = ""
     cached_tokens: int = 0
     is_fresh: bool = False
+    is_continued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

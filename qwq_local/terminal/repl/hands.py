@@ -14,6 +14,8 @@ from qwq_local.terminal.repl.conversing import Conversing
 from qwq_local.terminal.repl.prompt import InputLine
 from qwq_local.terminal.repl.view import TurnView
 
+VIEW_HINT_S = 1.0
+
 
 class Screen(Protocol):
     """What the hands need of the application."""
@@ -125,7 +127,7 @@ class Hands:
     def change_view(self) -> None:
         """Show the thinking the next way, or open the last thought."""
         if self._view.is_thinking:
-            self._bottom.hint(f"thinking: {self._view.cycle_view()}")
+            self._bottom.hint(f"thinking: {self._view.cycle_view()}", VIEW_HINT_S)
         else:
             self._conversing.look_up("/think last")
 

@@ -44,11 +44,6 @@ class Region:
         self._columns = 0
         self._is_doubtful = False
 
-    @property
-    def columns(self) -> int:
-        """The width that the drawn rows were made for; 0 when nothing is drawn."""
-        return self._columns if self._drawn else 0
-
     def frame(self, final: Sequence[Row], rows: Sequence[Row], cursor: Cursor) -> str:
         """What to write so that the final rows stand above the others and the cursor among these."""
         columns, window_rows = self._output.size()
@@ -68,13 +63,11 @@ class Region:
         self._is_doubtful = False
         return _HIDE + text + _SHOW
 
-    def erase(self, final: Sequence[Row] = ()) -> str:
-        """What to write so that nothing is left but the final rows, the cursor below them."""
-        if not self._drawn and not final:
-            return ""
+    def erase(self) -> str:
+        """What to write so that nothing is left, the cursor where the first row was."""
         text = self._rewind() + _ERASE_FROM_HERE if self._drawn else ""
         self.forget()
-        return text + "".join(f"{row.written}\r\n" for row in final)
+        return text
 
     def forget(self) -> None:
         """Nothing is drawn: the next frame begins where the cursor is."""
