@@ -21,12 +21,12 @@ from compare import machine, pair_ratios, summary
 from decode import THREADS, bare_rate, load, turn_rate
 from make_model import bench_model
 
+from qwq_local.backend.provision import Provision
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.library import library
-from qwq_local.machine import this_machine
-from qwq_local.profile_keys import Profile
-from qwq_local.provision import Provision
+from qwq_local.machine.here import this_machine
+from qwq_local.profiles.keys import Profile
 
 DEPTHS = (1024, 4096, 16_384, 32_768)
 N_PREFILL, N_BATCH = 512, 512

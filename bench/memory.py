@@ -24,6 +24,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from make_model import WORK, bench_model
 from qwq_convert.quant_types import Place, more_bits
 
+from qwq_local.backend.provision import Provision
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
@@ -38,8 +39,7 @@ from qwq_local.planning.compute import compute_bytes
 from qwq_local.planning.devices import MIB, Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses
 from qwq_local.planning.shape import ContextShape, ModelShape, is_quantized
-from qwq_local.profile_keys import Profile
-from qwq_local.provision import Provision
+from qwq_local.profiles.keys import Profile
 
 SHAPES = (
     QWQ_32B,

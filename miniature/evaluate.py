@@ -27,14 +27,14 @@ from miniature.cases import Conversation, Setting
 from miniature.long_texts import losses_by_position, past_the_window
 from miniature.make_tokenizer import N_CTX
 from miniature.tasks import TASKS, sample
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag
 from qwq_local.errors import PromptTooLong
 from qwq_local.events import Event, Finished, FinishReason
 from qwq_local.paths import Directories
-from qwq_local.profiles import profile_folders, resolve
-from qwq_local.question import Question
+from qwq_local.profiles.layers import profile_folders, resolve
 
 HERE = Path(__file__).parent
 TYPES = ("BF16", "Q8_0", "Q4_K_M")

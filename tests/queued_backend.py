@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qwq_local.backend.question import Question
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import ChatEvent, Said
 from qwq_local.chat.setup import ChatSetup
@@ -33,9 +34,8 @@ from qwq_local.events import (
 )
 from qwq_local.history.archive import Archive
 from qwq_local.paths import Directories
-from qwq_local.profile_keys import Profile
-from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
-from qwq_local.question import Question
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 
 NATIVE = 1000
 Script = Callable[["QueuedBackend", Question], Iterator[Event]]

@@ -16,24 +16,12 @@ LEVELS = (
     ("qwq_local.errors", "qwq_local.events"),
     ("qwq_convert",),
     ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
-    ("qwq_local.memory", "qwq_local.machine", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     (
-        *("qwq_local.profile_rules", "qwq_local.profile_keys", "qwq_local.profile_files"),
-        *("qwq_local.profiles", "qwq_local.machine_files", "qwq_local.question", "qwq_local.reading"),
+        *("qwq_local.machine.memory", "qwq_local.machine.here"),
+        *("qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     ),
-    (
-        *("qwq_local.provision", "qwq_local.contexts", "qwq_local.prefill_once"),
-        *(
-            "qwq_local.weights",
-            "qwq_local.stopping",
-            "qwq_local.split_plan",
-            "qwq_local.splitting",
-            "qwq_local.repeating",
-            "qwq_local.backend",
-            "qwq_local.chat",
-            "qwq_local.terminal",
-        ),
-    ),
+    ("qwq_local.profiles", "qwq_local.machine", "qwq_local.reading", "qwq_local.backend.question"),
+    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal"),
     ("qwq_local.cli",),
 )
 DOORS = {
@@ -48,9 +36,9 @@ DOORS = {
     "llama_cpp": (
         "qwq_local.engine",
         "qwq_convert.ggml",
-        "qwq_convert.dequantize",
-        "qwq_convert.imatrix_tensor",
-        "qwq_convert.imatrix_collector",
+        "qwq_convert.verification.dequantize",
+        "qwq_convert.imatrix.tensor",
+        "qwq_convert.imatrix.collector",
     ),
     "gguf": ("qwq_convert", "qwq_local.models"),
     "torch": (),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.prefill_once import PrefillOnce
+from qwq_local.backend.question import Backend, Question
 from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import Aborted, AbortFlag
@@ -33,9 +35,7 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.paths import Directories
-from qwq_local.prefill_once import PrefillOnce
-from qwq_local.profiles import Profile, profile_folders, resolve
-from qwq_local.question import Backend, Question
+from qwq_local.profiles.layers import Profile, profile_folders, resolve
 
 STRAWBERRY = Message(Role.USER, "How many r's are in the word strawberry?")
 # With the miniature's budgets just past its native window.

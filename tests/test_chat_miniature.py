@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Asking, Changed, ChatEvent, Recalled
 from qwq_local.chat.setup import ChatSetup
@@ -29,7 +29,7 @@ from qwq_local.events import (
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnState
 from qwq_local.paths import Directories
-from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from tests.queued_backend import errors, said
 
 QUESTION = "How many r's are in the word strawberry?"

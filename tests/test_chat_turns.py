@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwq_local.backend.question import Question
 from qwq_local.chat.events import Asking, Changed, Edit, Leave, Page, Recalled, Talk
 from qwq_local.dialogue.control import AnswerNow, Steer
 from qwq_local.engine.api import Aborted
@@ -31,7 +32,6 @@ from qwq_local.events import (
 )
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnState
-from qwq_local.question import Question
 from tests.queued_backend import QueuedBackend, Script, Talking, errors, fails, planned, said, says, talking
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from qwq_local.backend import LocalBackend
-from qwq_local.contexts import Contexts, Standing
+from qwq_local.backend.contexts import Contexts, Standing
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.provision import Provision
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
 from qwq_local.engine.context import LlamaContext
@@ -24,9 +26,7 @@ from qwq_local.events import Event, Notice, Planned, Prefill
 from qwq_local.paths import Directories
 from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
 from qwq_local.planning.plan import Plan
-from qwq_local.profiles import Profile, profile_folders, resolve
-from qwq_local.provision import Provision
-from qwq_local.question import Question
+from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from tests.command import ROOT
 
 GREEDY = SamplerSettings(temperature=0)
@@ -244,14 +244,14 @@ def test_what_could_not_be_had_on_a_card_leaves_the_systems_memory_as_it_is(
 SHORT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path
-from qwq_local.backend import LocalBackend
-from qwq_local.question import Question
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag
 from qwq_local.errors import QwqError
 from qwq_local.events import Loading, Notice, Planned
 from qwq_local.paths import Directories
-from qwq_local.profiles import profile_folders, resolve
+from qwq_local.profiles.layers import profile_folders, resolve
 
 here = Path(sys.argv[2])
 folders = profile_folders(Directories(here, here, here))

@@ -12,15 +12,15 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from numpy.typing import NDArray
 from qwq_convert import ggml
-from qwq_convert.compare import TypeReport, compare, error_limit
-from qwq_convert.dequantize import dequantize, is_known
-from qwq_convert.gguf_header import read_header
-from qwq_convert.parts import read_parts
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import describe, open_source
+from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.reading.parts import read_parts
 from qwq_convert.request import ConvertRequest
 from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
-from qwq_convert.verify import verify_file
+from qwq_convert.verification.compare import TypeReport, compare, error_limit
+from qwq_convert.verification.dequantize import dequantize, is_known
+from qwq_convert.verification.verify import verify_file
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from qwq_convert import ggml
 from qwq_convert.file_types import FILE_TYPES
-from qwq_convert.gguf_header import read_header
-from qwq_convert.imatrix_file import ImportanceMatrix, write_imatrix
+from qwq_convert.imatrix.file import ImportanceMatrix, write_imatrix
 from qwq_convert.pipeline import ConvertRequest, run_conversion
 from qwq_convert.quant_types import TypeOptions
+from qwq_convert.reading.gguf_header import read_header
 from qwq_convert.tensor_types import QuantType
 from safetensors import safe_open
 from tokenizers import Tokenizer

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwq_convert import ggml, output, pipeline
+from qwq_convert import ggml, pipeline
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.gguf_header import read_header
 from qwq_convert.layout import PlannedFile
 from qwq_convert.pipeline import (
     ConvertRequest,
@@ -29,7 +28,9 @@ from qwq_convert.pipeline import (
 )
 from qwq_convert.plan import plan_conversion
 from qwq_convert.quantize import CHUNKS_PER_THREAD, THREADS_THAT_WAIT, Job, quantized
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.writing import output
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import (

@@ -22,10 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.journal import Journal, read_journal
 from qwq_convert.key_values import parse_override
-from qwq_convert.output import Output
-from qwq_convert.partial import partial_path
 from qwq_convert.pipeline import (
     ConvertEvent,
     ConvertRequest,
@@ -41,6 +38,9 @@ from qwq_convert.pipeline import (
 from qwq_convert.plan import Plan, plan_conversion
 from qwq_convert.quant_types import TypeOptions
 from qwq_convert.tensor_types import QuantType
+from qwq_convert.writing.journal import Journal, read_journal
+from qwq_convert.writing.output import Output
+from qwq_convert.writing.partial import partial_path
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors

@@ -11,8 +11,6 @@ import llama_cpp
 import numpy as np
 import pytest
 from gguf import GGUFValueType as ValueType
-from qwq_convert.gguf_header import GgufHeader, read_header
-from qwq_convert.parts import read_parts
 from qwq_convert.pipeline import (
     ConvertRequest,
     Finished,
@@ -21,6 +19,8 @@ from qwq_convert.pipeline import (
     convert,
     run_conversion,
 )
+from qwq_convert.reading.gguf_header import GgufHeader, read_header
+from qwq_convert.reading.parts import read_parts
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, write_checkpoint

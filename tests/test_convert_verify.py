@@ -13,11 +13,11 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwq_convert.gguf_header import read_header
-from qwq_convert.parts import read_parts
 from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.tensor_data import CHUNK_ELEMENTS
-from qwq_convert.verify import (
+from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.reading.parts import read_parts
+from qwq_convert.reading.tensor_data import CHUNK_ELEMENTS
+from qwq_convert.verification.verify import (
     surplus_bytes,
     verify_blocks,
     verify_file,
@@ -209,7 +209,7 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
 def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
     """The plan is held against what stands in the file, not against the writer's own word."""
     from qwq_convert.layout import Layout, PlannedTensor
-    from qwq_convert.shard import SourceTensor
+    from qwq_convert.reading.shard import SourceTensor
     from qwq_convert.tensor_types import QuantType
 
     path = tmp_path / "one.gguf"

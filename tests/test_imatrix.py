@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_cpp._ggml import libggml
-from qwq_convert.imatrix import (
+from qwq_convert.imatrix.collector import CollectorSettings, Tally
+from qwq_convert.imatrix.file import read_imatrix
+from qwq_convert.imatrix.run import (
     CalibrationText,
     Finished,
     ImatrixEvent,
@@ -27,9 +29,7 @@ from qwq_convert.imatrix import (
     collect,
     prepare,
 )
-from qwq_convert.imatrix_collector import CollectorSettings, Tally
-from qwq_convert.imatrix_file import read_imatrix
-from qwq_convert.imatrix_tensor import GgmlTensor, check_layout, planes
+from qwq_convert.imatrix.tensor import GgmlTensor, check_layout, planes
 from qwq_convert.pipeline import ConvertRequest, run_conversion
 from tokenizers import Tokenizer
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwq_convert.imatrix_file import ImportanceMatrix, merge, read_imatrix, write_imatrix
+from qwq_convert.imatrix.file import ImportanceMatrix, merge, read_imatrix, write_imatrix
 
 from qwq_local.errors import ConvertError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from qwq_local.errors import ProfileError
-from qwq_local.machine_files import machine_names, read_machine
+from qwq_local.machine.files import machine_names, read_machine
 from qwq_local.paths import Directories
 from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
-from qwq_local.profiles import ProfileFolders, profile_folders
+from qwq_local.profiles.layers import ProfileFolders, profile_folders
 
 WHOLE = """
 cores = 4

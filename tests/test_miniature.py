@@ -14,10 +14,10 @@ from miniature import cases
 from miniature.cases import Conversation
 from miniature.evaluate import is_right, opened, reply, share_right, unseen
 from miniature.tasks import ABOUT, TASKS
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.question import Question
 from qwq_local.errors import PromptTooLong
 from qwq_local.events import Event, Finished, FinishReason, TurnStats
-from qwq_local.question import Question
 
 N_CASES = 6
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.prefill_once import PrefillOnce
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.kv_entry import Entry
@@ -24,9 +26,7 @@ from qwq_local.errors import QwqError
 from qwq_local.events import Finished, Planned, Prefill
 from qwq_local.models.identity import ModelIdentities
 from qwq_local.paths import Directories
-from qwq_local.prefill_once import PrefillOnce
-from qwq_local.profiles import Profile, profile_folders, resolve
-from qwq_local.question import Question
+from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from tests.command import ROOT, TIMEOUT_S, qwq
 from tests.models import constant_model
 

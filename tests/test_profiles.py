@@ -13,10 +13,9 @@ from qwq_local.cli.profiles import app, check_model, listing_lines, profile_line
 from qwq_local.engine.api import DEFAULT_ORDER, ContextSettings, SamplerSettings
 from qwq_local.errors import ModelNotFound, ProfileError
 from qwq_local.paths import Directories
-from qwq_local.profile_files import MAX_FILE_BYTES
-from qwq_local.profile_keys import RULES, accepted, accepted_text
-from qwq_local.profile_rules import Files, Text
-from qwq_local.profiles import (
+from qwq_local.profiles.files import MAX_FILE_BYTES
+from qwq_local.profiles.keys import RULES, accepted, accepted_text
+from qwq_local.profiles.layers import (
     Kind,
     Profile,
     ProfileFolders,
@@ -25,6 +24,7 @@ from qwq_local.profiles import (
     profile_folders,
     resolve,
 )
+from qwq_local.profiles.rules import Files, Text
 
 MATH_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_PROMPT = (

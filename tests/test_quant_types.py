@@ -21,7 +21,7 @@ from qwq_convert.quant_types import (
     is_quantizable,
     needs_imatrix,
 )
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.tensor_types import BLOCKS, QuantType, find_tensor_type
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from qwq_local.backend.question import Question
+from qwq_local.chat.repeating import Comparison, repeat, repeatable
 from qwq_local.errors import HistoryError
 from qwq_local.events import (
     Answer,
@@ -27,9 +29,7 @@ from qwq_local.events import (
 )
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.records import Origin, TurnRecord, TurnState
-from qwq_local.profile_keys import Profile
-from qwq_local.question import Question
-from qwq_local.repeating import Comparison, repeat, repeatable
+from qwq_local.profiles.keys import Profile
 from tests.command import Ran, qwq
 
 ORIGIN = Origin("m", "sha256:abc", "library 1", seed=3, cached_tokens=12)

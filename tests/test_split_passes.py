@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Framing, Role
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
 from qwq_local.planning.window import Window, Wish, share_window
-from qwq_local.profile_keys import Profile
-from qwq_local.question import Question
-from qwq_local.split_plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
-from qwq_local.splitting import Joining, PartDone, PartStarted, SplitEvent, answer_split
+from qwq_local.profiles.keys import Profile
+from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
+from qwq_local.splitting.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
 
 N_CTX = 4096
 STATS = TurnStats(1000, 0, 20, 30, 2.0, 5.0)

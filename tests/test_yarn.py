@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from qwq_convert.pipeline import ConvertRequest, run_conversion
 
+from qwq_local.backend.provision import model_window
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.library import library
@@ -26,8 +27,7 @@ from qwq_local.errors import PromptTooLong
 from qwq_local.models.header import read_header
 from qwq_local.models.sizes import own_rope_scaling
 from qwq_local.planning.window import RopeScaling, Scaling, Wish, share_window
-from qwq_local.profiles import Profile
-from qwq_local.provision import model_window
+from qwq_local.profiles.layers import Profile
 from tests.checkpoints import (
     CheckpointSpec,
     config,

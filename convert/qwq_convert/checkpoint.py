@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from qwq_convert.shard import Shard, SourceTensor
-from qwq_convert.strict_json import Fields, parse_object, shown
+from qwq_convert.reading.shard import Shard, SourceTensor
+from qwq_convert.reading.strict_json import Fields, parse_object, shown
 from qwq_local.errors import ConvertError
 
 INDEX = "model.safetensors.index.json"

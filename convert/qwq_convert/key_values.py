@@ -14,7 +14,7 @@ import gguf
 from gguf import GGUFValue, GGUFValueType, Keys
 
 from qwq_convert.file_types import FileType
-from qwq_convert.imatrix_file import ImportanceMatrix
+from qwq_convert.imatrix.file import ImportanceMatrix
 from qwq_local.errors import ConvertError
 
 KeyValues = dict[str, GGUFValue]

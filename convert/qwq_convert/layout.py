@@ -19,7 +19,7 @@ from gguf.gguf_writer import WriterState
 
 from qwq_convert import ggml
 from qwq_convert.key_values import KeyValues, split_keys
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.tensor_types import QuantType
 from qwq_local.errors import ConvertError

@@ -11,7 +11,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 from qwq_convert.checkpoint import Checkpoint
-from qwq_convert.output import Output, check_output
 from qwq_convert.plan import Plan, open_source, plan_conversion
 from qwq_convert.quantize import Job, available_threads, quantized
 from qwq_convert.request import ConvertEvent as ConvertEvent
@@ -22,7 +21,8 @@ from qwq_convert.request import Resumed as Resumed
 from qwq_convert.request import StartedOver as StartedOver
 from qwq_convert.request import TensorDone as TensorDone
 from qwq_convert.request import Written as Written
-from qwq_convert.verify import verify_structure
+from qwq_convert.verification.verify import verify_structure
+from qwq_convert.writing.output import Output, check_output
 
 
 def convert(

@@ -18,13 +18,13 @@ import numpy as np
 from qwq_convert import ggml
 from qwq_convert.checkpoint import Checkpoint, CheckpointFolder, required_document
 from qwq_convert.file_types import FILE_TYPES, FileType, find_file_type
-from qwq_convert.gguf_source import GgufSource
-from qwq_convert.imatrix_file import ImportanceMatrix, read_imatrix
+from qwq_convert.imatrix.file import ImportanceMatrix, read_imatrix
 from qwq_convert.key_values import KeyValues, finish, stretch
 from qwq_convert.layout import PlannedFile, PlannedTensor, encode_header, lay_out, plan_files
 from qwq_convert.metadata import build_key_values
-from qwq_convert.model_config import read_config
 from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, needs_imatrix
+from qwq_convert.reading.gguf_source import GgufSource
+from qwq_convert.reading.model_config import read_config
 from qwq_convert.request import ConvertRequest
 from qwq_convert.tensor_names import NamedTensor, name_tensors
 from qwq_convert.tensor_types import QuantType

@@ -17,7 +17,7 @@ import numpy as np
 
 from qwq_convert import ggml
 from qwq_convert.layout import PlannedTensor
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
 from qwq_local.errors import ConvertError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gguf import GGUFWriter, Keys
 
 from qwq_convert.checkpoint import Checkpoint, optional_document
-from qwq_convert.strict_json import Fields, checked_text, shown
+from qwq_convert.reading.strict_json import Fields, checked_text, shown
 from qwq_convert.vocab import Vocabulary
 from qwq_local.errors import ConvertError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gguf import TokenType
 
-from qwq_convert.strict_json import Fields, checked_text, shown
+from qwq_convert.reading.strict_json import Fields, checked_text, shown
 
 # What llama.cpp's pre-tokenizer "qwen2" implements (src/llama-vocab.cpp), as tokenizer.json spells it.
 QWEN2_PATTERN = (

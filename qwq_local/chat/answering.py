@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
+from qwq_local.backend.question import Backend, Question
 from qwq_local.chat.setup import ChatSetup
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import SamplerSettings
 from qwq_local.errors import ProfileError, QwqError
 from qwq_local.events import Planned
 from qwq_local.history.records import Origin
-from qwq_local.profile_keys import RULES, Profile
-from qwq_local.profiles import ResolvedProfile
-from qwq_local.question import Backend, Question
+from qwq_local.profiles.keys import RULES, Profile
+from qwq_local.profiles.layers import ResolvedProfile
 
 # What decides which tokens come, besides the plan: the sampler's keys, the budgets, how it is computed.
 _SAMPLER_KEYS = tuple(field.name for field in fields(SamplerSettings) if field.name not in ("seed", "order"))

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
+from qwq_local.backend.question import Question
 from qwq_local.chat.events import ChatEvent, Said
 from qwq_local.chat.files import Found, FoundFile, find_files, is_file, resolved, split_arguments
 from qwq_local.chat.session import Attached, Session
 from qwq_local.chat.weighing import next_question, price_lines
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.errors import UsageError
-from qwq_local.question import Question
 from qwq_local.reading import MAX_TEXT_BYTES, read_text
 
 MAX_FILES = 100

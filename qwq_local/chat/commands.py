@@ -14,7 +14,7 @@ from qwq_local.chat import attaching, conversing, recalling, saving, setting, we
 from qwq_local.chat.events import ChatEvent, Leave, Said
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
-from qwq_local.profile_keys import nearest
+from qwq_local.profiles.keys import nearest
 
 Handler = Callable[[Session, str], Iterator[ChatEvent]]
 _COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:\s+(.*))?\s*", re.DOTALL)

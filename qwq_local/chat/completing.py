@@ -18,8 +18,8 @@ from qwq_local.chat.files import is_kind, resolved
 from qwq_local.chat.setup import ChatSetup
 from qwq_local.errors import QwqError
 from qwq_local.history.archive import Archive
-from qwq_local.profile_keys import RULES
-from qwq_local.profile_rules import Choice, Number, Rule, Switch
+from qwq_local.profiles.keys import RULES
+from qwq_local.profiles.rules import Choice, Number, Rule, Switch
 
 MAX_ITEMS = 200
 _MAX_ENTRIES = 5000

@@ -21,7 +21,7 @@ from qwq_local.errors import UsageError
 from qwq_local.events import FinishReason
 from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
 from qwq_local.history.wording import minute_of
-from qwq_local.profile_keys import MAX_SEED
+from qwq_local.profiles.keys import MAX_SEED
 
 _LISTED = 20
 _RECALLED = 3

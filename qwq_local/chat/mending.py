@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qwq_local.events import CloseReason, FinishReason, Planned
 from qwq_local.planning.window import Window
-from qwq_local.profile_keys import Profile
+from qwq_local.profiles.keys import Profile
 
 
 def mends(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from qwq_local.backend.question import Backend
 from qwq_local.dialogue.control import TurnControl
-from qwq_local.question import Backend
 
 
 class Running:

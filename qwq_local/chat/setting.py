@@ -12,8 +12,8 @@ from qwq_local.chat.events import ChatEvent, Said
 from qwq_local.chat.session import Session
 from qwq_local.errors import ProfileError, UsageError
 from qwq_local.history.records import ConversationRecord
-from qwq_local.profile_keys import RULES, nearest
-from qwq_local.profile_rules import quoted
+from qwq_local.profiles.keys import RULES, nearest
+from qwq_local.profiles.rules import quoted
 
 DEFAULT = "default"
 _SHOWN_CHARS = 300

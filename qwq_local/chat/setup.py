@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from qwq_local.backend.question import Backend
 from qwq_local.history.archive import Archive
-from qwq_local.profiles import ResolvedProfile
-from qwq_local.question import Backend
+from qwq_local.profiles.layers import ResolvedProfile
 
 
 class Resolve(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from qwq_local.backend.question import Question
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.events import Asking, ChatEvent, Said
 from qwq_local.chat.mending import mends
@@ -21,7 +22,6 @@ from qwq_local.events import FinishReason
 from qwq_local.history.database import HistoryBusy
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import TurnRecord, TurnStart
-from qwq_local.question import Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qwq_local.backend.question import Question
 from qwq_local.chat.events import ChatEvent, Said
 from qwq_local.chat.session import Session, fences, thoughts
 from qwq_local.chat.turns import Asked, question_of
@@ -14,7 +15,6 @@ from qwq_local.errors import UsageError
 from qwq_local.events import Ledger, Planned
 from qwq_local.history.records import TurnRecord
 from qwq_local.planning.words import choice_lines, ledger_line, stats_line
-from qwq_local.question import Question
 
 _BAR_CELLS = 60
 # Who has the context, and the block that stands for it; what is not set is free.

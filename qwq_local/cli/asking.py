@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.question import Question
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.endings import STATUS, ending, final_ledger
@@ -27,14 +28,13 @@ from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import divert_stderr, show_log
 from qwq_local.errors import EngineError, ExitStatus, SchemaError, UsageError
 from qwq_local.events import Event, Finished, FinishReason, Notice, Planned
-from qwq_local.machine import idle_gpu_notice, present_gpu
-from qwq_local.machine_files import read_machine
+from qwq_local.machine.files import read_machine
+from qwq_local.machine.here import idle_gpu_notice, present_gpu
 from qwq_local.paths import Directories, directories
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.words import stats_line
-from qwq_local.profiles import Profile, ResolvedProfile, profile_folders, resolve
-from qwq_local.question import Question
-from qwq_local.split_plan import SplitRequest, plan_split
+from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
+from qwq_local.splitting.plan import SplitRequest, plan_split
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.sanitize import one_line

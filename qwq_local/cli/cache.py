@@ -116,7 +116,7 @@ def _folder() -> KvFolder:
     from qwq_local.cli.ask import DEFAULT_MODEL
     from qwq_local.engine.kv_folder import kv_folder
     from qwq_local.paths import directories
-    from qwq_local.profiles import profile_folders, resolve
+    from qwq_local.profiles.layers import profile_folders, resolve
 
     places = directories(os.environ)
     resolved = resolve(DEFAULT_MODEL, None, profile_folders(places), os.environ)

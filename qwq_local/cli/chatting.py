@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from qwq_local.backend.question import Backend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Said, Talk, ThinkView
 from qwq_local.chat.setup import ChatSetup
@@ -27,14 +28,13 @@ from qwq_local.engine.library import TESTED_VERSION, divert_stderr, show_log
 from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import ConversationRecord
-from qwq_local.machine import idle_gpu_notice, present_gpu
+from qwq_local.machine.here import idle_gpu_notice, present_gpu
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.inventory import Places, local_models
 from qwq_local.models.store import MINIATURE, Catalog
 from qwq_local.paths import Directories, directories, make_private
-from qwq_local.profile_files import Kind
-from qwq_local.profiles import DEFAULT_MODEL, ResolvedProfile, list_profiles, profile_folders, resolve
-from qwq_local.question import Backend
+from qwq_local.profiles.files import Kind
+from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, list_profiles, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, decoded
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine

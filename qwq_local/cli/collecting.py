@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_convert.imatrix import (
+from qwq_convert.imatrix.collector import CollectorSettings
+from qwq_convert.imatrix.run import (
     CalibrationText,
     Finished,
     ImatrixEvent,
@@ -23,7 +24,6 @@ from qwq_convert.imatrix import (
     merge_files,
     prepare,
 )
-from qwq_convert.imatrix_collector import CollectorSettings
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_to
@@ -32,12 +32,12 @@ from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.library import divert_stderr, show_log
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
 from qwq_local.errors import ExitStatus, UsageError
-from qwq_local.machine import physical_cores
+from qwq_local.machine.here import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header
 from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import directories
-from qwq_local.profiles import Profile, profile_folders, resolve
+from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import TOKENS, ProgressBar
 from qwq_local.terminal.sanitize import one_line

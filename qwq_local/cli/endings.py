@@ -8,7 +8,7 @@ from qwq_local.errors import ExitStatus
 from qwq_local.events import FinishReason, Planned, TurnStats
 from qwq_local.planning.window import Window, larger_factor
 from qwq_local.planning.words import ledger_line
-from qwq_local.profiles import Profile
+from qwq_local.profiles.layers import Profile
 
 STATUS = {
     FinishReason.STOP: ExitStatus.ANSWERED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwq_local.models.fit import Fit, Memory
-from qwq_local.profile_keys import Profile
+from qwq_local.profiles.keys import Profile
 
 # What a plan gives a KV cache when f16 leaves too little room, and what sizes are estimated with.
 USUAL_KV_TYPE = "q8_0"
@@ -11,7 +11,7 @@ USUAL_KV_TYPE = "q8_0"
 
 def measured_fit(profile: Profile) -> Fit:
     """The memory that is free now, with the KV cache type and the largest window of the profile."""
-    from qwq_local.machine import this_machine
+    from qwq_local.machine.here import this_machine
 
     machine = this_machine()
     free_bytes, place = machine.available_bytes, "main memory"

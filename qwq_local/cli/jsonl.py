@@ -12,7 +12,7 @@ from typing import TextIO
 from qwq_local.events import Finished, Generated, Planned, Prompted, TurnStats
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.table import Row
-from qwq_local.splitting import PartDone, SplitEvent
+from qwq_local.splitting.passes import PartDone, SplitEvent
 
 VERSION = 1
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")

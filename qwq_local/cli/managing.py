@@ -28,7 +28,7 @@ from qwq_local.models.registry import Record
 from qwq_local.models.removal import carry_out, plan_removal
 from qwq_local.models.store import MINIATURE, find_model, is_miniature
 from qwq_local.paths import directories
-from qwq_local.profiles import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitize import one_line, sanitize
 from qwq_local.terminal.work import WorkLine
@@ -226,7 +226,7 @@ def verify_model(name: str) -> None:
 
 def _check_whole(part: Path) -> None:
     try:
-        from qwq_convert.gguf_header import read_header as read_part
+        from qwq_convert.reading.gguf_header import read_header as read_part
 
         read_part(part)
     except QwqError as error:

@@ -8,7 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.provision import model_window, planned_event, request_for
+from qwq_local.backend.question import Question
 from qwq_local.cli.backends import meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import Framing, checked, read_attachments
@@ -19,8 +21,8 @@ from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import DoesNotFit, ExitStatus, ModelNotFound, QwqError
 from qwq_local.events import Ledger, Planned
-from qwq_local.machine import physical_cores, this_machine
-from qwq_local.machine_files import read_machine
+from qwq_local.machine.files import read_machine
+from qwq_local.machine.here import physical_cores, this_machine
 from qwq_local.models.known_sizes import known_sizes
 from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import Directories, directories
@@ -32,10 +34,8 @@ from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.table import Row, context_table
 from qwq_local.planning.window import RopeScaling
 from qwq_local.planning.words import choice_lines
-from qwq_local.profile_keys import Profile
-from qwq_local.profiles import ProfileFolders, ResolvedProfile, profile_folders, resolve
-from qwq_local.provision import model_window, planned_event, request_for
-from qwq_local.question import Question
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import device_lines, table_lines
 

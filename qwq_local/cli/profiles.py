@@ -14,7 +14,7 @@ import typer
 from qwq_local.cli.groups import command_group
 
 if TYPE_CHECKING:
-    from qwq_local.profiles import ProfileFolders, ResolvedProfile
+    from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile
 
 # A value longer than this gets its origin right after it rather than widening the whole column.
 MAX_VALUE_COLUMN = 32
@@ -41,7 +41,7 @@ def show_command(
     ] = None,
 ) -> None:
     """Print every key of a profile, its value, and where that came from."""
-    from qwq_local.profiles import resolve
+    from qwq_local.profiles.layers import resolve
 
     folders = _folders()
     model_shown, task = shown_names(name, model, folders)
@@ -55,7 +55,7 @@ def show_command(
 
 def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, str | None]:
     """The model and the task that `show NAME --model MODEL` means; a model's own name leaves out the task."""
-    from qwq_local.profiles import Kind
+    from qwq_local.profiles.layers import Kind
 
     if folders.has(Kind.MODEL, name) and not folders.has(Kind.TASK, name):
         return name, None
@@ -68,8 +68,8 @@ def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], S
     A path, a GGUF and a repository may be of a model that is still to come: they have QwQ-32B's profile.
     """
     from qwq_local.errors import ModelNotFound
-    from qwq_local.profile_keys import nearest
-    from qwq_local.profiles import Kind, own_model_profile
+    from qwq_local.profiles.keys import nearest
+    from qwq_local.profiles.layers import Kind, own_model_profile
 
     may_come = "/" in model or os.sep in model or model.lower().endswith(".gguf")
     if may_come or own_model_profile(model, folders) is not None:
@@ -91,7 +91,7 @@ def _is_type_of(model: str, name: str) -> bool:
 
 def listing_lines(folders: ProfileFolders) -> Iterator[str]:
     """The list as aligned lines: name, kind, where it comes from, description or what is wrong with it."""
-    from qwq_local.profiles import list_profiles
+    from qwq_local.profiles.layers import list_profiles
 
     rows = [("NAME", "KIND", "SOURCE", "DESCRIPTION")]
     for entry in list_profiles(folders):
@@ -104,7 +104,7 @@ def listing_lines(folders: ProfileFolders) -> Iterator[str]:
 
 def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
     """The profile as aligned lines, one key each: key, value, origin."""
-    from qwq_local.profile_keys import RULES
+    from qwq_local.profiles.keys import RULES
 
     rows = [("KEY", "VALUE", "FROM")]
     for key, rule in RULES.items():
@@ -134,7 +134,7 @@ def _model_names() -> Sequence[str]:
     from qwq_local.models.catalog import Catalog
     from qwq_local.models.inventory import Places, local_models
     from qwq_local.paths import directories
-    from qwq_local.profiles import DEFAULT_MODEL, resolve
+    from qwq_local.profiles.layers import DEFAULT_MODEL, resolve
 
     places = directories(os.environ)
     profile = resolve(DEFAULT_MODEL, None, _folders()).profile
@@ -144,6 +144,6 @@ def _model_names() -> Sequence[str]:
 
 def _folders() -> ProfileFolders:
     from qwq_local.paths import directories
-    from qwq_local.profiles import profile_folders
+    from qwq_local.profiles.layers import profile_folders
 
     return profile_folders(directories(os.environ))

@@ -28,7 +28,7 @@ from qwq_local.models.pull import Puller, PullEvent, pull_files
 from qwq_local.models.registry import State
 from qwq_local.models.transport import OFFLINE
 from qwq_local.paths import directories
-from qwq_local.profiles import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 
-from qwq_local.backend import LocalBackend
+from qwq_local.backend.local import LocalBackend
+from qwq_local.chat.repeating import Compared, Comparison, Side, repeat, repeatable
 from qwq_local.cli.backends import local_backend
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_to
@@ -25,8 +26,7 @@ from qwq_local.history.records import Origin, TurnRecord
 from qwq_local.models.content_hash import hash_file
 from qwq_local.models.identity import header_sha256
 from qwq_local.paths import Directories, directories
-from qwq_local.profiles import ResolvedProfile, profile_folders, resolve
-from qwq_local.repeating import Compared, Comparison, Side, repeat, repeatable
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import StatusLine
 from qwq_local.terminal.sanitize import one_line

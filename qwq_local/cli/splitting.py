@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from qwq_local.backend.question import Backend
 from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.jsonl import event_line, write_line
@@ -29,10 +30,9 @@ from qwq_local.events import (
     TurnStats,
 )
 from qwq_local.planning.words import stats_line
-from qwq_local.profiles import Profile
-from qwq_local.question import Backend
-from qwq_local.split_plan import SplitPlan, SplitRequest, split_planned
-from qwq_local.splitting import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
+from qwq_local.profiles.layers import Profile
+from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
+from qwq_local.splitting.plan import SplitPlan, SplitRequest, split_planned
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.screen import Think

@@ -12,7 +12,7 @@ from qwq_local.cli.environment import Environment
 from qwq_local.cli.fitting import measured_fit
 from qwq_local.models.architecture import Shape
 from qwq_local.paths import directories
-from qwq_local.profiles import DEFAULT_MODEL, profile_folders, resolve
+from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
 from qwq_local.terminal.work import size_text
 
 

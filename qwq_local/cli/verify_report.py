@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qwq_convert.compare import TypeReport
-from qwq_convert.tokenizer_check import TokenizerReport
-from qwq_convert.verify import Progress
+from qwq_convert.verification.compare import TypeReport
+from qwq_convert.verification.tokenizer_check import TokenizerReport
+from qwq_convert.verification.verify import Progress
 
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.jsonl import object_line, write_line

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qwq_convert.compare import TypeReport, compare
-from qwq_convert.gguf_header import GgufHeader
-from qwq_convert.gguf_source import GgufSource
-from qwq_convert.parts import read_parts
 from qwq_convert.plan import Source, describe, open_source
-from qwq_convert.tokenizer_check import TOKENIZER, TokenizerReport, TokenizersMissing, compare_tokenizers
-from qwq_convert.verify import Progress, surplus_bytes, verify_blocks, verify_placement
+from qwq_convert.reading.gguf_header import GgufHeader
+from qwq_convert.reading.gguf_source import GgufSource
+from qwq_convert.reading.parts import read_parts
+from qwq_convert.verification.compare import TypeReport, compare
+from qwq_convert.verification.tokenizer_check import (
+    TOKENIZER,
+    TokenizerReport,
+    TokenizersMissing,
+    compare_tokenizers,
+)
+from qwq_convert.verification.verify import Progress, surplus_bytes, verify_blocks, verify_placement
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
@@ -25,7 +30,7 @@ from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.library import divert_stderr
 from qwq_local.engine.model import LoadSettings, drained, load_model
 from qwq_local.errors import ExitStatus, ModelFileError, UsageError
-from qwq_local.machine import physical_cores
+from qwq_local.machine.here import physical_cores
 from qwq_local.models.completeness import check_completeness, notices
 from qwq_local.models.header import header_of
 from qwq_local.terminal.sanitize import one_line

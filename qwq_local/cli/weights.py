@@ -26,7 +26,7 @@ from qwq_local.models.pull import FileDone, FileStarted, Puller
 from qwq_local.models.registry import State
 from qwq_local.models.weights import ShardsPlanned, WeightsEvent, convert_weights
 from qwq_local.paths import make_private
-from qwq_local.profiles import ResolvedProfile
+from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.work import WorkLine
 

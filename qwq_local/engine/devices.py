@@ -60,7 +60,7 @@ def ggml() -> Any:
 
 
 def list_devices() -> tuple[Device, ...]:
-    """Every device in ggml's order; the CPU's free memory is not to be believed (see memory.py)."""
+    """Every device in ggml's order; the CPU's free memory is not to be believed (see machine/memory.py)."""
     lib = ggml()
     devices = []
     for index in range(lib.ggml_backend_dev_count()):

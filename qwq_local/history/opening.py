@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from qwq_convert.positioned import sync_folder
+from qwq_convert.writing.positioned import sync_folder
 
 from qwq_local.errors import HistoryError
 from qwq_local.history.database import DAMAGED_CODES, WAIT_S, Database, error_code, explained, suspicion

@@ -12,7 +12,7 @@ from qwq_convert import ggml
 from qwq_convert.architectures.qwen2 import ARCHITECTURE
 from qwq_convert.file_types import find_file_type
 from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, is_quantizable
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.tensor_types import QuantType
 

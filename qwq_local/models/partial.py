@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from qwq_convert.positioned import read_at, sync_folder, write_at
+from qwq_convert.writing.positioned import read_at, sync_folder, write_at
 
 from qwq_local.errors import PullError
 from qwq_local.models.spans import Span, Spans

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Container, Iterable, Mapping
 
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.shard import SourceTensor
+from qwq_convert.reading.shard import SourceTensor
 
 from qwq_local.models.arriving import ArrivingShards, Headers
 from qwq_local.models.hub import RemoteFile

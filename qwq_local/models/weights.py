@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.journal import read_journal
-from qwq_convert.output import journal_path
-from qwq_convert.partial import partial_path
 from qwq_convert.pipeline import convert
 from qwq_convert.plan import Plan, plan_conversion
 from qwq_convert.request import ConvertEvent, ConvertRequest, TensorDone
+from qwq_convert.writing.journal import read_journal
+from qwq_convert.writing.output import journal_path
+from qwq_convert.writing.partial import partial_path
 
 from qwq_local.errors import PullError
 from qwq_local.models.arriving import MOST_SHARDS, ArrivingShards, Headers, Keeping

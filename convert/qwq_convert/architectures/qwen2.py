@@ -9,7 +9,7 @@ from gguf import GGUFWriter, RopeScalingType
 from qwq_convert.architecture import Architecture
 
 if TYPE_CHECKING:
-    from qwq_convert.model_config import ModelConfig, RopeScaling
+    from qwq_convert.reading.model_config import ModelConfig, RopeScaling
 
 
 def add_keys(writer: GGUFWriter, config: ModelConfig) -> None:

@@ -1,0 +1,1 @@
+"""Text and a model in, an importance matrix out."""

@@ -1,0 +1,163 @@
+"""A GGUF of 32- or 16-bit floats in; its tensors, their bytes and its key-values out, to be quantized.
+
+Split models are read as one. Plays the part of a checkpoint for the pipeline (`tensors` and `read`), with
+key-values that are there already instead of documents to make them from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from gguf import GGUFValue, GGUFValueType, Keys
+
+from qwq_convert.architectures import architectures
+from qwq_convert.key_values import KeyValues
+from qwq_convert.quant_types import Figures
+from qwq_convert.reading.gguf_header import GgufHeader
+from qwq_convert.reading.parts import read_parts
+from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.tensor_names import NamedTensor
+from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
+from qwq_convert.writing.positioned import BINARY, read_exactly
+from qwq_local.errors import ConvertError
+
+_LAYER = re.compile(r"blk\.(\d{1,4})\.")
+
+
+class GgufSource:
+    """An open GGUF, or all parts of a split one; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the files, read the headers; ConvertError when damaged, foreign or quantized already."""
+        self._path = path
+        self._headers = read_parts(path)
+        self._first = self._headers[0]
+        self._architecture = self._read(Keys.General.ARCHITECTURE)
+        known = [architecture.name for architecture in architectures()]
+        if self._architecture not in known:
+            raise ConvertError(
+                f"{path}: architecture {self._architecture!r} is not supported, only {', '.join(known)} is."
+            )
+        self._tensors = {tensor.name: tensor for header in self._headers for tensor in _sources(header)}
+        if not self._tensors:
+            raise ConvertError(f"{path}: holds no tensors. Use the GGUF with the weights, or the checkpoint.")
+        self._files: dict[str, int] = {}
+        self._open_files = ExitStack()
+        for header in self._headers:
+            self._files[header.path.name] = self._open(header.path)
+
+    def __enter__(self) -> GgufSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_files.close()
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor of every part, by name."""
+        return self._tensors
+
+    @property
+    def identity(self) -> str:
+        """Another text when a part was changed."""
+        digest = hashlib.sha256()
+        for header in self._headers:
+            status = header.path.stat()
+            digest.update(os.fsencode(f"{header.path.name} {status.st_size} {status.st_mtime_ns}\n"))
+        return digest.hexdigest()
+
+    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
+        """`n_bytes` of `tensor` from byte `start` of it; safe from several threads at once."""
+        if start < 0 or start + n_bytes > tensor.n_bytes:
+            raise ValueError(f"{n_bytes} bytes at {start} of {tensor.name}, which has {tensor.n_bytes}")
+        return read_exactly(self._files[tensor.shard], n_bytes, tensor.offset + start, tensor.shard)
+
+    def named_tensors(self) -> tuple[NamedTensor, ...]:
+        """The tensors in llama-quantize's order, keeping their types where nothing is quantized."""
+        named = [
+            NamedTensor(name, _layer(name), source, QuantType[source.dtype])
+            for name, source in self._tensors.items()
+        ]
+        return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
+
+    def figures(self) -> Figures:
+        """What the type rules ask of the model."""
+        n_heads = self._number(Keys.Attention.HEAD_COUNT)
+        n_kv_heads = self._number(Keys.Attention.HEAD_COUNT_KV)
+        if n_heads % n_kv_heads:
+            raise ConvertError(
+                f"{self._path}: {n_heads} heads do not divide among {n_kv_heads} key-value heads."
+            )
+        return Figures(self._number(Keys.LLM.BLOCK_COUNT), n_heads // n_kv_heads)
+
+    def key_values(self, name: str | None) -> KeyValues:
+        """Every key-value but those of how it lies in its files; `name` replaces general.name."""
+        header, values = self._first, KeyValues()
+        for key in header.keys:
+            if key in _LAYOUT_KEYS:
+                continue
+            kind, item = header.kinds(key)
+            if item is not None and not header.array_length(key):
+                raise ConvertError(
+                    f"{self._path}: {key} is an empty list. Convert from the checkpoint instead."
+                )
+            values[key] = GGUFValue(header.value(key), kind, item)
+        if name is not None:
+            values[Keys.General.NAME] = GGUFValue(name, GGUFValueType.STRING)
+        return values
+
+    def _number(self, key: str) -> int:
+        key = key.format(arch=self._architecture)
+        value = self._read(key)
+        if not isinstance(value, int) or not 0 < value < 2**20:
+            raise ConvertError(f"{self._path}: {key} is {value!r}. Download it again.")
+        return value
+
+    def _read(self, key: str) -> object:
+        return self._first.value(key) if key in self._first.keys else None
+
+    def _open(self, path: Path) -> int:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | BINARY)
+        except OSError as error:
+            self._open_files.close()
+            raise ConvertError(f"{path}: cannot be opened ({error.strerror}).") from None
+        self._open_files.callback(os.close, descriptor)
+        return descriptor
+
+
+# What is written has a layout of its own, in which tensors are aligned to the format's default.
+_LAYOUT_KEYS = (
+    Keys.General.ALIGNMENT,
+    Keys.Split.LLM_KV_SPLIT_NO,
+    Keys.Split.LLM_KV_SPLIT_COUNT,
+    Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT,
+)
+
+
+def _sources(header: GgufHeader) -> list[SourceTensor]:
+    sources = []
+    for tensor in header.tensors:
+        if tensor.kind not in FLOAT_TYPES:
+            raise ConvertError(
+                f"{header.path}: {tensor.name} is {tensor.kind.name} already, and quantizing twice loses "
+                "much. Use the F32, F16 or BF16 GGUF, or the checkpoint."
+            )
+        start = header.data_start + tensor.offset
+        sources.append(
+            SourceTensor(tensor.name, tensor.kind.name, tensor.shape, header.path.name, start, tensor.n_bytes)
+        )
+    return sources
+
+
+def _layer(name: str) -> int:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1

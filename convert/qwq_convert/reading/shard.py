@@ -1,0 +1,153 @@
+"""One safetensors file: its bytes in, the tensors it holds out.
+
+The format (Hugging Face's safetensors, README "Format"): a little-endian 64-bit length N, N bytes of JSON
+that map each tensor's name to dtype, shape and data_offsets, then the data without gap or overlap.
+Everything is checked against the file's real length; nothing is allocated on a header's word.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from qwq_convert.reading.strict_json import Fields, parse_object, shown
+from qwq_convert.writing.positioned import BINARY, read_exactly
+from qwq_local.errors import ConvertError
+
+# The limit that the safetensors library itself sets.
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 8
+DTYPE_BYTES = {
+    dtype: n_bytes
+    for n_bytes, dtypes in {
+        8: ("F64", "I64", "U64"),
+        4: ("F32", "I32", "U32"),
+        2: ("F16", "BF16", "I16", "U16"),
+        1: ("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+    }.items()
+    for dtype in dtypes
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of the checkpoint, not read yet: rows first in `shape`, `offset` from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    offset: int
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """How many values the tensor holds."""
+        return math.prod(self.shape)
+
+
+class Shard:
+    """An open safetensors file whose header has been read and found to agree with the file's length."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` and read its header; ConvertError when the file is missing, cut or damaged."""
+        self.name = path.name
+        self._fd = _open_regular(path)
+        try:
+            self.tensors = self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def state(self) -> str:
+        """Name, size and time of change: another text when the file was changed."""
+        status = os.fstat(self._fd)
+        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Exactly `n_bytes` from `offset`; safe from several threads at once."""
+        return read_exactly(self._fd, n_bytes, offset, self.name)
+
+    def _read_header(self) -> tuple[SourceTensor, ...]:
+        n_bytes = os.fstat(self._fd).st_size
+        if n_bytes < 8:
+            raise ConvertError(f"{self.name}: has {n_bytes} bytes, too few. Download the file again.")
+        header_bytes = int.from_bytes(self.read(0, 8), "little")
+        if header_bytes > min(n_bytes - 8, MAX_HEADER_BYTES):
+            raise ConvertError(
+                f"{self.name}: asks for a header of {header_bytes} bytes and has {n_bytes} in all. "
+                "It is cut or no safetensors file: download it again."
+            )
+        header = parse_object(self.read(8, header_bytes), self.name)
+        entries = {name: value for name, value in header.values.items() if name != "__metadata__"}
+        start = 8 + header_bytes
+        tensors = [self._read_entry(name, value, start) for name, value in entries.items()]
+        self._check_coverage(tensors, start, n_bytes)
+        return tuple(tensors)
+
+    def _read_entry(self, name: str, value: object, start: int) -> SourceTensor:
+        place = f"{self.name}: tensor {shown(name)}"
+        if not isinstance(value, dict):
+            raise ConvertError(f"{place} is {shown(value)}, expected an object. Download the file again.")
+        entry = Fields(place, value)
+        dtype = entry.optional_text("dtype") or ""
+        if dtype not in DTYPE_BYTES:
+            entry.fail(f"has the unknown dtype {shown(dtype)}. Use the original F32, F16 or BF16 weights.")
+        shape = tuple(_sizes(entry, "shape"))
+        offsets = _sizes(entry, "data_offsets")
+        if len(shape) > MAX_DIMENSIONS or len(offsets) != 2:
+            entry.fail("has a damaged shape or data_offsets. Download the file again.")
+        begin, end = offsets
+        if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+            entry.fail(f"has {end - begin} bytes, which do not fit its shape. Download the file again.")
+        return SourceTensor(name, dtype, shape, self.name, start + begin, end - begin)
+
+    def _check_coverage(self, tensors: list[SourceTensor], start: int, n_bytes: int) -> None:
+        position = start
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
+            if tensor.offset != position:
+                kind = "overlaps another" if tensor.offset < position else "leaves a gap before it"
+                place = f"{self.name}: tensor {shown(tensor.name)}"
+                raise ConvertError(f"{place} {kind}. Download the file again.")
+            position += tensor.n_bytes
+        if position != n_bytes:
+            raise ConvertError(
+                f"{self.name}: has {n_bytes} bytes, its header describes {position}. Download the file again."
+            )
+
+
+def _sizes(entry: Fields, key: str) -> list[int]:
+    sizes: list[int] = []
+    for value in entry.items(key):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            entry.fail(f"{key} holds {shown(value)}. Download the file again.")
+        sizes.append(value)
+    return sizes
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        # Asked first: opening a named pipe would wait for a writer.
+        if not path.is_file():
+            raise ConvertError(f"{path}: no such file. Download the checkpoint again.")
+        return os.open(path, os.O_RDONLY | BINARY)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be opened ({error.strerror}).") from None

@@ -1,0 +1,1 @@
+"""Planned files in, whole files out, whatever interrupts the writing."""

@@ -1,0 +1,1 @@
+"""A model file and questions in, events out: what joins prompt, planning and engine."""

@@ -1,0 +1,165 @@
+"""What a run is given: a model file, a profile and a machine in, plans for prompts out.
+
+It joins the header's exact bytes, llama.cpp's dry run and the devices to what planning/ computes with, and
+keeps for the rest of the run what turned out not to be there after all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from qwq_local.engine.dry_run import DryRun
+from qwq_local.events import DeviceBytes, Ledger, Planned
+from qwq_local.machine.here import this_machine
+from qwq_local.models.architecture import check_architecture, model_name
+from qwq_local.models.header import Header, read_header
+from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds
+from qwq_local.planning.alternatives import plan_or_explain
+from qwq_local.planning.compute import described_compute
+from qwq_local.planning.devices import MIB, Machine
+from qwq_local.planning.placement import ComputeBytes, Demand, Layout
+from qwq_local.planning.plan import Choices, Plan, Request, with_context
+from qwq_local.planning.shape import ModelSizes
+from qwq_local.planning.window import RopeScaling, Window, Wish
+from qwq_local.planning.words import given_up, plan_line
+from qwq_local.profiles.keys import Profile
+
+# How much too much it was is not known: this share of KV cache and buffers is let go at once.
+_RETREAT = 8
+
+
+class Provision:
+    """Plans for one model file under one profile; free it with `close`."""
+
+    def __init__(
+        self, path: Path, profile: Profile, machine: Machine | None = None, *, is_roomy: bool = False
+    ) -> None:
+        """Raises ModelFileError. A described machine stands in for this one.
+
+        `is_roomy`, for a conversation, takes the largest native context that fits.
+        """
+        self.header: Header = read_header(path)
+        shape = check_architecture(self.header)
+        self.name = model_name(self.header)
+        self.sizes = model_sizes(self.header, shape)
+        self.window = model_window(profile, own_rope_scaling(self.header))
+        self._profile = profile
+        self._machine = machine
+        self._is_roomy = is_roomy
+        self._formula = described_compute
+        self._dry_run: DryRun | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The computer that is planned for, its free memory as it was when it was first looked at."""
+        if self._machine is None:
+            self._machine = this_machine()
+        return self._machine
+
+    def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Plan:
+        """The plan for a prompt; `n_gpu_layers` is how many are loaded already.
+
+        Raises DoesNotFit with what would fit, PromptTooLong, UsageError.
+        """
+        return plan_or_explain(self.request(prompt_tokens, n_gpu_layers))
+
+    def request(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Request:
+        """All that the plan for a prompt is made from."""
+        made = request_for(self._profile, self.window, self.sizes, self.machine, self._compute)
+        if n_gpu_layers is not None:
+            made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
+        wish = replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=self._is_roomy)
+        return replace(made, wish=wish)
+
+    def adopt(self, profile: Profile) -> None:
+        """Plan under another profile from now on; what was learned of the machine stays."""
+        self._profile = profile
+        self.window = model_window(profile, own_rope_scaling(self.header))
+
+    def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
+        """The same plan with a larger context; None when that does not fit."""
+        request = self.request(plan.wish.prompt_tokens)
+        return with_context(request, plan, n_ctx)
+
+    def could_not_be_had(self, plan: Plan) -> None:
+        """Remember for this run that a plan failed, so that the next one asks for less.
+
+        Where GPUs hold layers it is their memory that was short; the system's is left as it is.
+        """
+        limits = [
+            use.total - max((use.kv_cache + use.compute) // _RETREAT, 1) + self._profile.memory_reserve * MIB
+            for use in plan.uses
+        ]
+        if plan.n_gpu_layers:
+            limits[-1] = self.machine.available_bytes
+        self._machine = self.machine.capped(tuple(limits))
+
+    def planned(self, plan: Plan, seed: int, ledger: Ledger) -> Planned:
+        """The plan as the event that tells of it."""
+        return planned_event(self.name, plan, seed, ledger)
+
+    def close(self) -> None:
+        """Free the dry run."""
+        if self._dry_run is not None:
+            self._dry_run.close()
+            self._dry_run = None
+
+    def _compute(self, layout: Layout) -> tuple[int, ...]:
+        """Compute buffers: llama.cpp's own figures here, the formula's for a described machine."""
+        if not self.machine.is_described:
+            if self._dry_run is None:
+                self._dry_run = DryRun(self.sizes.shape, tensor_kinds(self.header))
+            if (asked := self._dry_run.compute_bytes(layout)) is not None:
+                return asked
+        return self._formula(self.sizes, self.machine)(layout)
+
+
+def request_for(
+    profile: Profile, window: Window, sizes: ModelSizes, machine: Machine, compute: ComputeBytes
+) -> Request:
+    """What a profile asks of a machine, for an empty prompt."""
+    wish = Wish(0, profile.thinking_budget, profile.answer_reserve, profile.n_ctx)
+    choices = Choices(
+        kv_type=profile.kv_type,
+        n_gpu_layers=profile.n_gpu_layers,
+        flash_attention=profile.flash_attention,
+        n_batch=profile.n_batch,
+        n_ubatch=profile.n_ubatch,
+    )
+    return Request(wish, window, Demand(sizes, machine, compute, profile.memory_reserve * MIB), choices)
+
+
+def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
+    """The plan as the event that tells of it, for a model called `name`."""
+    context = plan.layout.context
+    return Planned(
+        model=name,
+        n_ctx=plan.n_ctx,
+        prompt_tokens=plan.wish.prompt_tokens,
+        thinking_budget=plan.thinking_budget,
+        answer_reserve=plan.answer_reserve,
+        yarn_factor=plan.rope.factor,
+        kv_type=plan.kv_type,
+        n_gpu_layers=plan.n_gpu_layers,
+        seed=seed,
+        yarn_origin=plan.rope.origin,
+        flash_attention=context.flash_attention,
+        n_batch=context.n_batch,
+        n_ubatch=context.n_ubatch,
+        line=plan_line(plan),
+        sacrifices=given_up(plan),
+        devices=tuple(
+            DeviceBytes(use.name, use.weights, use.kv_cache, use.compute, use.usable) for use in plan.uses
+        ),
+        ledger=ledger,
+    )
+
+
+def model_window(profile: Profile, own: RopeScaling) -> Window:
+    """The window of a model: the profile's, or for a file with scaling keys its own factor and origin."""
+    window = Window(profile.native_window, profile.yarn_factors, profile.yarn, profile.yarn_origin)
+    if not own.is_on:
+        return window
+    origin = own.origin or profile.yarn_origin
+    return replace(window, native=origin, factors=(own.factor,), origin=origin, kind=own.kind)

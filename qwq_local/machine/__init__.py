@@ -1,0 +1,1 @@
+"""What this computer has, or one that a file describes."""

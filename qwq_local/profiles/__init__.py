@@ -1,0 +1,1 @@
+"""Names, TOML files, environment and flags in, one profile out."""

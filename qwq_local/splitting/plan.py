@@ -1,0 +1,209 @@
+"""How a text that no context holds is cut for a question: both in, the parts and the plan for them out.
+
+Parts are as large as the largest context allows beside the question, the thinking and the answer, and as the
+memory allows without taking layers off a GPU. Knows a Backend and no llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from qwq_local.backend.question import Backend, Question
+from qwq_local.dialogue.conversation import Attachment, Framing, fence
+from qwq_local.dialogue.excerpts import Excerpt, Sources
+from qwq_local.dialogue.splitting import Measure, cut
+from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
+from qwq_local.events import Planned
+from qwq_local.planning.rates import Rates, estimated_rates
+from qwq_local.planning.window import CLOSING
+
+PART_NOTE = (
+    "The text above is part {part} of {parts} of a longer one. Answer from this part alone, with whatever in "
+    "it matters to the question; if nothing in it does, say only that."
+)
+JOIN_NOTE = (
+    "Above are answers to one question, each of them from other parts of a text that is too long to be read "
+    "at once. Put together what they say, and answer the question from them alone."
+)
+LEAST_ROOM = 64
+MOST_OVERLAP = 512
+# Byte pairs merge otherwise where texts meet, and numbers have more digits.
+MARGIN = 32
+# Tokens that a pass is expected to write as long as none was measured, and those of its answer.
+_WRITTEN, _ANSWERED = 1500, 400
+_SHRINKS = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """What is asked: the texts and what stands around the question, and the largest context in tokens.
+
+    The schema is for the last answer only.
+    """
+
+    framing: Framing
+    stdin_text: str
+    question: str
+    n_ctx: int
+    schema: Mapping[str, object] | None = None
+
+    def whole(self) -> Question:
+        """Everything as one question."""
+        messages = self.framing.messages(self.question, self.stdin_text)
+        return Question(messages, self.schema, files=tuple(map(fence, self.framing.attachments)))
+
+    def of_part(self, excerpt: Excerpt, part: int, parts: int) -> Question:
+        """The question to one part of the text."""
+        return self._noted(excerpt, PART_NOTE.format(part=part, parts=parts))
+
+    def of_answers(self, answers: Sequence[Attachment], schema: Mapping[str, object] | None) -> Question:
+        """The question to the answers of several parts."""
+        return replace(self._noted(Excerpt(tuple(answers), ""), JOIN_NOTE), schema=schema)
+
+    def _noted(self, excerpt: Excerpt, note: str) -> Question:
+        framing = replace(self.framing, attachments=excerpt.attachments)
+        messages = framing.messages(f"{note}\n\n{self.question}", excerpt.stdin_text)
+        return Question(messages, files=tuple(map(fence, excerpt.attachments)))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """How a text is asked: the parts, the plan for the largest, `room` for a part or for answers in tokens.
+
+    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts.
+    """
+
+    planned: Planned
+    excerpts: tuple[Excerpt, ...] = ()
+    tokens: int = 0
+    room: int = 0
+    overlap: int = 0
+
+    @property
+    def rates(self) -> Rates:
+        """How fast it may go, estimated."""
+        written = min(_WRITTEN, self.planned.thinking_budget + self.planned.answer_reserve)
+        return estimated_rates(self.planned.devices, written)
+
+    @property
+    def passes(self) -> int:
+        """How many passes there will be, if answers are of the usual length."""
+        left = passes = max(1, len(self.excerpts))
+        while left > 1:
+            left = -(-left // max(2, self.room // _ANSWERED))
+            passes += left
+        return passes
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlanned:
+    """The text is asked in parts: how many of how many tokens, in how many passes, about how long.
+
+    `tokens` are all that is to be read. Rates are tokens per second, estimated: nothing was measured yet.
+    """
+
+    parts: int
+    passes: int
+    tokens: int
+    part_tokens: int
+    overlap_tokens: int
+    seconds: float
+    prefill_rate: float
+    decode_rate: float
+
+
+def plan_split(backend: Backend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
+    """How the text is asked: in one pass when it fits, else in parts as large as window and memory allow.
+
+    Raises UsageError without a question, PromptTooLong when there is no room beside it, DoesNotFit, Aborted.
+    """
+
+    def measure(text: str) -> int:
+        if abort:
+            raise Aborted
+        return backend.count_tokens(text)
+
+    if not request.question.strip():
+        raise UsageError('--split cuts the text, not the question: give one, as in qwq ask --split "What …?"')
+    try:
+        return SplitPlan(backend.dry_run(request.whole()))
+    except (PromptTooLong, DoesNotFit):
+        sources = Sources(request.framing.attachments, request.stdin_text)
+        if not sources.text.strip():
+            raise
+    frame = backend.dry_run(_frame(request, sources))
+    shares = _shares(frame, request.n_ctx)
+    room = shares.part
+    while True:
+        is_least = room * _SHRINKS < LEAST_ROOM
+        try:
+            plan = _cut_to(backend, request, sources, room, measure)
+        except DoesNotFit:
+            if is_least:
+                raise
+        else:
+            # Short memory takes from the thinking and from the layers on a GPU; smaller parts spare both.
+            thinks = plan.planned.thinking_budget >= shares.thinking * _SHRINKS
+            if is_least or (thinks and plan.planned.n_gpu_layers >= frame.n_gpu_layers):
+                return plan
+        room = int(room * _SHRINKS)
+
+
+def split_planned(plan: SplitPlan) -> SplitPlanned:
+    """The plan as the event that tells of it."""
+    rates = plan.rates
+    return SplitPlanned(
+        parts=len(plan.excerpts),
+        passes=plan.passes,
+        tokens=plan.tokens,
+        part_tokens=plan.planned.prompt_tokens,
+        overlap_tokens=plan.overlap,
+        seconds=rates.seconds(plan.tokens, plan.passes),
+        prefill_rate=rates.prefill,
+        decode_rate=rates.decode,
+    )
+
+
+def _frame(request: SplitRequest, sources: Sources) -> Question:
+    """The question with a part that holds nothing but a name; what it takes no part can have."""
+    excerpt = Excerpt((Attachment(sources.longest_name, "-"),), "-")
+    question = request.of_part(excerpt, 999_999, 999_999)
+    joined = request.of_answers([Attachment("answer from parts 9,999 to 9,999 of 99,999", "-")], None)
+    return max(question, joined, key=lambda each: len(each.messages[-1].content))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """Of the largest context in tokens: what a part may have, and what the thinking gets at least."""
+
+    part: int
+    thinking: int
+
+
+def _shares(frame: Planned, n_ctx: int) -> _Shares:
+    """What is left beside the question, the thinking and the answer; the latter get half of it at most."""
+    kept = min(frame.thinking_budget + frame.answer_reserve, n_ctx // 2)
+    room = n_ctx - CLOSING - kept - frame.prompt_tokens - MARGIN
+    if room < LEAST_ROOM:
+        raise PromptTooLong(
+            f"question, system prompt, thinking and answer leave {max(0, room):,} of {n_ctx:,} tokens for "
+            "the text. Shorten the question, or allow a larger context."
+        )
+    return _Shares(room, max(0, kept - frame.answer_reserve))
+
+
+def _cut_to(
+    backend: Backend, request: SplitRequest, sources: Sources, room: int, measure: Measure
+) -> SplitPlan:
+    """The text in parts of so many tokens, and the plan for the largest. Raises DoesNotFit."""
+    overlap = min(room // 8, MOST_OVERLAP)
+    parts = cut(sources.text, room, overlap, measure)
+    excerpts = tuple(sources.excerpts(parts))
+    sizes = [
+        sum(len(each.text) for each in excerpt.attachments) + len(excerpt.stdin_text) for excerpt in excerpts
+    ]
+    largest = max(range(len(excerpts)), key=sizes.__getitem__)
+    planned = backend.dry_run(request.of_part(excerpts[largest], largest + 1, len(excerpts)))
+    return SplitPlan(planned, excerpts, sum(part.size for part in parts), room, overlap)
