@@ -105,7 +105,10 @@ def repeatable(turn: TurnRecord) -> Origin:
 
 def _question(turn: TurnRecord, origin: Origin) -> Question:
     message = Message(Role.USER, turn.content or turn.question or "?")
-    return Question([message], seed=origin.seed, opening=Opening(turn.prompt, ()), is_fresh=True)
+    # Like the turn that is repeated: text that is cut in mid-character is held back.
+    return Question(
+        [message], seed=origin.seed, opening=Opening(turn.prompt, ()), wants_tokens=True, is_fresh=True
+    )
 
 
 def _check_plan(planned: Planned, turn: TurnRecord) -> None:
