@@ -191,8 +191,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert qwq(cache, *chat, "--seed", "1", stdin=asked).status == 0
     wild = ("--set", "temperature=4", "--set", "top_k=0", "--set", "top_p=1", "--set", "max_tokens=40")
     # This seed's answer is cut in the middle of a character.
-    wild = (*wild, "--set", "thinking_budget=60", "--seed", "25")
-    qwq(cache, *chat, *wild, stdin=b"Tell me a story about the sea.")
+    cut = ("--set", "thinking_budget=60", "--seed", "25")
+    qwq(cache, *chat, *wild, *cut, stdin=b"Tell me a story about the sea.")
     return cache
 
 
