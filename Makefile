@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/qwq ask --model miniature "How many r's are in the word strawberry?"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
