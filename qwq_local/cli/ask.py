@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from qwq_local.cli.options import Seed, Settings, Verbose
+
 DEFAULT_MODEL = "qwq-32b"
 DEFAULT_PROFILE = "chat"
 
@@ -31,11 +33,8 @@ def command(
     profile: Annotated[
         str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
     ] = DEFAULT_PROFILE,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="Seed of the sampler.")] = None,
+    settings: Settings = None,
+    seed: Seed = None,
     think: Annotated[
         Think | None, typer.Option(help="Show the thinking on stderr or hide it; shown on a terminal.")
     ] = None,
@@ -65,7 +64,7 @@ def command(
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speed on stderr.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+    verbose: Verbose = False,
 ) -> int:
     """Ask QwQ one question; the answer comes on stdout, the thinking on stderr.
 

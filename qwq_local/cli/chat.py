@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from qwq_local.cli.options import Seed, Settings, Verbose
+
 DEFAULT_PROFILE = "chat"
 
 Think = Literal["off", "excerpt", "tail", "full"]
@@ -34,11 +36,8 @@ def command(
         str | None,
         typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="Seed of the sampler.")] = None,
+    settings: Settings = None,
+    seed: Seed = None,
     think: Annotated[
         Think | None, typer.Option(help="How the thinking is shown while it comes; Ctrl-T changes it.")
     ] = None,
@@ -46,7 +45,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan for the first question and stop.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+    verbose: Verbose = False,
 ) -> int:
     """Talk with QwQ: read, fold, end or steer its thinking; every conversation can be gone on with.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from qwq_local.backend.question import Backend
@@ -21,6 +19,7 @@ from qwq_local.chat.setup import ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import checked
+from qwq_local.cli.interrupts import interrupts_call
 from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
 from qwq_local.engine.devices import can_offload
@@ -86,7 +85,7 @@ def chat_in(environment: Environment, asked: Asked) -> int:
             return _draw(environment, talk, out, asked, places)
         view = ThinkView(asked.think) if asked.think else None
         plain = PlainChat(talk, _line_reader(environment, err), out, err, time.monotonic, view)
-        with _interrupts_to(plain):
+        with interrupts_call(plain.interrupt):
             is_fine = plain.run()
         return ExitStatus.ANSWERED if is_fine else ExitStatus.FAILED
 
@@ -182,20 +181,3 @@ def _line_reader(environment: Environment, err: Output) -> ReadLine:
         return decoded(raw, "a line of standard input").rstrip("\r\n") if raw else None
 
     return read_line
-
-
-@contextmanager
-def _interrupts_to(plain: PlainChat) -> Iterator[None]:
-    """Within the block, Ctrl-C is the chat's business."""
-
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-        plain.interrupt()
-
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli.options import Verbose
+
 
 def command(
     model: Annotated[
@@ -42,7 +44,7 @@ def command(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key, such as n_gpu_layers."),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+    verbose: Verbose = False,
 ) -> int:
     """Collect an importance matrix: which columns of each weight matter, over some text.
 

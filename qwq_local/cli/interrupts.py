@@ -7,7 +7,7 @@ the first Ctrl-C only sets the flag. A second one, or one while nothing works, i
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,10 +18,21 @@ from qwq_local.engine.api import AbortFlag
 def interrupts_to(flag: AbortFlag) -> Iterator[None]:
     """Within the block, the first Ctrl-C sets the flag, the second raises KeyboardInterrupt."""
 
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def set_or_raise() -> None:
         if flag:
             raise KeyboardInterrupt
         flag.set()
+
+    with interrupts_call(set_or_raise):
+        yield
+
+
+@contextmanager
+def interrupts_call(action: Callable[[], None]) -> Iterator[None]:
+    """Within the block, each Ctrl-C calls the action."""
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        action()
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Started by something that keeps Ctrl-C for itself, such as nohup.

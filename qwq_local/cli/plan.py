@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwq_local.cli.ask import DEFAULT_MODEL, DEFAULT_PROFILE
+from qwq_local.cli.options import Settings
 
 
 def command(
@@ -25,10 +26,7 @@ def command(
     profile: Annotated[
         str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
     ] = DEFAULT_PROFILE,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one object of JSON.")] = False,
 ) -> int:
     """Show what fits: context against KV type, what fills the memory, and what would be chosen."""

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli.options import Verbose
+
 
 def command(
     turn: Annotated[
@@ -21,7 +23,7 @@ def command(
         bool, typer.Option("--any-model", help="Compare even if these are other weights.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")] = False,
+    verbose: Verbose = False,
 ) -> int:
     """Repeat a turn of a chat from its tokens, plan, sampler and seed, and say whether it is the same.
 
