@@ -95,10 +95,10 @@ def test_set_lists_shows_sets_and_takes_back(talk: Talking) -> None:
     [
         ("/set temperatrue 1", 'there is no key "temperatrue". Did you mean temperature?'),
         ("/set temp 1", 'there is no key "temp". Did you mean temperature?'),
-        ("/set temperature hot", '--set: temperature is "hot", allowed: a number from 0 to 5.'),
+        ("/set temperature hot", 'temperature is "hot", allowed: a number from 0 to 5.'),
         ("/set temperature 5", "too hot."),
-        ("/set yarn 3", "--set: yarn is 3, allowed: off, auto or one of 1,2,4 "),
-        ("/seed -1", '--set: seed is "-1", allowed: a whole number from 0 to 4,294,967,294 or random.'),
+        ("/set yarn 3", "yarn is 3, allowed: off, auto or one of 1,2,4 "),
+        ("/seed -1", 'seed is "-1", allowed: a whole number from 0 to 4,294,967,294 or random.'),
         ("/profile nothing", 'there is no task profile "nothing".'),
     ],
 )

@@ -229,6 +229,14 @@ def test_files_are_taken_back_by_name_or_all(talk: Talking) -> None:
     assert talk.lines("/file drop") == ["no file waits for the next question."]
 
 
+def test_of_many_files_that_wait_the_first_are_named_whole(talk: Talking, tree: Path) -> None:
+    for number in range(10, 20):
+        (tree / f"{'n' * 30}{number}.txt").write_text("n")
+    talk.submit("/file n*.txt")
+    (error,) = errors(talk.submit("/file drop z"))
+    assert error.endswith(f" {'n' * 30}17.txt and 2 more.")
+
+
 def test_all_files_together_have_a_limit(talk: Talking, tree: Path) -> None:
     for name in ("one.txt", "two.txt"):
         (tree / name).write_bytes(b"x" * (40 << 20))
@@ -292,12 +300,20 @@ def test_an_at_attaches_only_a_file_that_is_there(
 def test_a_file_that_a_question_names_is_priced_before_it_is_sent(talk: Talking, tree: Path) -> None:
     (tree / "long.txt").write_text("word " * 1500)
     events = talk.submit("See @long.txt and @a.txt", says())
-    assert said(events[:1]) == [
+    assert isinstance(events[0], Asking)
+    assert said(events[1:2]) == [
         "long.txt  1,502 tokens",
         "a.txt         5 tokens",
         "the prompt has 1,511 tokens with them. YaRN 2 needed: window 2,000 · context 2,000, now 1,000.",
     ]
-    assert isinstance(events[1], Asking)
+
+
+def test_a_question_whose_file_does_not_fit_stands_above_what_says_so(talk: Talking, tree: Path) -> None:
+    (tree / "long.txt").write_text("word " * 5000)
+    events = talk.submit("See @long.txt")
+    assert isinstance(events[0], Asking)
+    assert events[0].question == "See @long.txt"
+    assert errors(events[1:])[0].startswith("the prompt has 5,0")
 
 
 def test_a_link_that_leads_in_a_circle_is_passed_over(talk: Talking, tree: Path) -> None:

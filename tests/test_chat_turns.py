@@ -333,7 +333,7 @@ def test_regen_draws_another_seed_where_one_is_fixed(talk: Talking) -> None:
     [
         ("/regen --seed x", "--seed x: allowed is a whole number from 0 to 4,294,967,294 or random."),
         ("/regen hot", "'hot': write key=value, such as temperature=0.6."),
-        ("/regen temperature=9", '--set: temperature is "9", allowed: a number from 0 to 5.'),
+        ("/regen temperature=9", 'temperature is "9", allowed: a number from 0 to 5.'),
         ("/regen temperature=5", "too hot."),
     ],
 )

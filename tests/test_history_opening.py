@@ -331,3 +331,10 @@ def test_only_a_lock_that_is_held_makes_an_owner_alive(tmp_path: Path) -> None:
     assert not other.is_alive(living.token)
     other.hold()
     assert [each.stem for each in tmp_path.iterdir()] == [other.token]
+
+
+def test_a_history_that_cannot_be_locked_says_why_and_what_does_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    path.with_name(path.name + ".lock").mkdir()
+    with pytest.raises(HistoryError, match=r"locked: Is a directory\. .* `qwq chat --private` does"):
+        Archive.open(path)

@@ -178,6 +178,7 @@ def test_an_edited_question_is_submitted_and_an_unsaved_one_is_not(tmp_path: Pat
         ("no-such-editor", "there is no program no-such-editor"),
         ("'unbalanced", "cannot be read"),
         (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with status 3; nothing was changed."),
+        ("sh -c 'kill -15 $$'", "sh was ended by signal 15; nothing was changed."),
     ],
 )
 def test_an_editor_that_fails_is_one_line_and_the_text_stays(tmp_path: Path, visual: str, said: str) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.key_binding import KeyPress
+from prompt_toolkit.keys import Keys
 
+from qwq_local.terminal.repl.keys import waits_s
 from tests.repl_terminal import (
     ALT_ENTER,
     BACKSPACE,
@@ -292,6 +295,22 @@ def test_commands_complete_while_they_are_typed(chat: Chat) -> None:
     chat.type(ENTER)  # takes it
     chat.has_input("❯ /think")
     assert chat.submitted == []
+
+
+def test_the_only_completion_is_taken_at_once_and_sent_with_the_next_key(chat: Chat) -> None:
+    chat.type("/tha")
+    chat.sees("a word")
+    chat.type(TAB)
+    chat.has_input("❯ /thank")
+    chat.type(TAB)
+    chat.has_input("❯ /thank")
+    chat.type(ENTER)
+    chat.sees("no such command: /thank")
+
+
+def test_an_escape_waits_for_the_rest_of_a_key_for_less_time_than_a_person_needs() -> None:
+    assert waits_s([KeyPress(Keys.Escape)]) <= 0.1
+    assert waits_s([KeyPress(Keys.ControlX)]) >= 0.3
 
 
 def test_escape_closes_the_completions(chat: Chat) -> None:

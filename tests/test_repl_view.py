@@ -326,7 +326,18 @@ def test_a_notice_amid_an_answer_lives_below_it_and_is_committed_after_it() -> N
         ASKING, Answer("One **two"), Notice("the loop guard ended it."), Answer("** three")
     )
     assert viewer.live() == ["One two three", "note: the loop guard ended it."]
-    assert viewer.show(FINISHED).committed()[2:] == ["One two three", "note: the loop guard ended it."]
+    assert viewer.show(FINISHED).committed()[2:] == ["One two three", "", "note: the loop guard ended it."]
+
+
+def test_what_is_said_below_an_answer_does_not_read_as_its_end() -> None:
+    cut = Said(("the answer was cut: /continue goes on.",))
+    viewer = Viewer(has_color=False).show(ASKING, Answer("One two"), FINISHED, cut, cut)
+    assert viewer.committed()[2:] == ["One two", "", *cut.lines, *cut.lines]
+    recalled = Recalled("q", 1, 0, 0.0, "Again")
+    viewer.show(recalled, cut)
+    assert viewer.committed()[-3:] == ["Again", "", *cut.lines]
+    viewer.show(recalled, Said(("", "❯ /next")))
+    assert viewer.committed()[-3:] == ["Again", "", "❯ /next"]
 
 
 def test_a_wide_line_of_code_is_one_row_for_the_terminal_to_wrap() -> None:

@@ -66,7 +66,7 @@ def test_while_it_thinks_the_less_important_gives_way(columns: int, line: str) -
             120,
             "QwQ-32B Q4_K_M · ctx 4,120/32,768 · YaRN 2 · 2 files attached · strawberries · ^T thought /help",
         ),
-        (80, "QwQ-32B · ctx 4,120/32,768 · YaRN 2 · 2 files attached · strawberries · /help"),
+        (80, "QwQ-32B Q4_K_M · ctx 4,120/32,768 · YaRN 2 · 2 files attached · /help"),
         (60, "QwQ-32B · ctx 12% · YaRN 2 · 2 files attached · /help"),
         (40, "QwQ-32B · ctx 12% · 2 files attached"),
         (30, "QwQ-32B · 2 files attached"),

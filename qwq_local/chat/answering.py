@@ -17,7 +17,7 @@ from qwq_local.errors import ProfileError, QwqError
 from qwq_local.events import Planned
 from qwq_local.history.records import Origin
 from qwq_local.profiles.keys import RULES, Profile
-from qwq_local.profiles.layers import ResolvedProfile
+from qwq_local.profiles.layers import FLAG, ResolvedProfile
 
 # What decides which tokens come, besides the plan: the sampler's keys, the budgets, how it is computed.
 _SAMPLER_KEYS = tuple(field.name for field in fields(SamplerSettings) if field.name not in ("seed", "order"))
@@ -72,7 +72,11 @@ class Answering:
     def change(self, changes: Mapping[str, str | None]) -> None:
         """Set keys; None takes one back to the profile's. Raises ProfileError, and nothing changes then."""
         chosen = self.chosen
-        self._adopt(self._choice(chosen.model, chosen.profile, _changed(chosen.settings, changes)))
+        try:
+            self._adopt(self._choice(chosen.model, chosen.profile, _changed(chosen.settings, changes)))
+        except ProfileError as error:
+            # The setting was no flag of the command line.
+            raise ProfileError(str(error).removeprefix(f"{FLAG}: ")) from error
 
     def change_profile(self, name: str) -> None:
         """Go on under another profile, the settings kept. Raises ProfileError; nothing changes then."""

@@ -22,6 +22,7 @@ from qwq_local.reading import MAX_TEXT_BYTES, read_text
 MAX_FILES = 100
 _MAX_MENTIONS = 2000  # of which most are no files: a pasted source has many @
 _SHOWN_FILES = 20
+_NAMED_FILES = 8
 # A name in a question: at its start, after a space or an opening bracket, so never inside an e-mail address.
 _MENTION = re.compile(r'(?<![^\s(\[])@(?:"([^"\n]+)"|([^\s"]+))')
 _AFTER_A_NAME = ".,;:!?)]}'"
@@ -150,8 +151,10 @@ def _dropped(session: Session, names: Sequence[str]) -> Said:
     for name in names:
         found = [known for known in session.attached if _is_called(known, name)]
         if not found:
-            waiting = ", ".join(session.attached)
-            raise UsageError(f"no file {name} waits; there are {waiting[:200]}.")
+            named = list(session.attached)[:_NAMED_FILES]
+            rest = len(session.attached) - len(named)
+            more = f" and {rest} more" if rest else ""
+            raise UsageError(f"no file {name} waits; there are {', '.join(named)}{more}.")
         gone += found
     for known in dict.fromkeys(gone):
         del session.attached[known]

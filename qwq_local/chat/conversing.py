@@ -15,7 +15,7 @@ from qwq_local.chat.events import ChatEvent, Edit, Recalled, Said
 from qwq_local.chat.files import split_arguments
 from qwq_local.chat.session import Session, fences, thoughts
 from qwq_local.chat.setting import seeded, take_over
-from qwq_local.chat.turns import Asked, ask, go_on, question_of
+from qwq_local.chat.turns import Asked, ask, go_on
 from qwq_local.dialogue.conversation import Attachment
 from qwq_local.errors import UsageError
 from qwq_local.events import FinishReason
@@ -59,10 +59,8 @@ def edited_question(session: Session, turn: TurnRecord, question: str) -> Iterat
 
 
 def _asked(session: Session, asked: Asked, named: Sequence[Attachment]) -> Iterator[ChatEvent]:
-    """Ask, and before that say what the files cost that the question names."""
-    if lines := tuple(mentioned_lines(session, named, question_of(session, asked))):
-        yield Said(lines)
-    yield from ask(session, asked)
+    """Ask, and before it is sent say what the files cost that the question names."""
+    yield from ask(session, asked, lambda question: mentioned_lines(session, named, question))
 
 
 def continue_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:

@@ -6,7 +6,7 @@ command.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from qwq_local.backend.question import Question
@@ -54,9 +54,17 @@ def question_of(session: Session, asked: Asked) -> Question:
     )
 
 
-def ask(session: Session, asked: Asked) -> Iterator[ChatEvent]:
-    """Ask the model and write down the turn. Raises QwqError, and Aborted when stopped while it loads."""
+def ask(
+    session: Session, asked: Asked, lines_of: Callable[[Question], Iterable[str]] = lambda _: ()
+) -> Iterator[ChatEvent]:
+    """Ask the model and write down the turn. Raises QwqError, and Aborted when stopped while it loads.
+
+    `lines_of` the question are said below it, before it is sent.
+    """
     question = question_of(session, asked)
+    yield Asking(asked.question, len(asked.before) + 1)
+    if lines := tuple(lines_of(question)):
+        yield Said(lines)
     for silent in session.conversation.newly_left_out(asked.before):
         yield Said(
             (
@@ -64,7 +72,6 @@ def ask(session: Session, asked: Asked) -> Iterator[ChatEvent]:
                 f"/retry-from {silent.number} asks it again.",
             )
         )
-    yield Asking(asked.question, len(asked.before) + 1)
     yield from _answered(session, question, lambda: _begun(session, asked))
 
 

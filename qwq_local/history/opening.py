@@ -57,7 +57,11 @@ def _alone(path: Path) -> Iterator[None]:
     except Timeout:
         raise HistoryError(f"the history {path} is being opened by another qwq. Try again.") from None
     except (OSError, NotImplementedError) as error:
-        raise HistoryError(f"the history {path} cannot be locked: {error}. QWQ_DATA_DIR moves it.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise HistoryError(
+            f"the history {path} cannot be locked: {reason}. QWQ_DATA_DIR moves it, and `qwq chat --private` "
+            "does without."
+        ) from None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a computer offers to a plan: its devices with their memory. Values only; machine/here.py finds them out."""
+"""What a computer offers to a plan: its devices with their memory. Values only; machine/ finds them out."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ __all__ = [
 DEFAULT_MODEL = "qwq-32b"
 DEFAULT_ORIGIN = "default"
 ENVIRONMENT_PREFIX = "QWQ_"
+FLAG = "--set"
 NOT_KEYS = frozenset({"QWQ_MODEL", "QWQ_PROFILE", "QWQ_CONFIG_DIR", "QWQ_CACHE_DIR", "QWQ_DATA_DIR"})
 TYPO_LIKENESS = 0.75  # QWQ_ variables less like a key than this are another program's business
 CAPPED = {"thinking_budget": "max_thinking_budget", "answer_reserve": "max_answer_reserve"}
@@ -128,8 +129,8 @@ def _environment_layers(environ: Mapping[str, str]) -> list[Layer]:
 def _flag_layer(setting: str) -> Layer:
     key, equals, text = setting.partition("=")
     if not equals:
-        raise ProfileError(f"--set {setting[:60]}: write --set key=value, such as --set temperature=0.6.")
-    return Layer("--set", {key.strip(): accepted_text(key.strip(), text, "--set")})
+        raise ProfileError(f"{FLAG} {setting[:60]}: write {FLAG} key=value, such as {FLAG} temperature=0.6.")
+    return Layer(FLAG, {key.strip(): accepted_text(key.strip(), text, FLAG)})
 
 
 def _cap_task_budgets(values: dict[str, Any], deciding: Mapping[str, Layer], origins: dict[str, str]) -> None:

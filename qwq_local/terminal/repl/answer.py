@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.markdown import MarkdownRows
+from qwq_local.terminal.repl.committed import with_gap
 from qwq_local.terminal.repl.rows import BLANK, Paper
 
 HELD_ROWS = 2
@@ -22,6 +23,11 @@ class AnswerRows:
         """Take the next piece; it is read when somebody looks."""
         self._pieces.append(text)
 
+    @property
+    def has_held(self) -> bool:
+        """Whether something is committed below the answer."""
+        return bool(self._held)
+
     def hold(self, rows: list[Row]) -> None:
         """Commit these rows below the answer; until then the last of them live below it."""
         self._held += rows
@@ -36,7 +42,7 @@ class AnswerRows:
     def close(self, paper: Paper) -> list[Row]:
         """The rows that are left, and what was held."""
         self._read()
-        return self._apart(self._rows.close(paper.columns), [], paper) + self._held
+        return self._apart(self._rows.close(paper.columns), [], paper) + with_gap(self._held)
 
     def _read(self) -> None:
         if self._pieces:

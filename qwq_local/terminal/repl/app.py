@@ -17,6 +17,7 @@ from typing import Any, TextIO, TypeVar
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.application.current import set_app
+from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.output import ColorDepth
 
 from qwq_local.chat.events import Copy, Edit, Leave, Page, Said, Talk, ThinkView
@@ -31,7 +32,7 @@ from qwq_local.terminal.repl.elsewhere import Elsewhere
 from qwq_local.terminal.repl.hands import Hands
 from qwq_local.terminal.repl.history_file import HistoryFile
 from qwq_local.terminal.repl.input import TerminalInput
-from qwq_local.terminal.repl.keys import bindings
+from qwq_local.terminal.repl.keys import ESCAPE_S, bindings, waits_s
 from qwq_local.terminal.repl.paste import Pastes
 from qwq_local.terminal.repl.prompt import STYLE, InputLine
 from qwq_local.terminal.repl.renderer import InlineRenderer, QuietOutput
@@ -102,8 +103,8 @@ class Repl:
             input=source,
             output=self._quiet,
         )
-        # How long an Escape waits for the rest of a key, and Ctrl-X for its second half.
-        self._app.ttimeoutlen, self._app.timeoutlen = 0.1, 0.5
+        self._app.ttimeoutlen = ESCAPE_S
+        self._app.key_processor.after_key_press += self._wait_for_rest
         style = self._app.renderer.style
         self._renderer = InlineRenderer(style, self._quiet, place.output, self._bottom, self._take_frame)
         self._app.renderer = self._renderer
@@ -237,6 +238,9 @@ class Repl:
         """Let the next frame come soon; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._woken.set)
+
+    def _wait_for_rest(self, keys: KeyProcessor) -> None:
+        self._app.timeoutlen = waits_s(keys.key_buffer)
 
     def _hinted(self, seconds: float) -> None:
         self._app.invalidate()

@@ -35,9 +35,9 @@ class Conversing:
         return self._is_busy
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether the running line was asked to end."""
-        return self._is_stopping
+    def can_stop(self) -> bool:
+        """Whether there is something to stop: not what is done and only waits to be shown."""
+        return self._is_busy and not self._is_stopping and not self._talking.is_done
 
     @property
     def has_waiting(self) -> bool:

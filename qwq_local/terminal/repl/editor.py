@@ -60,7 +60,8 @@ class Editing:
             except OSError as error:
                 raise QwqError(f"{self._command[0]} did not start: {error.strerror}.") from None
             if status:
-                raise QwqError(f"{self._command[0]} ended with status {status}; nothing was changed.")
+                how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+                raise QwqError(f"{self._command[0]} {how}; nothing was changed.")
             return self._saved(path, before)
 
     def end(self) -> None:

@@ -72,7 +72,7 @@ class Hands:
         """Send what was typed, take the completion that is marked, or begin a new line in an open block."""
         if self.is_steering:
             self.end_steering(self._line.steering.text)
-        elif (state := self._line.buffer.complete_state) and state.current_completion:
+        elif self._line.is_choosing:
             self._line.buffer.complete_state = None
         elif block.is_open(self._line.text):
             self.newline()
@@ -92,7 +92,7 @@ class Hands:
         """Stop what runs; else clear the line; else, the second time, leave."""
         if self.is_steering:
             self.end_steering()
-        elif self._conversing.is_busy and not self._conversing.is_stopping:
+        elif self._conversing.can_stop:
             came_back = self._conversing.stop()
             if came_back:
                 self._line.put("\n\n".join(text for text in (came_back, self._line.text) if text))
@@ -136,6 +136,11 @@ class Hands:
         entry = self._conversing.take_back()
         if entry is not None:
             self._line.put(entry)
+
+    def complete(self) -> None:
+        """Complete what stands before the cursor."""
+        if not self.is_steering:
+            self._line.complete()
 
     def close_menu(self) -> None:
         """Offer no completions for now; what was taken of them is taken back."""

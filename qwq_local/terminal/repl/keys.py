@@ -6,10 +6,16 @@ prompt_toolkit's own, those of Emacs and readline.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
-from prompt_toolkit.key_binding import KeyBindings, KeyBindingsBase, KeyPressEvent, merge_key_bindings
+from prompt_toolkit.key_binding import (
+    KeyBindings,
+    KeyBindingsBase,
+    KeyPress,
+    KeyPressEvent,
+    merge_key_bindings,
+)
 from prompt_toolkit.key_binding.bindings.auto_suggest import load_auto_suggest_bindings
 from prompt_toolkit.key_binding.bindings.named_commands import get_by_name
 from prompt_toolkit.keys import Keys
@@ -17,6 +23,17 @@ from prompt_toolkit.keys import Keys
 from qwq_local.terminal.repl.hands import Hands
 from qwq_local.terminal.repl.input import RUN
 from qwq_local.terminal.repl.paste import incoming
+
+ESCAPE_S = 0.1
+"""How long an Escape waits for the rest of a key: a terminal sends it at once."""
+
+SEQUENCE_S = 0.5
+"""How long Ctrl-X waits for its second half, which a person types."""
+
+
+def waits_s(held: Sequence[KeyPress]) -> float:
+    """Seconds that key presses wait for those that may follow them."""
+    return ESCAPE_S if held and held[0].key is Keys.Escape else SEQUENCE_S
 
 
 def bindings(hands: Hands) -> KeyBindingsBase:
@@ -39,6 +56,7 @@ def bindings(hands: Hands) -> KeyBindingsBase:
     on("c-s", does=hands.steer)
     on("c-t", does=hands.change_view)
     on("c-x", "c-e", does=hands.edit)
+    on("c-i", does=hands.complete)
     on("c-l", does=hands.redraw)
     on("c-z", does=hands.suspend)
     on("up", does=hands.take_back, when=can_take_back)

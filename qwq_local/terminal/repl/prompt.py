@@ -135,6 +135,12 @@ class InputLine:
         """What stands in the line, large pastes as one character each."""
         return self.buffer.text
 
+    @property
+    def is_choosing(self) -> bool:
+        """Whether one of several completions is marked."""
+        state = self.buffer.complete_state
+        return state is not None and state.complete_index is not None and len(state.completions) > 1
+
     def put(self, text: str) -> None:
         """Let a text stand in the line instead of what does; undo brings that back."""
         self.buffer.save_to_undo_stack()
@@ -156,6 +162,17 @@ class InputLine:
             return
         self.buffer.save_to_undo_stack()
         self.buffer.insert_text(self._pastes.take_in(pasted, len(self.buffer.text)))
+
+    def complete(self) -> None:
+        """Offer what may stand at the cursor; take the only offer, or mark the next one."""
+        state = self.buffer.complete_state
+        if state is None:
+            self.buffer.start_completion(insert_common_part=True)
+        elif len(state.completions) == 1:
+            self.buffer.go_to_completion(0)
+            self.buffer.complete_state = None
+        else:
+            self.buffer.complete_next()
 
     def steer(self, is_on: bool) -> None:
         """Show the line for a sentence of the person's, empty, or the usual one, as it was."""

@@ -18,7 +18,7 @@ NAME_CELLS = 30
 
 # What gives way first; a part that is named again is shortened again, in the end it is left out.
 GIVES_WAY = (
-    *("name", "thought", "model", "name", "context", "tokens", "rate", "yarn", "steer", "help"),
+    *("name", "name", "thought", "model", "context", "tokens", "rate", "yarn", "steer", "help"),
     *("context", "view", "tokens", "rate", "files", "answer", "tokens", "files", "model", "stop", "stop"),
 )
 _KEYS = ("view", "answer", "steer", "thought", "stop", "help")

@@ -51,6 +51,11 @@ class Talking:
         """The screen looks at the events now: wake it for the next one."""
         self._is_awake = False
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the line was done, although not all of it was looked at yet."""
+        return bool(self.events) and isinstance(self.events[-1], Ended)
+
     def finish(self) -> None:
         """Take no more lines and wait for the running one."""
         self._lines.put(None)

@@ -33,7 +33,7 @@ from qwq_local.terminal.repl import committed
 from qwq_local.terminal.repl.answer import AnswerRows
 from qwq_local.terminal.repl.figures import TurnFigures
 from qwq_local.terminal.repl.frame import Frame
-from qwq_local.terminal.repl.rows import Paper
+from qwq_local.terminal.repl.rows import BLANK, Paper
 from qwq_local.terminal.repl.status import Phase, status_text
 from qwq_local.terminal.repl.thought import Thought
 from qwq_local.terminal.repl.thought_view import ThoughtView
@@ -62,6 +62,7 @@ class TurnView:
         self._progress: Progress | None = None
         self._final: list[Row] = []
         self._is_blank = True  # nothing was committed yet
+        self._is_below_answer = False
         self._shown = Frame()
         self._seen: tuple[object, ...] = ()
         self._status_seen: tuple[object, ...] = ()
@@ -236,6 +237,7 @@ class TurnView:
                 rows = self._plan_rows(event)
             case Recalled():
                 self._commit_apart(committed.recalled_rows(event, self._paper))
+                self._is_below_answer = bool(event.answer)
             case ViewChanged(view):
                 self._choose(view)
                 rows = committed.view_rows(view, self._paper)
@@ -246,7 +248,9 @@ class TurnView:
         elif rows:
             if self._thought:
                 self._commit(self._thought.interrupt(self._paper))
-            self._commit(rows)
+            # Without a gap it would read as the end of what the model said.
+            needs_gap = self._is_below_answer and rows[0] != BLANK
+            self._commit(committed.with_gap(rows) if needs_gap else rows)
 
     def _plan_rows(self, event: Planned) -> list[Row]:
         """The plan in words, where it is another than the last."""
@@ -285,6 +289,7 @@ class TurnView:
         answer, self._answer = self._answer, None
         if answer:
             self._commit(answer.close(self._paper))
+            self._is_below_answer = not answer.has_held
 
     def _commit_apart(self, rows: list[Row]) -> None:
         """Commit rows below a blank one."""
@@ -293,3 +298,4 @@ class TurnView:
     def _commit(self, rows: Sequence[Row]) -> None:
         self._final += rows
         self._is_blank = self._is_blank and not rows
+        self._is_below_answer = self._is_below_answer and not rows
