@@ -320,6 +320,14 @@ def test_regen_asks_again_beside_the_old_answer(talk: Talking, archive: Archive)
     assert path[1].origin.settings["temperature"] == "0.1"
 
 
+def test_what_the_status_line_shows_is_told_after_every_turn_even_if_it_is_the_same(talk: Talking) -> None:
+    """The screen has counted the thinking meanwhile, which the next question does not bring along."""
+    first = talk.submit("One?", says("a", "1"))[-1]
+    again = talk.submit("/regen", says("a", "1"))[-1]
+    assert isinstance(first, Changed)
+    assert again == first
+
+
 def test_regen_draws_another_seed_where_one_is_fixed(talk: Talking) -> None:
     talk.submit("/seed 5")
     talk.submit("One?", says())

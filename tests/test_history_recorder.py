@@ -173,6 +173,31 @@ def test_ids_that_were_taken_back_after_they_were_written_are_gone(path: Path) -
     assert (turn.state, turn.reason) == (TurnState.STOPPED, FinishReason.INTERRUPTED)
 
 
+def test_text_is_written_no_further_than_the_ids_that_it_is_gone_on_with_from(path: Path) -> None:
+    def written() -> str:
+        connection = sqlite3.connect(path)
+        try:
+            return "".join(text for (text,) in connection.execute("SELECT thinking FROM pieces ORDER BY id"))
+        finally:
+            connection.close()
+
+    with Archive.open(path) as archive:
+        _, start = begun(archive)
+        recorder = archive.begin_turn(start)
+        recorder.feed(Thinking("one "))
+        recorder.feed(Generated(0, (1,), 1))
+        recorder.feed(Thinking("two "))
+        wait_for(lambda: n_pieces(path) == 1)
+        assert written() == "one "
+        assert archive.turn(recorder.turn_id).thinking == "one two "
+        recorder.feed(Generated(1, (2,), 2))
+        recorder.feed(Thinking("three"))
+        wait_for(lambda: n_pieces(path) == 2)
+        assert written() == "one two "
+        recorder.close()
+        assert archive.turn(recorder.turn_id).thinking == "one two three"
+
+
 def n_pieces(path: Path) -> int:
     connection = sqlite3.connect(path)
     try:
@@ -190,8 +215,8 @@ def test_a_long_turn_costs_no_more_to_write_than_a_short_one(path: Path) -> None
 
         def growth(text: str, tokens: tuple[int, ...]) -> int:
             written, before = n_pieces(path), log.stat().st_size
-            recorder.feed(Generated(n_tokens, tokens, 1))
             recorder.feed(Thinking(text))
+            recorder.feed(Generated(n_tokens, tokens, 1))
             wait_for(lambda: n_pieces(path) > written)
             return log.stat().st_size - before
 

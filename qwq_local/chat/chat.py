@@ -14,7 +14,7 @@ from qwq_local.chat import conversing
 from qwq_local.chat.commands import find_command, parse
 from qwq_local.chat.completing import completions
 from qwq_local.chat.conversation import called
-from qwq_local.chat.events import Changed, ChatEvent, Completion, Said
+from qwq_local.chat.events import Asking, Changed, ChatEvent, Completion, Said
 from qwq_local.chat.session import Session
 from qwq_local.chat.setup import ChatSetup
 from qwq_local.chat.weighing import what_can_go
@@ -117,8 +117,11 @@ class Chat:
 
     def _guarded(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
         """The events, an error as a line, and at their end what the status line shows, if that changed."""
+        is_turn = False
         try:
-            yield from events
+            for event in events:
+                is_turn = is_turn or isinstance(event, Asking)
+                yield event
         except Aborted:
             yield Said(("stopped.",))
         except PromptTooLong as error:
@@ -128,7 +131,8 @@ class Chat:
         # A status line is not worth an error.
         with suppress(QwqError):
             changed = self._session.changed()
-            if changed != self._told:
+            # After a turn the screen has counted by itself.
+            if is_turn or changed != self._told:
                 self._told = changed
                 yield changed
 

@@ -156,8 +156,9 @@ class TurnRecorder:
         """Write what has come, all of it or nothing; note why it could not be."""
         with self._writes:
             with self._lock:
-                gathered, changes, ending = self._gathering, self._changes, self._ending
-                self._gathering, self._changes = gathered.following(), {}
+                changes, ending = self._changes, self._ending
+                gathered, ahead = self._gathering.parted(is_end=ending is not None)
+                self._gathering, self._changes = ahead, {}
             try:
                 self._put(gathered, changes, ending)
                 self._problem = None
@@ -180,7 +181,11 @@ class TurnRecorder:
 
 
 class _Gathering:
-    """What came since the last write."""
+    """What came since the last write.
+
+    Texts come before the ids of their tokens. A turn that tells of those is written up to them, no further:
+    what is gone on with from its ids is what was kept.
+    """
 
     def __init__(self, thinking_tokens: int, thinking_s: float, seen_at: float | None = None) -> None:
         self.thinking: list[str] = []
@@ -191,6 +196,8 @@ class _Gathering:
         self.thinking_tokens = thinking_tokens
         self.thinking_s = thinking_s
         self.seen_at = seen_at  # when the last of the thinking came
+        self.tells_tokens = False
+        self._marks = (0, 0, 0)  # how many thinking, answers and steered belong to ids that were told
 
     @property
     def is_empty(self) -> bool:
@@ -210,6 +217,12 @@ class _Gathering:
             case Generated():
                 self.thinking_tokens = event.thinking
                 self._take_tokens(event.start, event.tokens)
+                self.tells_tokens = True
+                self._marks = self._lengths
+
+    @property
+    def _lengths(self) -> tuple[int, int, int]:
+        return len(self.thinking), len(self.answer), len(self.steered)
 
     def _take_tokens(self, start: int, tokens: tuple[int, ...] | list[int]) -> None:
         if self.start is None or start <= self.start:
@@ -231,12 +244,22 @@ class _Gathering:
     def pieces(self) -> list[Piece]:
         return [] if self.is_empty else [self.piece()]
 
-    def following(self) -> _Gathering:
-        """An empty one that goes on counting."""
-        return _Gathering(self.thinking_tokens, self.thinking_s, self.seen_at)
+    def parted(self, *, is_end: bool) -> tuple[_Gathering, _Gathering]:
+        """What is to be written now, and what waits for the ids of its tokens; at the end nothing waits."""
+        later = _Gathering(self.thinking_tokens, self.thinking_s, self.seen_at)
+        later.tells_tokens = self.tells_tokens
+        if self.tells_tokens and not is_end:
+            thinking, answer, steered = self._marks
+            self.thinking, later.thinking = self.thinking[:thinking], self.thinking[thinking:]
+            self.answer, later.answer = self.answer[:answer], self.answer[answer:]
+            self.steered, later.steered = self.steered[:steered], self.steered[steered:]
+        return self, later
 
     def joined(self, later: _Gathering) -> _Gathering:
         """This one and what came after it."""
+        thinking, answer, steered = self._lengths
+        self._marks = thinking + later._marks[0], answer + later._marks[1], steered + later._marks[2]
+        self.tells_tokens = later.tells_tokens
         self.thinking += later.thinking
         self.answer += later.answer
         self.steered += later.steered
