@@ -37,6 +37,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/repl.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/prefix.py
+	$(BIN)/python bench/long.py
+	$(BIN)/python bench/pull.py
+	$(BIN)/python bench/convert.py --types Q8_0 --growth Q8_0
+	$(BIN)/python bench/convert.py --types Q4_K_M Q6_K --growth Q4_K_M
 
 $(VENV)/.venv-made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
