@@ -16,13 +16,13 @@ from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.inputs import Framing, checked, read_attachments, read_schema, read_stdin
+from qwq_local.cli.inputs import read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
 from qwq_local.cli.jsonl import event_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, finish_stdout, forgiving
 from qwq_local.cli.sinks import JsonLines, Remembering, Sink, Traced
 from qwq_local.cli.splitting import Showing, answer_in_parts, check_schema, show_split_plan
-from qwq_local.dialogue.conversation import fence
+from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import divert_stderr, show_log
@@ -34,6 +34,7 @@ from qwq_local.paths import Directories, directories
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.words import stats_line
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
+from qwq_local.reading import checked
 from qwq_local.splitting.plan import SplitRequest, plan_split
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines

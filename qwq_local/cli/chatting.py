@@ -18,7 +18,6 @@ from qwq_local.chat.events import Said, Talk, ThinkView
 from qwq_local.chat.setup import ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.inputs import checked
 from qwq_local.cli.interrupts import interrupts_call
 from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
@@ -34,7 +33,7 @@ from qwq_local.models.store import MINIATURE, Catalog
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles.files import Kind
 from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, list_profiles, profile_folders, resolve
-from qwq_local.reading import MAX_TEXT_BYTES, decoded
+from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
 from qwq_local.terminal.sanitize import one_line, sanitize

@@ -10,19 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwq_local.cli.environment import Environment
-from qwq_local.dialogue.conversation import Attachment, Framing
+from qwq_local.dialogue.conversation import Attachment
 from qwq_local.errors import SchemaError, UsageError
-from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded, read_text
-
-__all__ = [
-    "MAX_TEXT_BYTES",
-    "Framing",
-    "checked",
-    "decoded",
-    "read_attachments",
-    "read_schema",
-    "read_stdin",
-]
+from qwq_local.reading import MAX_TEXT_BYTES, decoded, read_text
 
 MAX_SCHEMA_BYTES = 1 << 20
 

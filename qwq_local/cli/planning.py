@@ -13,10 +13,10 @@ from qwq_local.backend.provision import model_window, planned_event, request_for
 from qwq_local.backend.question import Question
 from qwq_local.cli.backends import meant_model
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.inputs import Framing, checked, read_attachments
+from qwq_local.cli.inputs import read_attachments
 from qwq_local.cli.jsonl import plan_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
-from qwq_local.dialogue.conversation import fence
+from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import DoesNotFit, ExitStatus, ModelNotFound, QwqError
@@ -36,6 +36,7 @@ from qwq_local.planning.window import RopeScaling
 from qwq_local.planning.words import choice_lines
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_folders, resolve
+from qwq_local.reading import checked
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import device_lines, table_lines
 

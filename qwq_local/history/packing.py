@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from qwq_local.events import Planned, TurnStats
+from qwq_local.events import TurnStats
 from qwq_local.history.records import Origin
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -64,11 +64,6 @@ def unpacked_mapping(packed: str) -> dict[str, object]:
     """A JSON object as a mapping."""
     value = _parsed(packed)
     return value if isinstance(value, dict) else {}
-
-
-def packed_plan(planned: Planned) -> str:
-    """The fields of the plan as a JSON object."""
-    return packed_json(asdict(planned))
 
 
 def packed_origin(origin: Origin) -> str:
