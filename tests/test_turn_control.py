@@ -54,6 +54,18 @@ class WishingEngine(QueuedEngine):
         return token
 
 
+class CountingEngine(WishingEngine):
+    """Counts what each prefill computes: what is not cached already, as a real engine does."""
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
+        """Note how many tokens follow the common beginning."""
+        common = 0
+        while common < min(len(tokens), len(self.tokens)) and tokens[common] == self.tokens[common]:
+            common += 1
+        self.computed = [*getattr(self, "computed", []), len(tokens) - common]
+        yield from super().prefill(tokens)
+
+
 def steer(text: str) -> Wish:
     return lambda control: control.steer(text)
 
@@ -90,6 +102,19 @@ def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_sam
     assert (end.reason, end.stats.thinking_tokens) == (FinishReason.STOP, 2)
     assert engine.cached_text == f"{PROMPT}Hm well\n\n{ASKED}\n{CLOSE}\n\nIt is 3."
     assert sum(isinstance(event, Prefill) for event in events) == 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "forced"),
+    [(TurnControl.answer_now, f"\n\n{ASKED}\n_\n\n"), (steer("Count twice."), "\n\nCount twice.\n\n")],
+    ids=["answer now", "steer"],
+)
+def test_taking_part_computes_nothing_but_what_is_put_in(wish: Wish, forced: str) -> None:
+    """A token a character, the closing tag one as well: prompt and thought stay in the cache."""
+    engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: wish})
+    run(engine)
+
+    assert engine.computed == [len(PROMPT), len(forced)]
 
 
 def test_answer_now_while_it_prefills_counts_when_the_thinking_begins() -> None:
