@@ -6,11 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.models.header import read_header, special_token_ids
 from qwq_local.models.store import converted_miniature
+
+# The same cases on every run, so that a failure is the change's and not the day's;
+# `--hypothesis-profile random` looks for others.
+settings.register_profile("same", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -657,7 +657,7 @@ OUTCOMES = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(sorted(OUTCOMES))) | st.sampled_from(OTHERS)

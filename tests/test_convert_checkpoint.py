@@ -81,7 +81,7 @@ def test_bytes_that_are_no_header_are_one_line_that_names_the_file(case: str, tm
     assert_refused(path, message)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(position=st.integers(0, 700), replacement=st.binary(min_size=1, max_size=9), cut=st.integers(0, 900))
 def test_a_damaged_shard_never_ends_in_anything_but_a_convert_error(
     tmp_path_factory: pytest.TempPathFactory, position: int, replacement: bytes, cut: int

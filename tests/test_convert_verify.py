@@ -181,7 +181,7 @@ def test_a_bad_gguf_header_is_one_line_that_names_the_file(case: str, tmp_path: 
     assert "\n" not in line
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(position=st.integers(0), replacement=st.binary(min_size=1, max_size=9), cut=st.integers(0))
 def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
     converted: Path,

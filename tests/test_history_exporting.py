@@ -182,7 +182,7 @@ FRAGMENTS = (
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(questions=st.lists(texts, min_size=2, max_size=2), thinking=texts, answer=texts)
 def test_nothing_in_a_text_can_break_the_markdown_around_it(
     questions: Sequence[str], thinking: str, answer: str

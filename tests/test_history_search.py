@@ -143,7 +143,7 @@ QUERIES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(query=QUERIES)
 def test_nothing_that_is_typed_is_an_operator_and_the_index_finds_what_is_there(
     two_archives: tuple[Archive, Archive], query: str

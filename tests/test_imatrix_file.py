@@ -248,7 +248,7 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(is_gguf=st.booleans(), cut=st.none() | st.integers(0, 2**16), mutations=MUTATIONS)
 def test_no_damage_makes_reading_crash_or_take_more_memory_than_the_file_warrants(
     tmp_path_factory: pytest.TempPathFactory, is_gguf: bool, cut: int | None, mutations: list[Mutation]

@@ -101,9 +101,7 @@ def test_the_whole_entry_is_read(stored: Stored, folder: KvFolder) -> None:
     assert tokens_from(folder, stored, resealed(stored.content, {})) == (100, True)
 
 
-WITH_FIXTURES = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+WITH_FIXTURES = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @WITH_FIXTURES

@@ -99,7 +99,7 @@ WISHES = st.builds(
 FILES = st.sampled_from([qwq(), qwq(8.0), qwq(32.42, "Q8_0")])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MACHINES, WISHES, FILES)
 def test_no_plan_takes_more_than_there_is(where: Machine, wish: Wish, model: ModelSizes) -> None:
     asked = request(wish, where, model)
@@ -123,7 +123,7 @@ def could_be_had(asked: Request, kv_type: str, budget: int, n_gpu_layers: int) -
     return any(fits(asked.demand, device_uses(asked.demand, Layout(context, split))) for split in splits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(4, 40), WISHES.map(lambda wish: replace(wish, is_roomy=False)), FILES)
 def test_nothing_is_given_up_that_could_be_kept(gib: float, wish: Wish, model: ModelSizes) -> None:
     """Each sacrifice was needed: without it, and with all that comes before it, nothing fits."""
@@ -152,7 +152,7 @@ def worth(plan: Plan) -> tuple[float, ...]:
     return (plan.n_gpu_layers, min(kv, 1), plan.thinking_budget, kv)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(4, 40), st.floats(0, 8), WISHES.map(lambda wish: replace(wish, is_roomy=False)))
 def test_more_memory_never_makes_a_worse_plan(gib: float, more: float, wish: Wish) -> None:
     try:

@@ -174,7 +174,7 @@ harmless = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(harmless, harmless, harmless, st.booleans())
 def test_harmless_text_gets_the_ids_of_the_whole_prompt(a: str, b: str, c: str, has_system: bool) -> None:
     messages = [Message(Role.USER, a), Message(Role.ASSISTANT, b), Message(Role.USER, c)]

@@ -329,6 +329,15 @@ def test_a_notice_amid_an_answer_lives_below_it_and_is_committed_after_it() -> N
     assert viewer.show(FINISHED).committed()[2:] == ["One two three", "", "note: the loop guard ended it."]
 
 
+def test_what_is_held_below_an_answer_is_laid_out_for_the_window_that_is_there() -> None:
+    viewer = Viewer(size=(40, 24)).show(ASKING, Answer("So "), Notice("a line of 24 cells"))
+    assert viewer.live() == ["So", "note: a line of 24 cells"]
+    viewer.size = (20, 24)
+    assert viewer.live() == ["So", "note: a line of 24", "  cells"]
+    viewer.size = (40, 24)
+    assert viewer.show(FINISHED).committed()[-1] == "note: a line of 24 cells"
+
+
 def test_what_is_said_below_an_answer_does_not_read_as_its_end() -> None:
     cut = Said(("the answer was cut: /continue goes on.",))
     viewer = Viewer(has_color=False).show(ASKING, Answer("One two"), FINISHED, cut, cut)

@@ -88,7 +88,7 @@ def texts(viewer: Viewer) -> list[str]:
     return [text_of(row) for row in viewer.final]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TURN, st.sampled_from(VIEWS), st.sampled_from(SIZES), st.integers(1, 9), st.integers(1, 40))
 def test_what_is_committed_depends_neither_on_pieces_nor_on_frames(
     turn: list[Part], view: ThinkView, size: tuple[int, int], short: int, every: int
@@ -115,7 +115,7 @@ def test_lines_without_an_end_are_broken_at_the_same_places(text: str, size: tup
         assert without_spaces("".join(often.committed()[2:])) == without_spaces(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TURN, st.sampled_from(VIEWS), st.integers(0, 60), st.integers(1, 9), st.integers(1, 40))
 def test_a_thought_unfolded_in_its_midst_is_committed_whole_whenever_frames_come(
     turn: list[Part], view: ThinkView, full_after: int, every: int, other: int
@@ -126,7 +126,7 @@ def test_a_thought_unfolded_in_its_midst_is_committed_whole_whenever_frames_come
     assert texts(first) == texts(second)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TURN, st.sampled_from(VIEWS), st.lists(st.sampled_from(SIZES), min_size=1, max_size=4), st.booleans())
 def test_live_rows_fit_the_window_and_only_styles_are_written(
     turn: list[Part], view: ThinkView, sizes: list[tuple[int, int]], has_color: bool
@@ -147,7 +147,7 @@ def test_live_rows_fit_the_window_and_only_styles_are_written(
         assert has_color or "\x1b" not in written
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([Thinking, Steered]), TEXT), max_size=5))
 def test_every_word_of_a_thought_shown_in_full_is_committed_once_and_in_order(parts: list[Part]) -> None:
     viewer = run(Viewer(ThinkView.FULL, (33, 24)), events_of(parts, 7), 3)
@@ -155,7 +155,7 @@ def test_every_word_of_a_thought_shown_in_full_is_committed_once_and_in_order(pa
     assert shown == without_spaces(sanitize("".join(text for _, text in parts)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TEXT, st.sampled_from(SIZES))
 def test_the_tail_is_the_end_of_what_the_full_view_shows(text: str, size: tuple[int, int]) -> None:
     tail = Viewer(ThinkView.TAIL, size).show(ASKING, Thinking(text)).live()
@@ -165,7 +165,7 @@ def test_the_tail_is_the_end_of_what_the_full_view_shows(text: str, size: tuple[
     assert not rows or whole[-len(rows) :] == rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXT, TEXT)
 def test_a_recalled_turn_looks_as_it_did_when_it_streamed(question: str, answer: str) -> None:
     recalled = Viewer().show(Recalled("How many r?", 3, 2431, 72.4, answer))
@@ -173,7 +173,7 @@ def test_a_recalled_turn_looks_as_it_did_when_it_streamed(question: str, answer:
     assert [row for row in streamed.committed() if "q8_0" not in row] == recalled.committed()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXT, st.lists(TEXT, max_size=2), st.sampled_from([20, 80, 200]))
 def test_a_page_has_every_word_and_fits(text: str, steered: list[str], columns: int) -> None:
     whole = "\n\n".join([text, *steered])

@@ -607,7 +607,7 @@ def test_integer_ranges_hold_their_integers_and_no_others(
 
 
 @given(st.integers(-(10**17), 10**17), st.integers(0, 10**17), st.integers(-5, 5))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_wide_integer_ranges_end_exactly_at_their_bounds(vocab: Any, low: int, width: int, step: int) -> None:
     high = low + width
     with Walker(vocab, schema_to_gbnf({"type": "integer", "minimum": low, "maximum": high})) as walker:
@@ -697,7 +697,7 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     st.recursive(LEAVES.filter(lambda leaf: leaf != {"$ref": "#/$defs/shared"}), nested, max_leaves=4),
     st.integers(0, 1000),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_a_random_schema_is_refused_or_obeyed(vocab: Any, body: Schema, shared: Schema, seed: int) -> None:
     schema: Schema = {"allOf": [body], "$defs": {"shared": shared}}
     try:

@@ -129,7 +129,7 @@ def test_a_table_head_below_a_paragraph_is_not_committed_as_text() -> None:
     assert terminal.lines() == screen_of(render_markdown(text, 20), 20, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join),
     st.lists(st.integers(1, 30), min_size=1, max_size=6),

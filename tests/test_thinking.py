@@ -213,7 +213,7 @@ def reference(text: str) -> Merged:
 SOUP = ["<think>", "</think>", "<", "</", "thi", "nk>", "`", "``", "```", "~~~", "\n", "\n\n", " ", "a", "b."]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from(SOUP), max_size=40), st.integers(1, 9))
 def test_tag_soup_parses_like_the_reference_whatever_the_cut(pieces: list[str], width: int) -> None:
     text = "".join(pieces)
@@ -223,7 +223,7 @@ def test_tag_soup_parses_like_the_reference_whatever_the_cut(pieces: list[str], 
     assert parse(text[i : i + width] for i in range(0, len(text), width)) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(SOUP), max_size=30))
 def test_soup_in_the_answer_parses_like_the_reference(pieces: list[str]) -> None:
     text = "x</think>y" + "".join(pieces)

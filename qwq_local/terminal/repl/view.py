@@ -9,6 +9,7 @@ but their names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from qwq_local.chat.events import Asking, ChatEvent, Recalled, Said, ThinkView, ViewChanged
 from qwq_local.events import (
@@ -30,7 +31,7 @@ from qwq_local.terminal.markdown import live_limit
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress, duration
 from qwq_local.terminal.repl import committed
-from qwq_local.terminal.repl.answer import AnswerRows
+from qwq_local.terminal.repl.answer import AnswerRows, LaidOut
 from qwq_local.terminal.repl.figures import TurnFigures
 from qwq_local.terminal.repl.frame import Frame
 from qwq_local.terminal.repl.rows import BLANK, Paper
@@ -227,24 +228,25 @@ class TurnView:
 
     def _say(self, event: ChatEvent) -> None:
         """Commit what is said: below the answer that is open, amid a thought that is shown in full."""
-        rows: list[Row] = []
+        said: LaidOut | None = None
         match event:
             case Notice(text):
-                rows = committed.notice_rows(text, self._paper)
+                said = partial(committed.notice_rows, text)
             case Said():
-                rows = committed.said_rows(event, self._paper)
-            case Planned():
-                rows = self._plan_rows(event)
+                said = partial(committed.said_rows, event)
+            case Planned() if self._is_new(event):
+                said = partial(committed.plan_rows, event)
             case Recalled():
                 self._commit_apart(committed.recalled_rows(event, self._paper))
                 self._is_below_answer = bool(event.answer)
             case ViewChanged(view):
                 self._choose(view)
-                rows = committed.view_rows(view, self._paper)
+                said = partial(committed.view_rows, view)
         if not isinstance(event, Notice | Planned | Prompted | Generated):
             self._progress = None
-        if rows and self._answer:
-            self._answer.hold(rows)
+        rows = said(self._paper) if said else []
+        if said and rows and self._answer:
+            self._answer.hold(said)
         elif rows:
             if self._thought:
                 self._commit(self._thought.interrupt(self._paper))
@@ -252,16 +254,14 @@ class TurnView:
             needs_gap = self._is_below_answer and rows[0] != BLANK
             self._commit(committed.with_gap(rows) if needs_gap else rows)
 
-    def _plan_rows(self, event: Planned) -> list[Row]:
-        """The plan in words, where it is another than the last."""
+    def _is_new(self, event: Planned) -> bool:
+        """Whether the plan is another than the last: only then is it put into words."""
         plan = (
             *(event.model, event.n_ctx, event.yarn_factor, event.yarn_origin),
             *(event.kv_type, event.n_gpu_layers, event.sacrifices),
         )
-        if plan == self._plan:
-            return []
-        self._plan = plan
-        return committed.plan_rows(event, self._paper)
+        is_new, self._plan = plan != self._plan, plan
+        return is_new
 
     def _finish(self, event: Finished) -> None:
         details = []
