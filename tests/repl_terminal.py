@@ -50,14 +50,20 @@ class Chat(Terminal):
     @property
     def input_rows(self) -> list[str]:
         """The input line's rows on the screen, from the last prompt on, without the status line."""
-        rows = self.visible.split("\n")
+        rows, _ = self._split()
         starts = [y for y, row in enumerate(rows) if row.startswith(("❯", "steer ❯"))]
-        return rows[starts[-1] : -1] if starts else []
+        return rows[starts[-1] :] if starts else []
 
     @property
     def status(self) -> str:
-        """The last row."""
-        return self.visible.rpartition("\n")[2]
+        """The status line, its rows joined."""
+        return " · ".join(self._split()[1])
+
+    def _split(self) -> tuple[list[str], list[str]]:
+        """The rows of the screen, and those of the status line: while it thinks there may be two."""
+        rows = self.visible.split("\n")
+        n_last = 2 if rows[-2:][0].startswith("thinking ") else 1
+        return rows[:-n_last], rows[-n_last:]
 
     def sees(self, text: str) -> None:
         """Wait until the text is on the screen."""
@@ -140,5 +146,5 @@ def chatting(
     )
     chat.log = log
     with chat:
-        chat.wait_for(lambda: bool(chat.input_rows) and "QwQ" in chat.status)
+        chat.wait_for(lambda: bool(chat.input_rows) and chat.status.startswith("QwQ"))
         yield chat

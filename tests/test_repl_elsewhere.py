@@ -13,7 +13,7 @@ from qwq_local.chat.events import Page
 from qwq_local.errors import QwqError
 from qwq_local.terminal.repl.clipboard import MAX_OSC_BYTES, copy
 from qwq_local.terminal.repl.editor import Editing, editor_command
-from qwq_local.terminal.repl.pager import PageLines
+from qwq_local.terminal.repl.page import PageLines
 from tests.repl_terminal import DOWN, ENTER, ESCAPE, UP, Chat, Shared, chatting, ctrl
 
 EDIT = ctrl("x") + ctrl("e")
@@ -131,14 +131,22 @@ def test_a_signal_ends_the_pager_and_the_chat(reading: Chat) -> None:
 
 
 def test_a_page_finds_and_places_its_hits() -> None:
-    page = PageLines(Page("a page", "One two\n\nthree one\n" + "x" * 30 + "one\nmine", steered=("mine",)))
+    page = PageLines(Page("a page", "One two\n\nthree one\n" + "x" * 30 + "one"))
     page.wrap(10)
-    assert len(page.rows) == 8
+    assert len(page.rows) == 7
     page.search("ONE")
     assert [(hit.line, hit.start, hit.end) for hit in page.hits] == [(0, 0, 3), (2, 6, 9), (3, 30, 33)]
     assert [page.row_of(hit) for hit in page.hits] == [0, 2, 6]
     assert page.fragments(2, page.hits[1]) == [("", "three "), ("class:here", "one"), ("", "")]
-    assert page.fragments(7, None) == [("class:steered", "mine")]
+
+
+def test_the_persons_sentences_are_marked_once_each() -> None:
+    page = PageLines(Page("a page", "Hm.\n\nmine\n\nYes. mine\nmine", steered=("mine",)))
+    page.wrap(80)
+    rows = [page.fragments(row, None) for row in range(len(page.rows))]
+    assert rows[0] == [("", "Hm.")]
+    assert rows[2] == [("class:steered", "▏you: mine")]
+    assert rows[4:] == [[("", "Yes. mine")], [("", "mine")]]
 
 
 # The editor.
@@ -169,7 +177,14 @@ def test_an_edited_question_is_submitted_and_an_unsaved_one_is_not(tmp_path: Pat
         assert chat.submitted == ["/edit old question", "a better question"]
         chat.type("/edit leave it" + ENTER)
         chat.sees("nothing was sent.")
-        assert len(chat.submitted) == 3
+        chat.wait_for(lambda: chat.submitted[2:] == ["/edit leave it", ""])  # the next question is a new one
+
+
+def test_a_question_that_the_editor_failed_on_is_given_up(tmp_path: Path) -> None:
+    with chatting(tmp_path, VISUAL="no-such-editor") as chat:
+        chat.type("/edit old question" + ENTER + "another" + ENTER)
+        chat.sees("there is no program no-such-editor")
+        chat.wait_for(lambda: chat.submitted == ["/edit old question", "", "another"])
 
 
 @pytest.mark.parametrize(

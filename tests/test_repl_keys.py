@@ -117,7 +117,7 @@ def test_ctrl_c_stops_the_turn_and_keeps_what_came(chat: Chat) -> None:
     chat.sees("step 0.")
     chat.type("typed meanwhile")
     chat.interrupt()
-    chat.wait_for(lambda: "^C" not in chat.status and "QwQ" in chat.status)
+    chat.wait_for(lambda: "^C" not in chat.status and chat.status.startswith("QwQ"))
     assert chat.input_rows == ["❯ typed meanwhile"]
     assert ["stop"] in chat.calls
     chat.type(ENTER)
@@ -145,7 +145,7 @@ def test_ctrl_c_twice_on_an_empty_line_leaves(chat: Chat) -> None:
 def test_a_hint_gives_way_to_the_status_line(chat: Chat) -> None:
     chat.type(ctrl("c"))
     chat.sees("Ctrl-C again leaves")
-    chat.wait_for(lambda: "QwQ" in chat.status)
+    chat.wait_for(lambda: chat.status.startswith("QwQ"))
 
 
 def test_ctrl_d_leaves_on_an_empty_line_and_deletes_in_another(chat: Chat) -> None:
@@ -179,7 +179,7 @@ def test_an_interrupt_from_elsewhere_is_a_ctrl_c(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.signal(signal.SIGINT)
-    chat.wait_for(lambda: "QwQ" in chat.status)
+    chat.wait_for(lambda: chat.status.startswith("QwQ"))
     chat.signal(signal.SIGINT)
     chat.sees("Ctrl-C again leaves")
 
@@ -231,7 +231,7 @@ def test_steering_can_be_given_up(chat: Chat, key: str) -> None:
 @pytest.mark.parametrize("key", [ctrl("s"), ctrl("g")])
 def test_keys_of_the_thinking_say_when_there_is_none(chat: Chat, key: str) -> None:
     chat.type(key)
-    chat.sees("nothing is being thought")
+    chat.sees("no thought runs")
     assert not {"pause", "answer_now"} & {call[0] for call in chat.calls}
 
 

@@ -46,6 +46,11 @@ class Tmux:
         """The screen alone."""
         return self._ask("capture-pane", "-p").rstrip()
 
+    @property
+    def buffer(self) -> str:
+        """What tmux would paste."""
+        return self._ask("show-buffer")
+
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Ask again and again until the condition holds: tmux tells nobody what it has drawn."""
         deadline = time.monotonic() + TIMEOUT_S
@@ -134,6 +139,13 @@ def test_the_pager_gives_the_screen_back_as_it_was(tmux: Tmux) -> None:
     tmux.wait_for(lambda: "page row 1 of the thought" in tmux.visible)
     tmux.press("q")
     tmux.wait_for(lambda: tmux.text == before)
+
+
+def test_what_is_copied_is_in_a_buffer_of_tmux(tmux: Tmux) -> None:
+    start(tmux, before="unset DISPLAY WAYLAND_DISPLAY; ")
+    tmux.press("/copy 12", "Enter")
+    tmux.wait_for(lambda: "copied the answer (12 characters) to tmux" in tmux.visible)
+    assert tmux.buffer == "x" * 12
 
 
 def test_ctrl_z_gives_the_shell_and_fg_the_chat_back(tmux: Tmux) -> None:

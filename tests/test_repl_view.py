@@ -33,7 +33,6 @@ from qwq_local.events import (
     ThinkingClosed,
     TurnStats,
 )
-from qwq_local.terminal.repl.thought import thought_page
 from tests.terminal_emulator import screen_of
 from tests.viewing import ASKING, CLOSED, FINISHED, PLANNED, Viewer, text_of
 
@@ -555,33 +554,13 @@ def test_no_control_sequence_of_any_text_gets_through(event: ChatEvent, view: Th
     viewer = Viewer(view, has_color=False).show(event)
     viewer.clock.now += 1
     frame = viewer.frame()
-    shown = "".join(text_of(row) for row in (*frame.final, *frame.live)) + frame.status
+    shown = "".join(text_of(row) for row in (*frame.final, *frame.live)) + "".join(frame.status)
     viewer.show(CLOSED)
     shown += "".join(viewer.committed())
     assert not set(shown) & set("\x1b\x07\x9b\u202e\x00\x08")
     assert "abcd" in shown or (isinstance(event, Thinking) and view is ThinkView.OFF)
 
 
-# The pager.
-
-
-def test_a_page_is_wrapped_and_the_persons_sentences_are_marked() -> None:
-    steered = "Count it twice."
-    text = f"A thought that is longer than a row.\n\n{steered}\n\nYes.\x1b[2J {steered}\n\n{steered}"
-    rows = thought_page(Page("thought 3", text, (steered,)), 20)
-    assert [text_of(row) for row in rows] == [
-        "A thought that is",
-        "longer than a row.",
-        "",
-        "▏you: Count it",
-        "▏ twice.",
-        "",
-        "Yes. Count it twice.",
-        "",
-        "Count it twice.",
-    ]
-
-
 def test_the_status_of_a_changed_conversation_is_shown_between_turns() -> None:
     viewer = Viewer().show(Changed("QwQ-32B Q4_K_M", 32_768, 4_120, 1.0, "berries", 2))
-    assert viewer.frame().status == ("QwQ-32B Q4_K_M · ctx 4,120/32,768 · 2 files attached · berries · /help")
+    assert viewer.status() == ("QwQ-32B Q4_K_M · ctx 4,120/32,768 · 2 files attached · berries · /help")

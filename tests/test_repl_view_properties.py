@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from qwq_local.chat.events import Asking, ChatEvent, Page, Recalled, Said, ThinkView
 from qwq_local.events import Answer, Generated, Loading, Notice, Prefill, Steered, Thinking
-from qwq_local.terminal.repl.thought import thought_page
+from qwq_local.terminal.repl.page import PageLines
 from qwq_local.terminal.sanitize import sanitize
 from tests.terminal_emulator import screen_of
 from tests.viewing import ASKING, CLOSED, FINISHED, PLANNED, SGR, Viewer, text_of
@@ -142,7 +143,7 @@ def test_live_rows_fit_the_window_and_only_styles_are_written(
             # Terminals disagree about the width of joined emoji, and live rows are drawn without wrapping.
             if not JOINED.search(row.written):
                 assert len(screen_of(text_of(row), columns)) <= 1, row
-        written = "".join(row.written for row in (*frame.final, *frame.live)) + frame.status
+        written = "".join(row.written for row in (*frame.final, *frame.live)) + "".join(frame.status)
         assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202e\ud800]", SGR.sub("", written))
         assert has_color or "\x1b" not in written
 
@@ -177,9 +178,11 @@ def test_a_recalled_turn_looks_as_it_did_when_it_streamed(question: str, answer:
 @given(TEXT, st.lists(TEXT, max_size=2), st.sampled_from([20, 80, 200]))
 def test_a_page_has_every_word_and_fits(text: str, steered: list[str], columns: int) -> None:
     whole = "\n\n".join([text, *steered])
-    rows = thought_page(Page("thought 3", whole, tuple(steered)), columns)
-    assert all(row.cells <= columns for row in rows)
-    shown = without_spaces("".join(text_of(row) for row in rows)).replace("▏you:", "").replace("▏", "")
+    page = PageLines(Page("thought 3", whole, tuple(steered)))
+    page.wrap(columns)
+    rows = ["".join(part[1] for part in page.fragments(row, None)) for row in range(len(page.rows))]
+    assert all(cell_len(row) <= columns for row in rows)
+    shown = without_spaces("".join(rows)).replace("▏you:", "")
     assert shown == without_spaces(sanitize(whole))
 
 

@@ -9,7 +9,7 @@ import pytest
 from qwq_local.chat.events import Asking, Changed, ThinkView
 from qwq_local.events import Answer, Generated, Loading, Planned, Prefill, Prompted, Thinking
 from qwq_local.terminal.repl.meter import Meter
-from qwq_local.terminal.repl.status import Figures, Phase, status_text
+from qwq_local.terminal.repl.status import Figures, Phase, status_rows
 from qwq_local.terminal.sanitize import cell_width
 from tests.terminal_emulator import Clock
 from tests.viewing import ASKING, CLOSED, FINISHED, PLANNED, Viewer
@@ -28,35 +28,49 @@ IDLE = Figures(
 )
 
 
+KEYS = "^T view ^G answer ^S steer ^C stop"
+
+
 @pytest.mark.parametrize(
-    ("columns", "line"),
+    ("columns", "rows"),
     [
         (
             200,
-            "thinking 1m12s · 2,431/16,384 tok · 31.2 tok/s · ctx 4,120/32,768 · YaRN 2 · QwQ-32B Q4_K_M"
-            " · ^T view ^G answer ^S steer ^C stop",
+            (
+                "thinking 1m12s · 2,431/16,384 tok · 31.2 tok/s · ctx 4,120/32,768 · YaRN 2 · QwQ-32B Q4_K_M"
+                f" · {KEYS}",
+            ),
         ),
         (
             120,
-            "thinking 1m12s · 2,431/16,384 tok · 31.2 tok/s · ctx 4,120/32,768 · YaRN 2"
-            " · ^T view ^G answer ^S steer ^C stop",
+            (
+                "thinking 1m12s · 2,431/16,384 tok · 31.2 tok/s · ctx 4,120/32,768 · YaRN 2 · QwQ-32B Q4_K_M",
+                KEYS,
+            ),
         ),
-        (
-            100,
-            "thinking 1m12s · 2,431/16,384 · 31.2 tok/s · ctx 12% · YaRN 2"
-            " · ^T view ^G answer ^S steer ^C stop",
-        ),
-        (80, "thinking 1m12s · 2,431/16,384 · 31 tok/s · ctx 12% · ^T view ^G answer ^C stop"),
-        (60, "thinking 1m12s · 2,431 tok · 31 tok/s · ^G answer ^C stop"),
-        (40, "thinking 1m12s · 2,431 tok · ^C stop"),
-        (30, "thinking 1m12s · ^C stop"),
-        (20, "thinking 1m12s · ^C"),
-        (15, "thinking 1m12s"),
-        (10, "thinking…"),
+        (80, ("thinking 1m12s · 2,431/16,384 · 31.2 tok/s · ctx 12% · YaRN 2 · QwQ-32B Q4_K_M", KEYS)),
+        (60, ("thinking 1m12s · 2,431 tok · 31 tok/s · ctx 12% · QwQ-32B", KEYS)),
+        (40, ("thinking 1m12s · 2,431 tok · 31 tok/s", KEYS)),
+        (30, ("thinking 1m12s · 2,431 tok", "^T ^G answer ^S steer ^C stop")),
+        (20, ("thinking 1m12s", "^T ^G answer ^S ^C")),
+        (15, ("thinking 1m12s", "^T ^G ^S ^C")),
+        (10, ("thinking…", "^T ^G ^C")),
     ],
 )
-def test_while_it_thinks_the_less_important_gives_way(columns: int, line: str) -> None:
-    assert status_text(THINKING, columns) == line
+def test_while_it_thinks_the_less_important_gives_way(columns: int, rows: tuple[str, ...]) -> None:
+    assert status_rows(THINKING, columns, 24) == rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (80, "thinking 1m12s · 2,431 tok · 31 tok/s · ctx 12% · QwQ-32B · ^T ^G ^S ^C"),
+        (40, "thinking 1m12s · 2,431 tok · ^G ^C"),
+        (20, "thinking 1m12s · ^C"),
+    ],
+)
+def test_a_low_window_has_one_row_for_all_of_it(columns: int, line: str) -> None:
+    assert status_rows(THINKING, columns, 11) == (line,)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +88,7 @@ def test_while_it_thinks_the_less_important_gives_way(columns: int, line: str) -
     ],
 )
 def test_between_turns_the_less_important_gives_way(columns: int, line: str) -> None:
-    assert status_text(IDLE, columns) == line
+    assert status_rows(IDLE, columns, 24) == (line,)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +115,19 @@ def test_between_turns_the_less_important_gives_way(columns: int, line: str) -> 
     ],
 )  # fmt: skip
 def test_each_phase_shows_what_is_known(figures: Figures, line: str) -> None:
-    assert status_text(figures, 200) == line
+    assert status_rows(figures, 200, 24) == (line,)
 
 
 @pytest.mark.parametrize(
     "figures", [THINKING, IDLE, replace(IDLE, model="模型" * 30, conversation="名" * 90)]
 )
-def test_the_line_is_narrower_than_any_window_and_never_grows_when_that_shrinks(figures: Figures) -> None:
-    widths = [cell_width(status_text(figures, columns)) for columns in range(1, 250)]
-    assert all(width < columns for columns, width in enumerate(widths, start=1))
-    assert widths == sorted(widths)
+def test_every_row_is_narrower_than_any_window_and_never_grows_when_that_shrinks(figures: Figures) -> None:
+    for window_rows in (24, 4):
+        rows = [status_rows(figures, columns, window_rows) for columns in range(1, 250)]
+        for columns, shown in enumerate(rows, start=1):
+            assert all(cell_width(row) < columns for row in shown)
+        for widths in ([cell_width(shown[n]) for shown in rows if len(shown) > n] for n in (0, 1)):
+            assert widths == sorted(widths)
 
 
 @pytest.mark.parametrize("columns", [20, 33, 80, 200])
@@ -127,9 +144,9 @@ def test_the_line_of_a_view_follows_the_turn(columns: int) -> None:
         Answer("y"),
         FINISHED,
     ):
-        line = viewer.show(event, each_s=1).frame().status
-        assert cell_width(line) < columns
-        shown.append(line.split(" ")[0])
+        rows = viewer.show(event, each_s=1).frame().status
+        assert all(cell_width(row) < columns for row in rows)
+        shown.append(rows[0].split(" ")[0])
     phases = ["starting", "loading", "loading", "reading", "thinking", "answering", "answering"]
     assert shown == [*phases, "^T"]
 
@@ -137,9 +154,9 @@ def test_the_line_of_a_view_follows_the_turn(columns: int) -> None:
 def test_counts_are_exact_where_told_and_grow_by_the_pieces_since() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED, Prompted((1,) * 4100))
     viewer.show(*[Thinking("x")] * 7, each_s=1)
-    assert "thinking 7s · 7/16,384 tok" in viewer.frame().status
+    assert "thinking 7s · 7/16,384 tok" in viewer.status()
     viewer.show(Generated(0, (1,) * 40, 40), Thinking("x"), each_s=1)
-    line = viewer.frame().status
+    line = viewer.status()
     assert "· 41/16,384 tok" in line
     assert "ctx 4,141/32,768" in line
 
@@ -147,30 +164,30 @@ def test_counts_are_exact_where_told_and_grow_by_the_pieces_since() -> None:
 def test_tokens_that_the_loop_guard_takes_back_are_gone() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED)
     viewer.show(Thinking("x"), Generated(0, (1,) * 900, 900), Generated(400, (1,) * 20, 420), each_s=1)
-    assert "· 420/16,384 tok" in viewer.frame().status
+    assert "· 420/16,384 tok" in viewer.status()
 
 
 def test_the_answer_is_counted_apart_from_its_thinking() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED, Thinking("x"), Generated(0, (1,) * 9, 9))
     viewer.show(CLOSED, Answer("a"), Answer("b"), each_s=1)
-    assert "answering 3s · 2 tok ·" in viewer.frame().status
+    assert "answering 3s · 2 tok ·" in viewer.status()
     viewer.show(Generated(9, (1,) * 6, 10), each_s=1)
-    line = viewer.frame().status
+    line = viewer.status()
     assert "· 5 tok ·" in line
     assert "ctx 4,015/32,768" in line
 
 
 def test_each_turn_is_counted_from_its_own_beginning() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED, *[Thinking("x")] * 5, CLOSED, Answer("y"))
-    assert "ctx 4,006/32,768" in viewer.frame().status
+    assert "ctx 4,006/32,768" in viewer.status()
     viewer.show(FINISHED, ASKING, PLANNED, Thinking("x"), each_s=1)
-    assert "· 1/16,384 tok" in viewer.frame().status
+    assert "· 1/16,384 tok" in viewer.status()
 
 
 def test_a_turn_that_goes_on_counts_what_was_there() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(Asking("q", 3, True, "One."), PLANNED, Thinking("x"))
     viewer.show(Generated(500, (1,), 501), each_s=1)
-    assert "· 501/16,384 tok" in viewer.frame().status
+    assert "· 501/16,384 tok" in viewer.status()
 
 
 def test_the_rate_is_that_of_the_last_five_seconds() -> None:
@@ -223,11 +240,8 @@ def test_after_a_turn_the_context_is_what_the_turn_left() -> None:
     bigger = Planned("QwQ-32B", 65_536, 4000, 16_384, 4096, 2.0, "q8_0", 65, 1)
     viewer = Viewer(size=(120, 24)).show(changed, ASKING, bigger, Thinking("x"), CLOSED, Answer("y"))
     viewer.show(Generated(0, (1,) * 20, 9), FINISHED)
-    assert viewer.frame().status == "QwQ-32B · ctx 4,020/65,536 · YaRN 2 · ^T thought /help"
-    assert (
-        viewer.show(changed).frame().status
-        == "QwQ-32B · ctx 100/32,768 · 3 files attached · ^T thought /help"
-    )
+    assert viewer.status() == "QwQ-32B · ctx 4,020/65,536 · YaRN 2 · ^T thought /help"
+    assert viewer.show(changed).status() == "QwQ-32B · ctx 100/32,768 · 3 files attached · ^T thought /help"
 
 
 def test_a_model_that_loads_between_turns_shows_that_it_does() -> None:
@@ -242,6 +256,6 @@ def test_a_model_that_loads_between_turns_shows_that_it_does() -> None:
 
 def test_the_key_tells_what_it_does_when_a_thought_is_shown_in_full() -> None:
     viewer = Viewer(ThinkView.FULL, (200, 24)).show(ASKING, Thinking("x"))
-    assert "^T view" in viewer.frame().status
+    assert "^T view" in viewer.status()
     viewer.view.cycle_view()
-    assert "^T next off" in viewer.frame().status
+    assert "^T next off" in viewer.status()

@@ -69,6 +69,10 @@ class Viewer:
         """The live rows of the next frame."""
         return [text_of(row) for row in self.frame().live]
 
+    def status(self) -> str:
+        """The status line of the next frame, its rows joined."""
+        return " · ".join(self.frame().status)
+
     def committed(self) -> list[str]:
         """Everything that was committed up to the next frame."""
         self.frame()

@@ -26,7 +26,7 @@ class Bottom:
         self, output: Output, clock: Clock, waiting: Waiting, changed: Callable[[float], None]
     ) -> None:
         self.live: Sequence[Row] = ()
-        self.status = ""
+        self.status: Sequence[str] = ()
         self._output = output
         self._clock = clock
         self._waiting = waiting
@@ -35,7 +35,7 @@ class Bottom:
         self._hint_until = 0.0
 
     def hint(self, text: str, seconds: float = HINT_S) -> None:
-        """Show a text in place of the status line, for so long."""
+        """Show a text in place of the status line's last row, for so long."""
         self._hint, self._hint_until = text, self._clock() + seconds
         self._changed(seconds)
 
@@ -49,8 +49,10 @@ class Bottom:
         return [*self.live, *self._waiting.rows(columns)]
 
     def below(self) -> list[Row]:
-        """The status line; none where there is nothing to say."""
+        """The rows of the status line; none where there is nothing to say."""
         columns, _ = self._output.size()
-        text = self._hint if self._clock() < self._hint_until else self.status
-        line = one_line(text, columns - 1)
-        return [Paper(columns, self._output.has_color).row(line, Look(DIM))] if line else []
+        lines = self.status
+        if self._clock() < self._hint_until:
+            lines = [*lines[:-1], self._hint]
+        paper, look = Paper(columns, self._output.has_color), Look(DIM)
+        return [paper.row(one_line(line, columns - 1), look) for line in lines if line]

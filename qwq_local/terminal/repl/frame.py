@@ -9,11 +9,11 @@ from qwq_local.terminal.layout import Row
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Rows to write above for good, rows to show at the bottom until the next frame, and the status line.
+    """Rows to write above for good, and those to show until the next frame: live ones and the status line.
 
     Live rows fit the window; a final row of code may be wider and is left to the terminal to wrap.
     """
 
     final: tuple[Row, ...] = ()
     live: tuple[Row, ...] = ()
-    status: str = ""
+    status: tuple[str, ...] = ()

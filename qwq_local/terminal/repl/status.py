@@ -1,7 +1,7 @@
-"""The status line: what is known of the turn in, one line that fits the window out.
+"""The status line: what is known of the turn in, a row or two that fit the window out.
 
-Parts give way in a fixed order, each first to its shorter form and then altogether. Knows no clock and no
-terminal.
+While it thinks there is most to tell: where one row cannot hold it, the keys have a row of their own. Parts
+give way in a fixed order, each first to its shorter form and then altogether. Knows no clock and no terminal.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from qwq_local.terminal.sanitize import cell_width, one_line
 MODEL_CELLS = 40
 NAME_CELLS = 30
 
+WIDE_COLUMNS = 150
+"""From here on one row holds figures and keys together."""
+
+HIGH_ROWS = 12
+"""A lower window has no row to spare for the keys."""
+
 # What gives way first; a part that is named again is shortened again, in the end it is left out.
 GIVES_WAY = (
-    *("name", "name", "thought", "model", "context", "tokens", "rate", "yarn", "steer", "help"),
-    *("context", "view", "tokens", "rate", "files", "answer", "tokens", "files", "model", "stop", "stop"),
+    *("name", "name", "thought", "context", "tokens", "rate", "model", "view", "steer", "stop", "answer"),
+    *("tokens", "help", "yarn", "steer", "context", "view", "files", "model", "rate", "answer"),
+    *("files", "tokens", "stop"),
 )
 _KEYS = ("view", "answer", "steer", "thought", "stop", "help")
 
@@ -57,9 +64,17 @@ class Figures:
     view: str = "view"
 
 
-def status_text(figures: Figures, columns: int) -> str:
-    """The line, at most `columns` - 1 cells."""
+def status_rows(figures: Figures, columns: int, window_rows: int) -> tuple[str, ...]:
+    """The row, or the figures' and the keys', each at most `columns` - 1 cells."""
     parts = _parts(figures)
+    if figures.phase is not Phase.THINKING or columns >= WIDE_COLUMNS or window_rows < HIGH_ROWS:
+        return (_fitting(parts, columns),)
+    told = {name: forms for name, forms in parts.items() if name not in _KEYS}
+    keys = {name: forms for name, forms in parts.items() if name in _KEYS}
+    return _fitting(told, columns), _fitting(keys, columns)
+
+
+def _fitting(parts: Mapping[str, tuple[str, ...]], columns: int) -> str:
     shown = {name: forms[0] for name, forms in parts.items()}
     left = {name: list(forms[1:]) for name, forms in parts.items()}
     for name in GIVES_WAY:
@@ -77,14 +92,15 @@ def _joined(shown: Mapping[str, str]) -> str:
 
 def _parts(figures: Figures) -> dict[str, tuple[str, ...]]:
     """Each part in the order of the line: its forms, the longest first."""
-    model = one_line(figures.model, MODEL_CELLS)
+    name = one_line(figures.model, MODEL_CELLS)
+    model = (name, name.partition(" ")[0])
     context = {
         "context": _context(figures),
         "yarn": (f"YaRN {figures.yarn_factor:g}",) if figures.yarn_factor > 1 else (),
     }
     if figures.phase is Phase.IDLE:
         parts = {
-            "model": (model, model.partition(" ")[0]),
+            "model": model,
             **context,
             "files": _files(figures.attached),
             "name": (one_line(figures.conversation, NAME_CELLS), one_line(figures.conversation, 12)),
@@ -97,7 +113,7 @@ def _parts(figures: Figures) -> dict[str, tuple[str, ...]]:
             "tokens": _tokens(figures),
             "rate": _rate(figures.rate),
             **context,
-            "model": (model,),
+            "model": model,
             **_keys(figures),
         }
     return {name: forms for name, forms in parts.items() if forms}
@@ -107,7 +123,12 @@ def _keys(figures: Figures) -> dict[str, tuple[str, ...]]:
     stop: dict[str, tuple[str, ...]] = {"stop": ("^C stop", "^C")}
     if figures.phase is not Phase.THINKING:
         return stop
-    return {"view": (f"^T {figures.view}",), "answer": ("^G answer",), "steer": ("^S steer",), **stop}
+    return {
+        "view": (f"^T {figures.view}", "^T"),
+        "answer": ("^G answer", "^G"),
+        "steer": ("^S steer", "^S"),
+        **stop,
+    }
 
 
 def _tokens(figures: Figures) -> tuple[str, ...]:

@@ -1,18 +1,16 @@
 """One thought while it streams: pieces in; out of it an excerpt, its last rows, or all of it, row by row.
 
 Its cost is linear: lines are kept as text and laid out when they are shown, the last rows from a memory of
-rows, the whole once. Also lays out a finished thought for the pager.
+rows, the whole once.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
-from qwq_local.chat.events import Page
 from qwq_local.terminal.layout import Row
-from qwq_local.terminal.repl.rows import BLANK, BOLD, DIM, PLAIN, TAB, Look, Paper
+from qwq_local.terminal.repl.rows import BLANK, BOLD, DIM, TAB, Look, Paper
 from qwq_local.terminal.sanitize import Sanitizer, one_line, sanitize
 
 EXCERPT_CHARS = 600
@@ -164,17 +162,3 @@ def _look(line: TraceLine, paper: Paper) -> Look:
 def _line_rows(line: TraceLine, paper: Paper, offset: int = 0) -> list[Row]:
     gap = [BLANK] if line.gap and not offset else []
     return gap + paper.rows(line.text[offset:], _look(line, paper))
-
-
-def thought_page(page: Page, columns: int, has_color: bool = True) -> list[Row]:
-    """The rows of a page for the pager, the person's sentences marked; linear in the text."""
-    paper = Paper(columns, has_color)
-    steered = Counter(line for text in page.steered for line in sanitize(text).strip().split("\n"))
-    rows: list[Row] = []
-    for line in sanitize(page.text).split("\n"):
-        key = line.strip()
-        is_steered = bool(key) and steered[key] > 0
-        if is_steered:
-            steered[key] -= 1
-        rows += paper.rows(line, STEERED if is_steered else PLAIN)
-    return rows

@@ -35,7 +35,7 @@ from qwq_local.terminal.repl.answer import AnswerRows, LaidOut
 from qwq_local.terminal.repl.figures import TurnFigures
 from qwq_local.terminal.repl.frame import Frame
 from qwq_local.terminal.repl.rows import BLANK, Paper
-from qwq_local.terminal.repl.status import Phase, status_text
+from qwq_local.terminal.repl.status import Phase, status_rows
 from qwq_local.terminal.repl.thought import Thought
 from qwq_local.terminal.repl.thought_view import ThoughtView
 from qwq_local.terminal.sanitize import one_line
@@ -157,7 +157,7 @@ class TurnView:
         columns = self._output.size()[0]
         return [self._paper.row(one_line(progress.text_with_bar(columns), columns))]
 
-    def _status(self, seen: tuple[object, ...]) -> str:
+    def _status(self, seen: tuple[object, ...]) -> tuple[str, ...]:
         """The status line, made anew when the turn goes on to something else, else a few times a second."""
         standing = self._figures.standing
         status_seen = (*seen, self._figures.phase, standing, self._view, self._thought is None)
@@ -166,7 +166,7 @@ class TurnView:
         self._status_seen = status_seen
         is_full = self._thought is not None and self._thought.is_full
         label = f"next {self._view}" if is_full and self._view is not ThinkView.FULL else "view"
-        return status_text(self._figures.figures(label), self._output.size()[0])
+        return status_rows(self._figures.figures(label), *self._output.size())
 
     # What the events do.
 
