@@ -133,6 +133,9 @@ class TimedEngine:
     def start_sampling(self, settings: SamplerSettings) -> None:
         self._engine.start_sampling(settings)
 
+    def remember(self, tokens: Sequence[int]) -> None:
+        self._engine.remember(tokens)
+
     def sample(self, grammar: Grammar | None = None) -> int:
         return self._engine.sample(grammar)
 

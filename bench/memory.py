@@ -30,9 +30,8 @@ from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.devices import offload_devices
 from qwq_local.engine.dry_run import DryRun
-from qwq_local.models.architecture import Shape, check_architecture, expected_tensors
+from qwq_local.models.architecture import QWQ_32B, Shape, check_architecture, expected_tensors
 from qwq_local.models.header import read_header
-from qwq_local.models.known_sizes import QWQ_32B
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.models.store import converted_miniature
 from qwq_local.planning.compute import compute_bytes

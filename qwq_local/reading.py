@@ -13,6 +13,14 @@ from qwq_local.errors import UsageError
 # 131,072 tokens are some 600 kB of prose; far beyond that nothing fits, and a disk image is no text.
 MAX_TEXT_BYTES = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How files begin that people take for text, and what to do with them.
+_KINDS = (
+    (b"\xff\xfe", "It is UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8."),
+    (b"\xfe\xff", "It is UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8."),
+    (b"%PDF-", "It is a PDF: pdftotext FILE - writes its text."),
+    (b"PK\x03\x04", "It is a ZIP archive, as .docx and .odt are: save it as plain text first."),
+    (b"\x1f\x8b", "It is compressed: gunzip it first."),
+)
 
 
 def checked(text: str, what: str) -> str:
@@ -30,14 +38,19 @@ def decoded(raw: bytes, source: str) -> str:
         raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB: no context holds it.")
     raw = raw.removeprefix(_BYTE_ORDER_MARK)
     if (at := raw.find(b"\0")) >= 0:
-        raise UsageError(f"{source} is not text: byte {at:,} is zero.")
+        raise UsageError(f"{source} is not text: byte {at:,} is zero.{_kind(raw)}")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{source} is not UTF-8 text: byte {error.start:,} is 0x{raw[error.start]:02x}."
+            f"{source} is not UTF-8 text: byte {error.start:,} is 0x{raw[error.start]:02x}.{_kind(raw)}"
         ) from None
     return text.replace("\r\n", "\n")
+
+
+def _kind(raw: bytes) -> str:
+    """What the bytes are that are no text, and what to do, as far as their beginning tells."""
+    return next((f" {what}" for start, what in _KINDS if raw.startswith(start)), "")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES, name: str = "") -> str:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pyte
+from wcwidth import wcswidth
 
 
 class Emulator(pyte.HistoryScreen):
-    """A screen with scrollback. `is_alternate` while a program has the alternate screen."""
+    """A screen with scrollback. `is_alternate` while a program has the alternate screen.
+
+    `n_overflows` counts the texts that were written beyond the right edge: they were wrapped or cut there.
+    """
 
     is_alternate = False
+    n_overflows = 0
+
+    def draw(self, data: str) -> None:
+        """Write a text where the cursor is."""
+        self.n_overflows += self.cursor.x + max(wcswidth(data), 0) > self.columns
+        super().draw(data)
 
     def set_mode(self, *modes: int, **kwargs: Any) -> None:
         """Enter the alternate screen where that is asked for."""

@@ -86,6 +86,7 @@ class QueuedEngine:
         self.vocabulary = FakeVocabulary()
         self.settings = ContextSettings(n_ctx=n_ctx)
         self.sampler: SamplerSettings | None = None
+        self.remembered: list[int] = []
         self._cache: list[int] = []
         self._queue = [self.vocabulary.token_of(piece) for piece in pieces]
         self._abort = abort or AbortFlag()
@@ -114,6 +115,11 @@ class QueuedEngine:
     def start_sampling(self, settings: SamplerSettings) -> None:
         """Remember the settings."""
         self.sampler = settings
+        self.remembered = []
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Keep the tokens."""
+        self.remembered = list(tokens)
 
     def sample(self, grammar: Grammar | None = None) -> int:
         """The next of the queue."""
@@ -121,6 +127,7 @@ class QueuedEngine:
             self._abort.set()
         self.sampled += 1
         token = self._queue.pop(0) if self._queue else _SPECIAL[END]
+        self.remembered.append(token)
         if isinstance(grammar, FakeGrammar):
             grammar.seen.append(token)
         return token

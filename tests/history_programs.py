@@ -4,6 +4,7 @@ python -m tests.history_programs think PATH N        a turn that has thought N p
 python -m tests.history_programs converse PATH N     N whole turns, each told on stdout when it is kept
 python -m tests.history_programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
 python -m tests.history_programs hold PATH           what it says to a history that this user may only read
+python -m tests.history_programs read PATH WORD      what that user reads, where WORD is, and what rm says
 """
 
 from __future__ import annotations
@@ -144,10 +145,15 @@ def overflow(path: Path, n_bytes: int) -> None:
     print(json.dumps([*told, recorder.problem]), flush=True)
 
 
-def hold(path: Path) -> None:
+def be_nobody() -> None:
+    """No longer be one who may write everything."""
     if os.geteuid() == 0:
         os.setegid(NOBODY)
         os.seteuid(NOBODY)
+
+
+def hold(path: Path) -> None:
+    be_nobody()
     try:
         with Archive.open(path) as archive:
             archive.begin("miniature", "default", "")
@@ -155,9 +161,26 @@ def hold(path: Path) -> None:
         print(error, flush=True)
 
 
+def read(path: Path, word: str) -> None:
+    be_nobody()
+    told: list[object] = []
+    try:
+        with Archive.to_read(path) as archive:
+            archive.pick_up()
+            records = archive.conversations()
+            told += [[turn.thinking for turn in archive.path(record.id)] for record in records]
+            told.append(sorted({str(hit.part) for hit in archive.search(word)}))
+            archive.remove(records[0].id)
+    except HistoryError as error:
+        told.append(str(error))
+    print(json.dumps(told), flush=True)
+
+
 if __name__ == "__main__":
     programs = {"think": think, "converse": converse, "overflow": overflow}
     if sys.argv[1] == "hold":
         hold(Path(sys.argv[2]))
+    elif sys.argv[1] == "read":
+        read(Path(sys.argv[2]), sys.argv[3])
     else:
         programs[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

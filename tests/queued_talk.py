@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qwq_local.chat.events import (
+    COMMAND,
     Asking,
     Changed,
     ChatEvent,
@@ -102,7 +103,7 @@ class QueuedTalk:
                 )
             case "exotic":
                 yield from self._turn_of(line, lambda: iter([EXOTIC]), iter([EXOTIC]))
-            case _ if command.startswith("/"):
+            case _ if COMMAND.fullmatch(line):
                 yield Said((f"no such command: {command}",), is_error=True)
             case _:
                 yield from self._turn_of(line, lambda: iter([f"got {len(line)} characters\n"]))

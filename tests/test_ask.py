@@ -177,6 +177,14 @@ def test_each_answers_every_line_and_goes_on_after_a_bad_one(cache: Path, tmp_pa
     assert stats["cached_tokens"] > 200
 
 
+def test_a_note_says_which_line_of_each_it_is_about(cache: Path) -> None:
+    lines = [{"question": "How many e's are in tree?"}, {"question": "word " * 400}]
+    stdin = "\n".join(map(json.dumps, lines)).encode()
+    ran = qwq(cache, "ask", *GREEDY, "--set", "max_tokens=3", "--each", stdin=stdin)
+    (note,) = [line for line in ran.stderr.splitlines() if "YaRN" in line]
+    assert note.startswith("note: line 2: ")
+
+
 def test_answered_is_0_and_each_without_a_bad_line_too(cache: Path) -> None:
     ran = qwq(cache, "ask", *GREEDY, "--each", stdin=b'{"question": "How many e\'s are in tree?"}\n')
     assert ran.status == 0
@@ -261,6 +269,38 @@ def test_a_prompt_past_the_window_is_5_with_the_counts_and_a_way_out(cache: Path
     assert "4,096 (factor 4 over 1,024)" in one_line(longer)
     assert "Shorten it by" in longer.stderr
     assert "qwq ask --split" in longer.stderr
+
+
+def test_a_prompt_that_may_be_too_long_is_measured_before_the_weights_are_loaded(cache: Path) -> None:
+    ran = qwq(cache, "ask", *GREEDY, "--jsonl", "what?", stdin=b"word " * 4000)
+    assert (ran.status, ran.stdout) == (5, "")
+
+
+def test_a_context_too_small_for_any_question_is_told_as_that(cache: Path) -> None:
+    ran = qwq(cache, "ask", *GREEDY, "--set", "n_ctx=64", "what?")
+    assert ran.status == 5
+    assert "a little thinking and answer take 72 tokens, whatever is asked" in one_line(ran)
+
+
+def test_a_dash_as_a_file_is_told_that_standard_input_is_read_anyway(cache: Path) -> None:
+    ran = qwq(cache, "ask", *GREEDY, "-f", "-", "what?", stdin=b"x")
+    assert ran.status == 2
+    assert one_line(ran).endswith("-f -: standard input is read without being named. Leave it out.")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("hi".encode("utf-16"), "It is UTF-16: iconv"),
+        (b"\xfe\xff" + "hi".encode("utf-16-be"), "It is UTF-16: iconv"),
+        (b"%PDF-1.7\n%\xe2\xe3", "It is a PDF: pdftotext"),
+        (b"PK\x03\x04\x14\x00", "ZIP archive"),
+    ],
+)
+def test_what_people_take_for_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    ran = qwq(tmp_path, "ask", *GREEDY, stdin=content)
+    assert ran.status == 2
+    assert says in one_line(ran)
 
 
 def test_yarn_comes_on_by_itself_and_says_so(cache: Path) -> None:

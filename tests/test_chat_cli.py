@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qwq_local.history.archive import FILE, Archive
 from tests.command import QWQ, Ran, environment
 
 SEEDED = ("chat", "--model", "miniature", "--seed", "1", "--set", "temperature=0")
@@ -90,6 +92,23 @@ def test_dry_run_prints_the_plan_and_loads_nothing(tmp_path: Path) -> None:
     ran = chat(tmp_path, "", "--private", "--dry-run")
     assert ran.status == 0, ran.stderr
     assert re.search(r"context [\d,]+", ran.stdout)
+
+
+def test_a_reader_that_goes_away_ends_it_quietly_and_the_turn_is_kept(tmp_path: Path) -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    with os.fdopen(ours, "wb") as stdout:
+        ran = subprocess.run(
+            [*QWQ, *SEEDED],
+            input=f"{COUNT}\n".encode(),
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path),
+            timeout=120,
+        )
+    assert (ran.returncode, ran.stderr) == (141, b"")
+    with Archive.open(tmp_path / "data" / FILE) as archive:
+        assert [turn.question for turn in archive.path(1)] == [COUNT]
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:

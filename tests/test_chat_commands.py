@@ -71,7 +71,9 @@ def test_help_lists_every_command_and_tells_more_of_each(talk: Talking) -> None:
         details = talk.lines(f"/help {command.name}")
         assert details[0] == command.usage
         assert details == talk.lines(f"/help /{command.name}")
-    assert max(map(len, lines)) <= 80
+    keys = talk.lines("/help keys")
+    assert {line.split("  ")[0] for line in keys} > {"Ctrl-T", "Ctrl-G", "Ctrl-S", "Ctrl-C", "Ctrl-D"}
+    assert max(map(len, lines + keys)) <= 80
     assert "no command" in errors(talk.submit("/help nothing"))[0]
 
 
@@ -139,7 +141,7 @@ def test_another_model_takes_over_the_conversation(talk: Talking) -> None:
         "queued answers from now on; it is loaded with the next question.",
         "context 1,000",
     ]
-    assert events[-1] == Changed("other", 0, 2, 1.0, "One?")
+    assert events[-1] == Changed("other", 0, 2, 1.0, "not kept")
     assert talk.backends[0].is_closed
     talk.submit("Two?", says())
     assert len(talk.backends[1].questions[0].messages) == 3
@@ -262,6 +264,10 @@ def test_think_grep_finds_thoughts_of_all_conversations(talk: Talking) -> None:
     assert talk.lines("/think grep nothing") == ["nothing has 'nothing'."]
     assert errors(talk.submit("/think grep")) == ["/think grep WORDS: give the words to look for."]
     assert talk.lines("/history")[0].endswith("质数是什么? · 1 turn · this one")
+    talk.submit("/undo")
+    undone, where = talk.lines("/think grep 自身整除")
+    assert undone.startswith("this one · thought 1 (undone or answered anew): ")
+    assert "show ID --all" in where
 
 
 ANSWER = """Here:

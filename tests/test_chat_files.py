@@ -15,6 +15,7 @@ from qwq_local.chat.events import Asking, Changed
 from qwq_local.chat.files import find_files, split_arguments
 from qwq_local.errors import UsageError
 from qwq_local.history.archive import Archive
+from qwq_local.terminal.sanitize import cell_width
 from tests.queued_backend import Talking, errors, said, says, talking
 
 
@@ -154,7 +155,7 @@ def test_attached_files_are_counted_priced_and_go_in_front_of_the_next_question(
         "2 files wait for the next question: 10 tokens in front of it.",
         "the prompt has 10 tokens with them and the plan stays: context 1,000, f16 KV.",
     ]
-    assert events[-1] == Changed("miniature", 0, 0, 1.0, "", 2)
+    assert events[-1] == Changed("miniature", 0, 0, 1.0, "not kept", 2)
     events = talk.submit("What is in them?", says())
     assert events[0] == Asking("What is in them?", 1)
     question = talk.backend.questions[-1]
@@ -235,17 +236,27 @@ def test_of_many_files_that_wait_the_first_are_named_whole(talk: Talking, tree: 
     talk.submit("/file n*.txt")
     (error,) = errors(talk.submit("/file drop z"))
     assert error.endswith(f" {'n' * 30}17.txt and 2 more.")
+    assert talk.lines("/file drop")[0].endswith(f" {'n' * 30}17.txt and 2 more")
+
+
+def test_the_tokens_of_wide_names_stand_below_those_of_narrow_ones(talk: Talking, tree: Path) -> None:
+    for name in ("文件.txt", "four.txt"):
+        (tree / name).write_text("x")
+    wide, narrow = talk.lines("/file 文件.txt four.txt")[:2]
+    assert cell_width(wide.partition("tokens")[0]) == cell_width(narrow.partition("tokens")[0])
 
 
 def test_all_files_together_have_a_limit(talk: Talking, tree: Path) -> None:
     for name in ("one.txt", "two.txt"):
-        (tree / name).write_bytes(b"x" * (40 << 20))
+        (tree / name).write_bytes(b"x" * (5 << 20))
     assert errors(talk.submit("/file one.txt two.txt")) == [
-        "two.txt is left out: with it the files have more than 64 MiB."
+        "two.txt is left out: with it the files have more than 8 MiB."
     ]
     with (tree / "three.txt").open("wb") as file:
-        file.truncate(65 << 20)
-    assert errors(talk.submit("/file three.txt")) == ["three.txt is larger than 65,536 KiB."]
+        file.truncate(9 << 20)
+    assert errors(talk.submit("/file three.txt")) == [
+        "three.txt is larger than 8 MiB: no context holds it. qwq ask --split reads such a file in parts."
+    ]
 
 
 def test_a_new_conversation_has_no_files_waiting(talk: Talking) -> None:

@@ -48,7 +48,7 @@ def test_a_thought_that_was_killed_is_offered_and_ended(cache: Path, tmp_path: P
     assert last_turn(tmp_path, "state") == ("running",)
 
     with chatting(cache, tmp_path, *LONG) as chat:
-        chat.wait_for(lambda: "/resume 1, then /continue goes on." in chat.above)
+        chat.wait_for(lambda: "/continue goes on, /resume 1 opens it." in chat.above)
         assert f"thought 1 of '{COUNT}' was cut off" in chat.above.replace('"', "'").replace("''", "'")
         chat.does("/resume 1", "thought 1 did not come to its end: /continue goes on.")
         chat.thinks("/continue")

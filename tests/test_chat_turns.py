@@ -66,7 +66,7 @@ def stopped_while(*events: Event) -> Script:
 
 def test_a_chat_is_a_talk(talk: Talking) -> None:
     held: Talk = talk.chat
-    assert list(held.start()) == [Changed("miniature", 0, 0, 1.0)]
+    assert list(held.start()) == [Changed("miniature", 0, 0, 1.0, "not kept")]
 
 
 def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: Archive) -> None:
@@ -78,7 +78,7 @@ def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: A
         *("Finished", "Notice", "Changed"),
     ]
     assert events[0] == Asking("Is it so?", 1)
-    assert events[-1] == Changed("queued", 1000, 5, 1.0, "Is it so?", 0)
+    assert events[-1] == Changed("queued", 1000, 5, 1.0, "not kept", 0)
     (turn,) = archive.path(1)
     assert (turn.question, turn.thinking, turn.answer, turn.state) == (
         "Is it so?",
@@ -267,7 +267,9 @@ def test_a_stopped_turn_is_continued_from_its_tokens(talk: Talking, archive: Arc
 
 
 def test_what_came_to_its_end_is_not_continued(talk: Talking) -> None:
-    assert errors(talk.submit("/continue")) == ["nothing was asked in this conversation yet."]
+    assert errors(talk.submit("/continue")) == [
+        "nothing was asked in this conversation yet: /resume lists the ones before."
+    ]
     talk.submit("One?", says())
     assert errors(talk.submit("/continue")) == [
         "thought 1 came to its end, there is nothing to continue: /regen asks again."
@@ -429,6 +431,9 @@ def test_clear_begins_anew_and_resume_comes_back(talk: Talking, archive: Archive
         *(("user", "One?"), ("assistant", "1"), ("user", "Three?")),
     ]
     assert len(archive.conversations()) == 2
+    talk.submit("/resume 2")
+    talk.submit("/undo")
+    assert talk.lines("/clear")[0].endswith("/resume 2 comes back to '(empty)'.")
 
 
 def test_a_resumed_conversation_has_its_last_system_prompt_unless_another_is_given(
@@ -466,7 +471,7 @@ def test_a_conversation_of_another_model_says_so(archive: Archive, tmp_path: Pat
     assert other == 1
     lines = said(talking(archive, tmp_path, resume=1).chat.start())
     assert lines == [
-        "conversation 1, '': 0 turns.",
+        "conversation 1, '(empty)': 0 turns.",
         "it was answered by qwq-32b, miniature answers now: /model qwq-32b goes back.",
     ]
 
@@ -555,8 +560,8 @@ def test_a_turn_that_is_let_go_of_is_written_as_stopped(talk: Talking, archive: 
     for event in events:
         if isinstance(event, Thinking):
             break
-    del events
-    talk.chat.close()
+    talk.chat.close()  # while somebody still has the events, as a traceback does
+    assert next(events, None) is None
     (turn,) = archive.path(1)
     assert (turn.thinking, turn.state) == ("a b", TurnState.STOPPED)
     assert talk.backend.is_closed
@@ -599,6 +604,35 @@ def test_a_conversation_removed_meanwhile_goes_on_from_what_is_known(tmp_path: P
         talk.chat.close()
 
 
+def test_two_chats_in_one_conversation_go_on_side_by_side_and_nothing_is_hidden(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    with Archive.open(path) as mine, Archive.open(path) as theirs:
+        one, two = talking(mine, tmp_path), talking(theirs, tmp_path)
+        one.submit("One?", says("a", "1"))
+        one.submit("Two?", says("b", "2"))
+        one.submit("/drop 1")
+        two.submit("/resume 1")
+        two.submit("Three?", says("c", "3"))
+        (notice,) = one.lines("Other three?", says("d", "4"))
+        assert (
+            notice == "conversation 1 was gone on with elsewhere: this goes on beside it, as conversation 2."
+        )
+        assert contents(one.backend.questions[-1])[0] == ("user", "Two?"), "what was dropped stays dropped"
+        assert one.lines("Four?", says("e", "5")) == [], "said once"
+        assert [turn.question for turn in mine.path(1)] == ["One?", "Two?", "Three?"]
+        copied = mine.path(2)
+        assert [turn.question for turn in copied] == ["One?", "Two?", "Other three?", "Four?"]
+        assert copied[0].generated == mine.path(1)[0].generated != ()
+        one.submit("/resume 1")
+        two.submit("Five?", says("f", "6"))
+        (notice,) = one.lines("/regen", says("g", "7"))
+        assert notice.endswith("as conversation 3.")
+        assert [turn.answer for turn in mine.path(1)] == ["1", "2", "3", "6"]
+        assert [turn.answer for turn in mine.path(3)] == ["1", "2", "7"]
+        one.chat.close()
+        two.chat.close()
+
+
 KILLED_IN_THOUGHT = """
 import sys, threading
 from pathlib import Path
@@ -633,11 +667,15 @@ def test_after_a_kill_in_mid_thought_the_next_start_offers_to_go_on(tmp_path: Pa
         assert archive.lost(), "another program may be the first to notice"
         talk = talking(archive, tmp_path)
         assert said(talk.chat.start()) == [
-            "thought 1 of 'One?' was cut off when its process ended: /resume 1, then /continue goes on."
+            "thought 1 of 'One?' was cut off when its process ended: /continue goes on, /resume 1 opens it."
         ]
-        assert talk.lines("/resume 1")[-1] == "thought 1 did not come to its end: /continue goes on."
         again = talk.submit("/continue", says("Half a thought more", "Done."))
-        assert again[0] == Asking("One?", 1, continued=True, thinking="Half a thought")
+        assert isinstance(again[0], Recalled)
+        assert said(again) == ["conversation 1, 'One?': 1 turn."]
+        assert Asking("One?", 1, continued=True, thinking="Half a thought") in again
+        assert [turn.answer for turn in archive.path(1)] == ["Done."]
+        talk.submit("/clear")
+        assert "/resume lists" in errors(talk.submit("/continue"))[0]
 
 
 QUESTIONS = ("One?", "/regen", "/regen --seed 3 temperature=0.1", "/continue", "/edit Two?", "/retry-from 1")

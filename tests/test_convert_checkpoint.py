@@ -103,7 +103,8 @@ def test_a_damaged_shard_never_ends_in_anything_but_a_convert_error(
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b", "C:x"]
+    "name",
+    ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b", "C:x", "é" * 128],
 )
 def test_an_index_that_points_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", CheckpointSpec(n_shards=2))

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def test_dry_run_tells_types_size_and_time_and_writes_nothing(folder: Path, tmp_
     planned = run(tmp_path, str(folder), "Q4_K_M", "-o", "out.gguf", "--dry-run", "--split-max-size", "50K")
     assert (planned.status, planned.stderr) == (0, "")
     assert left_behind(tmp_path) == []
-    *tensors, size, needed_time = planned.stdout.splitlines()
+    *tensors, summary, size, needed_time = planned.stdout.splitlines()
+    assert len({line.index(" -> ") for line in tensors}) == 1  # a table
     assert re.fullmatch(r"About \d+ s of quantizing on \d+ cores here; a slow disk adds to it\.", needed_time)
     assert run(tmp_path, str(folder), "Q4_K_M", "-o", "out.gguf", "--split-max-size", "50K").status == 0
     headers = [read_header(path) for path in sorted(tmp_path.glob("out-*.gguf"))]
@@ -137,7 +139,11 @@ def test_dry_run_tells_types_size_and_time_and_writes_nothing(folder: Path, tmp_
     assert size.startswith(f"out-00001-of-00002.gguf and 1 more: {n_bytes:,} bytes (")
     made = [tensor for header in headers for tensor in header.tensors]
     assert [line.split()[0] for line in tensors] == [tensor.name for tensor in made]
-    assert [line.split(" -> ")[1].split()[0] for line in tensors] == [tensor.kind.name for tensor in made]
+    kinds = [tensor.kind.name for tensor in made]
+    assert [line.split(" -> ")[1].split()[0] for line in tensors] == kinds
+    assert summary.startswith("27 tensors: ")
+    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (\w+)[,.]", summary)}
+    assert counts == Counter(kinds)
 
 
 def test_types_lists_every_type_with_its_size(folder: Path, tmp_path: Path) -> None:
@@ -275,6 +281,22 @@ WRONG: Mapping[str, tuple[dict[str, Any], ExitStatus, str]] = {
         FAILED,
         "--tensor-type says nothing with F16.",
     ),
+    "tensor type of no tensor": (
+        {"tensor_types": ("ffn=Q4_0", "ffn_dawn=Q8_0")},
+        FAILED,
+        "--tensor-type 'ffn_dawn'=Q8_0: no tensor is called so; names are such as ",
+    ),
+    "out to a pipe": ({"out": Path("-")}, USAGE, "-o -: what is written here needs a file, not a pipe."),
+    "override of another kind": (
+        {"overrides": ("qwen2.context_length=abc",)},
+        FAILED,
+        "--override-key qwen2.context_length: 'abc' is no number.",
+    ),
+    "override of another type": (
+        {"overrides": ("qwen2.context_length=str:4096",)},
+        FAILED,
+        "--override-key qwen2.context_length: the model's own value is of type int, not str.",
+    ),
     "output type": ({"output_type": "I8"}, USAGE, f"--output-tensor-type 'I8': {UNREADABLE}"),
     "embedding type": ({"embedding_type": ""}, USAGE, f"--token-embedding-type '': {UNREADABLE}"),
     "output rows": ({"output_type": "Q6_K"}, FAILED, "rows of 64 values are not whole Q6_K blocks of 256."),
@@ -344,7 +366,7 @@ def test_names_in_a_file_from_elsewhere_cannot_write_to_the_terminal(tmp_path: P
     asked = Asked(str(tmp_path / "evil.gguf"), "Q8_0", dry_run=True)
     assert convert_in(Environment(None, stdout, io.StringIO(), {}), asked) == ExitStatus.ANSWERED
     assert not set("\x1b\x07") & set(stdout.getvalue())
-    assert len(stdout.getvalue().splitlines()) == 3
+    assert len(stdout.getvalue().splitlines()) == 4
     ran = run(
         tmp_path, "evil.gguf", "Q8_0", "--output-tensor-type", "Q6_K", "--tensor-type", ".=Q6_K", "--pure"
     )

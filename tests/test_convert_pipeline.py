@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from qwq_convert import ggml, pipeline
 from qwq_convert.checkpoint import CheckpointFolder
+from qwq_convert.in_order import ITEMS_PER_THREAD
 from qwq_convert.layout import PlannedFile
 from qwq_convert.pipeline import (
     ConvertRequest,
@@ -27,7 +28,7 @@ from qwq_convert.pipeline import (
     run_conversion,
 )
 from qwq_convert.plan import plan_conversion
-from qwq_convert.quantize import CHUNKS_PER_THREAD, THREADS_THAT_WAIT, Job, quantized
+from qwq_convert.quantize import THREADS_THAT_WAIT, Job, quantized
 from qwq_convert.reading.gguf_header import read_header
 from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.writing import output
@@ -44,6 +45,7 @@ from tests.checkpoints import (
 )
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "checkpoint"
+_MOST_AHEAD = (2 + THREADS_THAT_WAIT) * ITEMS_PER_THREAD
 
 
 class WatchedCheckpoint:
@@ -316,7 +318,7 @@ def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: Conve
         finally:
             may_write.set()
             drawing.join()
-        assert len(wrote) == len(source.reads) == len(tensors) > 2 * CHUNKS_PER_THREAD
+        assert len(wrote) == len(source.reads) == len(tensors) > _MOST_AHEAD
 
 
 def test_no_more_than_a_few_chunks_are_made_ahead_of_a_slow_reader(request_: ConvertRequest) -> None:
@@ -325,7 +327,7 @@ def test_no_more_than_a_few_chunks_are_made_ahead_of_a_slow_reader(request_: Con
         jobs = [Job(tensor, lambda *_: None) for tensor in plan_conversion(inner, request_).tensors]
         chunks = quantized(source, jobs, threads=2)
         next(chunks)
-        wait_until(lambda: len(source.reads) == 2 * CHUNKS_PER_THREAD)
+        wait_until(lambda: len(source.reads) == _MOST_AHEAD)
         assert len(list(chunks)) == len(jobs) - 1
         assert len(source.reads) == len(jobs)
 

@@ -375,6 +375,16 @@ def test_a_list_cannot_be_overridden(folder: Path) -> None:
         run_conversion(request)
 
 
+def test_an_override_without_a_type_takes_that_of_the_models_own_value(folder: Path) -> None:
+    texts = ("general.name=007", "qwen2.rope.freq_base=1000000")
+    overrides = tuple(map(parse_override, texts))
+    request = ConvertRequest(folder, "Q8_0", folder.parent / "out.gguf", overrides=overrides)
+    made = gguf.GGUFReader(run_conversion(request))
+    name, base = made.fields["general.name"], made.fields["qwen2.rope.freq_base"]
+    assert (name.types, name.contents()) == ([gguf.GGUFValueType.STRING], "007")
+    assert (base.types, base.contents()) == ([gguf.GGUFValueType.FLOAT32], 1e6)
+
+
 def test_the_sizes_that_are_promised_are_those_that_are_made(folder: Path) -> None:
     request = ConvertRequest(folder, "F32", folder.parent / "out.gguf")
     with open_source(folder) as source:

@@ -20,7 +20,6 @@ from qwq_convert.reading.tensor_data import CHUNK_ELEMENTS
 from qwq_convert.verification.verify import (
     surplus_bytes,
     verify_blocks,
-    verify_file,
     verify_placement,
     verify_structure,
 )
@@ -52,7 +51,9 @@ def test_a_header_reads_as_the_gguf_package_reads_it(converted: Path) -> None:
 
 
 def test_a_whole_file_is_verified_block_by_block(converted: Path) -> None:
-    assert verify_file(converted).tensors == read_header(converted).tensors
+    progress = list(verify_blocks([read_header(converted)], threads=1))
+    assert [each.bytes_done for each in progress][-1] == progress[0].bytes_total
+    assert {each.tensor for each in progress} == {tensor.name for tensor in read_header(converted).tensors}
 
 
 @pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "Q8_0"])
@@ -68,9 +69,9 @@ def test_one_damaged_block_anywhere_is_found(file_type: str, tmp_path: Path) -> 
         at = header.data_start + tensor.offset + start
         nan = b"\xff\xff\xff\x7f" if file_type == "F32" else b"\xff\x7f"
         path.write_bytes(whole[:at] + nan + whole[at + len(nan) :])
-        verify_structure(path)
+        read_header(path)
         with pytest.raises(ConvertError, match=r"blk\.1\.ffn_down\.weight has a damaged block"):
-            verify_file(path)
+            list(verify_blocks([read_header(path)], threads=1))
 
 
 def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> No
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[:cut])
         with pytest.raises(ConvertError) as caught:
-            verify_structure(path)
+            read_header(path)
         assert "\n" not in str(caught.value), cut
 
 
@@ -174,7 +175,7 @@ def test_a_bad_gguf_header_is_one_line_that_names_the_file(case: str, tmp_path: 
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
     with pytest.raises(ConvertError) as caught:
-        verify_structure(path)
+        read_header(path)
     line = str(caught.value)
     assert line.startswith(f"{path}: ")
     assert message in line
@@ -198,7 +199,7 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
     path.write_bytes(damaged[: cut % len(whole)] if cut % 2 else damaged)
     tracemalloc.start()
     with suppress(ConvertError):
-        header = verify_structure(path)
+        header = read_header(path)
         for key in header.keys:
             header.value(key)
     _, peak = tracemalloc.get_traced_memory()
@@ -282,7 +283,7 @@ def test_the_number_of_a_damaged_block_counts_from_the_start_of_its_tensor(tmp_p
         at = header.data_start + tensor.offset + 34 * block
         path.write_bytes(whole[:at] + b"\xff\x7f" + whole[at + 2 :])
         with pytest.raises(ConvertError, match=f"ffn_up.weight has a damaged block, number {block:,}, "):
-            verify_file(path)
+            list(verify_blocks([read_header(path)], threads=1))
 
 
 def test_a_gap_between_tensors_is_refused_as_llama_cpp_refuses_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +20,7 @@ from qwq_local.engine.batches import BatchSizer
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.grammar import compile_grammar
 from qwq_local.engine.library import check_version
-from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.errors import EngineError, UsageError
 from tests.conftest import load
@@ -174,6 +176,13 @@ def test_loading_reports_progress_and_stops_when_asked(miniature: Callable[[str]
     abort.set()
     with pytest.raises(Aborted):
         list(loading)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_file_name_need_not_be_utf_8(miniature: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.gguf")
+    path.symlink_to(miniature("BF16"))
+    drained(load_model(path, LoadSettings(vocab_only=True), AbortFlag())).close()
 
 
 def test_plain_text_never_becomes_a_special_token(loaded: LoadedModel) -> None:

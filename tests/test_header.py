@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFReader
 
 from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import check_architecture
+from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import read_header, special_token_ids
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +61,14 @@ def test_the_header_says_what_the_gguf_package_says(miniature: Callable[[str], P
             assert length == len(field.contents())
     types = reader.get_field("tokenizer.ggml.token_type").contents()  # type: ignore[union-attr]
     assert special_token_ids(header) == tuple(i for i, kind in enumerate(types) if kind in (3, 4))
+
+
+def test_a_file_that_does_not_say_its_type_has_none(whole: bytes, tmp_path: Path) -> None:
+    named, unnamed = tmp_path / "named.gguf", tmp_path / "unnamed.gguf"
+    named.write_bytes(whole)
+    unnamed.write_bytes(whole.replace(b"general.file_type", b"general.file_typo", 1))
+    name = model_name(read_header(unnamed))
+    assert (name, f"{name} Q8_0") == ("QwQ miniature", model_name(read_header(named)))
 
 
 def test_a_token_that_is_there_twice_is_refused(whole: bytes, tmp_path: Path) -> None:

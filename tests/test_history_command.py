@@ -97,6 +97,18 @@ def test_a_conversation_is_shown_with_its_thoughts_folded_or_not(place: Path) ->
     assert "'Subtracting'; `qwq history` lists them." in unknown.stderr
 
 
+def test_what_was_undone_is_found_and_shown_as_such(place: Path) -> None:
+    with Archive.open(place / "data" / FILE) as archive:
+        archive.set_head(1, None)
+    assert "fingers" not in qwq(place, "history", "show", "Adding", "--thinking").stdout
+    every = qwq(place, "history", "show", "Adding", "--thinking", "--all").stdout
+    assert "│ Two fingers." in every
+    assert every.endswith("\n\n(undone or answered anew)\n")
+    found = qwq(place, "history", "search", "1+1")
+    assert "    question 1 (undone or answered anew): What is 1+1?\n" in found.stdout
+    assert "show ID --all" in found.stderr
+
+
 @pytest.mark.parametrize(
     "command", [(), ("search", "evil"), ("show", "3"), ("show", "3", "--thinking"), ("export", "3", "-")]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from qwq_local.errors import QwqError, UsageError
+from qwq_local.models.architecture import QWQ_32B
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.catalog import Catalog, file_type_of, part_of
-from qwq_local.models.fit import QWQ_32B, Fit, Memory, kv_bytes_per_token
+from qwq_local.models.fit import Fit, Memory, kv_bytes_per_token
 from qwq_local.models.foreign import foreign_models, lm_studio_models, ollama_models
 from qwq_local.models.inventory import LocalModel, Origin, Places, local_models
 from qwq_local.models.names import resolve_name
@@ -89,6 +91,7 @@ def test_the_default_is_the_chosen_then_the_last_pulled_then_the_catalogs() -> N
     assert default([*HERE, later], "gone") == "later"
     assert default(HERE) == "qwq-32b:Q4_K_M"
     assert default([HERE[0], *HERE[2:]]) == "qwq-32b:Q8_0"
+    assert default([model("broken", Origin.PULLED, "Q4_K_M"), *HERE[2:]]) == "qwq-32b:Q8_0"
     assert default(HERE[5:]) == "ollama/qwq:latest"
     assert default([]) == ""
 
@@ -172,6 +175,7 @@ def test_lm_studios_folders_name_publisher_repository_and_type(tmp_path: Path) -
     for path in (
         "lmstudio-community/QwQ-32B-GGUF/QwQ-32B-Q4_K_M.gguf",
         "lmstudio-community/QwQ-32B-GGUF/mmproj-model-f16.gguf",
+        "lmstudio-community/QwQ-32B-GGUF/QwQ-32B-imatrix.gguf",
         "someone/QwQ-GGUF/qwq-Q8_0-00001-of-00002.gguf",
         "someone/QwQ-GGUF/qwq-Q8_0-00002-of-00002.gguf",
         "someone/QwQ-GGUF/qwq-Q6_K-00001-of-00002.gguf",
@@ -198,6 +202,15 @@ def test_other_programs_folders_are_found_where_they_say(tmp_path: Path) -> None
     assert [each.name for each in found] == ["ollama/qwq:latest", "lmstudio/a/QwQ-GGUF:Q8_0"]
 
 
+def test_folders_that_cannot_be_count_as_empty(tmp_path: Path) -> None:
+    (tmp_path / ".lmstudio").mkdir()
+    for folder in ("a\0b", "\ud800", "x" * 5000):
+        (tmp_path / ".lmstudio" / "settings.json").write_text(json.dumps({"downloadsFolder": folder}))
+        assert list(foreign_models({"OLLAMA_MODELS": "x" * 5000}, tmp_path)) == []
+    (tmp_path / ".lmstudio-home-pointer").write_text("a\0b")
+    assert list(foreign_models({}, tmp_path)) == []
+
+
 def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     record = Record(str(tmp_path / "x"), alias="x", n_bytes=3)
@@ -208,6 +221,16 @@ def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None
         assert registry.read() == State()
     assert registry.change(lambda state: state.with_record(record)).records == {record.path: record}
     assert (tmp_path / "models.damaged.json").read_text() == "[" * 100_000
+
+
+def test_a_place_that_cannot_be_looked_at_hides_no_other_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    paths = (f"/{'x' * 300}.gguf", str(tmp_path / "mine.gguf"))
+    state = State(records={path: Record(path, origin="add") for path in paths})
+    places = Places(
+        Directories(tmp_path, tmp_path, tmp_path), CATALOG, HubCache(tmp_path / "hub"), {}, tmp_path
+    )
+    assert [(found.name, found.n_bytes) for found in local_models(places, state)] == [("mine", 4)]
 
 
 def test_a_registry_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
@@ -300,6 +323,32 @@ def test_the_miniature_can_be_the_default_and_has_its_own_profile(tmp_path: Path
     assert models(tmp_path).stdout.splitlines()[-1] == "The default is miniature, which comes with qwq."
 
 
+def test_the_miniature_is_shown_and_verified_as_any_other_and_stays(tmp_path: Path) -> None:
+    assert models(tmp_path, "default", "miniature").status == 0
+    shown = models(tmp_path, "show", "miniature").stdout
+    assert "qwen2 (QwQ miniature)" in shown
+    assert re.search(r"^type +Q8_0$", shown, re.MULTILINE)
+    assert models(tmp_path, "verify", "miniature").status == 0
+    removed = models(tmp_path, "rm", "-y", "miniature")
+    assert (removed.status, "comes with qwq" in removed.stderr) == (2, True)
+
+    back = models(tmp_path, "default", "qwq-32b")
+    assert (back.status, "none is here yet" in back.stdout) == (0, True)
+    assert "comes with qwq" not in models(tmp_path).stdout
+
+
+def test_a_file_added_again_says_what_it_was_called_and_has_its_headers_type(
+    tmp_path: Path, gguf: Path
+) -> None:
+    path = gguf.rename(gguf.with_name("plain.gguf"))
+    assert "no longer" not in models(tmp_path, "add", str(path)).stdout
+    assert ", no longer plain; it stays" in models(tmp_path, "add", str(path), "--name", "mine").stdout
+    (model,) = listed(tmp_path).values()
+    assert (model.name, model.file_type) == ("mine", "Q8_0")
+    assert "5.1 MB" in models(tmp_path).stdout
+    assert "that is mine." in models(tmp_path, "default", "qwq-32b").stdout
+
+
 def test_another_default_than_the_miniature_is_marked_again(tmp_path: Path, gguf: Path) -> None:
     models(tmp_path, "default", "miniature")
     models(tmp_path, "add", str(gguf), "--name", "mine")
@@ -364,8 +413,11 @@ def test_a_record_that_points_elsewhere_deletes_nothing_there(tmp_path: Path, gg
     """A registry that someone edited cannot make `rm` delete a file outside our folders."""
     forged = Record(str(gguf.resolve()), alias="evil", origin="convert")
     places(tmp_path).registry.change(lambda state: state.with_record(forged))
-    with pytest.raises(UsageError, match="not qwq's to delete"):
-        plan_removal(listed(tmp_path)["evil"], places(tmp_path))
+    removal = plan_removal(listed(tmp_path)["evil"], places(tmp_path))
+    assert (removal.only_forgets, removal.freed_bytes) == (True, 0)
+    assert f"forgotten; {gguf.resolve()} stays" in models(tmp_path, "rm", "evil").stdout
+    assert gguf.exists()
+    assert listed(tmp_path) == {}
 
 
 def test_a_file_that_cannot_be_read_is_listed_with_its_problem(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_the_thinking_is_shown_when_asked_for_and_until_it_is_not() -> None:
     ran = chat(talk, "one\n/think off\ntwo\n", ThinkView.FULL)
     assert ran.out == "you said one\nyou said two\n"
     assert ran.err.count("hm\n") == 1
+    assert "▸ thought 1 · 1s · 2 tok\n" in ran.err
 
 
 def test_what_is_said_paged_and_recalled_goes_to_stderr_without_control_sequences() -> None:
@@ -189,7 +190,7 @@ def test_ctrl_c_at_the_prompt_leaves_the_second_time_on_a_terminal_and_at_once_i
     def interrupted(_prompt: str) -> str | None:
         raise KeyboardInterrupt
 
-    for is_terminal, said in ((True, "\nCtrl-C again leaves.\n"), (False, "")):
+    for is_terminal, said in ((True, "\nCtrl-C again leaves.\n\n"), (False, "")):
         err = io.StringIO()
         talk = ScriptedTalk({})
         about = Output(err, is_terminal=is_terminal, is_dumb=True)

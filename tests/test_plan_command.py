@@ -44,6 +44,12 @@ def test_the_sizes_of_files_that_are_not_here_are_those_that_were_published(
     assert round(weights / 2**30, 2) == gib
 
 
+def test_a_type_that_there_is_not_is_told_with_the_nearest(cache: Path) -> None:
+    ran = qwq(cache, "plan", "qwq-32b:Q4_KM", "--machine", "rtx-4090")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "file type 'Q4_KM' is unknown, did you mean Q4_K_M" in ran.stderr
+
+
 def objects(ran: Ran) -> list[dict[str, Any]]:
     assert ran.status in (0, 4), ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -182,6 +182,8 @@ def test_an_unknown_key_names_the_file_the_key_and_the_nearest(folders: ProfileF
     path = write_own(folders, Kind.TASK, "chat", "temprature = 1")
     message = refusal(folders)
     assert message.startswith(f'{path}: there is no key "temprature". Did you mean temperature?')
+    write_own(folders, Kind.TASK, "chat", "temp = 1")  # more like system, letter by letter
+    assert "Did you mean temperature?" in refusal(folders)
 
 
 def test_a_key_under_a_heading_is_told_where_it_belongs(folders: ProfileFolders) -> None:

@@ -13,14 +13,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf
 import pytest
 
 from qwq_local.cli.pull_screen import PullScreen
+from qwq_local.cli.pulling import list_lines
 from qwq_local.models.download import Progress, StartedOver
+from qwq_local.models.fit import Fit, Memory
 from qwq_local.models.pull import FileStarted
 from qwq_local.terminal.output import Output
 from tests.command import QWQ, ROOT, Ran, Terminal, environment, qwq
-from tests.hub_server import LocalHub, StoredFile, cut
+from tests.hub_server import LocalHub, StoredFile, cut, whole_files_only
 from tests.pulling import MIB, NAME, REPO, content, hub_with, leftovers
 
 TOKEN = "hf_secretsecretsecretsecretsecret"
@@ -207,7 +210,7 @@ def test_the_list_says_what_fits(served: LocalHub, tmp_path: Path) -> None:
     served.repos[REPO]["qwq-32b-q8_0.gguf"] = StoredFile(b"8", stated_size=2**42)
     ran = pull(served, tmp_path, "--list")
     assert ran.status == 0
-    rows = [line.split() for line in ran.stdout.splitlines()[1:]]
+    rows = [line.split() for line in ran.stdout.splitlines()[1:] if not line.startswith("(in brackets")]
     assert [row[0] for row in rows] == ["TYPE", "Q8_0", "Q4_K_M"]
     assert rows[1][3:5] == ["too", "large"]
     assert int(rows[2][3].strip("()").replace(",", "")) > 0
@@ -224,13 +227,45 @@ def test_a_type_that_is_not_there_is_wrong_usage(served: LocalHub, tmp_path: Pat
     assert f"Nearest: {NAME}" in ran.stderr
 
 
-def test_a_file_that_is_no_model_is_not_used(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_not_used_and_can_be_removed(tmp_path: Path, model: bytes) -> None:
     hub = hub_with(b"these are no weights" * 1000)
+    hub.repos[REPO]["qwq-32b-q8_0.gguf"] = StoredFile(model)
     with hub.served():
+        assert pull(hub, tmp_path, "Q8_0").status == 0
         ran = pull(hub, tmp_path, "Q4_K_M")
     assert ran.status == 1
     assert "qwq cannot run it" in ran.stderr
-    assert not (tmp_path / "data" / "models.json").exists()
+    listed = qwq(tmp_path, "models")
+    assert "* qwq-32b:Q8_0" in listed.stdout
+    assert "qwq-32b:Q4_K_M cannot be run: " in listed.stderr
+    assert qwq(tmp_path, "models", "rm", "-y", "qwq-32b:Q4_K_M").status == 0
+    assert "Q4_K_M" not in qwq(tmp_path, "models").stdout
+
+
+def test_a_model_that_qwq_cannot_run_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "llama.gguf", "llama")
+    writer.add_string("general.name", "x" * 100_000)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    llama = (tmp_path / "llama.gguf").read_bytes()
+    hub = hub_with(llama)
+    hub.repos[REPO]["notes-q8_0.gguf"] = StoredFile(b"no model at all" * 10_000)
+    with hub.served():
+        ran = pull(hub, tmp_path, "--file", NAME)
+        assert ran.status == 1
+        assert "holds a model of architecture 'llama'; qwq runs qwen2. Nothing was downloaded." in ran.stderr
+        ran = pull(hub, tmp_path, "--repo", REPO, "Q8_0")
+        assert ran.status == 1
+        assert "notes-q8_0.gguf is no GGUF. Nothing was downloaded" in ran.stderr
+        assert hub.sent == 2 * 4096
+
+
+def test_the_first_bytes_of_a_model_that_can_be_run_say_nothing(served: LocalHub, tmp_path: Path) -> None:
+    """Also where the server sends no ranges."""
+    assert pull(served, tmp_path / "one", "--file", NAME).status == 0
+    served.faults[:] = [whole_files_only(served.repos[REPO][NAME].content)] * 4
+    assert pull(served, tmp_path / "two", "--file", NAME).status == 0
 
 
 def test_abandoned_partials_of_ours_go_and_only_those(served: LocalHub, tmp_path: Path) -> None:
@@ -299,3 +334,15 @@ def test_the_amount_shown_never_goes_backwards(is_terminal: bool) -> None:
     assert amounts[0] == 2
     assert amounts[-1] == 10
     assert ("\r" in text) is is_terminal
+
+
+def test_what_is_in_brackets_in_the_list_is_explained() -> None:
+    fit = Fit(Memory(20 * 10**9, "main memory"), "q8_0", 32_768, 131_072)
+    sizes = {"a": 34_800_000_000, "b": 19_000_000_000, "c": 9_000_000_000}
+    rows = [("Q4_K_M", size, 1, name) for name, size in sizes.items()]
+    lines = list(list_lines("o/n", rows, fit))
+    assert "too large" in lines[2]
+    assert re.search(r" \([\d,]+\)  b$", lines[3])
+    assert lines[-1].startswith("(in brackets: less than the 16,384 tokens ")
+    assert not any("brackets" in line for line in list_lines("o/n", [rows[0], rows[2]], fit))
+    assert {line.rindex("  ") for line in lines[1:5]} == {lines[1].rindex("  FILE")}

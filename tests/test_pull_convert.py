@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import ConvertRequest, Finished, TensorDone, run_conversion
+from qwq_convert.reading.gguf_header import read_header
 
 from qwq_local.models.arriving import ArrivingShards, Keeping
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.remote_checkpoint import headers_of
 from qwq_local.models.skeleton import shards_of
+from qwq_local.models.weights import convert_weights
 from tests.checkpoints import INDEX, CheckpointSpec, edit_json, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
 from tests.hub_server import COMMIT, LocalHub, StoredFile, wrong_bytes
@@ -202,6 +204,31 @@ def test_ctrl_c_ends_both_works_and_the_next_run_goes_on(
     hub.released.set()
     assert pull(hub, tmp_path).status == 0
     assert output(tmp_path).read_bytes() == expected
+
+
+def test_every_event_is_told_however_far_ahead_of_them_the_work_is(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", CheckpointSpec(n_layers=2))
+    hub = LocalHub(
+        {
+            REPO: {
+                path.name: StoredFile(path.read_bytes(), path.suffix == ".safetensors")
+                for path in source.iterdir()
+            }
+        }
+    )
+    with hub.served() as url:
+        client = Client(url, tmp_path / "own")
+        request = ConvertRequest(Path("unused"), "Q8_0", tmp_path / "out.gguf")
+        events = convert_weights(
+            client.puller, REPO, request, Keeping(HubCache(tmp_path / "shared"), client.cache)
+        )
+        while not (working := [thread for thread in threading.enumerate() if thread.name == "convert"]):
+            next(events)
+        working[0].join()
+        rest = list(events)
+    tensors = [event.name for event in rest if isinstance(event, TensorDone)]
+    assert len(tensors) == len(set(tensors)) == len(read_header(tmp_path / "out.gguf").tensors)
+    assert rest[-1] == Finished((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
 
 
 def test_one_shard_comes_ahead_and_a_third_only_when_one_may_go(

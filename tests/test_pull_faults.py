@@ -190,6 +190,15 @@ def test_redirects_in_a_circle_are_an_error(tmp_path: Path) -> None:
         Client(url, tmp_path).pull()
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:x"])
+def test_a_redirect_to_no_address_is_an_error(tmp_path: Path, address: str) -> None:
+    hub = hub_with(DATA)
+    with hub.served() as url:
+        hub.storage_url = address
+        with pytest.raises(PullError, match="which is no address"):
+            Client(url, tmp_path).pull()
+
+
 def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> None:
     data = content(16 * MIB)
     hub = hub_with(data)
@@ -252,6 +261,12 @@ def test_an_answer_that_is_no_hubs_is_one_clear_error(tmp_path: Path, answer: by
     hub.api_faults += [(200, {"Content-Type": "application/json"}, answer)]
     with hub.served() as url, pytest.raises(PullError, match="HF_ENDPOINT"):
         Client(url, tmp_path).list_files()
+
+
+@pytest.mark.parametrize("endpoint", ["http://a\nb", "nonsense", "ftp://a"])
+def test_an_endpoint_that_is_no_address_is_one_clear_error(tmp_path: Path, endpoint: str) -> None:
+    with pytest.raises(PullError, match=r"HF_ENDPOINT is .*: give it as https://HOST"):
+        Client(endpoint, tmp_path).list_files()
 
 
 def test_a_repository_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +273,12 @@ def test_copy_says_what_was_done(tmp_path: Path) -> None:
         chat.type("/copy 12" + ENTER)
         chat.sees("copied the answer (12 characters) through the terminal")
         assert b"\x1b]52;c;eHh4eHh4eHh4eHh4\x07" in chat.raw
+
+
+def test_what_became_of_a_copy_is_said_before_the_next_line(tmp_path: Path) -> None:
+    program(tmp_path, "xclip")
+    with chatting(tmp_path, DISPLAY=":0", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}") as chat:
+        chat.type("/copy 12" + ENTER + "hello" + ENTER)
+        chat.is_idle(1)
+        chat.sees("copied the answer (12 characters).")
+        assert chat.text.index("copied the answer") < chat.text.index("❯ hello")

@@ -193,6 +193,17 @@ def test_a_terminal_that_is_gone_ends_the_chat(tmp_path: Path) -> None:
         assert chat.calls[-1] == ["close"]
 
 
+def test_however_many_signals_a_closing_window_sends_what_runs_is_ended_in_order(tmp_path: Path) -> None:
+    with chatting(tmp_path) as chat:
+        chat.type("hold" + ENTER)
+        chat.sees("step 0.")
+        chat.hang_up()
+        while chat.process.poll() is None:
+            chat.process.send_signal(signal.SIGHUP)
+        assert chat.process.returncode in (0, 128 + signal.SIGHUP)
+        assert chat.calls[-1] == ["close"]
+
+
 def test_ctrl_g_answers_now(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
@@ -240,6 +251,8 @@ def test_ctrl_t_cycles_the_view_and_later_opens_the_thought(chat: Chat) -> None:
     chat.sees("step 0.")
     chat.type(ctrl("t"))
     chat.sees("thinking: full")
+    chat.type(ctrl("t"))
+    chat.sees("thinking: off from the next thought on")
     chat.type(ctrl("g"))
     chat.is_idle(1)
     chat.type(ctrl("t"))
@@ -287,7 +300,7 @@ def test_the_history_suggests_and_the_right_arrow_takes_it(chat: Chat) -> None:
 
 def test_commands_complete_while_they_are_typed(chat: Chat) -> None:
     chat.type("/th")
-    chat.sees("/thank")
+    chat.sees("/thank  a word")
     assert "/think" in chat.visible
     assert "a word" in chat.visible
     chat.type(TAB)
@@ -315,7 +328,7 @@ def test_an_escape_waits_for_the_rest_of_a_key_for_less_time_than_a_person_needs
 
 def test_escape_closes_the_completions(chat: Chat) -> None:
     chat.type("/th")
-    chat.sees("/thank")
+    chat.sees("/thank  a word")  # the offer, not what the history suggests
     chat.type(TAB)
     chat.wait_for(lambda: chat.input_rows[:1] == ["❯ /think"])
     chat.type(ESCAPE)

@@ -36,6 +36,13 @@ def test_a_long_answer_is_in_the_scrollback_once_and_in_order(
         assert chat.text.count("❯") == 1  # the question's; the input line is gone
 
 
+def test_a_question_that_begins_with_a_path_is_shown_once(tmp_path: Path) -> None:
+    with chatting(tmp_path) as chat:
+        chat.type("/etc/hosts: what is it?" + ENTER)
+        chat.is_idle(1)
+        assert chat.text.count("/etc/hosts") == 1
+
+
 def test_a_thought_of_twenty_thousand_tokens_is_one_line(tmp_path: Path) -> None:
     with chatting(tmp_path) as chat:
         chat.type("think 20000" + ENTER)

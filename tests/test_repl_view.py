@@ -455,6 +455,20 @@ def test_what_is_said_is_committed_as_it_is() -> None:
     assert Viewer().show(said).committed() == ["context 32,768 tok", "  system     120", "", "file    x"]
 
 
+def test_a_line_that_is_said_goes_on_further_in_where_it_does_not_fit() -> None:
+    said = Said(("/name [NAME]     call it by a name", "  open a thought, or search", "z" * 25))
+    assert Viewer(size=(20, 24)).show(said).committed() == [
+        "/name [NAME]",
+        "  call it by a name",
+        "  open a thought, or",
+        "    search",
+        "z" * 20,
+        "z" * 5,
+    ]
+    assert Viewer(size=(11, 24)).show(Said(("  open a thought",))).committed() == ["  open a", "thought"]
+    assert Viewer(size=(12, 24)).show(Said(("  open a thought",))).committed() == ["  open a", "    thought"]
+
+
 def test_an_error_is_marked_by_color_or_by_a_word() -> None:
     error = Said(("no such command: /thnk.", "Did you mean /think?"), is_error=True)
     colored = Viewer().show(error)

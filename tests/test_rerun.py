@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qwq_local.backend.question import Question
-from qwq_local.chat.repeating import Comparison, repeat, repeatable
+from qwq_local.chat.repeating import Comparison, Here, repeat, stages_of
 from qwq_local.errors import HistoryError
 from qwq_local.events import (
     Answer,
@@ -105,7 +105,8 @@ class ReplayingBackend:
 
 
 def compared(turn: TurnRecord, backend: ReplayingBackend) -> Comparison | None:
-    *_, last = repeat(backend, turn, ORIGIN, backend.identity(), "library 2")
+    here = Here(backend, backend.identity(), "library 2", lambda _: Profile())
+    *_, last = repeat(turn, stages_of(turn), here)
     return last if isinstance(last, Comparison) else None
 
 
@@ -176,7 +177,7 @@ def test_another_plan_is_refused() -> None:
 )
 def test_what_its_prompt_alone_does_not_bring_about_is_refused(turn: TurnRecord, says: str) -> None:
     with pytest.raises(HistoryError, match=says):
-        repeatable(turn)
+        stages_of(turn)
 
 
 COUNT = "How many r's are in the word strawberry?"

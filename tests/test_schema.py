@@ -534,6 +534,23 @@ def test_a_schema_of_any_depth_is_refused_without_exhausting_the_stack() -> None
         schema = schema.pop("items", {})
 
 
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "string", "not": {"maxLength": 2}}, "what it excludes could be written all the same"),
+        (
+            {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+            "a value could also match #/oneOf/1; use anyOf",
+        ),
+        ({"enum": []}, "a list with items is expected, not an empty one."),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(schema: Any, says: str) -> None:
+    with pytest.raises(SchemaError) as refused:
+        schema_to_gbnf(schema)
+    assert says in str(refused.value)
+
+
 def test_a_refusal_is_one_line_of_printable_characters() -> None:
     with pytest.raises(SchemaError) as refusal:
         schema_to_gbnf({"properties": {"a\n\x1b[2J\ud800": {"multipleOf": 2}}})

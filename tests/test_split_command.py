@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -43,12 +44,12 @@ def split(cache: Path, file: Path, *arguments: str) -> Ran:
     return qwq(cache, "ask", "--split", *SMALL, "-f", str(file), *arguments, QUESTION)
 
 
-def events(text: str) -> list[dict[str, object]]:
+def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_stdout_carries_the_last_answer_alone_and_stderr_the_parts(cache: Path, story: Path) -> None:
-    ran = split(cache, story)
+def test_stdout_carries_the_last_answer_alone_and_stderr_the_parts(tmp_path: Path, story: Path) -> None:
+    ran = split(tmp_path, story)
 
     assert ran.status == 0, ran.stderr
     assert ran.stdout == 'There are 2 e\'s in "tree": \\boxed{2}\n'
@@ -62,6 +63,22 @@ def test_stdout_carries_the_last_answer_alone_and_stderr_the_parts(cache: Path, 
         f"▸ the last pass: over {n_parts} answers",
     ]
     assert all("left (measured)" in line for line in rest[1:-1])
+
+
+def test_the_estimate_begins_with_what_such_passes_took_here(tmp_path: Path, story: Path) -> None:
+    private = split(tmp_path, story, "--private")
+    assert "(estimated: " in private.stderr
+    assert "(estimated: " in split(tmp_path, story, "--dry-run").stdout
+
+    first = events(split(tmp_path, story, "--jsonl").stdout)
+    planned, *_ = events(split(tmp_path, story, "--dry-run", "--jsonl").stdout)
+    assert (first[0]["is_measured"], planned["is_measured"]) == (False, True)
+    done = [line["stats"] for line in first if line["event"] == "part_done"]
+    written = [each["thinking_tokens"] + each["answer_tokens"] for each in done]
+    took = sum(each["decode_s"] for each in done)
+    assert planned["decode_rate"] == pytest.approx(sum(written) / took, rel=0.3)
+    assert planned["seconds"] < first[0]["seconds"]
+    assert "(as measured here before: " in split(tmp_path, story, "--dry-run").stdout
 
 
 def test_without_it_a_long_prompt_stays_too_long_and_is_told_of_it(cache: Path, tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
             find_model(str(missing), QWQ, tmp_path)
 
 
+def test_a_name_that_no_file_can_have_is_an_error_about_the_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="x: File name too long"):
+        find_model("x" * 300, QWQ, tmp_path)
+
+
 def test_the_miniature_is_converted_once_for_each_type(tmp_path: Path) -> None:
     first = find_model("miniature", QWQ, tmp_path)
     assert read_header(first).text("general.name") == "QwQ miniature"

@@ -50,7 +50,10 @@ class Moment:
 
 
 class WatchedEngine(QueuedEngine):
-    """A queue of pieces or tokens that notes what was shown whenever it is sampled."""
+    """A queue of pieces or tokens that notes what was shown whenever it is sampled.
+
+    Penalties look back at what is cached after the prompt then, and at nothing else.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class WatchedEngine(QueuedEngine):
 
     def sample(self, grammar: Grammar | None = None) -> int:
         """The next of the queue."""
+        assert self.remembered == self.tokens[len(PROMPT) :]
         moment = Moment(thinking(self.shown), answer(self.shown), tuple(self._queue))
         self.moments[len(self.tokens) - len(PROMPT)] = moment
         self.latest = token = super().sample(grammar)

@@ -16,7 +16,7 @@ from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
 from qwq_local.errors import ModelFileError
 from tests.checkpoints import CheckpointSpec, edit_json, write_checkpoint
-from tests.command import Ran, qwq
+from tests.command import ROOT, Ran, qwq
 
 SPEC = CheckpointSpec(hidden_size=256, intermediate_size=256)
 
@@ -98,6 +98,15 @@ def test_a_file_that_is_cut_is_one_line_and_status_1(
     assert "is cut short" in refused(verify(file))
     file.write_bytes(whole[:100])
     assert "damaged GGUF header" in refused(verify(file))
+
+
+def test_a_model_goes_by_its_name_too(verify: Callable[..., Ran]) -> None:
+    ran = verify("miniature", ROOT / "miniature" / "checkpoint")
+    assert ran.status == 0, ran.stderr
+    assert "-Q8_0.gguf: sound. 99 tensors" in ran.stdout
+    ran = verify("nothing-of-that-name")
+    assert ran.status == 3
+    assert "`qwq models` lists what is here" in ran.stderr
 
 
 def test_what_is_not_there_is_wrong_usage(verify: Callable[..., Ran], file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from qwq_convert.reading.shard import Shard, SourceTensor
@@ -21,6 +20,7 @@ from qwq_local.errors import ConvertError
 
 INDEX = "model.safetensors.index.json"
 MAX_DOCUMENT_BYTES = 256 * 1024**2
+MAX_FILE_NAME_BYTES = 255
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,9 +65,7 @@ class CheckpointFolder:
     def __enter__(self) -> CheckpointFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open_files.close()
 
     @property
@@ -92,9 +90,7 @@ class CheckpointFolder:
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from byte `start` of it."""
-        if start < 0 or start + n_bytes > tensor.n_bytes:
-            raise ValueError(f"{n_bytes} bytes at {start} of {tensor.name}, which has {tensor.n_bytes}")
-        return self._shards[tensor.shard].read(tensor.offset + start, n_bytes)
+        return self._shards[tensor.shard].read(tensor.place(start, n_bytes), n_bytes)
 
     def _open_shards(self) -> tuple[dict[str, Shard], dict[str, SourceTensor]]:
         index = self._read_index()
@@ -160,7 +156,8 @@ def optional_document(checkpoint: Checkpoint, name: str) -> Fields:
 def _bare_name(index: Fields, tensor: str) -> str:
     name = index.optional_text(tensor) or ""
     # A name only, never a path: an index must not reach outside its folder.
-    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0:"):
+    is_path = name in ("", ".", "..") or any(sign in name for sign in "/\\\0:")
+    if is_path or len(name.encode()) > MAX_FILE_NAME_BYTES:
         index.fail(f"{shown(tensor)} points to {shown(name)}, which is no file name. Download it again.")
     return name
 

@@ -37,7 +37,6 @@ libggml.ggml_quantize_chunk.argtypes = [
     _pointer,
 ]
 libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-
 libggml.ggml_quantize_requires_imatrix.argtypes = [_type]
 libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
 
@@ -117,10 +116,6 @@ def quantize(rows: Rows, n_per_row: int, kind: QuantType, importance: Rows | Non
     if written != n_bytes:
         raise ValueError(f"libggml wrote {written} bytes of {kind.name}, expected {n_bytes}")
     return quantized
-
-
-def _is_row(values: Rows, n_values: int) -> bool:
-    return values.dtype == np.float32 and values.shape == (n_values,) and values.flags.c_contiguous
 
 
 def is_valid(quantized: Bytes, kind: QuantType) -> bool:

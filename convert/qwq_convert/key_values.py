@@ -34,12 +34,19 @@ KINDS = {
 }
 
 
+INTEGERS = (
+    *(GGUFValueType.UINT8, GGUFValueType.UINT16, GGUFValueType.UINT32, GGUFValueType.UINT64),
+    *(GGUFValueType.INT8, GGUFValueType.INT16, GGUFValueType.INT32, GGUFValueType.INT64),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A key-value to set, whatever the source says."""
+    """A key-value to set, whatever the source says; `text` is what was given where no type was."""
 
     key: str
     value: GGUFValue
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +68,27 @@ def parse_override(text: str) -> Override:
     if key.startswith(FIXED_KEYS):
         raise ConvertError(f"--override-key {key}: the file's layout hangs on it, it cannot be overridden.")
     kind, colon, value = rest.partition(":")
-    if not colon or kind not in KINDS:
+    is_guessed = not colon or kind not in KINDS
+    if is_guessed:
         kind, value = _guess(rest), rest
-    return Override(key, GGUFValue(_parse(key, kind, value), KINDS[kind]))
+    return Override(key, GGUFValue(_parse(key, kind, value), KINDS[kind]), rest if is_guessed else None)
 
 
 def apply_override(key_values: KeyValues, override: Override) -> None:
-    """Set a key anew; it moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize."""
-    old = key_values.get(override.key)
+    """Set a key anew; it moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize.
+
+    ConvertError where the model has a value of another kind under it: no program would load such a file.
+    """
+    old, new = key_values.get(override.key), override.value
     if old is not None and old.type == GGUFValueType.ARRAY:
         raise ConvertError(f"--override-key {override.key}: is a list, which cannot be overridden.")
-    set_last(key_values, override.key, override.value)
+    if old is not None and (kind := _kind(old)) != _kind(new):
+        if override.text is None:
+            raise ConvertError(
+                f"--override-key {override.key}: the model's own value is of type {kind}, not {_kind(new)}."
+            )
+        new = GGUFValue(_parse(override.key, kind, override.text), KINDS[kind])
+    set_last(key_values, override.key, new)
 
 
 def set_last(key_values: KeyValues, key: str, value: GGUFValue) -> None:
@@ -151,6 +168,13 @@ def _positions(key_values: KeyValues, key: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
+def _kind(value: GGUFValue) -> str:
+    """The kind of a value, as `KEY=TYPE:VALUE` calls it."""
+    if value.type in INTEGERS:
+        return "int"
+    return {GGUFValueType.BOOL: "bool", GGUFValueType.STRING: "str"}.get(value.type, "float")
+
+
 def _guess(text: str) -> str:
     if text in ("true", "false"):
         return "bool"
@@ -185,4 +209,4 @@ def _parse(key: str, kind: str, text: str) -> str | int | float | bool:
 
 
 def _cut(text: str) -> str:
-    return text.encode()[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

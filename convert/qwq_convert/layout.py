@@ -52,11 +52,6 @@ class Layout:
     tensors: tuple[PlannedTensor, ...]
     n_bytes: int
 
-    @property
-    def tensor_bytes(self) -> int:
-        """What the tensors take without padding."""
-        return sum(tensor.n_bytes for tensor in self.tensors)
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
@@ -117,9 +112,7 @@ def encode_header(key_values: KeyValues, layout: Layout) -> bytes:
     for tensor in layout.tensors:
         # The package does not know every type of ours, but writes its number all the same.
         kind = cast(GGMLQuantizationType, tensor.kind)
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=kind
-        )
+        writer.add_tensor_info(tensor.name, tensor.shape, _UNUSED, tensor.n_bytes, raw_dtype=kind)
     content = io.BytesIO()
     writer.fout, writer.state = [cast(io.BufferedWriter, content)], WriterState.EMPTY
     writer.write_header_to_file()

@@ -27,7 +27,7 @@ from qwq_convert.reading.gguf_source import GgufSource
 from qwq_convert.reading.model_config import read_config
 from qwq_convert.request import ConvertRequest
 from qwq_convert.tensor_names import NamedTensor, name_tensors
-from qwq_convert.tensor_types import QuantType
+from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
 from qwq_local.errors import ConvertError
 
 Source = Checkpoint | GgufSource
@@ -193,7 +193,7 @@ def _unweighted(
     return tuple(
         tensor.name
         for tensor, kind in zip(tensors, kinds, strict=True)
-        if kind not in (QuantType.F32, QuantType.F16, QuantType.BF16) and tensor.name not in importance
+        if kind not in FLOAT_TYPES and tensor.name not in importance
     )
 
 

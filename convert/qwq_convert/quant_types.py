@@ -203,6 +203,12 @@ def choose_types(
     """The type of each of the tensors, in llama-quantize's order; ConvertError where one cannot have it."""
     if options.patterns and not file_type.quantizes:
         raise ConvertError(f"--tensor-type says nothing with {file_type.name}. Choose a quantized type.")
+    for pattern, kind in options.patterns:
+        if not any(pattern.search(tensor.name) for tensor in tensors):
+            raise ConvertError(
+                f"--tensor-type {pattern.pattern[:60]!r}={kind.name}: no tensor is called so; names are such "
+                f"as {tensors[-1].name}. `--dry-run` without it lists them."
+            )
     chooser = _Chooser(tensors, file_type, figures, options, has_imatrix)
     return [chooser.choose(tensor) for tensor in tensors]
 

@@ -1,21 +1,22 @@
 """Planned tensors in, their finished bytes written, told of chunk by chunk; made by several threads.
 
-Reads a chunk of rows, widens it to 32-bit floats, quantizes, validates and hands it to `write`. A bounded
-number of chunks is under way at any time, so memory does not grow with the model. Knows no file format.
+Reads a chunk of rows, widens it to 32-bit floats, quantizes, validates and hands it to `write`. Knows no file
+format.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from qwq_convert import ggml
+from qwq_convert.in_order import in_order
 from qwq_convert.layout import PlannedTensor
 from qwq_convert.reading.shard import SourceTensor
 from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
@@ -23,7 +24,6 @@ from qwq_local.errors import ConvertError
 
 # Chunks below 64k values cost more in hand-over than in work; 256k keep the floats in the cache.
 CHUNK_ELEMENTS = 2**18
-CHUNKS_PER_THREAD = 4
 # While one thread waits for the disk, another has the core.
 THREADS_THAT_WAIT = 1
 
@@ -80,17 +80,10 @@ def available_threads() -> int:
 
 def quantized(source: TensorReader, jobs: Sequence[Job], threads: int) -> Generator[FinishedRows, None, None]:
     """Make every tensor, in order; ConvertError names the tensor whose values cannot be used."""
-    pool = ThreadPoolExecutor(threads + THREADS_THAT_WAIT, thread_name_prefix="quantize")
-    pending: deque[Future[FinishedRows]] = deque()
-    try:
-        for chunk in _chunks(jobs):
-            pending.append(pool.submit(_finish, source, chunk))
-            if len(pending) >= threads * CHUNKS_PER_THREAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    finish = partial(_finish, source)
+    with closing(in_order(_chunks(jobs), finish, threads + THREADS_THAT_WAIT)) as results:
+        for _, rows in results:
+            yield rows
 
 
 def _chunks(jobs: Sequence[Job]) -> Iterator[_Chunk]:

@@ -52,7 +52,8 @@ class QuantType(IntEnum):
 
 # Values in a block and bytes a block takes. Q2_0 (ggml-common.h, block_q2_0): a 16-bit scale and 64 x 2 bits.
 BLOCKS: dict[QuantType, tuple[int, int]] = {
-    **{QuantType(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()},
+    # A newer package may know more types than these.
+    **{QuantType[k.name]: sizes for k, sizes in GGML_QUANT_SIZES.items() if k.name in QuantType.__members__},
     QuantType.Q2_0: (64, 2 + 64 // 4),
 }
 

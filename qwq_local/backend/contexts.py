@@ -43,9 +43,10 @@ class Contexts:
     def foreseen(self, prompt_tokens: int, loaded_layers: int) -> Plan:
         """The plan that `ready` would fulfil if all the memory can be had. Raises as it does."""
         plan = self._provision.plan(prompt_tokens, loaded_layers)
-        if self._standing is None or self._is_outdated:
+        standing = self._standing
+        if standing is None or self._is_outdated:
             return plan
-        return _within(self._standing, plan) if _serves(self._standing, plan) else self._grown(plan)
+        return _within(standing, plan) if _serves(standing, plan) else self._grown(standing.plan, plan)
 
     def outdate(self, threads: int) -> None:
         """The settings changed: the next context is a new one, with what the old one holds if that fits."""
@@ -107,10 +108,9 @@ class Contexts:
     def _smaller(self, failed: Plan, loaded_layers: int, refused: DoesNotFit) -> Plan:
         """The next smaller plan. Raises what llama.cpp said when there is none."""
         try:
-            smaller = self._provision.plan(failed.wish.prompt_tokens, loaded_layers)
+            return self._provision.plan(failed.wish.prompt_tokens, loaded_layers)
         except DoesNotFit as none_left:
             raise DoesNotFit(f"{refused} {none_left}") from None
-        return smaller
 
     def _bring_back(self, standing: Standing, saved: SequenceState | None) -> Generator[Notice, None, None]:
         context = LlamaContext(self._model, standing.context.settings, self._abort)
@@ -128,11 +128,8 @@ class Contexts:
             return None
         return self._standing.context.saved_state()
 
-    def _grown(self, plan: Plan) -> Plan:
+    def _grown(self, before: Plan, plan: Plan) -> Plan:
         """The plan with twice the context that there is, to grow into, where that is free of sacrifice."""
-        if self._standing is None:
-            return plan
-        before = self._standing.plan
         window = self._provision.window.tokens(plan.rope.factor)
         n_ctx = min(2 * before.n_ctx, window)
         if before.rope != plan.rope or plan.n_ctx >= n_ctx or plan.wish.n_ctx is not None:

@@ -31,6 +31,7 @@ from qwq_local.events import Event, Notice, Planned, Prompted
 from qwq_local.models.identity import header_sha256
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.plan import Plan
+from qwq_local.planning.rates import Rates
 from qwq_local.planning.words import shortage_line
 from qwq_local.profiles.keys import Profile
 
@@ -112,6 +113,12 @@ class LocalBackend:
         plan = self.weights.foreseen(asked.planned_tokens)
         return self._planned(asked, plan, self._seed(question))
 
+    def measured_rates(self, planned: Planned) -> Rates | None:
+        """How fast turns like the planned one were on this machine; None when none was measured."""
+        if self._once is None or self.provision.machine.is_described:
+            return None
+        return self._once.measured.of(planned, self._threads)
+
     def count_tokens(self, text: str) -> int:
         """The tokens of plain text."""
         return len(encode_plain(text, self.weights.vocabulary))
@@ -174,7 +181,8 @@ class LocalBackend:
             self._once.forget()
         if question.schema is not None and question.opening is not None:
             raise UsageError("a reply under a JSON schema cannot be gone on with: ask again.")
-        yield from self.weights.load(lambda: self._asked(question).planned_tokens)
+        n_characters = sum(len(message.content) for message in question.messages)
+        yield from self.weights.load(lambda: self._asked(question).planned_tokens, n_characters)
         self._grammar(question.schema)
         asked = self._asked(question)
         yield from self._new_notices(asked.prompt.notices)
@@ -182,7 +190,8 @@ class LocalBackend:
         plan, n_ctx = standing.plan, standing.context.settings.n_ctx
         yield from self._new_notices(filter(None, [shortage_line(plan)]))
         seed = self._seed(question)
-        yield replace(self._planned(asked, plan, seed), n_ctx=n_ctx)
+        planned = replace(self._planned(asked, plan, seed), n_ctx=n_ctx)
+        yield planned
         if len(asked.tokens) >= n_ctx:
             raise PromptTooLong(
                 f"what there is of this turn has {len(asked.tokens):,} tokens, the context {n_ctx:,}. "
@@ -191,7 +200,10 @@ class LocalBackend:
         if question.wants_tokens:
             yield Prompted(asked.prompt.tokens)
         settings = self._turn_settings(plan, seed, question)
-        yield from self._turn(standing, settings, asked)
+        events = self._turn(standing, settings, asked)
+        if self._once is not None:
+            events = self._once.measured.noted(events, planned, self._threads)
+        yield from events
 
     def _asked(self, question: Question) -> _Asked:
         """The question as tokens of this model; an opening brings its own, unless it was lost before that."""
@@ -271,6 +283,7 @@ class LocalBackend:
             loop_guard=self._profile.loop_guard,
             grammar=self._grammar(question.schema),
             wants_tokens=question.wants_tokens,
+            halt=question.halt,
         )
 
     def _seed(self, question: Question) -> int:

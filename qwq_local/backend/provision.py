@@ -47,7 +47,6 @@ class Provision:
         self._profile = profile
         self._machine = machine
         self._is_roomy = is_roomy
-        self._formula = described_compute
         self._dry_run: DryRun | None = None
 
     @property
@@ -112,7 +111,7 @@ class Provision:
                 self._dry_run = DryRun(self.sizes.shape, tensor_kinds(self.header))
             if (asked := self._dry_run.compute_bytes(layout)) is not None:
                 return asked
-        return self._formula(self.sizes, self.machine)(layout)
+        return described_compute(self.sizes, self.machine)(layout)
 
 
 def request_for(

@@ -76,11 +76,16 @@ class Weights:
         assert self._loaded is not None
         return self._loaded.model
 
-    def load(self, prompt_tokens: Callable[[], int]) -> Iterator[Event]:
-        """Load what is not; how many layers a GPU gets hangs on the prompt. Raises Aborted, DoesNotFit."""
+    def load(self, prompt_tokens: Callable[[], int], n_characters: int) -> Iterator[Event]:
+        """Load what is not; how many layers a GPU gets hangs on the prompt.
+
+        A prompt of so many characters is measured first where it might be too long: that is known long before
+        the weights are there. Raises Aborted, DoesNotFit, PromptTooLong.
+        """
         if self._loaded is None:
-            n_tokens = prompt_tokens() if self._provision.machine.gpus else 0
-            yield from self._load(self._provision.plan(n_tokens))
+            limit = self._profile.n_ctx or self._provision.window.largest
+            must_measure = self._provision.machine.gpus or n_characters > limit
+            yield from self._load(self._provision.plan(prompt_tokens() if must_measure else 0))
 
     def ready(self, prompt_tokens: int) -> Generator[Event, None, Standing]:
         """A context for the prompt; when it takes fewer layers on the GPU the weights are loaded again."""

@@ -9,15 +9,25 @@ import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePath
+from unicodedata import east_asian_width
 
 from qwq_local.backend.question import Question
 from qwq_local.chat.events import ChatEvent, Said
-from qwq_local.chat.files import Found, FoundFile, find_files, is_file, resolved, split_arguments
+from qwq_local.chat.files import (
+    MAX_BYTES,
+    Found,
+    FoundFile,
+    find_files,
+    is_file,
+    is_larger,
+    resolved,
+    split_arguments,
+)
 from qwq_local.chat.session import Attached, Session
 from qwq_local.chat.weighing import next_question, price_lines
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.errors import UsageError
-from qwq_local.reading import MAX_TEXT_BYTES, read_text
+from qwq_local.reading import read_text
 
 MAX_FILES = 100
 _MAX_MENTIONS = 2000  # of which most are no files: a pasted source has many @
@@ -84,7 +94,7 @@ def _attach(session: Session, words: Sequence[str]) -> Iterator[ChatEvent]:
 def _take(session: Session, found: Found, problems: list[str], notes: list[str]) -> list[str]:
     """The names of the files that were attached; problems and notes tell of the others."""
     added = []
-    room = MAX_TEXT_BYTES - sum(len(waiting.attachment.text) for waiting in session.attached.values())
+    room = MAX_BYTES - sum(len(waiting.attachment.text) for waiting in session.attached.values())
     for file in found.files:
         if len(session.attached) >= MAX_FILES and file.name not in session.attached:
             problems.append(
@@ -99,7 +109,7 @@ def _take(session: Session, found: Found, problems: list[str], notes: list[str])
         room -= len(attachment.text)
         if room < 0:
             problems.append(
-                f"{file.name} is left out: with it the files have more than {MAX_TEXT_BYTES >> 20} MiB."
+                f"{file.name} is left out: with it the files have more than {MAX_BYTES >> 20} MiB."
             )
             break
         tokens = session.answering.backend.count_tokens(fence(attachment))
@@ -109,7 +119,12 @@ def _take(session: Session, found: Found, problems: list[str], notes: list[str])
 
 
 def _read(file: FoundFile) -> Attachment:
-    return Attachment(file.name, read_text(file.path, name=file.name))
+    if is_larger(file.path, MAX_BYTES):
+        raise UsageError(
+            f"{file.name} is larger than {MAX_BYTES >> 20} MiB: no context holds it. "
+            "qwq ask --split reads such a file in parts."
+        )
+    return Attachment(file.name, read_text(file.path, MAX_BYTES, name=file.name))
 
 
 def _tokens_lines(session: Session, names: Sequence[str]) -> Iterator[str]:
@@ -123,12 +138,17 @@ def _tokens_lines(session: Session, names: Sequence[str]) -> Iterator[str]:
 def _aligned(counts: Sequence[tuple[str, int]]) -> Iterator[str]:
     """A line for each of the first files, one for the rest."""
     shown, rest = counts[:_SHOWN_FILES], counts[_SHOWN_FILES:]
-    width = max(len(name) for name, _ in shown)
+    width = max(_cells(name) for name, _ in shown)
     figures = max(len(f"{tokens:,}") for _, tokens in shown)
     for name, tokens in shown:
-        yield f"{name:<{width}}  {tokens:>{figures},} tokens"
+        yield f"{name}{' ' * (width - _cells(name))}  {tokens:>{figures},} tokens"
     if rest:
         yield f"and {len(rest)} more files, {sum(tokens for _, tokens in rest):,} tokens"
+
+
+def _cells(name: str) -> int:
+    """How wide a terminal shows a name, nearly."""
+    return len(name) + sum(east_asian_width(character) in "WF" for character in name)
 
 
 def mentioned_lines(session: Session, named: Sequence[Attachment], question: Question) -> Iterator[str]:
@@ -151,15 +171,18 @@ def _dropped(session: Session, names: Sequence[str]) -> Said:
     for name in names:
         found = [known for known in session.attached if _is_called(known, name)]
         if not found:
-            named = list(session.attached)[:_NAMED_FILES]
-            rest = len(session.attached) - len(named)
-            more = f" and {rest} more" if rest else ""
-            raise UsageError(f"no file {name} waits; there are {', '.join(named)}{more}.")
+            raise UsageError(f"no file {name} waits; there are {_named_files(list(session.attached))}.")
         gone += found
     for known in dict.fromkeys(gone):
         del session.attached[known]
     left = tuple(_waiting(session)) or ("no file waits any more.",)
-    return Said((f"taken back: {', '.join(dict.fromkeys(gone))}", *left))
+    return Said((f"taken back: {_named_files(list(dict.fromkeys(gone)))}", *left))
+
+
+def _named_files(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    rest = len(names) - _NAMED_FILES
+    return ", ".join(names[:_NAMED_FILES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _is_called(known: str, name: str) -> bool:

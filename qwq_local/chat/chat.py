@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -34,14 +34,15 @@ class Chat:
         # Listing the models reads many headers, and completion asks with every key.
         self._session = Session.of(replace(opened, model_names=_remembered(opened.model_names)))
         self._told: Changed | None = None
+        self._doing: Generator[ChatEvent] | None = None
 
     def start(self) -> Iterator[ChatEvent]:
         """What is to be shown before the first line: a resumed conversation, notices, an offer to go on."""
-        yield from self._guarded(self._started())
+        return self._done_guarded(self._started())
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
         """Do what the person entered: ask the model, or a /command. Errors come out as Said."""
-        yield from self._guarded(self._done(line))
+        return self._done_guarded(self._done(line))
 
     def stop(self) -> None:
         """End the running turn; what came stays."""
@@ -68,8 +69,12 @@ class Chat:
         return completions(self._session.setup, self._session.archive, before_cursor)
 
     def close(self) -> None:
-        """Free the model. What was said is written already; the archive is its opener's."""
-        self._session.close()
+        """Write the turn whose events were not all taken, and free the model; the archive is its opener's."""
+        try:
+            if self._doing is not None:
+                self._doing.close()
+        finally:
+            self._session.close()
 
     def _started(self) -> Iterator[ChatEvent]:
         session = self._session
@@ -88,16 +93,19 @@ class Chat:
             )
         offers = [turn for turn in lost.values() if turn.conversation != session.conversation.id]
         if offers:
+            if len(offers) == 1 and session.conversation.id is None:
+                session.offered = offers[0].conversation
             yield Said(tuple(self._offer(turn) for turn in offers[:_OFFERED]))
         for line in setup.entered:
             yield from self._done(line)
 
     def _offer(self, turn: TurnRecord) -> str:
         record = self._session.archive.conversation(turn.conversation)
-        return (
-            f"thought {turn.number} of {called(record)!r} was cut off when its process ended: "
-            f"/resume {record.id}, then /continue goes on."
+        resume = f"/resume {record.id}"
+        goes_on = (
+            f"/continue goes on, {resume} opens it" if self._session.offered else f"{resume}, then /continue"
         )
+        return f"thought {turn.number} of {called(record)!r} was cut off when its process ended: {goes_on}."
 
     def _done(self, line: str) -> Iterator[ChatEvent]:
         _check_unicode(line)
@@ -115,7 +123,11 @@ class Chat:
         elif session.attached:
             yield Said(("the attached files wait for a question.",))
 
-    def _guarded(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+    def _done_guarded(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+        self._doing = self._guarded(events)
+        return self._doing
+
+    def _guarded(self, events: Iterator[ChatEvent]) -> Generator[ChatEvent]:
         """The events, an error as a line, and at their end what the status line shows, if that changed."""
         is_turn = False
         try:

@@ -6,19 +6,18 @@ space before the slash.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qwq_local.chat import attaching, conversing, recalling, saving, setting, weighing
-from qwq_local.chat.events import ChatEvent, Leave, Said
+from qwq_local.chat.events import COMMAND, ChatEvent, Leave, Said
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
 from qwq_local.profiles.keys import nearest
 
 Handler = Callable[[Session, str], Iterator[ChatEvent]]
-_COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:\s+(.*))?\s*", re.DOTALL)
 _USAGE_WIDTH = 31
+_KEY_WIDTH = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Command:
 
 def parse(line: str) -> tuple[str, str] | None:
     """The name of a command and what follows it; None for a line that is no command."""
-    match = _COMMAND.fullmatch(line)
+    match = COMMAND.fullmatch(line)
     return (match[1].lower(), match[2] or "") if match is not None else None
 
 
@@ -53,8 +52,7 @@ def find_command(name: str) -> Command:
         if name == command.name or name in command.aliases:
             return command
     names = [each for command in COMMANDS for each in (command.name, *command.aliases)]
-    starting = [each for each in names if each.startswith(name)]
-    near = starting[0] if starting else nearest(name, names, 0.5)
+    near = nearest(name, names, 0.5)
     hint = f"Did you mean /{near}?" if near else "/help lists the commands."
     raise UsageError(
         f"there is no command /{name[:40]}. {hint} A question that begins with / takes a space first."
@@ -62,14 +60,18 @@ def find_command(name: str) -> Command:
 
 
 def help_command(_session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """All commands, or one of them in detail."""
+    """All commands, one of them in detail, or the keys."""
+    if arguments.strip().removeprefix("/").lower() == "keys":
+        yield Said(tuple(f"{key:<{_KEY_WIDTH}}  {does}" for key, does in KEYS))
+        return
     if arguments.strip():
         command = find_command(arguments.strip().removeprefix("/").lower())
         also = (f"also: {', '.join('/' + alias for alias in command.aliases)}",) if command.aliases else ()
         yield Said((command.usage, f"  {command.help}", *(f"  {line}" for line in (*command.details, *also))))
         return
     lines = [f"{command.usage:<{_USAGE_WIDTH}}  {command.help}" for command in COMMANDS]
-    yield Said((*lines, f"{'@PATH in a question':<{_USAGE_WIDTH}}  attach a file where it is named"))
+    more = {"@PATH in a question": "attach a file where it is named", "/help keys": "the keys of a terminal"}
+    yield Said((*lines, *(f"{what:<{_USAGE_WIDTH}}  {does}" for what, does in more.items())))
 
 
 def exit_command(_session: Session, _arguments: str) -> Iterator[ChatEvent]:
@@ -80,6 +82,24 @@ def exit_command(_session: Session, _arguments: str) -> Iterator[ChatEvent]:
 _SETTINGS_FOR_ONE_TURN = (
     "Settings are for this turn alone: /regen temperature=0.3. Without --seed another seed is drawn.",
     "What was answered before stays in the history.",
+)
+
+# What the keys of terminal/repl do, which knows no commands; docs/chat.md says more.
+KEYS = (
+    ("Ctrl-T", "while it thinks: fold, unfold; else open the last thought"),
+    ("Ctrl-G", "answer now: end the thinking"),
+    ("Ctrl-S", "steer: put a sentence of yours into the thinking"),
+    ("Ctrl-C", "stop, or clear the line; on an empty one twice: leave"),
+    ("Ctrl-D", "leave, on an empty line"),
+    ("Enter", "send; while it works your line waits its turn"),
+    ("Alt-Enter, Ctrl-J", "a new line"),
+    ('"""', "begin and end a text of many lines"),
+    ("Up", "take back the line that waits; else earlier lines"),
+    ("Ctrl-R", "search earlier lines"),
+    ("Ctrl-X Ctrl-E", "write the line in your editor"),
+    ("Tab", "complete a command, file, key or name"),
+    ("Right, Ctrl-E", "take what is suggested behind the cursor"),
+    ("Ctrl-L, Ctrl-Z", "draw anew; to the shell, fg comes back"),
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -178,6 +198,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("resume", "[NAME|ID]", "go on with an earlier conversation", conversing.resume_command),
     Command("fork", "[N]", "go on in a copy that ends with thought N", conversing.fork_command),
     Command("history", "[WORDS]", "list or search all conversations", recalling.history_command),
-    Command("help", "[COMMAND]", "this list, or more about one", help_command),
+    Command(
+        "help",
+        "[COMMAND|keys]",
+        "this list, or more about one",
+        help_command,
+        ("/help keys lists the keys.",),
+    ),
     Command("exit", "", "leave", exit_command, aliases=("quit", "bye")),
 )

@@ -153,7 +153,8 @@ def _of_copy(_: _Around, rest: str) -> Iterator[Completion]:
 
 
 def _of_help(_: _Around, rest: str) -> Iterator[Completion]:
-    yield from _words(((command.name, command.help) for command in COMMANDS), rest)
+    known = [(command.name, command.help) for command in COMMANDS]
+    yield from _words([*known, ("keys", "the keys of a terminal")], rest)
 
 
 def _of_model(around: _Around, rest: str) -> Iterator[Completion]:

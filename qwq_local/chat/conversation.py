@@ -13,6 +13,7 @@ from pathlib import Path
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import ConversationRecord, TurnRecord
+from qwq_local.history.wording import title_of
 
 _NAME_CHARS = 48
 
@@ -47,7 +48,7 @@ class Conversation:
     def name(self) -> str:
         """What it is called: the person's name for it, else its first question."""
         record = self.record
-        return called(record) if record is not None else self._wanted_name
+        return called(record) if record is not None and (record.name or self.turns) else self._wanted_name
 
     @property
     def sent(self) -> tuple[TurnRecord, ...]:
@@ -82,12 +83,20 @@ class Conversation:
         """Go on in another archive, with copies of the turns under new ids. Raises HistoryError."""
         if self.id is not None:
             source = ConversationRecord(self.id, "", 0.0, 0.0, model, profile, system, len(self.turns), "")
-            copy = archive.adopt(source, self.turns)
-            turns = tuple(archive.path(copy))
-            pairs = zip(self.turns, turns, strict=True)
-            self.dropped = frozenset(new.id for old, new in pairs if old.id in self.dropped)
-            self.id, self.turns = copy, turns
+            self._hold(archive, archive.adopt(source, self.turns))
         self._archive = archive
+
+    def part(self) -> int | None:
+        """Go on in a copy when another chat has gone on with the conversation; the one before, else None.
+
+        What was said in either would else be missing from the other's path. Raises HistoryError.
+        """
+        if self.id is None or self._archive.head(self.id) in (None, self.last.id if self.last else None):
+            return None
+        before, source = self.id, self._archive.conversation(self.id)
+        turns = [self._archive.turn(turn.id) for turn in self.turns]
+        self._hold(self._archive, self._archive.adopt(source, turns))
+        return before
 
     def take(self, turn: TurnRecord) -> None:
         """A turn was answered, or answered anew: it follows its parent and is the last."""
@@ -95,6 +104,14 @@ class Conversation:
         upto = parents.index(turn.parent) + 1 if turn.parent in parents else 0
         before = (replace(known, prompt=(), generated=()) for known in self.turns[:upto])
         self.turns = (*before, turn)
+
+    def _hold(self, archive: Archive, copy: int) -> None:
+        """Go on with a copy; what was dropped stays so."""
+        turns = tuple(archive.path(copy))
+        pairs = list(zip(self.turns, turns, strict=True))
+        self.dropped = frozenset(new.id for old, new in pairs if old.id in self.dropped)
+        self._told_left_out |= {new.id for old, new in pairs if old.id in self._told_left_out}
+        self.id, self.turns = copy, turns
 
     def back_to(self, turn: TurnRecord | None) -> None:
         """Stand at an earlier turn, or before the first. Raises HistoryError."""
@@ -133,5 +150,5 @@ def history_messages(system: str, turns: Sequence[TurnRecord]) -> list[Message]:
 
 def called(record: ConversationRecord) -> str:
     """What a conversation is called in a line: its name, else the beginning of its first question."""
-    name = record.name or record.first_question
+    name = title_of(record)
     return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1].rstrip() + "…"

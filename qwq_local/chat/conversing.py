@@ -17,7 +17,7 @@ from qwq_local.chat.session import Session, fences, thoughts
 from qwq_local.chat.setting import seeded, take_over
 from qwq_local.chat.turns import Asked, ask, go_on
 from qwq_local.dialogue.conversation import Attachment
-from qwq_local.errors import UsageError
+from qwq_local.errors import HistoryError, UsageError
 from qwq_local.events import FinishReason
 from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
 from qwq_local.history.wording import minute_of
@@ -29,6 +29,7 @@ _RECALLED = 3
 
 def new_question(session: Session, question: str) -> Iterator[ChatEvent]:
     """Ask what the person typed, with the files that wait and those it names."""
+    yield from _parted(session)
     attachments = {attachment.name: attachment for attachment in session.attachments}
     named = mentioned(session, question)
     attachments |= {attachment.name: attachment for attachment in named}
@@ -58,6 +59,21 @@ def edited_question(session: Session, turn: TurnRecord, question: str) -> Iterat
     yield from _asked(session, asked, added)
 
 
+def _parted(session: Session) -> Iterator[ChatEvent]:
+    """Say that another chat has gone on with the conversation, and go on beside it."""
+    try:
+        other = session.conversation.part()
+    except HistoryError:  # what cannot be copied cannot be written either, and the turn itself says why
+        return
+    if other is not None:
+        yield Said(
+            (
+                f"conversation {other} was gone on with elsewhere: this goes on beside it, as conversation "
+                f"{session.conversation.id}.",
+            )
+        )
+
+
 def _asked(session: Session, asked: Asked, named: Sequence[Attachment]) -> Iterator[ChatEvent]:
     """Ask, and before it is sent say what the files cost that the question names."""
     yield from ask(session, asked, lambda question: mentioned_lines(session, named, question))
@@ -65,6 +81,12 @@ def _asked(session: Session, asked: Asked, named: Sequence[Attachment]) -> Itera
 
 def continue_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     """Go on with the last answer or thought, which was stopped, cut or lost."""
+    if session.conversation.id is None:
+        if session.offered is None:
+            raise UsageError("nothing was asked in this conversation yet: /resume lists the ones before.")
+        yield from resumed(session, session.archive.conversation(session.offered), goes_on=True)
+        session.offered = None
+    yield from _parted(session)
     turn = session.archive.turn(_last(session).id)
     if turn.state is TurnState.RUNNING:
         raise UsageError(f"thought {turn.number} is being answered by another process.")
@@ -94,6 +116,7 @@ def _is_same(origin: Origin, identity: str, model: str) -> bool:
 
 def regen_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Ask the last question again, with another seed or settings for this turn alone."""
+    yield from _parted(session)
     turn = _last(session)
     seed, words = seeded(split_arguments(arguments))
     yield from _again(session, turn, seed, settings_of(words))
@@ -101,6 +124,7 @@ def regen_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
 
 def retry_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Go back to before a turn and ask its question again."""
+    yield from _parted(session)
     number, _, rest = arguments.strip().partition(" ")
     turn = _numbered(session, number, "/retry-from")
     seed, words = seeded(split_arguments(rest))
@@ -128,6 +152,7 @@ def _again(
 
 def undo_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     """Take the last turn back."""
+    yield from _parted(session)
     turn = _last(session)
     before = _before(session, turn)
     session.conversation.back_to(before[-1] if before else None)
@@ -140,6 +165,7 @@ def undo_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
 
 def edit_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Give the last question out to be edited; what comes back takes its place, or a text given here."""
+    yield from _parted(session)
     if arguments.strip():
         yield from edited_question(session, _last(session), arguments.strip())
         return
@@ -161,6 +187,7 @@ def clear_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     before = session.conversation.record
     session.conversation.clear()
     session.attached.clear()
+    session.offered = None
     kept = f" /resume {before.id} comes back to {called(before)!r}." if before is not None else ""
     yield Said((f"a new conversation begins with the next question.{kept}",))
 
@@ -185,8 +212,13 @@ def resume_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     yield from resumed(session, session.archive.find(arguments.strip()))
 
 
-def resumed(session: Session, record: ConversationRecord, *, takes_over: bool = True) -> Iterator[ChatEvent]:
-    """Hold a conversation of the archive, and show its last turns; it `takes_over` its own system prompt."""
+def resumed(
+    session: Session, record: ConversationRecord, *, takes_over: bool = True, goes_on: bool = False
+) -> Iterator[ChatEvent]:
+    """Hold a conversation of the archive, and show its last turns; it `takes_over` its own system prompt.
+
+    Unless its last turn `goes_on` by itself, what would let it is said.
+    """
     session.conversation.open(record.id)
     for turn in session.conversation.turns[-_RECALLED:]:
         yield recalled(turn)
@@ -194,7 +226,7 @@ def resumed(session: Session, record: ConversationRecord, *, takes_over: bool = 
     if takes_over:
         lines += take_over(session, record)
     last = session.conversation.last
-    if last is not None and last.can_go_on:
+    if last is not None and last.can_go_on and not goes_on:
         lines.append(f"{thoughts([last])} did not come to its end: /continue goes on.")
     yield Said(tuple(lines))
 

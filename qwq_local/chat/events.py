@@ -6,12 +6,16 @@ is to be shown, never how. Knows no terminal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from qwq_local.events import Event
+
+COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:\s+(.*))?\s*", re.DOTALL)
+"""A whole line that is a command: its name, and what follows it. A path such as /etc/hosts is none."""
 
 
 class ThinkView(StrEnum):

@@ -15,7 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qwq_local.errors import UsageError
-from qwq_local.reading import MAX_TEXT_BYTES
+
+MAX_BYTES = 8 << 20
+"""Of all files together: far more than the largest window holds, and counted in a second or two."""
 
 MAX_LOOKED_AT = 20_000
 _MAX_DEPTH = 40
@@ -207,11 +209,19 @@ def _past_stars(reached: list[bool], patterns: Sequence[str]) -> list[bool]:
     return reached
 
 
+def is_larger(path: Path, n_bytes: int) -> bool:
+    """Whether a file has more bytes; one that cannot be looked at is for its reader to refuse."""
+    try:
+        return path.stat().st_size > n_bytes
+    except OSError:
+        return False
+
+
 def _why_not(path: Path) -> str:
     """Why a file that nobody named alone is not attached; empty when it may be."""
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            return f"larger than {MAX_TEXT_BYTES >> 20} MiB"
+        if path.stat().st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES >> 20} MiB"
         with path.open("rb") as file:
             return "not text" if b"\0" in file.read(_SNIFFED_BYTES) else ""
     except OSError as error:

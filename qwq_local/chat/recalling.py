@@ -11,7 +11,7 @@ from qwq_local.chat.events import ChatEvent, Copy, Page, Said, ThinkView, ViewCh
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
 from qwq_local.history.records import Hit, Part, TurnRecord
-from qwq_local.history.wording import thought_line
+from qwq_local.history.wording import NOT_STANDING, thought_line
 
 _MAX_HITS = 30
 
@@ -70,11 +70,16 @@ def history_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
 
 def _hit_lines(session: Session, hits: list[Hit]) -> Iterator[str]:
     """A line for each hit: where it is, and the text around it."""
+    found = {hit.conversation.id for hit in hits}
+    standing = frozenset[int]().union(*map(session.archive.standing, found))
     for hit in hits[:_MAX_HITS]:
         here = hit.conversation.id == session.conversation.id
         where = "this one" if here else f"{hit.conversation.id} {called(hit.conversation)}"
         part = "thought" if hit.part is Part.THINKING else hit.part
-        yield f"{where} · {part} {hit.number}: {hit.excerpt}"
+        gone = "" if hit.turn in standing else f" ({NOT_STANDING})"
+        yield f"{where} · {part} {hit.number}{gone}: {hit.excerpt}"
+    if any(hit.turn not in standing for hit in hits[:_MAX_HITS]):
+        yield f"`qwq history show ID --all` prints what was {NOT_STANDING}, too."
     if len(hits) > _MAX_HITS:
         yield f"and more; the first {_MAX_HITS} are shown. More words narrow it down."
     elif any(hit.conversation.id != session.conversation.id for hit in hits):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
 from qwq_local.chat.session import Session
+from qwq_local.dialogue.control import Halt
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -17,7 +19,7 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import TurnRecord
+from qwq_local.history.records import Continuation, Origin, TurnRecord
 
 
 class Recording:
@@ -26,12 +28,15 @@ class Recording:
     `has_grown` once text came, `closed` and `reason` say how thinking and turn ended, so far as they did.
     """
 
-    def __init__(self, session: Session, begin: Callable[[], TurnRecorder], *, is_new: bool) -> None:
-        """A turn that is not new goes on, and keeps the origin that it has."""
+    def __init__(
+        self, session: Session, begin: Callable[[], TurnRecorder], resumed: TurnRecord | None = None
+    ) -> None:
+        """A turn that is `resumed` keeps the origin that it has; what it goes on with is added."""
         self._session = session
         self._begin = begin
+        self._resumed = resumed
         self._recorder: TurnRecorder | None = None
-        self._needs_origin = is_new
+        self._needs_origin = True
         self.has_grown = False
         self.closed: CloseReason | None = None
         self.reason: FinishReason | None = None
@@ -44,13 +49,13 @@ class Recording:
             if self._recorder is None:
                 self._recorder = self._begin()
             if self._needs_origin:
-                self._recorder.set_origin(answering.origin(event, 0))
+                self._recorder.set_origin(self._origin(event, 0))
         if self._recorder is None:
             return
         if isinstance(event, Prefill) and self._needs_origin and answering.planned is not None:
             # Only the first one tells what was cached before it began.
             self._needs_origin = False
-            self._recorder.set_origin(answering.origin(answering.planned, event.cached))
+            self._recorder.set_origin(self._origin(answering.planned, event.cached))
         self._recorder.feed(event)
         match event:
             case Thinking() | Answer():
@@ -80,3 +85,16 @@ class Recording:
             return None
         conversation.take(turn)
         return turn
+
+    def _origin(self, planned: Planned, cached_tokens: int) -> Origin:
+        """What the turn comes from: what is in force now, or what was and, since it goes on, is now."""
+        now = self._session.answering.origin(planned, cached_tokens)
+        if self._resumed is None or (before := self._resumed.origin) is None:
+            return now
+        if before.is_continued and not before.continuations:
+            # Where it was gone on with the first time is not known; this time alone would mislead.
+            return before
+        generated = self._resumed.generated
+        place = Halt.after(generated)
+        part = Continuation(place.n_tokens, place.digest, now, asdict(planned))
+        return replace(before, is_continued=True, continuations=(*before.continuations, part))

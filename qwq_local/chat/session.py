@@ -27,7 +27,8 @@ class Attached:
 class Session:
     """All that lasts from one line to the next.
 
-    `replacing` is the turn whose question is being edited, `notices` are what is to be said after the turn.
+    `replacing` is the turn whose question is being edited, `notices` are what is to be said after the turn,
+    `offered` is the conversation with a lost turn that /continue takes up before anything is asked.
     """
 
     setup: ChatSetup
@@ -37,6 +38,7 @@ class Session:
     running: Running = field(default_factory=Running)
     attached: dict[str, Attached] = field(default_factory=dict)
     replacing: TurnRecord | None = None
+    offered: int | None = None
     notices: list[str] = field(default_factory=list)
 
     @classmethod
@@ -77,7 +79,7 @@ class Session:
             n_ctx=answering.window,
             used_tokens=used,
             yarn_factor=planned.yarn_factor if planned is not None else 1.0,
-            conversation=self.conversation.name,
+            conversation="not kept" if self.archive.is_private else self.conversation.name,
             attached=len(self.attached),
         )
 

@@ -26,7 +26,7 @@ def set_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
         yield Said(tuple(_what_was_set(session)))
         return
     if key not in RULES:
-        near = next((name for name in RULES if name.startswith(key)), None) or nearest(key, RULES)
+        near = nearest(key, RULES)
         raise ProfileError(f"there is no key {quoted(key[:60])}.{f' Did you mean {near}?' if near else ''}")
     if not value:
         yield Said((_described(session, key), f"allowed: {RULES[key].allowed}"))
@@ -63,7 +63,7 @@ def profile_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
         yield Said((f"profile {answering.chosen.profile or 'none'}", f"there are: {names}"))
         return
     answering.change_profile(name)
-    kept = ", ".join(f"{key} {text[:40]}" for key, text in answering.settings.items())
+    kept = ", ".join(f"{key} {text[:40] or 'none'}" for key, text in answering.settings.items())
     described = answering.profile.description
     yield Said((f"profile {name}: {described}", *([f"still set: {kept}"] if kept else [])))
 

@@ -79,16 +79,10 @@ def go_on(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
     """Go on with a turn from its last token. Raises what `ask` raises."""
     seed = turn.origin.seed if turn.origin is not None else None
     asked = Asked(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
-    question = replace(question_of(session, asked), opening=Opening(turn.prompt, turn.generated))
+    opening = Opening(turn.prompt, turn.generated, turn.steered)
+    question = replace(question_of(session, asked), opening=opening)
     yield Asking(turn.question, turn.number, continued=True, thinking=turn.thinking, answer=turn.answer)
-    yield from _answered(session, question, lambda: _resumed(session, turn))
-
-
-def _resumed(session: Session, turn: TurnRecord) -> TurnRecorder:
-    recorder = session.archive.resume_turn(turn.id)
-    if turn.origin is not None:
-        recorder.set_origin(replace(turn.origin, is_continued=True))
-    return recorder
+    yield from _answered(session, question, lambda: session.archive.resume_turn(turn.id), turn)
 
 
 def _begun(session: Session, asked: Asked) -> TurnRecorder:
@@ -122,11 +116,16 @@ def _written(session: Session, asked: Asked) -> TurnRecorder:
     return recorder
 
 
-def _answered(session: Session, question: Question, begin: Callable[[], TurnRecorder]) -> Iterator[ChatEvent]:
-    """The events of a turn, what can be done about its end, and what keeping its prefill says."""
+def _answered(
+    session: Session, question: Question, begin: Callable[[], TurnRecorder], resumed: TurnRecord | None = None
+) -> Iterator[ChatEvent]:
+    """The events of a turn, what can be done about its end, and what keeping its prefill says.
+
+    A turn that goes on is `resumed` as it stood.
+    """
     answering, running = session.answering, session.running
     backend, before = answering.backend, answering.planned
-    recording = Recording(session, begin, is_new=question.opening is None)
+    recording = Recording(session, begin, resumed)
     turn: TurnRecord | None = None
     failure: QwqError | None = None
     control = running.begin(backend)

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwq_local.cli.options import Seed, Settings, Verbose
+from qwq_local.cli import completing
+from qwq_local.cli.options import Model, Seed, Settings, Task, Verbose
 
 DEFAULT_MODEL = "qwq-32b"
 DEFAULT_PROFILE = "chat"
@@ -21,18 +22,16 @@ Think = Literal["show", "hide"]
 
 def command(
     question: Annotated[
-        str, typer.Argument(help="The question; it comes after files and standard input.")
+        str,
+        typer.Argument(metavar="QUESTION", help="The question; it comes after files and standard input."),
     ] = "",
     files: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="A text file to read first; may be repeated.")
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A text file to read first; may be repeated."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", envvar="QWQ_MODEL", help="A model's name or a GGUF file.")
-    ] = DEFAULT_MODEL,
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
-    ] = DEFAULT_PROFILE,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
+    model: Model = DEFAULT_MODEL,
+    profile: Task = DEFAULT_PROFILE,
     settings: Settings = None,
     seed: Seed = None,
     think: Annotated[
@@ -60,7 +59,10 @@ def command(
     machine: Annotated[
         str | None,
         typer.Option(
-            "--machine", metavar="NAME|FILE.toml", help="With --dry-run: plan for another computer."
+            "--machine",
+            metavar="NAME|FILE.toml",
+            help="With --dry-run: plan for another computer.",
+            autocompletion=completing.machines,
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speed on stderr.")] = False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.prefill_once import PrefillOnce
 from qwq_local.engine.api import AbortFlag
@@ -23,6 +25,12 @@ def meant_model(model: str, places: Directories) -> str:
     return model
 
 
+def model_file(model: str, resolved: ResolvedProfile, places: Directories) -> Path:
+    """The GGUF that a name or path means. Raises ModelNotFound, UsageError for an ambiguous name."""
+    catalog = Catalog(resolved.model, resolved.profile.repo, resolved.profile.files)
+    return find_model(model, catalog, places.cache, places.data)
+
+
 def local_backend(
     model: str,
     resolved: ResolvedProfile,
@@ -36,9 +44,7 @@ def local_backend(
 
     Raises ModelNotFound, UsageError for an ambiguous name.
     """
-    profile = resolved.profile
-    catalog = Catalog(resolved.model, profile.repo, profile.files)
-    path = find_model(model, catalog, places.cache, places.data)
+    profile, path = resolved.profile, model_file(model, resolved, places)
     abort = AbortFlag()
     once = PrefillOnce(places.cache, profile, is_private=is_private)
     backend = LocalBackend(path, profile, physical_cores(), abort, once, is_roomy=is_roomy)

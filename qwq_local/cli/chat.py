@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from qwq_local.cli import completing
 from qwq_local.cli.options import Seed, Settings, Verbose
 
 DEFAULT_PROFILE = "chat"
@@ -20,7 +21,9 @@ Think = Literal["off", "excerpt", "tail", "full"]
 def command(
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", help="A text file for the first question; may be repeated."),
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="A text file for the first question; may be repeated."
+        ),
     ] = None,
     goes_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
@@ -28,13 +31,28 @@ def command(
     resume: Annotated[
         str | None, typer.Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", envvar="QWQ_MODEL", help="A model's name or a GGUF file.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            envvar="QWQ_MODEL",
+            help="A model's name or a GGUF file.",
+            autocompletion=completing.models,
+        ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`."),
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="NAME",
+            envvar="QWQ_PROFILE",
+            help="The task: see `qwq profiles`.",
+            autocompletion=completing.tasks,
+        ),
     ] = None,
     settings: Settings = None,
     seed: Seed = None,

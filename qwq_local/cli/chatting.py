@@ -177,6 +177,8 @@ def _line_reader(environment: Environment, err: Output) -> ReadLine:
         if environment.stdin_is_terminal:
             err.write(prompt)
         raw = stdin.readline(MAX_TEXT_BYTES + 1)
+        if not raw and environment.stdin_is_terminal:
+            err.write("\n")  # what comes after is not to stand behind the prompt
         return decoded(raw, "a line of standard input").rstrip("\r\n") if raw else None
 
     return read_line

@@ -25,9 +25,10 @@ from qwq_convert.imatrix.run import (
     prepare,
 )
 
+from qwq_local.cli.backends import model_file
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_to
-from qwq_local.cli.pipes import forgiving
+from qwq_local.cli.pipes import forgiving, refuse_stdout
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.library import divert_stderr, show_log
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
@@ -35,7 +36,6 @@ from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.machine.here import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header
-from qwq_local.models.store import Catalog, find_model
 from qwq_local.paths import directories
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from qwq_local.terminal.output import Output
@@ -77,6 +77,7 @@ def collect_in(environment: Environment, asked: Asked) -> int:
     """Collect or merge as asked; the exit status. Texts and files are checked before the model is loaded."""
     if not asked.texts and not asked.earlier:
         raise UsageError("give a text to collect from, or files to merge with --in.")
+    refuse_stdout(asked.out)
     path, profile = _find(environment, asked)
     header = read_header(path)
     shape = check_architecture(header)
@@ -222,9 +223,7 @@ def _find(environment: Environment, asked: Asked) -> tuple[Path, Profile]:
     places = directories(environment.variables)
     folders = profile_folders(places)
     resolved = resolve(asked.model, None, folders, environment.variables, asked.settings)
-    profile = resolved.profile
-    catalog = Catalog(resolved.model, profile.repo, profile.files)
-    return find_model(asked.model, catalog, places.cache, places.data), profile
+    return model_file(asked.model, resolved, places), resolved.profile
 
 
 def _threads(asked: int | None, profile: Profile) -> int:

@@ -10,14 +10,24 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
+
 
 def command(
     source: Annotated[
         str,
-        typer.Argument(help="A checkpoint folder, a downloaded repository (Qwen/QwQ-32B), or a float GGUF."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, a downloaded repository (Qwen/QwQ-32B), or a float GGUF.",
+        ),
     ],
     file_type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q8_0 …; `--types` lists them with their sizes.")
+        str,
+        typer.Argument(
+            metavar="TYPE",
+            help="Q4_K_M, Q8_0 …; `--types` lists them with their sizes.",
+            autocompletion=completing.types,
+        ),
     ] = "",
     out: Annotated[
         Path | None,
@@ -66,7 +76,7 @@ def command(
         typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most SIZE (4G, 500M)."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=512, help="Threads; all cores if left out.")
+        int | None, typer.Option(metavar="N", min=1, max=512, help="Threads; all cores if left out.")
     ] = None,
     allow_nonfinite: Annotated[
         bool,

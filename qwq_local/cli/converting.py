@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from qwq_convert.tensor_types import QuantType, find_tensor_type
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.jsonl import work_line, write_line
-from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
+from qwq_local.cli.pipes import closed_pipes_end_it, forgiving, refuse_stdout
 from qwq_local.cli.type_list import type_lines
 from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
@@ -90,7 +91,7 @@ def convert_in(environment: Environment, asked: Asked) -> int:
     if asked.dry_run:
         with open_source(source) as opened:
             for line in plan_lines(plan_conversion(opened, request), request):
-                write_line(environment.stdout, f"{one_line(line, 2000)}\n")
+                write_line(environment.stdout, f"{line}\n")
         return ExitStatus.ANSWERED
     return _run(request, environment, jsonl=asked.jsonl)
 
@@ -105,6 +106,7 @@ def request_of(asked: Asked, source: Path) -> ConvertRequest:
     """The flags as a request. Raises UsageError or ConvertError for one that cannot be read."""
     if not asked.file_type:
         raise UsageError("which type? Try Q4_K_M, or list them with --types.")
+    refuse_stdout(asked.out)
     with _wrong_usage():
         file_type = find_file_type(asked.file_type)
         overrides = tuple(parse_override(text) for text in asked.overrides)
@@ -148,8 +150,13 @@ def plan_lines(plan: Plan, request: ConvertRequest) -> Iterator[str]:
     for tensor in plan.tensors:
         shape = " x ".join(map(str, tensor.shape))
         change = f"{tensor.source.dtype} -> {tensor.kind.name}"
-        yield f"{tensor.name:<30} {shape:>15}  {change:<16} {tensor.n_bytes / 1e6:10.2f} MB"
-    names = f"{plan.files[0].path}" + (f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else "")
+        name = one_line(tensor.name, 60)
+        yield f"{name:<30} {shape:>15}  {change:<16} {size_text(tensor.n_bytes):>15}"
+    kinds = Counter(tensor.kind.name for tensor in plan.tensors).most_common()
+    tensors = f"{len(plan.tensors):,} tensor{'' if len(plan.tensors) == 1 else 's'}"
+    yield f"{tensors}: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}."
+    more = f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else ""
+    names = one_line(str(plan.files[0].path), 1000) + more
     yield f"{names}: {plan.n_bytes:,} bytes ({size_text(plan.n_bytes)}), nothing else is written."
     threads = min(request.threads or available_threads(), available_threads())
     time_left = duration_left(estimate_seconds(plan, threads))

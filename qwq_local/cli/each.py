@@ -19,7 +19,7 @@ from qwq_local.cli.sinks import Sink
 from qwq_local.dialogue.conversation import Framing
 from qwq_local.engine.api import Aborted
 from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
-from qwq_local.events import Answer, Finished, FinishReason, Thinking
+from qwq_local.events import Answer, Finished, FinishReason, Notice, Thinking
 from qwq_local.reading import MAX_TEXT_BYTES, decoded
 
 
@@ -48,7 +48,7 @@ def answer_each(
         if not problem:
             try:
                 question = Question(framing.messages(line.question), schema, line.seed)
-                finished = _finished(backend, question, sink)
+                finished = _finished(backend, question, sink, line.number)
             except (UsageError, PromptTooLong) as error:
                 problem = str(error)
             except Aborted:
@@ -65,13 +65,18 @@ def answer_each(
     return status
 
 
-def _finished(backend: LocalBackend, question: Question, sink: Sink) -> Finished:
+def _finished(backend: LocalBackend, question: Question, sink: Sink, number: int) -> Finished:
     """Run one turn; its progress and notices are shown, its text is kept for the line of JSON."""
     for event in backend.reply(question):
-        if isinstance(event, Finished):
-            return event
-        if not isinstance(event, Thinking | Answer):
-            sink.show(event)
+        match event:
+            case Finished():
+                return event
+            case Notice(text):
+                sink.show(Notice(f"line {number}: {text}"))
+            case Thinking() | Answer():
+                pass
+            case _:
+                sink.show(event)
     raise AssertionError("a turn always ends with Finished")
 
 

@@ -50,11 +50,14 @@ def search_command(
 def show_command(
     which: Which,
     thinking: Annotated[bool, typer.Option("--thinking", help="With the thoughts unfolded.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With the turns that were undone or answered anew.")
+    ] = False,
 ) -> None:
     """Print a conversation."""
     from qwq_local.cli.recalling import show
 
-    show(which, with_thinking=thinking)
+    show(which, with_thinking=thinking, with_all=everything)
 
 
 @app.command("export")

@@ -10,12 +10,18 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
 from qwq_local.cli.options import Verbose
 
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A GGUF, best BF16 or F16, or a model's name.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF, best BF16 or F16, or a model's name.",
+            autocompletion=completing.models,
+        ),
     ],
     texts: Annotated[
         list[Path] | None,
@@ -24,8 +30,10 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="By default MODEL.imatrix.gguf here.")
     ] = None,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Stop after this many chunks.")] = None,
-    ctx: Annotated[int, typer.Option(min=32, max=1 << 20, help="Tokens of a chunk.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Stop after this many chunks.")
+    ] = None,
+    ctx: Annotated[int, typer.Option(metavar="N", min=32, max=1 << 20, help="Tokens of a chunk.")] = 512,
     process_output: Annotated[
         bool, typer.Option("--process-output", help="Collect for the output layer too.")
     ] = False,
@@ -33,9 +41,9 @@ def command(
         bool, typer.Option("--parse-special", help="Read <|im_start|> and its like as the tokens they name.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; as many as there are cores by default.")
+        int | None, typer.Option(metavar="N", min=1, help="Threads; as many as there are cores by default.")
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Save after this many chunks.")] = 10,
+    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Save after this many chunks.")] = 10,
     earlier: Annotated[
         list[Path] | None,
         typer.Option("--in", metavar="FILE", help="Add the sums of this file; may be repeated."),

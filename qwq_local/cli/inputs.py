@@ -19,6 +19,8 @@ MAX_SCHEMA_BYTES = 1 << 20
 
 def read_attachments(paths: Sequence[Path]) -> list[Attachment]:
     """Each file's text under the name it was given by. Raises UsageError naming the file, and the byte."""
+    if Path("-") in paths:
+        raise UsageError("-f -: standard input is read without being named. Leave it out.")
     return [Attachment(str(path), read_text(path)) for path in paths]
 
 
@@ -41,5 +43,5 @@ def read_schema(path: Path) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"{path} is not JSON: {error}.") from None
     if not isinstance(schema, dict):
-        raise SchemaError(f"{path} holds a {type(schema).__name__}; a JSON schema is an object.")
+        raise SchemaError(f"{path} holds {json.dumps(schema)[:40]}; a JSON schema is an object.")
     return schema

@@ -34,18 +34,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ask")(ask.command)
-app.command("chat")(chat.command)
-app.command("convert")(convert.command)
-app.command("imatrix")(imatrix.command)
-app.command("plan")(plan.command)
-app.command("pull")(pull.command)
-app.command("rerun")(rerun.command)
-app.command("verify")(verify.command)
-app.add_typer(models.app, name="models")
-app.add_typer(profiles.app, name="profiles")
-app.add_typer(cache.app, name="cache")
-app.add_typer(history.app, name="history")
+app.command("ask", short_help="Ask one question; the answer alone comes on stdout.")(ask.command)
+app.command("chat", short_help="Talk with QwQ: fold, end or steer its thinking.")(chat.command)
+app.command("convert", short_help="Convert weights to a GGUF of any type, in one pass.")(convert.command)
+app.command("imatrix", short_help="Collect an importance matrix for `qwq convert`.")(imatrix.command)
+app.command("plan", short_help="Show what fits on this machine, or on another one.")(plan.command)
+app.command("pull", short_help="Bring a model: resumed, verified, shared.")(pull.command)
+app.command("rerun", short_help="Repeat a turn of a chat and compare the texts.")(rerun.command)
+app.command("verify", short_help="Check a GGUF, and how far it is from its source.")(verify.command)
+app.add_typer(models.app, name="models", short_help="List the models here, or add, show, verify, remove one.")
+app.add_typer(profiles.app, name="profiles", short_help="List profiles, or show what one comes to.")
+app.add_typer(cache.app, name="cache", short_help="List what was prefilled and is kept, or clear it.")
+app.add_typer(history.app, name="history", short_help="List conversations, or search, show, export them.")
 
 
 def _print_version(wanted: bool) -> None:

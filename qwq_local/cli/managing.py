@@ -16,13 +16,13 @@ from qwq_local.cli.fitting import measured_fit
 from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pulling import places_of
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
-from qwq_local.models.architecture import Shape, check_architecture
+from qwq_local.models.architecture import Shape, check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
 from qwq_local.models.content_hash import hash_file
 from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
 from qwq_local.models.fit import Fit, kv_bytes_per_token
 from qwq_local.models.header import read_header
-from qwq_local.models.inventory import LocalModel, Places, local_models
+from qwq_local.models.inventory import LocalModel, Origin, Places, local_models
 from qwq_local.models.names import default_model, resolve_name
 from qwq_local.models.registry import Record
 from qwq_local.models.removal import carry_out, plan_removal
@@ -33,7 +33,7 @@ from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitize import one_line, sanitize
 from qwq_local.terminal.work import WorkLine
 
-GB = 10**9
+GB, MB = 10**9, 10**6
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
@@ -50,6 +50,11 @@ class _Here:
 
     def find(self, name: str) -> LocalModel:
         """The model of that name. Raises ModelNotFound, UsageError when several are meant."""
+        if is_miniature(name):
+            path = find_model(name, self.places.catalog, self.places.directories.cache)
+            record = self.state.of(path)
+            kind, verified = file_type(read_header(path)), self.state.is_verified(path)
+            return LocalModel(name, path, Origin.BUNDLED, kind, record, is_verified=verified)
         model = resolve_name(name, self.models, self.places.catalog, self.state.default)
         if model is None:
             path = Path(name)
@@ -61,6 +66,10 @@ class _Here:
     def remember(self, record: Record) -> None:
         """Keep a record in the registry."""
         self.places.registry.change(lambda state: state.with_record(record))
+
+    def note(self, line: str) -> None:
+        """Write a line on stderr."""
+        write_line(self.environment.stderr, f"note: {one_line(line, 1000)}\n")
 
     def print(self, line: str) -> None:
         """Write a line on stdout, whatever file names it holds."""
@@ -86,6 +95,9 @@ def list_models(*, as_json: bool) -> None:
         here.print(line)
     if comes_with_qwq:
         here.print(f"The default is {here.state.default}, which comes with qwq.")
+    for model, shape in zip(here.models, shapes, strict=True):
+        if isinstance(shape, str):
+            here.note(f"{model.name} cannot be run: {shape}")
 
 
 def list_lines(
@@ -101,7 +113,7 @@ def list_lines(
             (
                 f"{'*' if model is chosen else ' '} {model.name}",
                 model.file_type or "-",
-                f"{model.n_bytes / GB:.1f} GB",
+                _size(model.n_bytes),
                 "-" if context is None else f"{context:,}" if context else "too large",
                 _day(model.record.last_used),
                 "yes" if model.is_verified else "-",
@@ -129,15 +141,17 @@ def add_model(path: Path, name: str) -> None:
     taken = next((model for model in here.models if model.name.lower() == alias.lower()), None)
     if taken is not None and not taken.path.samefile(path):
         raise UsageError(f"{alias} is the name of {taken.path} already. Give another with --name.")
+    before = here.state.of(path)
     record = replace(
-        here.state.of(path),
+        before,
         alias=alias,
         origin="add",
-        file_type=file_type_of(path.name),
+        file_type=file_type_of(path.name) or file_type(header),
         added_at=time.time(),
     )
-    here.places.registry.change(lambda state: state.with_record(record))
-    here.print(f"{alias} is {path}; it stays where it is. Try: qwq ask --model {alias} ...")
+    here.remember(record)
+    renamed = f", no longer {before.alias}" if before.alias not in ("", alias) else ""
+    here.print(f"{alias} is {path}{renamed}; it stays where it is. Try: qwq ask --model {alias} ...")
 
 
 def remove_model(name: str, *, yes: bool) -> None:
@@ -191,15 +205,16 @@ def show_model(name: str) -> None:
 def choose_default(name: str) -> None:
     """Make a model the one that is used when none is named."""
     here = _Here()
-    if is_miniature(name):
-        find_model(name, here.places.catalog, here.places.directories.cache)
-        chosen = name
-    else:
-        model = here.find(name)
-        read_facts(model)
-        chosen = model.name
-    here.places.registry.change(lambda state: replace(state, default=chosen))
-    here.print(f"{chosen} is the default now.")
+    if name.lower() == here.places.catalog.name:
+        here.places.registry.change(lambda state: replace(state, default=""))
+        model = default_model(here.models, here.places.catalog, "")
+        last = f"that is {model.name}" if model else "none is here yet, `qwq pull` brings it"
+        here.print(f"The default is the model that was pulled last again: {last}.")
+        return
+    model = here.find(name)
+    read_facts(model)
+    here.places.registry.change(lambda state: replace(state, default=model.name))
+    here.print(f"{model.name} is the default now.")
 
 
 def verify_model(name: str) -> None:
@@ -257,6 +272,10 @@ def _agreed(environment: Environment, question: str) -> bool:
 
 def _context(model: LocalModel, shape: Shape | str, fit: Fit | None) -> int | None:
     return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB / 10 else f"{n_bytes / MB:.1f} MB"
 
 
 def _day(seconds: float) -> str:

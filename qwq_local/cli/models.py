@@ -10,10 +10,16 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
 from qwq_local.cli.groups import command_group
 
 app = command_group("models", "List the models on this machine, or add, show, verify, remove, choose one.")
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model as `qwq models` lists it.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model as `qwq models` lists it.", autocompletion=completing.models
+    ),
+]
 
 
 @app.callback()
@@ -59,7 +65,7 @@ def show_command(name: Name) -> None:
 
 @app.command("default")
 def default_command(name: Name) -> None:
-    """Choose the model that `qwq ask` uses when none is named."""
+    """Choose the model that `qwq ask` uses when none is named; qwq-32b: the one pulled last, as at first."""
     from qwq_local.cli.managing import choose_default
 
     choose_default(name)

@@ -6,9 +6,39 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
+
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key; may be repeated."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Set a profile key; may be repeated.",
+        autocompletion=completing.settings,
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="Seed of the sampler.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        envvar="QWQ_MODEL",
+        help="A model's name or a GGUF file.",
+        autocompletion=completing.models,
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        "-p",
+        metavar="NAME",
+        envvar="QWQ_PROFILE",
+        help="The task: see `qwq profiles`.",
+        autocompletion=completing.tasks,
+    ),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, max=2**32 - 2, help="Seed of the sampler.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")]

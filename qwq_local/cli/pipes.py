@@ -12,7 +12,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
+
+from qwq_local.errors import UsageError
 
 
 class ClosedPipe(Exception):
@@ -70,6 +73,12 @@ def end_quietly() -> int:
     """The exit status of a program whose reader went away; nothing is written any more."""
     silence_stdout()
     return 128 + getattr(signal, "SIGPIPE", 13)
+
+
+def refuse_stdout(out: Path | None) -> None:
+    """Raises UsageError where -o asks for a pipe: such a file is not written from front to back."""
+    if out == Path("-"):
+        raise UsageError("-o -: what is written here needs a file, not a pipe. Give its name.")
 
 
 def finish_stdout(stream: TextIO) -> None:

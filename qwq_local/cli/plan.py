@@ -7,25 +7,34 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
 from qwq_local.cli.ask import DEFAULT_MODEL, DEFAULT_PROFILE
-from qwq_local.cli.options import Settings
+from qwq_local.cli.options import Settings, Task
 
 
 def command(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL]", help="As for --model of `qwq ask`; qwq-32b:TYPE needs no file."),
+        typer.Argument(
+            metavar="MODEL",
+            help="As for --model of `qwq ask`; qwq-32b:TYPE needs no file.",
+            autocompletion=completing.models,
+        ),
     ] = DEFAULT_MODEL,
     files: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="A text file to plan for; may be repeated.")
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A text file to plan for; may be repeated."),
     ] = None,
     machine: Annotated[
         str | None,
-        typer.Option("--machine", metavar="NAME|FILE.toml", help="Another computer: a name, or its file."),
+        typer.Option(
+            "--machine",
+            metavar="NAME|FILE.toml",
+            help="Another computer: a name, or its file.",
+            autocompletion=completing.machines,
+        ),
     ] = None,
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", envvar="QWQ_PROFILE", help="The task: see `qwq profiles`.")
-    ] = DEFAULT_PROFILE,
+    profile: Task = DEFAULT_PROFILE,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one object of JSON.")] = False,
 ) -> int:

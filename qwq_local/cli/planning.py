@@ -8,6 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qwq_convert.file_types import find_file_type
+
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.provision import model_window, planned_event, request_for
 from qwq_local.backend.question import Question
@@ -19,7 +21,7 @@ from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
 from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.library import divert_stderr
-from qwq_local.errors import DoesNotFit, ExitStatus, ModelNotFound, QwqError
+from qwq_local.errors import ConvertError, DoesNotFit, ExitStatus, ModelNotFound, QwqError, UsageError
 from qwq_local.events import Ledger, Planned
 from qwq_local.machine.files import read_machine
 from qwq_local.machine.here import physical_cores, this_machine
@@ -125,11 +127,18 @@ def _shown(asked: Asked, resolved: ResolvedProfile, places: Directories, machine
 
 
 def _known_sizes(asked: Asked, catalog: Catalog) -> ModelSizes | None:
-    """The bytes of a file of QwQ-32B that is not here; None when it is another model."""
+    """The bytes of a file of QwQ-32B that is not here; None when it is another model.
+
+    Raises UsageError that lists the types for one that there is not.
+    """
     stem, _, file_type = asked.model.partition(":")
     if stem.lower() != catalog.name or catalog.name != "qwq-32b":
         return None
-    return known_sizes(file_type or next(iter(catalog.files), "Q4_K_M"))
+    try:
+        wanted = find_file_type(file_type or next(iter(catalog.files), "Q4_K_M"))
+    except ConvertError as error:
+        raise UsageError(str(error)) from None
+    return known_sizes(wanted.name)
 
 
 def _shown_by_formula(sizes: ModelSizes, profile: Profile, machine: Machine) -> _Shown:

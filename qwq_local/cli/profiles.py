@@ -45,7 +45,7 @@ def show_command(
 
     folders = _folders()
     model_shown, task = shown_names(name, model, folders)
-    check_model(model_shown, folders, _model_names)
+    check_model(model_shown, folders, local_model_names)
     resolved = resolve(model_shown, task, folders, os.environ, settings or ())
     for notice in resolved.notices:
         typer.echo(notice, err=True)
@@ -128,7 +128,7 @@ def _on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _model_names() -> Sequence[str]:
+def local_model_names() -> Sequence[str]:
     """The models on this machine."""
     from qwq_local.models.blobs import HubCache
     from qwq_local.models.catalog import Catalog

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from qwq_local.cli import completing
+
 
 def command(
     file_type: Annotated[
         str,
         typer.Argument(
-            metavar="TYPE", help="The quantization, such as Q4_K_M; the best that fits if left out."
+            metavar="TYPE",
+            help="The quantization, such as Q4_K_M; the best that fits if left out.",
+            autocompletion=completing.types,
         ),
     ] = "",
     repo: Annotated[
@@ -26,7 +30,11 @@ def command(
     ] = False,
     convert: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="Make this type from the original weights, shard by shard."),
+        typer.Option(
+            metavar="TYPE",
+            help="Make this type from the original weights, shard by shard.",
+            autocompletion=completing.types,
+        ),
     ] = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --convert: an importance matrix.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.jsonl import write_line
+from qwq_local.cli.pipes import refuse_stdout
 from qwq_local.cli.pull_screen import GB, PullScreen
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
 from qwq_local.models.blobs import HubCache
@@ -86,6 +87,7 @@ def places_of(environment: Environment, resolved: ResolvedProfile) -> Places:
 def _check_together(asked: Asked) -> None:
     if asked.convert is None and (asked.imatrix or asked.out or asked.keep_weights):
         raise UsageError("--imatrix, --out and --keep-weights go with --convert.")
+    refuse_stdout(asked.out)
     if asked.file and (asked.file_type or asked.convert):
         raise UsageError("--file names one file: leave out the type.")
     if asked.convert is not None and (asked.file_type or asked.show_list):
@@ -127,26 +129,46 @@ def _download(
         choice = best_offer(repo, available, measured_fit(resolved.profile))
         screen.say(f"{choice.reason}.")
         offer = choice.offer
+    if asked.repo or asked.file:
+        _look_first(puller, listing, offer, screen)
     paths = drained(pull_files(puller, listing, offer.files), screen)
-    _check_runnable(paths[0])
-    name = _register(places, listing, offer, paths)
+    problem = _problem(paths[0])
+    name = _register(places, listing, offer, paths, is_runnable=problem is None)
+    if problem is not None:
+        raise ModelFileError(
+            f"what came is what the hub has, but qwq cannot run it: {problem} "
+            f"To be rid of it: qwq models rm {name}"
+        )
     size = f"{offer.n_bytes / GB:.2f} GB"
     screen.say(f'{name} is ready: {size}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
     return ExitStatus.ANSWERED
 
 
-def _check_runnable(path: Path) -> None:
+def _look_first(puller: Puller, listing: Listing, offer: Offer, screen: PullScreen) -> None:
+    """Raises ModelFileError for what qwq could not run, before gigabytes of it come."""
+    from qwq_local.models.first_look import look_first
+
+    first = offer.files[0]
+    if not puller.cache.blob(listing.repo, first.content_hash.hexadecimal).is_file():
+        drained(look_first(puller.hub, listing, first, puller.pace), screen)
+
+
+def _problem(path: Path) -> ModelFileError | None:
+    """Why qwq could not run the file, if it could not."""
     from qwq_local.models.architecture import check_architecture
     from qwq_local.models.header import read_header
 
     try:
         check_architecture(read_header(path))
     except ModelFileError as error:
-        raise ModelFileError(f"what came is what the hub has, but qwq cannot run it: {error}") from None
+        return error
+    return None
 
 
-def _register(places: Places, listing: Listing, offer: Offer, paths: Sequence[Path]) -> str:
-    """Note the verified files; the name of the model."""
+def _register(
+    places: Places, listing: Listing, offer: Offer, paths: Sequence[Path], *, is_runnable: bool
+) -> str:
+    """Note the verified files; the name of the model. One that qwq cannot run is no default before others."""
     now = time.time()
 
     def with_files(state: State) -> State:
@@ -161,7 +183,7 @@ def _register(places: Places, listing: Listing, offer: Offer, paths: Sequence[Pa
                 n_bytes=status.st_size,
                 mtime_ns=status.st_mtime_ns,
                 verified_at=now,
-                added_at=now,
+                added_at=now if is_runnable else 0.0,
             )
             state = state.with_record(record)
         return state
@@ -207,11 +229,15 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
 
     free = f"{fit.memory.free_bytes / GIB:.1f} GiB free in {fit.memory.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
-    yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>8}  FILE"
+    yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>9}  FILE"
+    is_small = False
     for kind, n_bytes, n_parts, name in rows:
         context = fit.context(n_bytes)
         fits = (
             f"{context:,}" if context >= LEAST_CONTEXT else "too large" if not context else f"({context:,})"
         )
         parts = f" and {n_parts - 1} more" if n_parts > 1 else ""
+        is_small = is_small or fits.startswith("(")
         yield f"{kind:<9} {n_bytes / GB:>6.1f} GB  {fits:>9}  {name}{parts}".rstrip()
+    if is_small:
+        yield f"(in brackets: less than the {LEAST_CONTEXT:,} tokens that `qwq pull` alone looks for)"

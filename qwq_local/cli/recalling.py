@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.exporting import Format, exported, format_of, save_text
 from qwq_local.history.records import ConversationRecord, Hit, TurnRecord
 from qwq_local.history.wording import (
+    NOT_STANDING,
     minute_of,
     model_of,
     state_line,
@@ -79,37 +80,58 @@ def search(words: Sequence[str], limit: int, *, as_json: bool) -> None:
     text = " ".join(words)
     with _archive(environment) as archive:
         hits = archive.search(text, limit) if archive else []
+        found = {hit.conversation.id for hit in hits}
+        standing = frozenset[int]().union(*(_existing(archive).standing(each) for each in found))
     if as_json:
         write_line(environment.stdout, _json([asdict(hit) for hit in hits]))
     elif not hits:
         raise HistoryError(f"no conversation has {one_line(text, 200)!r}.")
-    for line in [] if as_json else hit_lines(hits):
+    for line in [] if as_json else hit_lines(hits, standing):
         write_line(environment.stdout, line + "\n")
+    if not as_json and any(hit.turn not in standing for hit in hits):
+        write_line(environment.stderr, f"`qwq history show ID --all` prints what was {NOT_STANDING}, too.\n")
 
 
-def hit_lines(hits: Sequence[Hit]) -> Iterator[str]:
-    """What was found: a line for each conversation, under it a line for each place."""
+def hit_lines(hits: Sequence[Hit], standing: Set[int]) -> Iterator[str]:
+    """What was found: a line for each conversation, under it a line for each place.
+
+    `standing` are the ids of the turns that are on the paths of their conversations.
+    """
     last = 0
     for hit in hits:
         if hit.conversation.id != last:
             last = hit.conversation.id
             day = minute_of(hit.conversation.changed_at)
             yield f"{last}  {one_line(title_of(hit.conversation), _MAX_TITLE)} · {day}"
-        yield f"    {hit.part.value} {hit.number}: {one_line(hit.excerpt, 1000)}"
+        gone = "" if hit.turn in standing else f" ({NOT_STANDING})"
+        yield f"    {hit.part.value} {hit.number}{gone}: {one_line(hit.excerpt, 1000)}"
 
 
-def show(which: str, *, with_thinking: bool) -> None:
-    """Print a conversation. Raises HistoryError."""
+def show(which: str, *, with_thinking: bool, with_all: bool = False) -> None:
+    """Print a conversation, with all turns that it ever had or as it stands. Raises HistoryError."""
     environment = process_environment()
     conversation, turns = _found(environment, which)
-    for line in conversation_lines(conversation, turns, with_thinking=with_thinking):
+    gone: Set[int] = frozenset()
+    if with_all:
+        with _archive(environment) as archive:
+            every = _existing(archive).every_turn(conversation.id)
+        gone = {turn.id for turn in every} - {turn.id for turn in turns}
+        turns = every
+    for line in conversation_lines(conversation, turns, with_thinking=with_thinking, gone=gone):
         write_line(environment.stdout, sanitize(line) + "\n")
 
 
 def conversation_lines(
-    conversation: ConversationRecord, turns: Sequence[TurnRecord], *, with_thinking: bool
+    conversation: ConversationRecord,
+    turns: Sequence[TurnRecord],
+    *,
+    with_thinking: bool,
+    gone: Set[int] = frozenset(),
 ) -> Iterator[str]:
-    """A conversation to read in a terminal: questions quoted, thoughts folded to a line or unfolded."""
+    """A conversation to read in a terminal: questions quoted, thoughts folded to a line or unfolded.
+
+    `gone` are the ids of turns that do not belong to it any more.
+    """
     yield f"# {title_of(conversation)}"
     facts = (
         f"conversation {conversation.id}",
@@ -130,7 +152,7 @@ def conversation_lines(
         if turn.answer.strip():
             yield ""
             yield turn.answer.strip("\n")
-        if state := state_line(turn):
+        for state in filter(None, (state_line(turn), NOT_STANDING if turn.id in gone else "")):
             yield ""
             yield f"({state})"
 
@@ -191,7 +213,7 @@ def _archive(environment: Environment) -> Iterator[Archive | None]:
     if not path.exists():
         yield None
         return
-    with Archive.open(path) as archive:
+    with Archive.to_read(path) as archive:
         for notice in archive.notices:
             write_line(environment.stderr, sanitize(notice) + "\n")
         archive.pick_up()

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 
 from qwq_local.backend.local import LocalBackend
-from qwq_local.chat.repeating import Compared, Comparison, Side, repeat, repeatable
+from qwq_local.chat.repeating import Compared, Comparison, Here, Resumed, Side, Stage, repeat, stages_of
 from qwq_local.cli.backends import local_backend
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_to
@@ -22,7 +22,7 @@ from qwq_local.engine.library import TESTED_VERSION, divert_stderr, show_log
 from qwq_local.errors import ExitStatus, HistoryError, QwqError
 from qwq_local.events import Prefill
 from qwq_local.history.archive import FILE, Archive
-from qwq_local.history.records import Origin, TurnRecord
+from qwq_local.history.records import TurnRecord
 from qwq_local.models.content_hash import hash_file
 from qwq_local.models.identity import header_sha256
 from qwq_local.paths import Directories, directories
@@ -61,11 +61,15 @@ def rerun_in(environment: Environment, asked: Asked) -> int:
     """Repeat a turn and print how it compares. Raises HistoryError, UsageError and what a turn raises."""
     places = directories(environment.variables)
     turn = find_turn(places, asked.turn)
-    origin = repeatable(turn)
+    stages = stages_of(turn)
+    origin = stages[0].origin
     model = asked.model or origin.model
-    resolved = _resolved(environment, places, turn, origin, model)
+
+    def profile_of(stage: Stage) -> ResolvedProfile:
+        return _resolved(environment, places, stage, model)
+
     with ExitStack() as stack:
-        backend, abort = local_backend(model, resolved, places, is_private=True)
+        backend, abort = local_backend(model, profile_of(stages[0]), places, is_private=True)
         stack.enter_context(closing(backend))
         identity = _identity(backend, origin.identity)
         if origin.identity and identity != origin.identity and not asked.any_model:
@@ -77,7 +81,8 @@ def rerun_in(environment: Environment, asked: Asked) -> int:
         stack.enter_context(interrupts_to(abort))
         status = StatusLine(Output.of(environment.stderr, environment.variables), time.monotonic)
         stack.callback(status.erase)
-        comparison = _shown(repeat(backend, turn, origin, identity, LIBRARY), status)
+        here = Here(backend, identity, LIBRARY, lambda stage: profile_of(stage).profile)
+        comparison = _shown(repeat(turn, stages, here), status)
     if comparison is None:
         return ExitStatus.INTERRUPTED
     if asked.as_json:
@@ -93,7 +98,7 @@ def find_turn(places: Directories, which: str) -> TurnRecord:
     path = places.data / FILE
     if not path.exists():
         raise HistoryError("no conversation is kept yet; `qwq chat` keeps every one.")
-    with Archive.open(path) as archive:
+    with Archive.to_read(path) as archive:
         archive.pick_up()
         conversation, colon, number = which.rpartition(":")
         if not number.isascii() or not number.isdigit() or len(number) > 18:
@@ -119,6 +124,7 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         yield f"  rerun:    {_excerpt(found.rerun, found.position)}"
     yield f"recorded: {_side_line(comparison.recorded)}"
     yield f"rerun:    {_side_line(comparison.rerun)}"
+    yield from map(_resumed_line, comparison.resumed)
 
 
 def json_line(comparison: Comparison) -> str:
@@ -127,14 +133,13 @@ def json_line(comparison: Comparison) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _resolved(
-    environment: Environment, places: Directories, turn: TurnRecord, origin: Origin, model: str
-) -> ResolvedProfile:
-    """The profile with the sampler and the plan of the turn set over it."""
+def _resolved(environment: Environment, places: Directories, stage: Stage, model: str) -> ResolvedProfile:
+    """The profile with the sampler and the plan of the stage set over it."""
+    origin, plan = stage.origin, stage.plan
     settings = dict(origin.settings)
-    settings |= {key: str(turn.plan[key]) for key in _PLANNED if key in turn.plan}
+    settings |= {key: str(plan[key]) for key in _PLANNED if key in plan}
     settings["yarn"] = f"{origin.yarn_factor:g}" if origin.yarn_factor > 1 else "off"
-    settings["flash_attention"] = "on" if turn.plan.get("flash_attention", True) else "off"
+    settings["flash_attention"] = "on" if plan.get("flash_attention", True) else "off"
     settings["seed"] = str(origin.seed)
     texts = [f"{key}={text}" for key, text in settings.items()]
     return resolve(model, origin.profile or None, profile_folders(places), environment.variables, texts)
@@ -181,6 +186,14 @@ def _side_line(side: Side) -> str:
     """How a run was made, on one line."""
     prefill = "prefilled anew" if side.is_fresh else f"{side.cached_tokens:,} tokens were cached"
     return " · ".join((side.library or "library unknown", prefill, f"weights {_short(side.identity)}"))
+
+
+def _resumed_line(resumed: Resumed) -> str:
+    """Where the turn was gone on with, and what was cached by then."""
+    return (
+        f"gone on with after {resumed.generated:,} tokens: {resumed.recorded_cached:,} of all were cached "
+        f"then, {resumed.rerun_cached:,} now"
+    )
 
 
 def _short(identity: str) -> str:

@@ -29,13 +29,13 @@ def type_lines(environment: Environment, source: Path) -> Iterator[str]:
 
 def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -> Iterator[str]:
     """Every file type as aligned lines: bits per weight, size, context beside so many bytes, imatrix."""
-    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>10} {'FITS':>8}  IMATRIX"
+    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>15} {'FITS':>8}  IMATRIX"
     for row in rows:
         if row.n_bytes is None:
-            yield f"{row.name:<8} {'-':>6} {'-':>10} {'-':>8}  not for this model's shapes"
+            yield f"{row.name:<8} {'-':>6} {'-':>15} {'-':>8}  not for this model's shapes"
             continue
         context = context_beside(row.n_bytes)
-        figures = f"{row.bits_per_weight:6.2f} {size_text(row.n_bytes):>10}"
+        figures = f"{row.bits_per_weight:6.2f} {size_text(row.n_bytes):>15}"
         fits = f"{context:,}" if context else "no"
         yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
 

@@ -14,16 +14,23 @@ import typer
 def command(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A GGUF; of a split model the first part.", show_default=False),
+        typer.Argument(
+            metavar="FILE",
+            help="A GGUF, of a split model the first part; or a model's name.",
+            show_default=False,
+        ),
     ],
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="SOURCE", help="The checkpoint folder or float GGUF it was made from.", show_default=False
+            metavar="SOURCE",
+            help="The checkpoint folder, downloaded repository or float GGUF it was made from.",
+            show_default=False,
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Threads; as many as there are cores by default.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Threads; as many as there are cores by default."),
     ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every result as a line of JSON.")] = False,
 ) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ from qwq_convert.verification.tokenizer_check import (
 )
 from qwq_convert.verification.verify import Progress, surplus_bytes, verify_blocks, verify_placement
 
+from qwq_local.cli.backends import model_file
+from qwq_local.cli.converting import find_source
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
 from qwq_local.cli.verify_report import JsonReport, Report, Sound, TextReport
@@ -33,6 +35,8 @@ from qwq_local.errors import ExitStatus, ModelFileError, UsageError
 from qwq_local.machine.here import physical_cores
 from qwq_local.models.completeness import check_completeness, notices
 from qwq_local.models.header import header_of
+from qwq_local.paths import directories
+from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
 from qwq_local.terminal.sanitize import one_line
 
 Value = TypeVar("Value")
@@ -58,6 +62,7 @@ def verify(asked: Asked) -> int:
 
 def verify_in(environment: Environment, asked: Asked) -> int:
     """Check the file, and against its source when one is given; 0, or ModelFileError or ConvertError."""
+    asked = _found(environment, asked)
     for path in (asked.file, asked.source):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder.")
@@ -78,6 +83,17 @@ def verify_in(environment: Environment, asked: Asked) -> int:
         if problems:
             raise ModelFileError(" ".join(problems))
     return ExitStatus.ANSWERED
+
+
+def _found(environment: Environment, asked: Asked) -> Asked:
+    """The same with the file of a model's name and the folder of a repository. Raises ModelNotFound."""
+    file, source = asked.file, asked.source
+    is_path = file.is_file() or file.suffix == ".gguf" or file.is_absolute()
+    if not is_path:
+        places = directories(environment.variables)
+        resolved = resolve(DEFAULT_MODEL, None, profile_folders(places), environment.variables)
+        file = model_file(str(file), resolved, places)
+    return replace(asked, file=file, source=None if source is None else find_source(str(source)))
 
 
 def _check_file(parts: Sequence[GgufHeader], threads: int, report: Report) -> Sound:

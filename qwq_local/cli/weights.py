@@ -93,7 +93,8 @@ class WeightsScreen(PullScreen):
             case ShardsPlanned():
                 self._planned = event
                 sizes = f"{event.bytes_total / GB:.1f} GB become {event.output_bytes / GB:.1f} GB"
-                self.say(f"{event.count} shards, {sizes}: all headers are checked.")
+                shards = f"{event.count} shard{'' if event.count == 1 else 's'}"
+                self.say(f"{shards}, {sizes}: all headers are checked.")
                 self._line = WorkLine(self._output, event.output_bytes, time.monotonic)
             case Resumed():
                 self._converted = event.bytes_done

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import cast
 
+from qwq_local.dialogue.thinking import CLOSE, OPEN
 from qwq_local.errors import UsageError
 from qwq_local.events import ToolCall
 
 MAX_FILE_NAME_LENGTH = 200
 MAX_JSON_DEPTH = 64
 _QUOTES = frozenset("`'\"“”‘’«»")
-_MARK = re.compile(r"</think>|^[ \t]*(```|~~~)", re.MULTILINE)
+_MARK = re.compile(rf"{CLOSE}|^[ \t]*(```|~~~)", re.MULTILINE)
 
 
 class Role(StrEnum):
@@ -135,9 +136,9 @@ def answer_of(reply: str) -> str:
         # Thinking may be cut inside a fence: one that is never closed after the tag does not hold it.
         elif not ((before % 2 and (n_fences - before) % 2) or _is_quoted(reply, mark.start(), mark.end())):
             end = mark.end()
-    if not end and reply.lstrip().startswith("<think>"):
-        closing = reply.rfind("</think>")
-        return reply[closing + len("</think>") :].lstrip("\n") if closing >= 0 else ""
+    if not end and reply.lstrip().startswith(OPEN):
+        _, tag, answer = reply.rpartition(CLOSE)
+        return answer.lstrip("\n") if tag else ""
     return reply[end:].lstrip("\n")
 
 

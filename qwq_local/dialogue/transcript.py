@@ -7,9 +7,12 @@ text when they are read again. Knows no engine, no limits and no clock.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from qwq_local.dialogue.closing import CLOSING_SENTENCES, Closings, closing_text
+from qwq_local.dialogue.prompt import encode_plain
 from qwq_local.dialogue.thinking import Closed, State, ThinkingParser
 from qwq_local.engine.api import Vocabulary
 from qwq_local.events import Answer, CloseReason, Event, Steered, Thinking
@@ -21,6 +24,8 @@ class Transcript:
     """The reply so far. `is_exact`, for an answer under a grammar: a tag in it is content.
 
     `thinking_tokens` and `answer_tokens` count what was fed or steered; a closing sentence is nobody's.
+    `stretch` counts what the loop guard watches: the tokens since the thinking or the answer began, or since
+    a sentence was put into it.
     """
 
     def __init__(self, vocabulary: Vocabulary, closings: Closings, *, is_exact: bool) -> None:
@@ -31,7 +36,7 @@ class Transcript:
         self._decoder = _utf8_decoder()
         self._thinking: list[str] = []
         self._answer: list[str] = []
-        self.thinking_tokens = self.answer_tokens = 0
+        self.thinking_tokens = self.answer_tokens = self.stretch = 0
 
     @property
     def is_thinking(self) -> bool:
@@ -58,13 +63,17 @@ class Transcript:
             self.thinking_tokens += 1
         else:
             self.answer_tokens += 1
+        self.stretch += 1
         piece = self._decoder.decode(self._vocabulary.piece(token))
         if self._is_exact and not was_thinking:
             return piece, self._answered(piece), False
         events, closed = self._parsed(piece)
-        if not was_thinking and self.is_thinking:
+        is_opened = not was_thinking and self.is_thinking
+        if is_opened:
             self.thinking_tokens += self.answer_tokens
             self.answer_tokens = 0
+        if closed or is_opened:
+            self.stretch = 0
         return piece, events, closed
 
     def flush(self) -> Sequence[Event]:
@@ -86,6 +95,7 @@ class Transcript:
 
     def enter_answer(self) -> None:
         """What comes next is the answer's."""
+        self.stretch = 0
         self._parser = ThinkingParser(State.ANSWER)
         self._decoder = _utf8_decoder()
 
@@ -106,17 +116,21 @@ class Transcript:
         # The parser reads it too, so that it knows where it is; it ends with nothing to be held back.
         self._parser.feed(sentence + after)
         self._thinking += sentence, after
+        self.stretch = 0
         return [*held, *events, Steered(sentence), Thinking(after)]
 
-    def replay(self, tokens: Sequence[int]) -> int:
-        """Read tokens again that were sampled or forced before; how many of them are the thinking's."""
+    def replay(self, tokens: Sequence[int], steered: Sequence[str] = ()) -> int:
+        """Read tokens again that were sampled or forced before; how many of them are the thinking's.
+
+        `steered` are the sentences that were put into them, in order.
+        """
+        sentences = deque(steered)
+        encode = cache(lambda text: tuple(encode_plain(text, self._vocabulary)))
         n_after = len(self._closings.after([]))
         at = n_thinking = 0
         while at < len(tokens):
-            reason = self._closings.found(tokens, at) if self.is_thinking else None
-            if reason is not None:
-                self.close(reason)
-                at += len(self._closings.tokens(reason))
+            if self.is_thinking and (n_forced := self._forced(tokens, at, sentences, encode)):
+                at += n_forced
                 n_thinking = at
                 continue
             _, _, closed = self.feed(tokens[at])
@@ -127,6 +141,26 @@ class Transcript:
             if closed or self.is_thinking:
                 n_thinking = at
         return n_thinking
+
+    def _forced(
+        self,
+        tokens: Sequence[int],
+        at: int,
+        steered: deque[str],
+        encode: Callable[[str], tuple[int, ...]],
+    ) -> int:
+        """Take what was put into the thinking at a position, if anything was; how many tokens that are."""
+        if (reason := self._closings.found(tokens, at)) is not None:
+            self.close(reason)
+            return len(self._closings.tokens(reason))
+        if steered:
+            paragraph = self.paragraph(steered[0])
+            ids = encode("".join(paragraph))
+            if tuple(tokens[at : at + len(ids)]) == ids:
+                steered.popleft()
+                self.steer(paragraph, len(ids))
+                return len(ids)
+        return 0
 
     def _closed_without_words(self, reason: CloseReason) -> Sequence[Event]:
         """These tokens might be the model's own, and nobody could tell them apart later."""

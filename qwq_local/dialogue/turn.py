@@ -8,6 +8,7 @@ and no llama.cpp.
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -79,11 +80,12 @@ class Turn:
         """The events of the turn, Finished last. The engine's cache is consistent whenever it pauses.
 
         With an opening over the same prompt it goes on from there: events tell what is new, Finished has
-        the whole, and budgets count the whole.
+        the whole; budgets, penalties and the loop guard know the whole. Only the seed begins anew.
         """
-        generated = () if opening is None else opening.generated
+        opening = opening or Opening(tuple(prompt), ())
+        generated = opening.generated
         has_ended = bool(generated) and self._engine.vocabulary.is_end(generated[-1])
-        self._take_up(prompt, generated[:-1] if has_ended else generated)
+        self._take_up(len(prompt), generated[:-1] if has_ended else generated, opening.steered)
         reason = FinishReason.STOP
         try:
             if has_ended:
@@ -102,17 +104,17 @@ class Turn:
             reason = FinishReason.NO_ANSWER
         yield Finished(reason, self._stats(), self._text.thinking, self._text.answer)
 
-    def _take_up(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
-        """Be where the tokens leave off."""
-        self._n_prompt, self._n_known = len(prompt), len(generated)
-        n_thinking = self._text.replay(generated)
+    def _take_up(self, n_prompt: int, generated: Sequence[int], steered: Sequence[str]) -> None:
+        """Be where the tokens after the prompt leave off."""
+        self._n_prompt, self._n_known = n_prompt, len(generated)
+        n_thinking = self._text.replay(generated, steered)
         n_answer = self._text.answer_tokens
         self._n_resumed = self._text.thinking_tokens + n_answer
         self._limits = Limits(self._engine, self._settings, self._closings, n_answer)
         if self._settings.wants_tokens:
-            self._telling = Telling(self._clock, len(prompt), len(generated))
+            self._telling = Telling(self._clock, n_prompt, len(generated))
         if not self._text.is_thinking:
-            self._thinking_end = len(prompt) + n_thinking
+            self._thinking_end = n_prompt + n_thinking
 
     def _prefill(self, tokens: Sequence[int]) -> Iterator[Event]:
         for progress in self._engine.prefill(tokens):
@@ -120,6 +122,7 @@ class Turn:
             yield Prefill(progress.done, progress.total, progress.cached)
         self._watch.decodes()
         self._engine.start_sampling(self._settings.sampler)
+        self._remember()
         if self._settings.grammar is not None:
             self._settings.grammar.reset()
 
@@ -135,6 +138,7 @@ class Turn:
     def _think(self) -> Iterator[Event]:
         self._enter_thinking()
         while True:
+            self._heed_halt()
             limit = self._limits.of_thinking(self._text.thinking_tokens)
             if limit is None and self._control is not None and self._control.is_wanted:
                 limit = yield from self._heed(self._control)
@@ -162,9 +166,26 @@ class Turn:
                 yield from self._told()
 
     def _enter_thinking(self) -> None:
-        self._guard = LoopGuard(LoopSettings.thinking())
-        self._phase_start = len(self._engine.tokens)
+        self._watch_for_loops(LoopSettings.thinking())
         self._thinking_end = None
+
+    def _watch_for_loops(self, settings: LoopSettings) -> None:
+        """Let the guard watch from where this stretch began: here, or in what there was before the turn."""
+        self._guard = LoopGuard(settings)
+        self._phase_start = len(self._engine.tokens) - self._text.stretch
+        if not self._settings.loop_guard:
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in self._engine.tokens[self._phase_start :]:
+            # A loop that is there already was let pass: it is found again if it goes on.
+            self._guard.feed(token, decoder.decode(self._engine.vocabulary.piece(token)))
+
+    def _heed_halt(self) -> None:
+        halt, tokens = self._settings.halt, self._engine.tokens
+        if halt is None or len(tokens) != self._n_prompt + halt.n_tokens:
+            return
+        if halt.is_at(tokens[self._n_prompt :]):
+            raise _Ended(FinishReason.MAX_TOKENS)
 
     def _heed(self, control: TurnControl) -> Generator[Event, None, CloseReason | None]:
         """Wait for the end of a pause, then do what is wanted; returns ASKED when that ends the thinking."""
@@ -212,9 +233,9 @@ class Turn:
 
     def _give_answer(self) -> Generator[Event, None, bool]:
         """The events of the answer; returns whether the model went back to thinking before it began."""
-        self._guard = LoopGuard(LoopSettings.answer())
-        self._phase_start = len(self._engine.tokens)
+        self._watch_for_loops(LoopSettings.answer())
         while True:
+            self._heed_halt()
             if self._control is not None and self._control.is_wanted:
                 yield from self._decline(self._control)
             limit = self._limits.of_answer(self._text.answer_tokens)
@@ -259,11 +280,20 @@ class Turn:
             self._engine.truncate(n_before)
             raise
         self._pending = ()
+        self._remember()
+
+    def _remember(self) -> None:
+        """Let penalties look back at what follows the prompt, put in or sampled, and at nothing else.
+
+        So they are a function of the tokens, as the text is, and nothing is lost when another turn goes on.
+        """
+        self._engine.remember(self._engine.tokens[self._n_prompt :])
 
     def _cut(self, loop: Loop) -> None:
         """Drop a loop from the cache and from the text; the tokens that it took stay counted."""
         n_tokens = self._phase_start + loop.start
         self._engine.truncate(n_tokens)
+        self._n_known = 0
         if self._telling is not None:
             self._telling.cut(n_tokens)
         counts = self._text.thinking_tokens, self._text.answer_tokens

@@ -18,7 +18,7 @@ class SamplerSettings:
     """How the next token is chosen; a value at its neutral setting leaves its step out of the chain.
 
     `order` names the steps first to last. `temperature` 0 is greedy and ignores everything but the
-    penalties. Penalties and DRY look at sampled tokens only, never at the prompt.
+    penalties. Penalties and DRY look at what follows the prompt, never at the prompt.
     """
 
     temperature: float = 0.6
@@ -148,6 +148,9 @@ class Engine(Protocol):
 
     def start_sampling(self, settings: SamplerSettings) -> None:
         """Begin a new chain: fresh seed, empty penalty window."""
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Let penalties and DRY look back at these tokens alone, as if all were sampled; the seed runs on."""
 
     def sample(self, grammar: Grammar | None = None) -> int:
         """The next token by the chain from the current logits, obeying the grammar; it is not yet cached."""

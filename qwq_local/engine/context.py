@@ -123,6 +123,12 @@ class LlamaContext:
         vocab = self._lib.llama_model_get_vocab(self._model.handle)
         self._chain = SamplerChain(settings, vocab, n_vocab, self._settings.n_ctx)
 
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Let penalties and DRY look back at these tokens alone."""
+        if self._chain is None:
+            raise EngineError("there is no sampler chain that could remember.")
+        self._chain.remember(tokens)
+
     def sample(self, grammar: Grammar | None = None) -> int:
         """The next token by the chain from the current logits."""
         if self._chain is None or not self._tokens:

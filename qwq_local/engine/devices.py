@@ -62,10 +62,8 @@ def ggml() -> Any:
 def list_devices() -> tuple[Device, ...]:
     """Every device in ggml's order; the CPU's free memory is not to be believed (see machine/memory.py)."""
     lib = ggml()
-    devices = []
-    for index in range(lib.ggml_backend_dev_count()):
-        devices.append(_device(lib, lib.ggml_backend_dev_get(index))[0])
-    return tuple(devices)
+    handles = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
+    return tuple(_device(lib, handle)[0] for handle in handles)
 
 
 def offload_devices() -> tuple[Device, ...]:

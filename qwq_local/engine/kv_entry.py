@@ -171,9 +171,8 @@ def read_entry(path: Path) -> Entry:
     """The entry at `path` by its trailer alone. Raises DamagedEntry, and OSError when it is gone."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
-        start = max(0, status.st_size - _TAIL.size - _MAX_RECORD_BYTES)
-        file.seek(start)
-        end = file.read(_MAX_RECORD_BYTES + _TAIL.size)
+        file.seek(max(0, status.st_size - MAX_TRAILER_BYTES))
+        end = file.read(MAX_TRAILER_BYTES)
     if len(end) < _TAIL.size:
         raise DamagedEntry
     length, crc, magic = _TAIL.unpack(end[-_TAIL.size :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -73,9 +74,10 @@ def load_model(path: Path, settings: LoadSettings, abort: AbortFlag) -> Generato
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     params.progress_callback = lib.llama_progress_callback(on_progress)
     loaded: list[Any] = []
+    name = os.fsencode(path)
 
     def load() -> None:
-        loaded.append(lib.llama_model_load_from_file(str(path).encode(), params))
+        loaded.append(lib.llama_model_load_from_file(name, params))
         fractions.put(None)
 
     # llama.cpp loads in one call: on a thread of its own, progress can be yielded and Ctrl-C is heard.

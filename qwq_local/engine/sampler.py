@@ -6,7 +6,7 @@ A step at its neutral value is left out. A temperature of 0 is greedy: only the 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qwq_local.engine.api import SamplerSettings
@@ -15,7 +15,6 @@ from qwq_local.engine.library import library
 # Where DRY's repeated sequences must not reach across; llama.cpp's own defaults.
 DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 _MIN_KEEP = 1
-_WITH_MEMORY = ("penalties", "dry")
 
 
 class SamplerChain:
@@ -24,17 +23,18 @@ class SamplerChain:
     def __init__(self, settings: SamplerSettings, vocab: Any, n_vocab: int, n_ctx: int) -> None:
         self._lib = library()
         self.handle = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
-        makers = self._makers(settings, vocab, n_vocab, n_ctx)
-        self.remembers = False
-        """Whether what was sampled before changes what is sampled next."""
+        windows = _windows(settings, n_ctx)
+        makers = self._makers(settings, vocab, n_vocab, windows)
+        self._memories: list[tuple[Any, int]] = []  # what looks back, and how many tokens
         greedy = settings.temperature == 0
         for step in settings.order:
-            if greedy and step not in _WITH_MEMORY:
+            if greedy and step not in windows:
                 continue
             made = makers[step]()
             if made is not None:
                 self._lib.llama_sampler_chain_add(self.handle, made)
-                self.remembers |= step in _WITH_MEMORY
+                if step in windows:
+                    self._memories.append((made, windows[step]))
         last = self._lib.llama_sampler_init_greedy() if greedy else self._dist(settings.seed)
         self._lib.llama_sampler_chain_add(self.handle, last)
 
@@ -45,22 +45,33 @@ class SamplerChain:
         members = (self._lib.llama_sampler_chain_get(self.handle, i) for i in range(count))
         return [self._lib.llama_sampler_name(member).decode() for member in members]
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what was sampled before changes what is sampled next."""
+        return bool(self._memories)
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Look back at these tokens alone, as far as each step does; what draws numbers draws on."""
+        for step, window in self._memories:
+            self._lib.llama_sampler_reset(step)
+            for token in tokens[-window:]:
+                self._lib.llama_sampler_accept(step, token)
+
     def close(self) -> None:
         """Free the chain; closing twice is harmless."""
         if self.handle is not None:
             self._lib.llama_sampler_free(self.handle)
             self.handle = None
+            self._memories.clear()
 
     def _dist(self, seed: int) -> Any:
         return self._lib.llama_sampler_init_dist(seed & 0xFFFFFFFF)
 
     def _makers(
-        self, settings: SamplerSettings, vocab: Any, n_vocab: int, n_ctx: int
+        self, settings: SamplerSettings, vocab: Any, n_vocab: int, windows: Mapping[str, int]
     ) -> dict[str, Callable[[], Any]]:
         lib, s = self._lib, settings
-        # A window of -1 means the whole context; llama.cpp itself would take it as none.
-        penalty_window = n_ctx if s.penalty_window < 0 else s.penalty_window
-        dry_window = n_ctx if s.dry_window < 0 else s.dry_window
+        penalty_window, dry_window = windows["penalties"], windows["dry"]
         penalized = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
         breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*DRY_BREAKERS)
         return {
@@ -97,3 +108,12 @@ class SamplerChain:
             ),
             "temperature": lambda: lib.llama_sampler_init_temp(s.temperature) if s.temperature != 1 else None,
         }
+
+
+def _windows(settings: SamplerSettings, n_ctx: int) -> dict[str, int]:
+    """How many tokens each step that has a memory looks back at.
+
+    A window of -1 means the whole context; llama.cpp itself would take it as none.
+    """
+    windows = {"penalties": settings.penalty_window, "dry": settings.dry_window}
+    return {step: n_ctx if window < 0 else window for step, window in windows.items()}

@@ -116,10 +116,7 @@ class _Compiler:
         for path, pointer in facts.excludes:
             for other in self._branches.of((pointer,)):
                 if not self._branches.is_empty(self._branches.join(alone, replace(other, excludes=()), path)):
-                    raise SchemaError(
-                        f"{path}: a value could also match {pointer}; use anyOf, or make the schemas differ "
-                        "in type or in the const of a required property."
-                    )
+                    raise SchemaError(_not_enforced(path, str(pointer)))
 
     def _forms_of_facts(self, facts: Facts) -> Iterator[_Form]:
         if facts.values is not None:
@@ -277,6 +274,16 @@ class _Compiler:
         if not text:
             raise SchemaError(f"{bounds[0].path}: only numbers of up to {INTEGER_DIGITS} digits are offered.")
         return self._rules.add(text)
+
+
+def _not_enforced(path: str, pointer: str) -> str:
+    """What to say of a value that matches what it must not: another branch of oneOf, or what is under not."""
+    if path == pointer:
+        return f"{path}: what it excludes could be written all the same; say instead what is allowed."
+    return (
+        f"{path}: a value could also match {pointer}; use anyOf, or make the schemas differ "
+        "in type or in the const of a required property."
+    )
 
 
 def _printable(message: str) -> str:

@@ -81,7 +81,8 @@ class Keywords:
         """A list with at least one item, or nothing when the keyword is absent."""
         value = self._schema.get(keyword)
         if keyword in self._schema and (not isinstance(value, list) or not value):
-            raise self.refusal(keyword, f"a list with items is expected, not {kind(value)}.")
+            found = "an empty one" if value == [] else kind(value)
+            raise self.refusal(keyword, f"a list with items is expected, not {found}.")
         return value if isinstance(value, list) else []
 
     def count(self, keyword: str) -> int | None:

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 from qwq_local.errors import HistoryError
-from qwq_local.history.database import Database
+from qwq_local.history.database import Database, HistoryNotWritable
 from qwq_local.history.index import catch_up, forget_removed, take_out
 from qwq_local.history.lines import clean_name
 from qwq_local.history.opening import open_database, open_in_memory
 from qwq_local.history.owners import Owner
 from qwq_local.history.packing import storable
+from qwq_local.history.read_only import open_to_read
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import ConversationRecord, Hit, Part, TurnRecord, TurnStart, TurnState
 from qwq_local.history.rows import CONVERSATIONS, conversation_of
@@ -38,6 +39,8 @@ class Archive:
 
     def __init__(self, database: Database, owner: Owner, clock: Callable[[], float] = time.time) -> None:
         self.notices: tuple[str, ...] = ()
+        self.is_private = False
+        """Whether nothing of it is ever on a disk."""
         self._database = database
         self._owner = owner
         self._clock = clock
@@ -56,9 +59,19 @@ class Archive:
         return archive
 
     @classmethod
+    def to_read(cls, path: Path) -> Archive:
+        """The history at `path`; where it may not be written, as it is, to be read alone. HistoryError."""
+        try:
+            return cls.open(path)
+        except HistoryNotWritable:
+            return cls(open_to_read(path, Schema()), Owner(path.parent / _OWNERS))
+
+    @classmethod
     def private(cls, clock: Callable[[], float] = time.time) -> Archive:
         """An empty history in memory: nothing of it is ever written to a disk."""
-        return cls(open_in_memory(Schema()), Owner(None), clock)
+        archive = cls(open_in_memory(Schema()), Owner(None), clock)
+        archive.is_private = True
+        return archive
 
     def __enter__(self) -> Archive:
         return self
@@ -198,6 +211,15 @@ class Archive:
             turns = self._turns.path(conversation, with_tokens=with_tokens)
             return [_completed(turn, recorders) for turn in turns]
 
+    def standing(self, conversation: int) -> frozenset[int]:
+        """The ids of the turns from the first to the head: of all but those undone or answered anew."""
+        return frozenset(turn.id for turn in self._turns.path(conversation, with_tokens=False))
+
+    def every_turn(self, conversation: int) -> list[TurnRecord]:
+        """All turns that were ever begun in a conversation, in the order in which they were."""
+        rows = self._database.rows("SELECT id FROM turns WHERE conversation = ? ORDER BY id", conversation)
+        return [self.turn(row["id"]) for row in rows]
+
     def turn(self, turn: int) -> TurnRecord:
         """The turn with that id."""
         with self._settled() as recorders:
@@ -210,6 +232,11 @@ class Archive:
         with self._changing(conversation):
             self._database.rows("UPDATE conversations SET head = ? WHERE id = ?", turn, conversation)
 
+    def head(self, conversation: int) -> int | None:
+        """The turn that a conversation stands at; None before its first, or when there is none such."""
+        row = self._database.row("SELECT head FROM conversations WHERE id = ?", conversation)
+        return row["head"] if row is not None else None
+
     def begin_turn(self, start: TurnStart) -> TurnRecorder:
         """Write a turn that is about to run; it becomes the head."""
         return self._recording(self._turns.get(self._turns.begin(start)))
@@ -220,7 +247,8 @@ class Archive:
 
     def pick_up(self) -> None:
         """Put together what dead processes left of their turns: they are LOST then, and can be found."""
-        self._turns.pick_up()
+        if not self._database.is_read_only:
+            self._turns.pick_up()
 
     def lost(self) -> list[TurnRecord]:
         """The turns that were lost with their process, each told once; a living process's are left alone."""

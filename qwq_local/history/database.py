@@ -20,6 +20,7 @@ WAIT_S = 10.0
 _PRIMARY_CODE = 0xFF  # the rest of an extended result code says where it happened
 DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_NOT_WRITABLE_CODES = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN})
 _MENDS = {
     sqlite3.SQLITE_FULL: "its disk is full. Make room, or move it with QWQ_DATA_DIR.",
     sqlite3.SQLITE_READONLY: "it may not be written. Change its permissions, or move it with QWQ_DATA_DIR.",
@@ -31,6 +32,10 @@ _MENDS = {
 
 class HistoryBusy(HistoryError):
     """Another process or thread has been writing for too long."""
+
+
+class HistoryNotWritable(HistoryError):
+    """A history that this user may not write, or not here; perhaps it can be read."""
 
 
 def error_code(error: sqlite3.Error) -> int:
@@ -48,15 +53,24 @@ def explained(error: sqlite3.Error, path: Path | None) -> HistoryError:
     if code in DAMAGED_CODES:
         return HistoryError(f"{where} is damaged ({error}). Start qwq again: it looks at all of it then.")
     mend = _MENDS.get(code, "SQLite says: {}. Move it with QWQ_DATA_DIR, or report this.")
-    return HistoryError(f"{where}: {mend.format(error)}")
+    kind = HistoryNotWritable if code in _NOT_WRITABLE_CODES else HistoryError
+    return kind(f"{where}: {mend.format(error)}")
 
 
 class Database:
     """An open history. `path` is None when it lives in memory; `has_index` where words can be looked up."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None, *, has_index: bool) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path | None,
+        *,
+        has_index: bool,
+        is_read_only: bool = False,
+    ) -> None:
         self.path = path
         self.has_index = has_index
+        self.is_read_only = is_read_only
         self._connection = connection
         self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()

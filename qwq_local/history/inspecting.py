@@ -41,7 +41,7 @@ def inspected(path: Path, schema: Schema) -> int:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.text_factory = decoded
-            return _checked_version(connection, path, schema)
+            return checked_version(connection, path, schema)
     except sqlite3.DatabaseError as error:
         if error_code(error) in _DAMAGED_CODES:
             raise Damaged(str(error)) from error
@@ -57,7 +57,8 @@ def _roll_back_journal(path: Path) -> None:
             connection.execute("PRAGMA user_version")
 
 
-def _checked_version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
+def checked_version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
+    """The version of what a connection reads, 0 of nothing. Raises Damaged, HistoryError, sqlite3.Error."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     n_tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     is_ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
@@ -72,7 +73,8 @@ def _checked_version(connection: sqlite3.Connection, path: Path, schema: Schema)
     if path.stat().st_size <= ALWAYS_CHECKED_BYTES or mark.exists():
         if harm := _harm(connection, schema):
             raise Damaged(squeezed(harm[0], _MAX_REASON))
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing may be written it stays
+            mark.unlink(missing_ok=True)
     if n_tables and version not in (schema.version, *schema.migrations):
         raise Damaged(f"version {version} never was")
     if version == schema.version and not _has_columns(connection, schema):

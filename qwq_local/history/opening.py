@@ -6,6 +6,7 @@ full disk) is an error and nothing is touched. Knows the schema, and no conversa
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -17,11 +18,20 @@ from filelock import FileLock, Timeout
 from qwq_convert.writing.positioned import sync_folder
 
 from qwq_local.errors import HistoryError
-from qwq_local.history.database import DAMAGED_CODES, WAIT_S, Database, error_code, explained, suspicion
+from qwq_local.history.database import (
+    DAMAGED_CODES,
+    WAIT_S,
+    Database,
+    HistoryNotWritable,
+    error_code,
+    explained,
+    suspicion,
+)
 from qwq_local.history.inspecting import Damaged, decoded, inspected
 from qwq_local.history.schema import APPLICATION_ID, Schema
 from qwq_local.paths import make_private
 
+_FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _BESIDE = ("", "-wal", "-shm")
 _OPENING_WAIT_S = 30.0
 
@@ -58,7 +68,8 @@ def _alone(path: Path) -> Iterator[None]:
         raise HistoryError(f"the history {path} is being opened by another qwq. Try again.") from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise HistoryError(
+        is_forbidden = getattr(error, "errno", None) in _FORBIDDEN
+        raise (HistoryNotWritable if is_forbidden else HistoryError)(
             f"the history {path} cannot be locked: {reason}. QWQ_DATA_DIR moves it, and `qwq chat --private` "
             "does without."
         ) from None

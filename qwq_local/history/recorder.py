@@ -136,7 +136,9 @@ class TurnRecorder:
     def _take(self, event: Event) -> None:
         match event:
             case Planned():
-                self._changes["plan"] = asdict(event)
+                # A turn that is gone on with keeps its own; its origin has the plan of what follows.
+                if not self._begun.plan:
+                    self._changes["plan"] = asdict(event)
             case Prompted():
                 self._changes["prompt"] = event.tokens
             case ThinkingClosed():

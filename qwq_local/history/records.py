@@ -36,7 +36,8 @@ class Origin:
     """What a turn was computed with, all that a rerun needs besides its prompt.
 
     `settings` are the sampling settings and budgets by profile key, `cached_tokens` of the prompt came from a
-    KV cache, `is_fresh` says that none were allowed to. `is_continued` once it was stopped and gone on with.
+    KV cache, `is_fresh` says that none were allowed to. `is_continued` once it was stopped and gone on with:
+    `continuations` say where and how, none if that was not recorded.
     """
 
     model: str
@@ -50,6 +51,21 @@ class Origin:
     cached_tokens: int = 0
     is_fresh: bool = False
     is_continued: bool = False
+    continuations: tuple[Continuation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where a turn was gone on with, and what the part from there on was computed with.
+
+    `generated` ids followed the prompt by then, `digest` is theirs; `cached_tokens` of the part's origin are
+    of all of them. `plan` are the fields of its Planned event.
+    """
+
+    generated: int
+    digest: str
+    origin: Origin
+    plan: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +94,7 @@ class TurnRecord:
 
     `question` is what the person typed, `content` the whole message that was sent (files, suffix); `number`
     is its place on its path, from 1. `steered` are the person's sentences inside `thinking`. `generated` are
-    the ids after the prompt, sampled or forced, `plan` the fields of the Planned event.
+    the ids after the prompt, sampled or forced, `plan` the fields of the first Planned event.
     """
 
     id: int

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from qwq_local.history.records import ConversationRecord, TurnRecord, TurnState
+from qwq_local.planning.words import duration
 
 _STATES = {
     TurnState.RUNNING: "still being answered",
     TurnState.STOPPED: "stopped before its end",
     TurnState.LOST: "lost before its end: the program died",
 }
+
+
+NOT_STANDING = "undone or answered anew"
+"""What is said of a turn that is not on the path of its conversation any more."""
 
 
 def title_of(conversation: ConversationRecord) -> str:
@@ -27,7 +32,7 @@ def minute_of(seconds: float) -> str:
 def thought_line(turn: TurnRecord) -> str:
     """What stands for a folded thought: its number, its seconds and its tokens."""
     tokens = f" · {turn.stats.thinking_tokens:,} tok" if turn.stats.thinking_tokens else ""
-    return f"thought {turn.number} · {_duration(turn.thinking_s)}{tokens}"
+    return f"thought {turn.number} · {duration(turn.thinking_s)}{tokens}"
 
 
 def state_line(turn: TurnRecord) -> str:
@@ -54,13 +59,3 @@ def steered_parts(thinking: str, steered: Sequence[str]) -> Iterator[tuple[str, 
         position = found + len(sentence)
     if position < len(thinking):
         yield thinking[position:], False
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s"
-    return f"{minutes // 60}h{minutes % 60:02}m"

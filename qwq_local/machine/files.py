@@ -6,13 +6,12 @@ is refused like one of the wrong type: a plan made of half a description would l
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from qwq_local.errors import ProfileError
 from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
-from qwq_local.profiles.files import MAX_FILE_BYTES, NAME_FORM, ProfileFolders
+from qwq_local.profiles.files import NAME_FORM, ProfileFolders, read_table
 from qwq_local.profiles.keys import excerpt, nearest
 from qwq_local.profiles.rules import Number, Rule, Switch, Text
 
@@ -41,7 +40,7 @@ def read_machine(wanted: str, folders: ProfileFolders) -> Machine:
         if not NAME_FORM.fullmatch(wanted):
             raise ProfileError(f"{excerpt(wanted)} is no machine's name. {_names_hint(wanted, folders)}")
         path = _find(wanted, folders)
-    return _machine(path.stem, str(path), _parsed(path))
+    return _machine(path.stem, str(path), read_table(path, "machine"))
 
 
 def machine_names(folders: ProfileFolders) -> list[str]:
@@ -63,23 +62,6 @@ def _names_hint(name: str, folders: ProfileFolders) -> str:
     near = nearest(name, names)
     hint = f"Did you mean {near}?" if near else f"There are {', '.join(names)}."
     return f"{hint} A file of your own is named by its path, ending in .toml."
-
-
-def _parsed(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ProfileError(
-                f"{path}: larger than {MAX_FILE_BYTES:,} bytes. A machine is a few short keys."
-            )
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{path}: not UTF-8 text at byte {error.start}. Save it as UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{path}: not TOML: {str(error)[:200]}.") from None
 
 
 def _machine(name: str, source: str, table: dict[str, object]) -> Machine:

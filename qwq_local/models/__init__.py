@@ -1,1 +1,1 @@
-"""A name in, a local GGUF out: header reader, store."""
+"""A name in, a local GGUF out: found, fetched, its header checked, removed."""

@@ -14,6 +14,7 @@ from qwq_convert.reading.strict_json import named, shown
 
 from qwq_local.errors import ModelFileError
 from qwq_local.models.header import TOKENS_KEY, Header
+from qwq_local.planning.shape import ModelShape
 
 SUPPORTED = ("qwen2",)
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
@@ -22,21 +23,13 @@ _SPECIAL_IDS = ("bos", "eos", "eot", "eom", "padding", "unknown", "seperator", "
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """The dimensions of a Qwen2 decoder."""
+class Shape(ModelShape):
+    """The dimensions of a Qwen2 decoder, and the window in tokens that its file states."""
 
-    n_layers: int
-    hidden: int
-    intermediate: int
-    n_heads: int
-    n_kv_heads: int
-    n_vocab: int
     context_length: int
 
-    @property
-    def head_dim(self) -> int:
-        """Values per attention head."""
-        return self.hidden // self.n_heads
+
+QWQ_32B = Shape(64, 5120, 27648, 40, 8, 152_064, 131_072)
 
 
 def check_architecture(header: Header) -> Shape:
@@ -169,12 +162,14 @@ def expected_tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 def model_name(header: Header) -> str:
     """The model as a person knows it: its name and quantization type, such as `QwQ 32B Q4_K_M`."""
     name = header.text("general.name") or header.path.stem
+    return f"{name} {file_type(header)}".rstrip()
+
+
+def file_type(header: Header) -> str:
+    """The file's quantization type as a person knows it, such as Q4_K_M; empty when it is not known."""
+    number = header.integer("general.file_type")
     try:
-        kind = (
-            LlamaFileType(header.integer("general.file_type") or 0)
-            .name.removeprefix("MOSTLY_")
-            .removeprefix("ALL_")
-        )
+        name = LlamaFileType(-1 if number is None else number).name
     except ValueError:
-        return name
-    return f"{name} {kind}"
+        return ""
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")

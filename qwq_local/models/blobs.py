@@ -17,9 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
+from qwq_convert.writing.positioned import allocated_bytes
 
 from qwq_local.errors import PullError
-from qwq_local.models.partial import PARTIAL, allocated_bytes, remove_partial
+from qwq_local.models.partial import PARTIAL, remove_partial
 
 STALE_AFTER_S = 14 * 24 * 3600
 """A partial file that no run has touched for so long is taken for abandoned."""
@@ -72,7 +73,8 @@ class HubCache:
             return
         except (OSError, NotImplementedError) as error:
             raise PullError(
-                f"{path} cannot be locked: {error}. Set HF_HUB_CACHE to another folder."
+                f"{path} cannot be locked ({getattr(error, 'strerror', None) or error}). "
+                "Set HF_HUB_CACHE to another folder."
             ) from None
         try:
             yield True

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwq_local.errors import UsageError
@@ -73,12 +74,25 @@ def part_of(name: str) -> tuple[str, int, int]:
     return match["stem"], int(match["part"]), int(match["count"])
 
 
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The files of all parts of the model that the GGUF at `path` is of, the first one first."""
+    stem, _, count = part_of(path.name)
+    if count == 1:
+        return (path,)
+    return tuple(path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
+
+
+def is_model(name: str) -> bool:
+    """Whether the name is that of a GGUF with a language model in it, or a part of one."""
+    return name.lower().endswith(".gguf") and not _OTHERS.search(name)
+
+
 def offers(listing: Listing) -> list[Offer]:
     """What the repository offers whole, the largest first; a type it has twice keeps its smaller file."""
     groups: dict[str, dict[int, RemoteFile]] = {}
     counts: dict[str, int] = {}
     for file in listing.files:
-        if file.name.lower().endswith(".gguf") and not _OTHERS.search(file.name):
+        if is_model(file.name):
             stem, part, count = part_of(file.name)
             groups.setdefault(stem, {})[part] = file
             counts[stem] = count
@@ -101,7 +115,10 @@ def offer_of_type(repo: str, available: Iterable[Offer], file_type: str) -> Offe
 
 
 def offer_of_file(listing: Listing, available: Iterable[Offer], name: str) -> Offer:
-    """The offer that a file belongs to, with all parts. Raises PullError naming the nearest files."""
+    """The offer that a file belongs to, with all parts.
+
+    Raises PullError naming the nearest files when there is no such one, UsageError for one that is no model.
+    """
     wanted = listing.find(name)
     for offer in available:
         if wanted in offer.files:

@@ -126,7 +126,10 @@ class Crew:
         for lane in self._lanes:
             # Afterwards the lane writes no more: it asks under its lock whether to stop.
             with lane.lock:
-                self._settle(lane)
+                try:
+                    self._settle(lane)
+                except PullError as error:
+                    self.failure = self.failure or error
         with self._changed:
             self._changed.notify_all()
         if self._hasher.is_alive():

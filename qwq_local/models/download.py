@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from qwq_local.errors import PullError
 from qwq_local.models.content_hash import ContentHash
 from qwq_local.models.crew import Crew, Pace, Wait, still
 from qwq_local.models.faults import NoRanges, Transient
@@ -87,7 +86,8 @@ def _whole(
     source: Source, partial: Partial, content_hash: ContentHash, pace: Pace
 ) -> Generator[TransferEvent, None, str]:
     """Fetch everything over one connection, again from the first byte when it is cut."""
-    for failures in range(1, pace.patience.attempts + 2):
+    failures = 0
+    while True:
         partial.restart()
         running, at = content_hash.start(partial.n_bytes), 0
         next_look = _every(LOOK_S)
@@ -100,13 +100,13 @@ def _whole(
                     if next_look():
                         yield Progress(at)
         except Transient as fault:
+            failures += 1
             seconds = pace.patience.wait_s(fault, failures)
             yield Wait(fault.reason, seconds)
             pace.pause(still(), seconds)
             continue
         partial.record(Span(0, at))
         return running.hexdigest()
-    raise PullError(f"{source.content.name}: could not be fetched. Run the command again.")
 
 
 def _every(seconds: float) -> Callable[[], bool]:

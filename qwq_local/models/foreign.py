@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwq_local.models.catalog import file_type_of, part_of
+from qwq_local.models.catalog import file_type_of, is_model, part_of, parts_of
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
 MAX_MANIFEST_BYTES = 2**20
@@ -62,7 +62,7 @@ def ollama_models(folder: Path) -> Iterator[ForeignModel]:
         if not _ABOUT_QWQ.search(name) or (digest := _model_digest(manifest)) is None:
             continue
         blob = folder / "blobs" / f"sha256-{digest}"
-        if blob.is_file():
+        if is_there(blob):
             yield ForeignModel("ollama", f"ollama/{name}", blob, file_type_of(tag), digest)
 
 
@@ -79,17 +79,22 @@ def lm_studio_models(folder: Path) -> Iterator[ForeignModel]:
     """The QwQ models in the folder, each named by publisher, repository and type."""
     for path in _files(folder, "*/*/*.gguf"):
         publisher, repository, file_name = path.relative_to(folder).parts
-        stem, part, count = part_of(file_name)
-        whole = all(
-            path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf").is_file() for n in range(1, count + 1)
-        )
-        if part != 1 or (count > 1 and not whole) or not _ABOUT_QWQ.search(f"{repository}/{file_name}"):
+        stem, part, _ = part_of(file_name)
+        if part != 1 or not is_model(file_name) or not _ABOUT_QWQ.search(f"{repository}/{file_name}"):
             continue
-        if "mmproj" in file_name.lower():
+        if not all(map(is_there, parts_of(path))):
             continue
         file_type = file_type_of(file_name)
         name = f"{publisher}/{repository}:{file_type}" if file_type else f"{publisher}/{repository}/{stem}"
         yield ForeignModel("lmstudio", f"lmstudio/{name}", path, file_type)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file; one that may not or cannot be looked at counts as none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _model_digest(manifest: Path) -> str | None:
@@ -108,9 +113,9 @@ def _files(folder: Path, pattern: str) -> Iterator[Path]:
         for number, path in enumerate(sorted(folder.glob(pattern))):
             if number >= MAX_FILES:
                 return
-            if path.is_file():
+            if is_there(path):
                 yield path
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that another program's settings hold is none
         return
 
 

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
@@ -73,8 +74,8 @@ class Hub:
         self._endpoint = endpoint or constants.ENDPOINT
         self._api = HfApi(endpoint=self._endpoint, library_name="qwq-local", library_version=__version__)
 
-    def list_files(self, repo: str, revision: str = "main") -> Generator[Wait, None, Listing]:
-        """The files of a repository; the waits on the way are told.
+    def list_files(self, repo: str) -> Generator[Wait, None, Listing]:
+        """The files of a repository as its branch `main` has them; the waits on the way are told.
 
         Raises PullError when the hub does not answer, refuses, or answers nonsense, UsageError for a name
         that is none.
@@ -82,7 +83,7 @@ class Hub:
         failures, patience = 0, replace(self._pace.patience, attempts=ATTEMPTS)
         while True:
             try:
-                return _checked_listing(repo, self._ask(repo, revision))
+                return _checked_listing(repo, self._ask(repo))
             except Transient as fault:
                 failures += 1
                 seconds = patience.wait_s(fault, failures)
@@ -95,11 +96,11 @@ class Hub:
         headers = build_hf_headers(library_name="qwq-local", library_version=__version__)
         return RemoteContent(file.name, url, headers, file.n_bytes)
 
-    def _ask(self, repo: str, revision: str) -> Any:
-        host = httpx2.URL(self._endpoint).host or self._endpoint
+    def _ask(self, repo: str) -> Any:
+        host = urlsplit(self._endpoint).hostname or self._endpoint
         try:
             timeout = constants.HF_HUB_ETAG_TIMEOUT
-            return self._api.model_info(repo, revision=revision, timeout=timeout, files_metadata=True)
+            return self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
         except HFValidationError:
             raise UsageError(
                 f"--repo {repo[:100]}: write it as owner/name, such as Qwen/QwQ-32B-GGUF."
@@ -119,7 +120,7 @@ class Hub:
             raise Transient(f"{host} does not answer") from None
         except httpx2.ProxyError as error:
             raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
-        except httpx2.UnsupportedProtocol:
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
             raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
         except httpx2.ConnectError as error:
             raise Transient(f"no connection to {host} ({str(error)[:200]})") from None

@@ -11,8 +11,8 @@ from enum import Enum
 from pathlib import Path
 
 from qwq_local.models.blobs import HubCache
-from qwq_local.models.catalog import Catalog, file_type_of, part_of
-from qwq_local.models.foreign import foreign_models
+from qwq_local.models.catalog import Catalog, file_type_of, is_model, part_of, parts_of
+from qwq_local.models.foreign import foreign_models, is_there
 from qwq_local.models.registry import Record, Registry, State
 from qwq_local.paths import Directories
 
@@ -28,6 +28,7 @@ class Origin(Enum):
     HUB_CACHE = "hf cache"
     OLLAMA = "ollama"
     LM_STUDIO = "lm studio"
+    BUNDLED = "bundled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,12 @@ class LocalModel:
     @property
     def parts(self) -> tuple[Path, ...]:
         """The files of all parts, the first one first."""
-        stem, _, count = part_of(self.path.name)
-        if count == 1:
-            return (self.path,)
-        return tuple(self.path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
+        return parts_of(self.path)
 
     @property
     def n_bytes(self) -> int:
         """The length of all parts; those that are gone count as nothing."""
-        return sum(part.stat().st_size for part in self.parts if part.is_file())
+        return sum(part.stat().st_size for part in self.parts if is_there(part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def _all(places: Places, state: State) -> Iterator[LocalModel]:
 def _added(state: State) -> Iterator[LocalModel]:
     for record in state.records.values():
         path = Path(record.path)
-        if record.origin in ("add", "convert") and path.is_file():
+        if record.origin in ("add", "convert") and is_there(path):
             origin = Origin.ADDED if record.origin == "add" else Origin.CONVERTED
             file_type = record.file_type or file_type_of(path.name)
             verified = state.is_verified(path)
@@ -131,14 +129,13 @@ def _in_hub_cache(places: Places, state: State) -> Iterator[LocalModel]:
 
 
 def _hub_model(places: Places, state: State, repo: str, path: Path) -> LocalModel | None:
-    lower = path.name.lower()
-    if part_of(path.name)[1] != 1 or "mmproj" in lower or "imatrix" in lower or not path.is_file():
+    if part_of(path.name)[1] != 1 or not is_model(path.name) or not is_there(path):
         return None
     file_type, record = file_type_of(path.name), state.of(path)
     origin = Origin.PULLED if record.origin == "pull" else Origin.HUB_CACHE
     name = record.alias or hub_name(places.catalog, repo, file_type, path)
     model = LocalModel(name, path, origin, file_type, record, repo)
-    if not all(part.is_file() for part in model.parts):
+    if not all(map(is_there, model.parts)):
         return None
     verified = all(state.is_verified(part) for part in model.parts)
     return LocalModel(name, path, origin, file_type, record, repo, is_verified=verified)

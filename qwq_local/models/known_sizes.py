@@ -17,9 +17,9 @@ from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.tensor_types import QuantType
 
 from qwq_local.errors import ConvertError
+from qwq_local.models.architecture import QWQ_32B
 from qwq_local.planning.shape import ModelShape, ModelSizes
 
-QWQ_32B = ModelShape(64, 5120, 27648, 40, 8, 152_064)
 _OUTSIDE = -1
 
 

@@ -52,7 +52,8 @@ def default_model(models: Sequence[LocalModel], catalog: Catalog, default: str) 
     for model in models:
         if default and model.name == default:
             return model
-    fetched = [model for model in models if model.record.origin in ("pull", "convert")]
+    # One that came and cannot be run has no time of its coming.
+    fetched = [m for m in models if m.record.origin in ("pull", "convert") and m.record.added_at > 0]
     if fetched:
         return max(fetched, key=lambda model: model.record.added_at)
     order = list(catalog.files)

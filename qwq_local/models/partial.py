@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from qwq_convert.writing.positioned import read_at, sync_folder, write_at
+from qwq_convert.writing.positioned import BINARY, read_at, sync_folder, write_at
 
 from qwq_local.errors import PullError
 from qwq_local.models.spans import Span, Spans
@@ -22,7 +22,6 @@ JOURNAL = ".qwq-journal"
 FORMAT = 1
 MAX_JOURNAL_BYTES = 64 * 2**20
 MAX_LINE_CHARS = 1000
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
 
 class Partial:
@@ -40,7 +39,7 @@ class Partial:
         try:
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._read_journal()
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
             self._keep(os.fstat(self._fd).st_size)
         except OSError as error:
             self.close()
@@ -57,8 +56,11 @@ class Partial:
             raise self._cannot_write(error) from None
 
     def read(self, start: int, n_bytes: int) -> bytes:
-        """At most `n_bytes` that were written from `start` on."""
-        return read_at(self._fd, n_bytes, start)
+        """At most `n_bytes` that were written from `start` on. Raises PullError when the disk fails."""
+        try:
+            return read_at(self._fd, n_bytes, start)
+        except OSError as error:
+            raise PullError(f"{self.path} cannot be read ({error.strerror}).") from None
 
     def record(self, span: Span) -> None:
         """Note that the bytes of a span are written, so that no later run fetches them."""
@@ -140,7 +142,7 @@ class Partial:
             os.close(self._journal)
             self._journal = -1
         beside.replace(self._journal_path)
-        self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | _BINARY)
+        self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | BINARY)
 
     def _append(self, entry: object) -> None:
         try:
@@ -165,15 +167,6 @@ def remove_partial(path: Path) -> None:
     stem = path.name.removesuffix(PARTIAL)
     for name in (path.name, stem + JOURNAL, stem + JOURNAL + ".new"):
         path.with_name(name).unlink(missing_ok=True)
-
-
-def allocated_bytes(path: Path) -> int:
-    """What a file takes on the disk, holes not counted; 0 when there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0
-    return getattr(status, "st_blocks", status.st_size // 512) * 512
 
 
 def _entry(line: str) -> object:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwq_convert.writing.positioned import allocated_bytes
+
 from qwq_local.errors import PullError
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.content_hash import hash_file
@@ -18,7 +20,7 @@ from qwq_local.models.crew import Pace, still
 from qwq_local.models.download import Hashing, StartedOver, TransferEvent, download
 from qwq_local.models.faults import Changed
 from qwq_local.models.hub import Hub, Listing, RemoteFile
-from qwq_local.models.partial import Partial, allocated_bytes, partial_path
+from qwq_local.models.partial import Partial, partial_path
 from qwq_local.models.transport import Source
 
 GIB = 1024**3

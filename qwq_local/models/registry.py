@@ -107,10 +107,9 @@ class Registry:
                 state = how(self.read())
                 self._write(state)
                 return state
-        except OSError as error:
-            raise QwqError(
-                f"{self._path} cannot be written ({error.strerror}). QWQ_DATA_DIR moves it."
-            ) from None
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+            reason = getattr(error, "strerror", None) or error
+            raise QwqError(f"{self._path} cannot be written ({reason}). QWQ_DATA_DIR moves it.") from None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -58,9 +58,7 @@ class RemoteCheckpoint:
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from byte `start` of it, as soon as its shard is here."""
-        if start < 0 or start + n_bytes > tensor.n_bytes:
-            raise ValueError(f"{n_bytes} bytes at {start} of {tensor.name}, which has {tensor.n_bytes}")
-        return self._arriving.read(tensor.shard, tensor.offset + start, n_bytes)
+        return self._arriving.read(tensor.shard, tensor.place(start, n_bytes), n_bytes)
 
     def release_finished(self, finished: Container[str]) -> None:
         """Let go of every shard whose tensors, by their names in the checkpoint, are all finished."""

@@ -1,7 +1,8 @@
 """A model to be removed in; what is ours deleted, what belongs to another program refused with a hint.
 
-Ours are pulled blobs with the links to them, and files that were converted here. A file that the user added
-is only forgotten. Nothing outside the Hugging Face cache and our own folder is ever deleted.
+Ours are pulled blobs with the links to them, and files that were converted into our own folder. A file that
+the user added, or had converted to a place of their own, is only forgotten. Nothing outside the Hugging Face
+cache and our own folder is ever deleted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from qwq_local.errors import QwqError, UsageError
 from qwq_local.models.inventory import LocalModel, Origin, Places
 from qwq_local.models.registry import State
+
+MB = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,14 @@ def plan_removal(model: LocalModel, places: Places) -> Removal:
                 f"{model.name} was downloaded by another tool, which may need it. To remove it all the same: "
                 f"hf cache rm model/{model.repo}"
             )
+        case Origin.BUNDLED:
+            raise UsageError(f"{model.name} comes with qwq and takes {model.n_bytes / MB:.0f} MB: it stays.")
         case Origin.ADDED:
             return Removal(model, (), 0)
         case Origin.CONVERTED:
-            _check_inside(model.path, places.converted)
-            return Removal(model, (model.path,), model.n_bytes)
+            if not all(_is_inside(part, places.converted) for part in model.parts):
+                return Removal(model, (), 0)
+            return Removal(model, model.parts, model.n_bytes)
         case Origin.PULLED:
             return Removal(model, tuple(_links_and_blobs(model, places)), model.n_bytes)
 
@@ -76,6 +82,10 @@ def _links_and_blobs(model: LocalModel, places: Places) -> list[Path]:
     return [*links, *sorted(blobs - set(links))]
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
 def _check_inside(path: Path, folder: Path) -> None:
-    if folder.resolve() not in path.resolve().parents:
+    if not _is_inside(path, folder):
         raise UsageError(f"{path} lies outside {folder}: it is not qwq's to delete. Remove it yourself.")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from gguf import LlamaFileType
-
 from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import Shape
+from qwq_local.models.architecture import Shape, file_type
 from qwq_local.models.header import Header
-from qwq_local.planning.shape import ModelShape, ModelSizes
+from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.window import RopeScaling, Scaling
 
 _EMBEDDING = "token_embd.weight"
@@ -29,29 +27,13 @@ def model_sizes(header: Header, shape: Shape) -> ModelSizes:
             output_bytes += tensor.n_bytes
     tied = "output.weight" not in header.tensors
     return ModelSizes(
-        shape=model_shape(shape),
+        shape=shape,
         layer_bytes=tuple(layers),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         tied_bytes=header.tensors[_EMBEDDING].n_bytes if tied else 0,
         file_type=file_type(header),
     )
-
-
-def model_shape(shape: Shape) -> ModelShape:
-    """The dimensions as planning has them."""
-    return ModelShape(
-        shape.n_layers, shape.hidden, shape.intermediate, shape.n_heads, shape.n_kv_heads, shape.n_vocab
-    )
-
-
-def file_type(header: Header) -> str:
-    """The file's quantization type as a person knows it, such as Q4_K_M; empty when it is not known."""
-    try:
-        name = LlamaFileType(header.integer("general.file_type") or 0).name
-    except ValueError:
-        return ""
-    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def own_rope_scaling(header: Header) -> RopeScaling:

@@ -7,7 +7,6 @@ all its checks before the weights are fetched. Documents are verified here, head
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -50,32 +49,42 @@ def fetch_skeleton(hub: Hub, listing: Listing, folder: Path, pace: Pace) -> Gene
         if file.name in DOCUMENTS:
             if file.n_bytes > MAX_DOCUMENT_BYTES:
                 raise PullError(f"{file.name} has {file.n_bytes:,} bytes, too many for such a file.")
-            content = yield from _fetch(hub, listing, file, Span(0, file.n_bytes), pace)
+            content = yield from fetch_span(hub, listing, file, Span(0, file.n_bytes), pace)
             if not file.content_hash.matches(content):
                 raise PullError(f"{file.name}: another hash than the hub states. Try again later.")
-            (folder / file.name).write_bytes(content)
+            _keep(folder / file.name, content, len(content))
     for file in shards_of(listing):
         header = yield from _fetch_header(hub, listing, file, pace)
-        with (folder / file.name).open("wb") as sparse:
-            sparse.write(header)
-            os.truncate(sparse.fileno(), file.n_bytes)
+        _keep(folder / file.name, header, file.n_bytes)
+
+
+def _keep(path: Path, start: bytes, n_bytes: int) -> None:
+    """Write a file of `n_bytes` that begins so; the rest is a hole. Raises PullError."""
+    try:
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(n_bytes)
+    except OSError as error:
+        raise PullError(
+            f"{path} cannot be written ({error.strerror}). Set TMPDIR to a folder on another disk."
+        ) from None
 
 
 def _fetch_header(hub: Hub, listing: Listing, file: RemoteFile, pace: Pace) -> Generator[Wait, None, bytes]:
-    first = yield from _fetch(hub, listing, file, Span(0, min(FIRST_BYTES, file.n_bytes)), pace)
+    first = yield from fetch_span(hub, listing, file, Span(0, min(FIRST_BYTES, file.n_bytes)), pace)
     end = 8 + int.from_bytes(first[:8], "little")
     # What is too long for the file is for the reader to refuse.
     end = min(end, file.n_bytes, 8 + MAX_HEADER_BYTES)
     if end <= len(first):
         return first[:end]
-    rest = yield from _fetch(hub, listing, file, Span(len(first), end), pace)
+    rest = yield from fetch_span(hub, listing, file, Span(len(first), end), pace)
     return first + rest
 
 
-def _fetch(
+def fetch_span(
     hub: Hub, listing: Listing, file: RemoteFile, span: Span, pace: Pace
 ) -> Generator[Wait, None, bytes]:
-    """The bytes of a span, in memory."""
+    """The bytes of a span, in memory. Raises PullError, also where the server sends no parts of files."""
     if not span.n_bytes:
         return b""
     source, failures = Source(hub.content(listing, file)), 0

@@ -60,11 +60,13 @@ def path_of(name: str) -> Path | None:
     """The file when `name` is a path, None when it is a name. Raises ModelNotFound for a lost path."""
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:
-        raise ModelNotFound(f"{name}: {error}") from None
-    if path.is_file():
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelNotFound(f"{name[:200]}: {reason}. Give the path of a GGUF, or a name.") from None
+    if is_file:
         return path
-    if path.is_dir() and len(path.parts) > 1:
+    if is_folder and len(path.parts) > 1:
         raise ModelNotFound(f"{path} is a directory. Give the path of a GGUF in it.")
     is_name = ":" in path.name and not path.is_absolute() and not name.startswith((".", "~"))
     if path.suffix == ".gguf" or (len(path.parts) > 1 and not is_name):

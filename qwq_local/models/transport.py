@@ -105,8 +105,13 @@ class Source:
         return client.send(request, stream=True, follow_redirects=False)
 
     def _target(self, url: str, location: str) -> str:
-        target = urljoin(url, location)
-        scheme = urlsplit(target).scheme
+        try:
+            target = urljoin(url, location)
+            scheme, _ = urlsplit(target).scheme, _origin(target)
+        except ValueError:
+            raise PullError(
+                f"{self.content.name}: the server redirects to {location[:100]!r}, which is no address."
+            ) from None
         if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
             raise PullError(f"{self.content.name}: the server redirects to {scheme}:, which is refused.")
         return target
@@ -203,7 +208,7 @@ def _connection_faults(host: str) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:200]
+    return re.sub(r"\[Errno -?\d+\] ", "", str(error) or type(error).__name__)[:200]
 
 
 def _origin(url: str) -> tuple[str, str, int]:

@@ -23,11 +23,11 @@ from qwq_convert.request import ConvertEvent, ConvertRequest, TensorDone
 from qwq_convert.writing.journal import read_journal
 from qwq_convert.writing.output import journal_path
 from qwq_convert.writing.partial import partial_path
+from qwq_convert.writing.positioned import allocated_bytes
 
 from qwq_local.errors import PullError
 from qwq_local.models.arriving import MOST_SHARDS, ArrivingShards, Headers, Keeping
 from qwq_local.models.blobs import HubCache
-from qwq_local.models.partial import allocated_bytes
 from qwq_local.models.pull import GIB, SPARE_BYTES, Puller, PullEvent, pull_files
 from qwq_local.models.remote_checkpoint import RemoteCheckpoint, headers_of
 from qwq_local.models.skeleton import DOCUMENTS, fetch_skeleton, shards_of
@@ -95,9 +95,8 @@ class _Run:
         thread = threading.Thread(target=self._convert, name="convert", daemon=True)
         thread.start()
         try:
-            while thread.is_alive():
+            while thread.is_alive() or not self._told.empty():
                 yield from self._waiting_events()
-            yield from self._waiting_events()
         finally:
             self._arriving.stop()
             thread.join()

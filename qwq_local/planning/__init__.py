@@ -1,1 +1,1 @@
-"""Arithmetic only, no probing: context, rope scaling, budgets."""
+"""Arithmetic only, no probing: memory, context, rope scaling, budgets."""

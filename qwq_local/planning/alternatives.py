@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.planning.placement import DeviceUse
 from qwq_local.planning.plan import NothingFits, Plan, Request, make_plan
 from qwq_local.planning.shape import GRANULE, ModelSizes
+from qwq_local.planning.window import Wish
 from qwq_local.planning.words import amount
 
 MOST = 3
@@ -110,23 +111,23 @@ def _works(request: Request) -> bool:
 
 
 def _largest_context(request: Request) -> int:
-    """The largest n_ctx that fits, 0 when none does."""
+    """The largest n_ctx that fits, 0 when none does; rounded down."""
     wish = request.wish
-    low, high = 0, (wish.n_ctx or 0) // GRANULE
-    while low < high:
-        middle = (low + high + 1) // 2
-        tried = replace(request, wish=replace(wish, n_ctx=middle * GRANULE))
-        low, high = (middle, high) if _works(tried) else (low, middle - 1)
-    return low * GRANULE
+    return _most(request, wish.n_ctx or 0, lambda tokens: replace(wish, n_ctx=tokens))
 
 
 def _largest_prompt(request: Request) -> int:
     """The longest prompt that fits, in tokens, 0 when none does; rounded down."""
     wish = request.wish
-    low, high = 0, wish.prompt_tokens // GRANULE
+    return _most(request, wish.prompt_tokens, lambda tokens: replace(wish, prompt_tokens=tokens))
+
+
+def _most(request: Request, limit: int, wish_for: Callable[[int], Wish]) -> int:
+    """The largest number of tokens up to the limit for which a wish fits, in whole granules; 0 untried."""
+    low, high = 0, limit // GRANULE
     while low < high:
         middle = (low + high + 1) // 2
-        tried = replace(request, wish=replace(wish, prompt_tokens=middle * GRANULE))
+        tried = replace(request, wish=wish_for(middle * GRANULE))
         low, high = (middle, high) if _works(tried) else (low, middle - 1)
     return low * GRANULE
 

@@ -119,7 +119,7 @@ def make_plan(request: Request) -> Plan:
     found = search.on_layers(all_layers)
     if found is None and request.choices.n_gpu_layers is None:
         # More layers burden the GPUs, fewer the CPU: where the GPUs are full the CPU has least to hold.
-        n_layers = _largest(0, all_layers - 1, search.gpus_hold)
+        n_layers = _largest(all_layers - 1, search.gpus_hold)
         found = search.on_layers(n_layers) if n_layers is not None else None
         if found is not None:
             found = replace(found, sacrifices=(*found.sacrifices, Sacrifice.LAYERS))
@@ -186,7 +186,7 @@ class _Search:
         """The least demanding plan, whether it fits or not."""
         n_layers = self.all_layers()
         if self._request.choices.n_gpu_layers is None:
-            n_layers = _largest(0, n_layers, self.gpus_hold) or 0
+            n_layers = _largest(n_layers, self.gpus_hold) or 0
         return self._planned(self._smallest(), self._last_step(), n_layers)
 
     def roomy(self, plan: Plan) -> Plan:
@@ -199,7 +199,7 @@ class _Search:
             return with_context(self._request, plan, plan.n_ctx + n_granules * GRANULE)
 
         most = (native - plan.n_ctx) // GRANULE
-        count = _largest(0, most, lambda n: enlarged(n) is not None)
+        count = _largest(most, lambda n: enlarged(n) is not None)
         return (enlarged(count) if count else None) or plan
 
     def _steps(self) -> Iterator[_Step]:
@@ -240,7 +240,7 @@ class _Search:
             shares = share_window(with_budget(wish, floor + count * GRANULE), window)
             return self._tried(shares, step, n_layers)
 
-        count = _largest(0, steps, lambda n: with_steps(n) is not None)
+        count = _largest(steps, lambda n: with_steps(n) is not None)
         return with_steps(count) if count is not None else None
 
     def _tried(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
@@ -290,8 +290,9 @@ class _Search:
         return ContextShape(shares.n_ctx, n_batch, n_ubatch, step.kv_type, step.kv_type, flash)
 
 
-def _largest(low: int, high: int, is_good: Callable[[int], bool]) -> int | None:
-    """The largest number from low to high that is good; numbers below a good one are good."""
+def _largest(high: int, is_good: Callable[[int], bool]) -> int | None:
+    """The largest number from 0 to `high` that is good, if 0 is; numbers below a good one are good."""
+    low = 0
     if high < low or not is_good(low):
         return None
     while low < high:

@@ -153,6 +153,11 @@ def _too_long(wish: Wish, window: Window, limit: int, least: int) -> PromptTooLo
     """`least` is what the prompt would take with the smallest thinking and answer."""
     factor = window.factor_for(limit)
     stretched = f" (factor {factor:g} over {window.native:,})" if factor > 1 else ""
+    if not wish.prompt_tokens:
+        return PromptTooLong(
+            f"a little thinking and answer take {least:,} tokens, whatever is asked; the window holds "
+            f"{limit:,}{stretched}.{_mend(wish, window, least)}"
+        )
     return PromptTooLong(
         f"the prompt has {wish.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
         f"answer; the window holds {limit:,}{stretched}.{_mend(wish, window, least)}"

@@ -1,4 +1,4 @@
-"""A plan and a turn in words: what was decided, what gave way, who has the context, what it took."""
+"""A plan and a turn in words: what was decided, what gave way, who has the context, how much and how long."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def amount(n_bytes: int) -> str:
     if abs(n_bytes) < GIB // 10:
         return f"{n_bytes / MIB:.1f} MiB"
     return f"{n_bytes / GIB:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 0.4 s is `0s`, 72 is `1m12s`, 7,320 is `2h02m`."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def plan_line(plan: Plan) -> str:

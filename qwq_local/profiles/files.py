@@ -164,7 +164,7 @@ def _origin(file: _File, kind: Kind) -> str:
 
 
 def _read(path: Path, own: bool) -> _File:
-    table = _parsed(path)
+    table = read_table(path)
     extends = table.pop("extends", None)
     if extends is not None and not (isinstance(extends, str) and NAME_FORM.fullmatch(extends)):
         raise ProfileError(f"{path}: extends is {excerpt(extends)}, allowed: the name of a profile.")
@@ -172,14 +172,15 @@ def _read(path: Path, own: bool) -> _File:
     return _File(path, own, values, extends)
 
 
-def _parsed(path: Path) -> dict[str, object]:
+def read_table(path: Path, what: str = "profile") -> dict[str, object]:
+    """The keys and values of a TOML file that a person wrote. Raises ProfileError naming it."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}.") from error
     if len(content) > MAX_FILE_BYTES:
-        raise ProfileError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes. A profile holds a few short keys.")
+        raise ProfileError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes. A {what} is a few short keys.")
     try:
         # Editors on Windows write a byte order mark, which tomllib refuses.
         return tomllib.loads(content.decode("utf-8-sig"))

@@ -175,10 +175,12 @@ def accepted_text(key: str, text: str, source: str) -> object:
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The one of `names` that `name` was probably meant to be."""
+    """The one of `names` that `name` was probably meant to be: one that begins so, or one that is like it."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(name, list(names), n=1, cutoff=likeness)), None)
+    known = list(names)
+    starting = [each for each in known if len(name) > 1 and each.startswith(name)]
+    return next(iter(starting or get_close_matches(name, known, n=1, cutoff=likeness)), None)
 
 
 def _rule(key: str, source: str) -> Rule:

@@ -6,7 +6,7 @@ memory allows without taking layers off a GPU. Knows a Backend and no llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qwq_local.backend.question import Backend, Question
@@ -27,6 +27,9 @@ JOIN_NOTE = (
     "Above are answers to one question, each of them from other parts of a text that is too long to be read "
     "at once. Put together what they say, and answer the question from them alone."
 )
+KnownRates = Callable[[Planned], Rates | None]
+"""How fast turns like the planned one were before on this machine, if any were."""
+
 LEAST_ROOM = 64
 MOST_OVERLAP = 512
 # Byte pairs merge otherwise where texts meet, and numbers have more digits.
@@ -72,7 +75,8 @@ class SplitRequest:
 class SplitPlan:
     """How a text is asked: the parts, the plan for the largest, `room` for a part or for answers in tokens.
 
-    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts.
+    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts, `known` the rates that
+    were measured before.
     """
 
     planned: Planned
@@ -80,10 +84,13 @@ class SplitPlan:
     tokens: int = 0
     room: int = 0
     overlap: int = 0
+    known: Rates | None = None
 
     @property
     def rates(self) -> Rates:
-        """How fast it may go, estimated."""
+        """How fast it may go, as such turns did here, else estimated."""
+        if self.known is not None:
+            return self.known
         written = min(_WRITTEN, self.planned.thinking_budget + self.planned.answer_reserve)
         return estimated_rates(self.planned.devices, written)
 
@@ -101,7 +108,8 @@ class SplitPlan:
 class SplitPlanned:
     """The text is asked in parts: how many of how many tokens, in how many passes, about how long.
 
-    `tokens` are all that is to be read. Rates are tokens per second, estimated: nothing was measured yet.
+    `tokens` are all that is to be read. Rates are tokens per second; `is_measured` says that such turns had
+    them on this machine before, else they are estimated.
     """
 
     parts: int
@@ -112,9 +120,12 @@ class SplitPlanned:
     seconds: float
     prefill_rate: float
     decode_rate: float
+    is_measured: bool = False
 
 
-def plan_split(backend: Backend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
+def plan_split(
+    backend: Backend, request: SplitRequest, abort: AbortFlag, known: KnownRates = lambda _: None
+) -> SplitPlan:
     """How the text is asked: in one pass when it fits, else in parts as large as window and memory allow.
 
     Raises UsageError without a question, PromptTooLong when there is no room beside it, DoesNotFit, Aborted.
@@ -147,7 +158,7 @@ def plan_split(backend: Backend, request: SplitRequest, abort: AbortFlag) -> Spl
             # Short memory takes from the thinking and from the layers on a GPU; smaller parts spare both.
             thinks = plan.planned.thinking_budget >= shares.thinking * _SHRINKS
             if is_least or (thinks and plan.planned.n_gpu_layers >= frame.n_gpu_layers):
-                return plan
+                return replace(plan, known=known(plan.planned))
         room = int(room * _SHRINKS)
 
 
@@ -163,6 +174,7 @@ def split_planned(plan: SplitPlan) -> SplitPlanned:
         seconds=rates.seconds(plan.tokens, plan.passes),
         prefill_rate=rates.prefill,
         decode_rate=rates.decode,
+        is_measured=rates.is_measured,
     )
 
 
@@ -201,9 +213,6 @@ def _cut_to(
     overlap = min(room // 8, MOST_OVERLAP)
     parts = cut(sources.text, room, overlap, measure)
     excerpts = tuple(sources.excerpts(parts))
-    sizes = [
-        sum(len(each.text) for each in excerpt.attachments) + len(excerpt.stdin_text) for excerpt in excerpts
-    ]
-    largest = max(range(len(excerpts)), key=sizes.__getitem__)
+    largest = max(range(len(excerpts)), key=lambda number: excerpts[number].length)
     planned = backend.dry_run(request.of_part(excerpts[largest], largest + 1, len(excerpts)))
     return SplitPlan(planned, excerpts, sum(part.size for part in parts), room, overlap)

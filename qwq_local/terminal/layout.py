@@ -41,17 +41,20 @@ class Row:
     cells: int
 
 
-def row_spans(text: str, width: int) -> list[tuple[int, int]]:
-    """Start and end of each row of the text, trailing white space left out."""
+def row_spans(text: str, width: int, hang: int = 0) -> list[tuple[int, int]]:
+    """Start and end of each row of the text, trailing white space left out.
+
+    All rows but the first are `hang` cells narrower than `width`.
+    """
     spans: list[tuple[int, int]] = []
     start = used = 0
-    for atom_start, atom, cells in _atoms(text, max(width, 1)):
+    for atom_start, atom, cells in _atoms(text, max(width - hang, 1)):
         if atom == "\n":
             spans.append((start, atom_start))
             start, used = atom_start + 1, 0
         elif atom.isspace():
             used += len(atom)
-        elif used and used + cells > width:
+        elif used and used + cells > (width - hang if spans else width):
             spans.append((start, atom_start))
             start, used = atom_start, cells
         else:

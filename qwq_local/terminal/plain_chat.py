@@ -79,10 +79,12 @@ class PlainChat:
             try:
                 return read_entry(self._read_line)
             except KeyboardInterrupt:
+                if self._err.is_terminal:
+                    self._err.write("\n")
                 if is_warned or not self._err.is_terminal:
                     raise
                 is_warned = True
-                self._err.write("\nCtrl-C again leaves.\n")
+                self._err.write("Ctrl-C again leaves.\n")
 
     def _show(self, events: Iterator[ChatEvent]) -> None:
         self._is_busy, self._is_stopping = True, False
@@ -115,7 +117,9 @@ class PlainChat:
                 self._view = view
             case Leave():
                 self._leaves = True
-            case Asking() | Changed():
+            case Asking():
+                screen.number(event.thought)
+            case Changed():
                 pass
             case _:
                 screen.show(event)

@@ -62,11 +62,12 @@ class StatusLine:
         """Show the text, cut to the window; a dumb terminal gets only the first one, as a line of its own."""
         line = one_line(text, self._output.size()[0] - 1)
         self._next_draw = self._clock() + REDRAW_S
+        # Noted first: an interrupt may come while it is written, and then it is to be erased.
+        before, self._drawn = self._drawn, line
         if self._output.is_dumb:
-            self._output.write("" if self._drawn else line + "\n")
-        elif line != self._drawn:
+            self._output.write("" if before else line + "\n")
+        elif line != before:
             self._output.write(f"\r{line}\x1b[K")
-        self._drawn = line
 
     def erase(self) -> None:
         """Take the line away; drawing again brings it back."""
@@ -172,3 +173,18 @@ class ProgressBar:
 def duration_left(seconds: float) -> str:
     """A time still to wait: `22 s`, and from a minute on as `duration` writes it."""
     return f"{int(seconds + 0.5)} s" if seconds < 59.5 else duration(seconds)
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimated time in steps that it may be off by: `4 s`, `25 s`, `2m30s`, `25m`, `2h20m`."""
+    for below, step in ((20, 1), (59, 5), (600, 30), (1200, 60), (3600, 300)):
+        if seconds < below:
+            return _plain_duration(max(1, round(seconds / step)) * step)
+    return _plain_duration(round(seconds / 600) * 600)
+
+
+def _plain_duration(seconds: int) -> str:
+    """Whole seconds without the parts that say nothing: `40 s`, `5m`, `1h`."""
+    if seconds < 60:
+        return f"{seconds} s"
+    return duration(seconds).removesuffix("00s").removesuffix("00m")

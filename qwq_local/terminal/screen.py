@@ -117,6 +117,7 @@ class AskScreen:
     """Shows the events of one turn. `think` None: the thinking is shown where stderr is a terminal."""
 
     def __init__(self, out: Output, err: Output, clock: Clock, think: Think | None = None) -> None:
+        self._thought = "thought"
         self._out = out
         self._err = err
         self._clock = clock
@@ -135,6 +136,10 @@ class AskScreen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def number(self, thought: int) -> None:
+        """Give the thought a number, by which a conversation brings it back."""
+        self._thought = f"thought {thought}"
 
     def show(self, event: Event) -> None:
         """Show one event. Raises BrokenPipeError when nobody reads the stream any more."""
@@ -222,7 +227,12 @@ class AskScreen:
             return
         if not event.tokens:
             return
-        parts = ["▸ thought", duration(event.elapsed_s), f"{event.tokens:,} tok", _CLOSED_BY[event.reason]]
+        parts = [
+            f"▸ {self._thought}",
+            duration(event.elapsed_s),
+            f"{event.tokens:,} tok",
+            _CLOSED_BY[event.reason],
+        ]
         line = " · ".join(part for part in parts if part)
         styled = f"{_DIM}{line}{_PLAIN}" if self._err.is_live else line
         # A blank row parts the thinking from the answer where both are on the screen.

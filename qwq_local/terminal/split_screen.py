@@ -11,7 +11,7 @@ from qwq_local.events import Answer, Finished, Planned
 from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent
 from qwq_local.splitting.plan import SplitPlanned
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import Clock, duration
+from qwq_local.terminal.progress import Clock, rough_duration
 from qwq_local.terminal.screen import AskScreen, Think
 
 
@@ -80,11 +80,12 @@ class SplitScreen:
 def plan_line(event: SplitPlanned) -> str:
     """How many passes there will be and about how long they take, on one line."""
     joins = event.passes - event.parts
+    how = "as measured here before" if event.is_measured else "estimated"
     return (
         f"asked in {_counted(event.passes, 'pass')}: {_counted(event.parts, 'part')} of up to "
         f"{event.part_tokens:,} tokens that share up to {event.overlap_tokens:,}, then their answers "
-        f"together{f' in some {joins:,} more' if joins > 1 else ''}; about {duration(event.seconds)} "
-        f"(estimated: {event.prefill_rate:,.0f} tok/s read, {event.decode_rate:,.1f} written)."
+        f"together{f' in some {joins:,} more' if joins > 1 else ''}; about {rough_duration(event.seconds)} "
+        f"({how}: {event.prefill_rate:,.0f} tok/s read, {event.decode_rate:,.1f} written)."
     )
 
 
@@ -97,7 +98,7 @@ def place_of(event: PartStarted | PartDone) -> str:
 
 def _left(event: PartStarted) -> str:
     how = "measured" if event.is_measured else "estimated"
-    return f"about {duration(event.seconds_left)} left ({how})"
+    return f"about {rough_duration(event.seconds_left)} left ({how})"
 
 
 def _counted(count: int, what: str) -> str:

@@ -90,9 +90,10 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 def write_imatrix(path: Path, matrix: ImportanceMatrix, note: tuple[str, str] | None = None) -> None:
     """Write the GGUF file that llama-imatrix writes, byte for byte; `note` is a key and text after its own.
 
-    The file grows beside `path` and takes its place when it is on the disk. ConvertError when it cannot.
+    The file grows beside `path`, where a killed run leaves it for the next, and takes its place when it is on
+    the disk; one process at a time (writing/lock.py). ConvertError when it cannot.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    beside = path.with_name(f"{path.name}.new")
     try:
         try:
             with beside.open("wb") as file:

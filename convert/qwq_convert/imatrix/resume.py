@@ -18,6 +18,7 @@ import numpy as np
 from qwq_convert.imatrix.file import ImportanceMatrix, read_imatrix, write_imatrix
 from qwq_convert.reading.gguf_header import read_header
 from qwq_convert.reading.strict_json import Fields, parse_object
+from qwq_convert.writing.partial import partial_path
 from qwq_local.errors import ConvertError
 
 STATE_KEY = "qwq.imatrix.state"
@@ -28,7 +29,7 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Collected:
     """How far a run came: `counts` are exact where the file's floats need not be."""
 
     matrix: ImportanceMatrix
@@ -36,18 +37,17 @@ class Saved:
     chunks_done: int
 
 
-def partial_path(out: Path) -> Path:
-    """The file beside `out` that holds what was collected so far."""
-    return out.with_name(f"{out.name}.partial")
-
-
-def save(out: Path, saved: Saved, identity: Mapping[str, str]) -> None:
+def save(out: Path, collected: Collected, identity: Mapping[str, str]) -> None:
     """Keep what was collected so far; ConvertError when it cannot be written."""
-    state = {"chunks_done": saved.chunks_done, "counts": dict(saved.counts), "identity": dict(identity)}
-    write_imatrix(partial_path(out), saved.matrix, (STATE_KEY, json.dumps(state)))
+    state = {
+        "chunks_done": collected.chunks_done,
+        "counts": dict(collected.counts),
+        "identity": dict(identity),
+    }
+    write_imatrix(partial_path(out), collected.matrix, (STATE_KEY, json.dumps(state)))
 
 
-def resume(out: Path, identity: Mapping[str, str]) -> tuple[Saved | None, str]:
+def resume(out: Path, identity: Mapping[str, str]) -> tuple[Collected | None, str]:
     """What an earlier run of the same identity left, and otherwise why there is nothing to go on from.
 
     The reason is empty when there was no earlier run. Never raises for what the file holds.
@@ -67,7 +67,7 @@ def resume(out: Path, identity: Mapping[str, str]) -> tuple[Saved | None, str]:
         exact = {name: counts.integer(name, 0, MAX_COUNT) for name in matrix.counts}
         if any(np.float32(count) != matrix.counts[name][0] for name, count in exact.items()):
             state.fail("its counts are not those of its sums.")
-        return Saved(matrix, exact, state.integer("chunks_done")), ""
+        return Collected(matrix, exact, state.integer("chunks_done")), ""
     except ConvertError as error:
         return None, f"what an earlier run left cannot be used ({error})"
 

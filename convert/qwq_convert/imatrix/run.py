@@ -17,14 +17,16 @@ import numpy as np
 
 from qwq_convert.imatrix.collector import Collector, CollectorSettings, Stopped, Tally, Tokens
 from qwq_convert.imatrix.file import ImportanceMatrix, merge, read_imatrix, write_imatrix
-from qwq_convert.imatrix.resume import Saved as SavedState
-from qwq_convert.imatrix.resume import digest_of, model_digest, partial_path, resume, save
+from qwq_convert.imatrix.resume import Collected, digest_of, model_digest, resume, save
 from qwq_convert.imatrix.tensor import TESTED_VERSION
 from qwq_convert.writing.lock import alone
+from qwq_convert.writing.partial import partial_path
 from qwq_local.errors import ConvertError
 
 # Chunks shorter than this say little, and of the shortest llama.cpp computes too few rows at once to count.
 LEAST_CHUNK = 32
+# llama.cpp counts the bytes of a text, and the tokens that there is room for, in 32 bits with a sign.
+MAX_TEXT_BYTES = 2**31 - 16
 _NOTHING = ImportanceMatrix({}, {}, (), 0, CollectorSettings().chunk_size)
 
 
@@ -130,6 +132,10 @@ def prepare(request: ImatrixRequest) -> Prepared:
     start = merge(map(read_imatrix, request.earlier), settings.chunk_size) if request.earlier else _NOTHING
     # llama-imatrix leaves out the line end that editors put at the end of a file.
     text = b"".join(text.content for text in request.texts).removesuffix(b"\n")
+    if len(text) > MAX_TEXT_BYTES:
+        raise ConvertError(
+            f"the texts have {len(text):,} bytes together, {MAX_TEXT_BYTES:,} are possible. Give fewer."
+        )
     options = f"{TESTED_VERSION} {settings.chunk_size} {request.chunks} {settings.process_output} "
     identity = {
         "model": model_digest(request.model),
@@ -232,5 +238,5 @@ def _start(prepared: Prepared, n_chunks: int) -> tuple[Tally, int, str]:
 
 
 def _save(prepared: Prepared, tally: Tally, done: int) -> None:
-    saved = SavedState(prepared.matrix(tally), tally.counts, done)
-    save(prepared.request.out, saved, prepared.identity)
+    collected = Collected(prepared.matrix(tally), tally.counts, done)
+    save(prepared.request.out, collected, prepared.identity)

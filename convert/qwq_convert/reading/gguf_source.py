@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from gguf import GGUFValue, GGUFValueType, Keys
 
@@ -55,9 +54,7 @@ class GgufSource:
     def __enter__(self) -> GgufSource:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open_files.close()
 
     @property
@@ -69,16 +66,14 @@ class GgufSource:
     def identity(self) -> str:
         """Another text when a part was changed."""
         digest = hashlib.sha256()
-        for header in self._headers:
-            status = header.path.stat()
-            digest.update(os.fsencode(f"{header.path.name} {status.st_size} {status.st_mtime_ns}\n"))
+        for name, descriptor in self._files.items():
+            status = os.fstat(descriptor)
+            digest.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
         return digest.hexdigest()
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from byte `start` of it; safe from several threads at once."""
-        if start < 0 or start + n_bytes > tensor.n_bytes:
-            raise ValueError(f"{n_bytes} bytes at {start} of {tensor.name}, which has {tensor.n_bytes}")
-        return read_exactly(self._files[tensor.shard], n_bytes, tensor.offset + start, tensor.shard)
+        return read_exactly(self._files[tensor.shard], n_bytes, tensor.place(start, n_bytes), tensor.shard)
 
     def named_tensors(self) -> tuple[NamedTensor, ...]:
         """The tensors in llama-quantize's order, keeping their types where nothing is quantized."""

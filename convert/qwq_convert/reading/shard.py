@@ -11,7 +11,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from qwq_convert.reading.strict_json import Fields, parse_object, shown
 from qwq_convert.writing.positioned import BINARY, read_exactly
@@ -48,6 +47,12 @@ class SourceTensor:
         """How many values the tensor holds."""
         return math.prod(self.shape)
 
+    def place(self, start: int, n_bytes: int) -> int:
+        """Where byte `start` of it lies in the file; ValueError unless `n_bytes` of it follow there."""
+        if start < 0 or start + n_bytes > self.n_bytes:
+            raise ValueError(f"{n_bytes} bytes at {start} of {self.name}, which has {self.n_bytes}")
+        return self.offset + start
+
 
 class Shard:
     """An open safetensors file whose header has been read and found to agree with the file's length."""
@@ -65,9 +70,7 @@ class Shard:
     def __enter__(self) -> Shard:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qwq_convert import ggml
+from qwq_convert.in_order import in_order
 from qwq_convert.reading.gguf_header import GgufHeader, TensorEntry
 from qwq_convert.reading.shard import SourceTensor
-from qwq_convert.reading.tensor_data import Chunk, TensorData, chunks_of, in_order
+from qwq_convert.reading.tensor_data import Chunk, TensorData, chunks_of
 from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.tensor_types import QuantType
 from qwq_convert.verification.dequantize import dequantize
@@ -133,7 +134,7 @@ class _Tally:
         self._tensor += found
         if not chunk.completes_tensor:
             return
-        kind, name, tensor = QuantType(chunk.tensor.kind), chunk.tensor.name, self._tensor
+        kind, name, tensor = chunk.tensor.kind, chunk.tensor.name, self._tensor
         self._tensor = Deviation()
         report = self._reports.get(kind)
         if report is None:

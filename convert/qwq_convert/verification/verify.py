@@ -1,8 +1,8 @@
-"""A GGUF file in; its header out when the file is sound, else one error that says where it is not.
+"""A GGUF file in; nothing out when the file is sound, else one error that says where it is not.
 
-`verify_structure` looks at the header and the file's length alone, against a plan when there is one;
-`verify_blocks` reads every block of every tensor, of all parts of a split model. Knows nothing of how the
-file was made, nor of what its architecture needs.
+`verify_structure` looks at the header and the file's length alone, against a plan; `verify_blocks` reads
+every block of every tensor, of all parts of a split model. Knows nothing of how the file was made, nor of
+what its architecture needs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from qwq_convert import ggml
+from qwq_convert.in_order import in_order
 from qwq_convert.layout import Layout
 from qwq_convert.reading.gguf_header import GgufHeader, TensorEntry, read_header
-from qwq_convert.reading.tensor_data import Chunk, TensorData, chunks_of, in_order
+from qwq_convert.reading.tensor_data import Chunk, TensorData, chunks_of
 from qwq_convert.verification.dequantize import is_known
 from qwq_local.errors import ConvertError
 
@@ -31,14 +32,9 @@ class Progress:
     bytes_total: int
 
 
-def verify_structure(path: Path, layout: Layout | None = None) -> GgufHeader:
-    """The header of a GGUF whose tensors lie whole, aligned and apart in it.
-
-    With `layout`, the file must also hold exactly the tensors planned, where they were planned.
-    """
+def verify_structure(path: Path, layout: Layout) -> None:
+    """ConvertError unless the GGUF holds exactly the tensors planned, where they were planned."""
     header = read_header(path)
-    if layout is None:
-        return header
     for planned, found in zip(layout.tensors, header.tensors, strict=False):
         expected = TensorEntry(planned.name, planned.kind, planned.shape, planned.offset, planned.n_bytes)
         if found != expected:
@@ -49,15 +45,6 @@ def verify_structure(path: Path, layout: Layout | None = None) -> GgufHeader:
     if header.file_bytes != header.data_start + layout.n_bytes:
         sizes = f"{header.file_bytes} bytes, planned were {header.data_start + layout.n_bytes}"
         raise ConvertError(f"{path}: has {sizes}. Convert again.")
-    return header
-
-
-def verify_file(path: Path) -> GgufHeader:
-    """The header of a GGUF that is whole and in which every block of every tensor decodes to numbers."""
-    header = verify_structure(path)
-    for _ in verify_blocks([header], threads=1):
-        pass
-    return header
 
 
 def verify_placement(part: GgufHeader) -> None:

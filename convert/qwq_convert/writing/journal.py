@@ -59,10 +59,14 @@ class Journal:
         self._conversion = conversion
         flags = os.O_RDWR | os.O_CREAT | BINARY | (0 if goes_on else os.O_TRUNC)
         self._fd = os.open(path, flags, 0o666)
-        if goes_on:
-            self._drop_torn_line()
-        else:
-            self._append([{"version": VERSION, "conversion": conversion}])
+        try:
+            if goes_on:
+                self._drop_torn_line()
+            else:
+                self._append([{"version": VERSION, "conversion": conversion}])
+        except BaseException:
+            self.close()
+            raise
 
     def finished(self, names: Iterable[str]) -> None:
         """Note tensors whose bytes are on the disk for good. Raises OSError."""

@@ -11,10 +11,11 @@ from pathlib import Path
 from qwq_local.errors import ConvertError
 
 
-def lock(descriptor: int, path: Path) -> None:
-    """Keep other processes off the file that is open as `descriptor`, until it is closed.
+def lock(descriptor: int, path: Path, out: Path) -> None:
+    """Keep other processes off the file at `path`, open as `descriptor`, until it is closed.
 
-    Windows does that by itself when the file is renamed or removed. Raises ConvertError when one has it.
+    Windows does that by itself when the file is renamed or removed. Raises ConvertError, which names `out`,
+    when another process has it.
     """
     if sys.platform == "win32":
         return
@@ -26,8 +27,10 @@ def lock(descriptor: int, path: Path) -> None:
         is_mine = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
     except BlockingIOError:
         is_mine = False
+    except OSError as error:  # a file system without locks
+        raise ConvertError(f"{out}: cannot be locked ({error.strerror}). Write to another disk.") from None
     if not is_mine:
-        raise ConvertError(f"{path}: another process is writing it. Wait for it or stop it.")
+        raise ConvertError(f"{out}: another process is writing it. Wait for it or stop it.")
 
 
 @contextmanager
@@ -42,10 +45,7 @@ def alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise ConvertError(f"{path}: cannot be written ({error.strerror}).") from None
     try:
-        try:
-            lock(descriptor, path)
-        except ConvertError:
-            raise ConvertError(f"{out}: another process is writing it. Wait for it or stop it.") from None
+        lock(descriptor, path, out)
         try:
             yield
         finally:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from qwq_convert import ggml
 from qwq_convert.layout import Layout, PlannedFile, PlannedTensor
 from qwq_convert.writing.journal import Journal, Record, read_journal
 from qwq_convert.writing.partial import PartialFile, partial_path, write_errors
-from qwq_convert.writing.positioned import sync_folder
+from qwq_convert.writing.positioned import allocated_bytes, sync_folder
 from qwq_local.errors import ConvertError
 
 GIB, MIB = 2**30, 2**20
@@ -37,8 +36,8 @@ def check_output(
         _check_names(files)
     # What an interrupted run left behind is gone on with or written over.
     free = (free_bytes or _free_bytes)(folder)
-    free += sum(_allocated_bytes(path) for file in files for path in (partial_path(file.path), file.path))
-    free += sum(_allocated_bytes(path) for path in _otherwise_split(files))
+    free += sum(allocated_bytes(path) for file in files for path in (partial_path(file.path), file.path))
+    free += sum(allocated_bytes(path) for path in _otherwise_split(files))
     needed = sum(file.n_bytes for file in files)
     if free < needed:
         raise ConvertError(
@@ -82,9 +81,7 @@ class Output:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # The error that is under way matters more than one of the last record.
         with suppress(ConvertError):
             self._sync_all()
@@ -126,7 +123,9 @@ class Output:
         # The first part last: it is the one that people open.
         for partial in reversed(self._partials):
             partial.publish()
-        sync_folder(self._files[0].path.parent)
+        folder = self._files[0].path.parent
+        with write_errors(folder):
+            sync_folder(folder)
         journal_path(self._files).unlink(missing_ok=True)
         return sum(file.n_bytes for file in self._files)
 
@@ -218,10 +217,6 @@ def _check_names(files: Sequence[PlannedFile]) -> None:
             raise ConvertError(f"{file.path}: is a folder. Give the name of the file to write.")
         if file.path.exists() or file.path.is_symlink():
             raise ConvertError(f"{file.path}: exists already. Remove it or write to another name.")
-
-
-def _allocated_bytes(path: Path) -> int:
-    return getattr(path.stat(), "st_blocks", 0) * 512 if path.is_file() else 0
 
 
 def _otherwise_split(files: Sequence[PlannedFile]) -> list[Path]:

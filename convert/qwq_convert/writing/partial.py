@@ -41,7 +41,7 @@ class PartialFile:
         with write_errors(self.path):
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
         try:
-            lock(self._fd, self.path)
+            lock(self._fd, self.path, self.path)
         except BaseException:
             self.close()
             raise

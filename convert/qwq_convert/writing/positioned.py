@@ -1,4 +1,4 @@
-"""Reads and writes at a position of a file, from several threads at once; renames that last."""
+"""Files as the system has them: positioned reads and writes by several threads, lasting renames, sizes."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def write_at(descriptor: int, content: memoryview, offset: int) -> int:
     with _SEEK:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.write(descriptor, content)
+
+
+def allocated_bytes(path: Path) -> int:
+    """What a file takes on the disk, holes not counted; 0 when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return getattr(status, "st_blocks", status.st_size // 512) * 512
 
 
 def sync_folder(folder: Path) -> None:

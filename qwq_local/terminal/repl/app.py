@@ -13,6 +13,7 @@ import signal
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO, TypeVar
 
 from prompt_toolkit.application import Application
@@ -55,6 +56,8 @@ TICK_S = 0.25
 DRAIN_S = 0.03
 """Seconds that events are taken in before keys have their turn again."""
 
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
 LEAVE_WITHIN_S = 10.0
 """How long a turn that was stopped may take to end before the terminal is given back without it."""
 
@@ -79,7 +82,7 @@ class Repl:
         self._clock = place.clock
         self._output = place.output
         self._status: int | None = None
-        self._has_news = self._holds = False
+        self._has_news = self._holds = self._is_cut_off = False
         self._view = TurnView(place.output, place.clock, place.view)
         self._pastes = Pastes()
         waiting = Waiting(self._pastes, place.output.has_color)
@@ -112,6 +115,7 @@ class Repl:
     def run(self) -> int:
         """Chat until the person leaves: 0, or 128 and the number of the signal that ended it.
 
+        After such a signal, or without its terminal, this process ignores further ones.
         Whatever the Talk raises comes out of here, once the terminal is as before. The Talk is closed.
         """
         try:
@@ -120,6 +124,8 @@ class Repl:
             self._conversing.leave()
             self._talking.finish()
             self._talk.close()
+            for number in () if self._is_cut_off else _ENDS:
+                signal.signal(number, signal.SIG_DFL)
 
     # What keys ask of the screen.
 
@@ -160,6 +166,7 @@ class Repl:
                 self._conversing.begin()
                 return await self._app.run_async(handle_sigint=False, set_exception_handler=False)
         except EOFError:
+            self._is_cut_off = True
             return self._status or 0  # the terminal is gone
         finally:
             pump.cancel()
@@ -198,7 +205,7 @@ class Repl:
             self._take(events.popleft())
         if self._line.is_steering and not self._view.is_thinking:
             self._hands.end_steering()
-            self._bottom.hint("the thought has ended")
+            self._bottom.hint("the thought ended")
         return has_news
 
     def _take(self, event: Any) -> None:
@@ -212,6 +219,7 @@ class Repl:
             case Page():
                 self._go(self._away(self._elsewhere.read(self._app, event)))
             case Copy(text, what):
+                self._holds = True  # what follows is said after what became of it
                 self._go(self._copy(text, what))
             case Edit(text):
                 self._holds = True
@@ -260,7 +268,10 @@ class Repl:
             self._wake()
 
     async def _copy(self, text: str, what: str) -> None:
-        copied = await self._elsewhere.copy(text, what)
+        try:
+            copied = await self._elsewhere.copy(text, what)
+        finally:
+            self._holds = False
         self._say(copied.line, copied.is_error)
 
     async def _edit_input(self) -> None:
@@ -273,17 +284,20 @@ class Repl:
                 self._line.put(self._pastes.take_in(text, 0))
 
     async def _edit(self, text: str) -> None:
+        edited: str | None = None
         try:
             edited = await self._away(self._elsewhere.edit(self._app, text))
         except QwqError as error:
             self._say(str(error), True)
         else:
-            if edited and edited.strip():
-                self._conversing.enter(self._pastes.take_in(edited, 0), is_first=True)
-            else:
+            if not (edited and edited.strip()):
                 self._say("nothing was sent.")
         finally:
             self._holds = False
+            if edited and edited.strip():
+                self._conversing.enter(self._pastes.take_in(edited, 0), is_first=True)
+            else:
+                self._conversing.give_up_edit()
 
     def _say(self, line: str, is_error: bool = False) -> None:
         self._view.show(Said((line,), is_error))
@@ -292,15 +306,20 @@ class Repl:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Signals as a person means them: Ctrl-C from elsewhere, and being asked to end."""
-        ends = [signal.SIGTERM, signal.SIGHUP]
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
-        for number in ends:
-            self._loop.add_signal_handler(number, self.leave, 128 + number)
+        for number in _ENDS:
+            signal.signal(number, self._asked_to_end)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, *ends):
-                self._loop.remove_signal_handler(number)
+            self._loop.remove_signal_handler(signal.SIGINT)
+            for number in _ENDS:
+                # A window that closes sends several: none may end what writes the turn down.
+                signal.signal(number, signal.SIG_IGN)
+
+    def _asked_to_end(self, number: int, _frame: FrameType | None) -> None:
+        self._is_cut_off = True
+        self._loop.call_soon_threadsafe(self.leave, 128 + number)
 
     def _interrupted(self) -> None:
         if self._elsewhere.is_open:

@@ -18,6 +18,10 @@ MAX_OSC_BYTES = 100_000
 
 TIMEOUT_S = 3.0
 
+# Since 3.3 tmux passes nothing on by default, and it takes no clipboard from a program; this it does itself.
+_TMUX = ["tmux", "load-buffer", "-w", "-"]
+_INTO_TMUX = " to tmux and, if it may, to the clipboard"
+
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -33,14 +37,15 @@ def copy(text: str, what: str, environ: Mapping[str, str]) -> Copied:
     size = f"{len(text):,} characters"
     for command in _programs(environ):
         if _fed(command, text, environ):
-            return Copied(f"copied {what} ({size}).")
+            where = _INTO_TMUX if command is _TMUX else ""
+            return Copied(f"copied {what} ({size}){where}.")
     raw = text.encode("utf-8", "replace")
     if len(raw) > MAX_OSC_BYTES:
         mend = "Install wl-copy, xclip or pbcopy, or use /save."
         return Copied(f"{what} ({size}) is too long for a terminal's clipboard. {mend}", is_error=True)
     sequence = f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07"
     if environ.get("TMUX"):
-        # tmux passes on what stands in its own envelope, each ESC doubled.
+        # One before 3.2 passes on what stands in its own envelope, each ESC doubled.
         sequence = "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
     return Copied(f"copied {what} ({size}) through the terminal, if it allows that.", sequence)
 
@@ -58,6 +63,8 @@ def _programs(environ: Mapping[str, str]) -> list[list[str]]:
             commands.append(["pbcopy"])
         if environ.get("WSL_DISTRO_NAME"):
             commands.append(["clip.exe"])
+    if environ.get("TMUX"):
+        commands.append(_TMUX)
     return [command for command in commands if shutil.which(command[0], path=environ.get("PATH"))]
 
 

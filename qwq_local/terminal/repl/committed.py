@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from qwq_local.chat.events import Recalled, Said, ThinkView
 from qwq_local.events import CloseReason, Planned, ThinkingClosed
-from qwq_local.terminal.layout import Row
+from qwq_local.terminal.layout import MIN_WIDTH, Row
 from qwq_local.terminal.markdown import markdown_rows
 from qwq_local.terminal.progress import duration
 from qwq_local.terminal.repl.rows import BLANK, BOLD, DIM, PLAIN, RED, Look, Paper
@@ -66,11 +66,11 @@ def closed_rows(event: ThinkingClosed, thought: int, paper: Paper) -> list[Row]:
 
 def said_rows(event: Said, paper: Paper) -> list[Row]:
     """Lines for the person; those of an error are marked."""
-    look = PLAIN
+    lines = [sanitize(line[:LINE_LIMIT]) for line in event.lines]
     if event.is_error:
         look = Look(RED, "✗ ", "  ", is_for_marks=True) if paper.has_color else Look("", "error: ", "  ")
-    text = "\n".join(sanitize(line[:LINE_LIMIT]) for line in event.lines)
-    return paper.rows(text, look) if event.lines else []
+        return paper.rows("\n".join(lines), look) if lines else []
+    return [row for text in lines for line in text.split("\n") for row in _hanging_rows(line, paper)]
 
 
 def recalled_rows(event: Recalled, paper: Paper) -> list[Row]:
@@ -107,6 +107,13 @@ def with_gap(rows: Iterable[Row]) -> list[Row]:
     """The rows below a blank one; none if there are none."""
     below = list(rows)
     return [BLANK, *below] if below else []
+
+
+def _hanging_rows(line: str, paper: Paper) -> list[Row]:
+    """A line of ours whose further rows stand in from its first; a single word is only broken."""
+    rest = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= paper.columns
+    return paper.rows(line, Look("", "", rest) if hangs else PLAIN)
 
 
 def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, paper: Paper) -> list[Row]:

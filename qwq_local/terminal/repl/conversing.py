@@ -6,7 +6,7 @@ in the main thread. Knows no keys and no terminal.
 
 from __future__ import annotations
 
-from qwq_local.chat.events import Said, Talk
+from qwq_local.chat.events import COMMAND, Said, Talk
 from qwq_local.terminal.repl import block
 from qwq_local.terminal.repl.bottom import Bottom
 from qwq_local.terminal.repl.paste import Pastes
@@ -60,10 +60,15 @@ class Conversing:
             self._waiting.add(text)
         self._go_on()
 
+    def give_up_edit(self) -> None:
+        """Tell the Talk that nothing comes back from the editor: the next question is a new one."""
+        self._waiting.add_first("")
+        self._go_on()
+
     def look_up(self, command: str) -> None:
         """Do a command that a key stands for; nothing while something runs."""
         if self._is_busy:
-            self._bottom.hint("not while a turn runs")
+            self._bottom.hint("a turn still runs")
         else:
             self._is_busy = True
             self._talking.submit(command)
@@ -90,12 +95,12 @@ class Conversing:
         if self._view.is_thinking:
             self._talk.answer_now()
         else:
-            self._bottom.hint("nothing is being thought")
+            self._bottom.hint("no thought runs")
 
     def pause(self) -> bool:
         """Let the thinking wait for a sentence; whether there is a thought."""
         if not self._view.is_thinking or self._is_stopping:
-            self._bottom.hint("nothing is being thought")
+            self._bottom.hint("no thought runs")
             return False
         self._talk.pause()
         return True
@@ -120,7 +125,7 @@ class Conversing:
         entry = self._waiting.next()
         if entry is None:
             return
-        if entry.startswith("/"):
+        if COMMAND.fullmatch(entry):
             # A question is shown by the turn that answers it.
             self._view.show(Said(("", f"❯ {self._pastes.shown(entry)}")))
         self._is_busy = True

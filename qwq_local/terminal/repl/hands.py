@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from qwq_local.chat.events import ThinkView
 from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.repl import block
 from qwq_local.terminal.repl.bottom import HINT_S, Bottom
@@ -116,7 +117,7 @@ class Hands:
         """Pause the thinking and ask for a sentence."""
         if not self.is_steering and self._conversing.pause():
             self._line.steer(True)
-            self._bottom.hint("Enter puts it into the thought · Esc goes on without", float("inf"))
+            self._bottom.hint("Esc: go on without · Enter: put it into the thought", float("inf"))
 
     def end_steering(self, sentence: str = "") -> None:
         """Go on, with a sentence or without."""
@@ -127,7 +128,9 @@ class Hands:
     def change_view(self) -> None:
         """Show the thinking the next way, or open the last thought."""
         if self._view.is_thinking:
-            self._bottom.hint(f"thinking: {self._view.cycle_view()}", VIEW_HINT_S)
+            view = self._view.cycle_view()
+            is_later = self._view.is_full and view is not ThinkView.FULL
+            self._bottom.hint(f"thinking: {view}{' from the next thought on' * is_later}", VIEW_HINT_S)
         else:
             self._conversing.look_up("/think last")
 

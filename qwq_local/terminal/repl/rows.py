@@ -57,7 +57,9 @@ class Paper:
 
     def spans(self, text: str, look: Look = PLAIN) -> list[tuple[int, int]]:
         """Where each row of a text without tabs starts and ends."""
-        return row_spans(text, max(MIN_WIDTH, self.columns - cell_len(look.first)))
+        width = max(MIN_WIDTH, self.columns - cell_len(look.first))
+        hang = cell_len(look.rest) - cell_len(look.first)
+        return row_spans(text, width, max(0, min(hang, width - MIN_WIDTH)))
 
     def plain(self, row: Row) -> Row:
         """A row that was styled elsewhere, as this paper takes it."""

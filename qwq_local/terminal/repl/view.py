@@ -80,6 +80,11 @@ class TurnView:
         """Whether a turn runs, or a model is loaded."""
         return self._figures.phase is not Phase.IDLE
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the thought that streams is shown in full: so it stays to its end."""
+        return self._thought is not None and self._thought.is_full
+
     def cycle_view(self) -> ThinkView:
         """Show thinking the next way, which is returned; a thought that is shown in full stays so."""
         self._choose(_ORDER[(_ORDER.index(self._view) + 1) % len(_ORDER)])
@@ -164,8 +169,7 @@ class TurnView:
         if status_seen == self._status_seen:
             return self._shown.status
         self._status_seen = status_seen
-        is_full = self._thought is not None and self._thought.is_full
-        label = f"next {self._view}" if is_full and self._view is not ThinkView.FULL else "view"
+        label = f"next {self._view}" if self.is_full and self._view is not ThinkView.FULL else "view"
         return status_rows(self._figures.figures(label), *self._output.size())
 
     # What the events do.

@@ -1,0 +1,54 @@
+"""The shell completes values of flags, as bash asks the real command for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwq_local.cli import completing
+from tests.command import qwq
+
+
+def completed(cache: Path, line: str) -> list[str]:
+    """What bash gets for the last word of the line."""
+    at = str(line.count(" "))
+    ran = qwq(cache, HOME=str(cache), _QWQ_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=at)
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("complete", "typed", "expected"),
+    [
+        (completing.settings, "top", ["top_k=", "top_p="]),
+        (completing.types, "q4_k", ["q4_k_M", "q4_k_S"]),
+        (completing.types, "Q8", ["Q8_0"]),
+        (completing.machines, "rtx-40", ["rtx-4090"]),
+        (completing.settings, "zzz", []),
+    ],
+)
+def test_what_begins_so_is_offered(complete: completing.Complete, typed: str, expected: list[str]) -> None:
+    assert complete(typed) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("qwq convert folder q4_k", ["q4_k_M", "q4_k_S"]),
+        ("qwq models show mini", ["miniature"]),
+    ],
+)
+def test_bash_gets_it(tmp_path: Path, line: str, expected: list[str]) -> None:
+    assert completed(tmp_path, line) == expected
+
+
+def test_an_own_profile_is_completed_and_a_broken_one_breaks_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "profiles" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "cooking.toml").write_text("description = 'x'\n")
+    (folder / "cut.toml").write_text("= [")
+    assert completed(tmp_path, "qwq ask -p c") == ["chat", "choice", "code", "cooking", "cut"]
+    (tmp_path / "config" / "profiles" / "models").mkdir()
+    (tmp_path / "config" / "profiles" / "models" / "qwq-32b.toml").write_text("= [")
+    assert completed(tmp_path, "qwq ask --model min") == []

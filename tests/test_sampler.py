@@ -1,0 +1,93 @@
+"""What penalties and DRY look back at, with the real sampler chain: sampled by itself, or told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.model import LoadedModel
+from qwq_local.errors import EngineError
+
+GREEDY = SamplerSettings(temperature=0)
+PENALTIES = replace(GREEDY, repeat_penalty=1.4, frequency_penalty=0.3, presence_penalty=1.0)
+DRY = replace(GREEDY, dry_multiplier=3.0, dry_base=2.0, dry_allowed_length=1)
+MEMORIES = [
+    PENALTIES,
+    replace(PENALTIES, penalty_window=7),
+    replace(PENALTIES, penalty_window=-1),
+    DRY,
+    replace(DRY, dry_window=11),
+    replace(DRY, repeat_penalty=1.4, penalty_window=12, temperature=1.5, top_k=0, top_p=1.0, seed=5),
+]
+IDS = ["penalties", "a short window", "the whole context", "DRY", "DRY with a window", "both, sampled"]
+COUNT = 60
+TEXT = "Say something."  # left alone, the miniature says one letter for ever
+
+
+@pytest.fixture
+def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
+    with closing(LlamaContext(loaded, ContextSettings(512, threads=1), AbortFlag())) as made:
+        yield made
+
+
+def begin(context: LlamaContext, tokens: Sequence[int], settings: SamplerSettings) -> None:
+    for _ in context.prefill(tokens):
+        pass
+    context.start_sampling(settings)
+
+
+def sampled(context: LlamaContext, prompt: Sequence[int], *, is_told: bool = False) -> list[int]:
+    """The next tokens; with `is_told` the chain is told before each what it sampled so far."""
+    for _ in range(COUNT):
+        if is_told:
+            context.remember(context.tokens[len(prompt) :])
+        context.append(context.sample())
+    return list(context.tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("settings", MEMORIES, ids=IDS)
+def test_being_told_what_it_sampled_changes_nothing(context: LlamaContext, settings: SamplerSettings) -> None:
+    """Neither what is penalized nor which random number comes next."""
+    prompt = context.vocabulary.encode_text(TEXT)
+    begin(context, prompt, settings)
+    expected = sampled(context, prompt)
+    begin(context, prompt, settings)
+    assert sampled(context, prompt, is_told=True) == expected
+
+
+@pytest.mark.parametrize("settings", MEMORIES[:5], ids=IDS[:5])
+def test_a_new_chain_that_is_told_goes_on_as_the_old_one(
+    context: LlamaContext, settings: SamplerSettings
+) -> None:
+    """And one that is not told does not: else this would prove nothing."""
+    prompt = context.vocabulary.encode_text(TEXT)
+    begin(context, prompt, settings)
+    whole = sampled(context, prompt)
+    has_forgotten = False
+    for n_tokens in range(1, COUNT, 3):
+        begin(context, [*prompt, *whole[:n_tokens]], settings)
+        has_forgotten |= context.sample() != whole[n_tokens]
+        context.start_sampling(settings)
+        context.remember(whole[:n_tokens])
+        assert context.sample() == whole[n_tokens]
+    assert has_forgotten
+
+
+def test_what_it_is_told_takes_the_place_of_what_it_sampled(context: LlamaContext) -> None:
+    """A penalty that nothing withstands: only what is remembered cannot come."""
+    prompt = context.vocabulary.encode_text(TEXT)
+    begin(context, prompt, replace(GREEDY, presence_penalty=100.0))
+    first = context.sample()
+    assert context.sample() != first
+    context.remember([])
+    assert context.sample() == first
+
+
+def test_there_must_be_a_chain_to_remember(context: LlamaContext) -> None:
+    with pytest.raises(EngineError, match="no sampler chain"):
+        context.remember([1])
