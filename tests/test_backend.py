@@ -15,7 +15,7 @@ from qwq_local.dialogue.prompt import encode_prompt
 from qwq_local.dialogue.template import ChatTemplate
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel
-from qwq_local.events import Event, Finished, FinishReason, Loading, Planned, Prefill
+from qwq_local.events import Event, Finished, FinishReason, Loading, Notice, Planned, Prefill
 from qwq_local.models.header import read_header
 from qwq_local.paths import Directories
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
@@ -147,3 +147,32 @@ def test_an_abort_while_loading_is_told_and_the_next_reply_loads_again(
         finished = ask(backend, "How many e's are in the word tree?")[-1]
     assert isinstance(finished, Finished)
     assert finished.reason is FinishReason.STOP
+
+
+def test_a_file_with_a_smaller_window_than_its_assumed_profile_keeps_to_its_own(
+    miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Greedy, so that the answer hangs on no seed."""
+    folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
+    assumed = resolve("some.gguf", "chat", folders, {}, ["temperature=0"]).profile
+    with closing(LocalBackend(miniature("Q8_0"), assumed, 1, AbortFlag())) as backend:
+        events = ask(backend, "How many r's are in the word strawberry?")
+        [planned] = [event for event in events if isinstance(event, Planned)]
+        [notice] = [event.text for event in events if isinstance(event, Notice)]
+        assert (planned.n_ctx, planned.yarn_factor) == (1024, 1)
+        assert (planned.thinking_budget, planned.answer_reserve) == (640, 128)
+        assert "has a window of 1,024 tokens, its profile one of 32,768" in notice
+        assert isinstance(events[-1], Finished)
+        assert "\\boxed{3}" in events[-1].answer
+        assert not [event for event in ask(backend, "And in raspberry?") if isinstance(event, Notice)]
+
+
+@pytest.mark.parametrize("settings", [["native_window=4096"], ["native_window=32768"]])
+def test_a_window_that_was_told_is_taken_whatever_the_file_states(
+    miniature: Callable[[str], Path], tmp_path: Path, settings: list[str]
+) -> None:
+    folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
+    told = resolve("some.gguf", "chat", folders, {}, settings).profile
+    with closing(LocalBackend(miniature("Q8_0"), told, 1, AbortFlag())) as backend:
+        window = backend.provision.window
+    assert window.native == int(settings[0].partition("=")[2])

@@ -346,3 +346,13 @@ def test_what_is_in_brackets_in_the_list_is_explained() -> None:
     assert lines[-1].startswith("(in brackets: less than the 16,384 tokens ")
     assert not any("brackets" in line for line in list_lines("o/n", [rows[0], rows[2]], fit))
     assert {line.rindex("  ") for line in lines[1:5]} == {lines[1].rindex("  FILE")}
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:99999"])
+def test_an_address_that_no_url_can_have_is_refused_before_anything_else(
+    tmp_path: Path, endpoint: str
+) -> None:
+    ran = qwq(tmp_path, "models", stdin=None, HF_ENDPOINT=endpoint)
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"qwq: HF_ENDPOINT is {endpoint!r} (")
+    assert ran.stderr.count("\n") == 1

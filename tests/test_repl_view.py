@@ -426,6 +426,17 @@ def test_what_came_before_a_turn_was_abandoned_is_committed() -> None:
 # Going on, recalling, and what is said.
 
 
+def test_a_thought_that_goes_on_keeps_its_time_and_the_persons_sentences() -> None:
+    asking = Asking("q", 3, True, "One.\n\nCount it twice.\n\nTwo", "", ("Count it twice.",), 70.0)
+    viewer = Viewer(ThinkView.FULL).show(
+        asking, Thinking(" three."), ThinkingClosed(CloseReason.MODEL, 9, 2.4)
+    )
+    assert viewer.committed()[-6:] == [
+        *("One.", "", "▏you: Count it twice.", "", "Two three."),
+        "▸ thought 3 · 1m12s · 9 tok",
+    ]
+
+
 def test_a_turn_that_goes_on_shows_its_answer_from_the_beginning() -> None:
     viewer = Viewer().show(Asking("q", 3, True, "thought", "```\ncode"), Answer(" more\n```\nend"), FINISHED)
     assert viewer.committed() == [

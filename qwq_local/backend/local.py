@@ -40,7 +40,7 @@ _MAX_SEED = 2**32 - 2  # llama.cpp reads the next one as "draw one"
 _WEIGHT_KEYS = frozenset(("use_mmap", "n_gpu_layers"))
 _CONTEXT_KEYS = frozenset(
     (
-        *("n_ctx", "yarn", "native_window", "yarn_origin", "yarn_factors"),
+        *("n_ctx", "yarn", "native_window", "is_window_known", "yarn_origin", "yarn_factors"),
         *("kv_type", "flash_attention", "n_batch", "n_ubatch", "threads"),
     )
 )
@@ -185,7 +185,7 @@ class LocalBackend:
         yield from self.weights.load(lambda: self._asked(question).planned_tokens, n_characters)
         self._grammar(question.schema)
         asked = self._asked(question)
-        yield from self._new_notices(asked.prompt.notices)
+        yield from self._new_notices(filter(None, [self.provision.notice, *asked.prompt.notices]))
         standing = yield from self.weights.ready(asked.planned_tokens)
         plan, n_ctx = standing.plan, standing.context.settings.n_ctx
         yield from self._new_notices(filter(None, [shortage_line(plan)]))
@@ -216,7 +216,7 @@ class LocalBackend:
 
     def _planned_tokens(self, opening: Opening, vocabulary: Vocabulary) -> int:
         """The prompt length to plan for, so that what may follow fits; the bare prompt's if nothing can."""
-        profile = self._profile
+        profile = self.provision.profile
         planned = planned_prompt_tokens(opening, vocabulary, profile.thinking_budget, profile.answer_reserve)
         if planned > len(opening.prompt):
             try:

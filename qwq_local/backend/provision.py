@@ -35,7 +35,7 @@ class Provision:
     def __init__(
         self, path: Path, profile: Profile, machine: Machine | None = None, *, is_roomy: bool = False
     ) -> None:
-        """Raises ModelFileError. A described machine stands in for this one.
+        """Raises ModelFileError. A described machine stands in for this one; `notice` is for the person.
 
         `is_roomy`, for a conversation, takes the largest native context that fits.
         """
@@ -43,8 +43,8 @@ class Provision:
         shape = check_architecture(self.header)
         self.name = model_name(self.header)
         self.sizes = model_sizes(self.header, shape)
-        self.window = model_window(profile, own_rope_scaling(self.header))
-        self._profile = profile
+        self._stated_window = shape.context_length
+        self.adopt(profile)
         self._machine = machine
         self._is_roomy = is_roomy
         self._dry_run: DryRun | None = None
@@ -65,7 +65,7 @@ class Provision:
 
     def request(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Request:
         """All that the plan for a prompt is made from."""
-        made = request_for(self._profile, self.window, self.sizes, self.machine, self._compute)
+        made = request_for(self.profile, self.window, self.sizes, self.machine, self._compute)
         if n_gpu_layers is not None:
             made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
         wish = replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=self._is_roomy)
@@ -73,8 +73,18 @@ class Provision:
 
     def adopt(self, profile: Profile) -> None:
         """Plan under another profile from now on; what was learned of the machine stays."""
-        self._profile = profile
-        self.window = model_window(profile, own_rope_scaling(self.header))
+        own = own_rope_scaling(self.header)
+        self.profile = profile
+        if not (profile.is_window_known or own.is_on):
+            self.profile = within_window(profile, self._stated_window)
+        self.window = model_window(self.profile, own)
+        self.notice = ""
+        if self.profile.native_window < profile.native_window:
+            self.notice = (
+                f"{self.name} has a window of {self._stated_window:,} tokens, its profile one of "
+                f"{profile.native_window:,}: at most {self.profile.thinking_budget:,} are for thinking, "
+                f"{self.profile.answer_reserve:,} kept for the answer."
+            )
 
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
         """The same plan with a larger context; None when that does not fit."""
@@ -87,7 +97,7 @@ class Provision:
         Where GPUs hold layers it is their memory that was short; the system's is left as it is.
         """
         limits = [
-            use.total - max((use.kv_cache + use.compute) // _RETREAT, 1) + self._profile.memory_reserve * MIB
+            use.total - max((use.kv_cache + use.compute) // _RETREAT, 1) + self.profile.memory_reserve * MIB
             for use in plan.uses
         ]
         if plan.n_gpu_layers:
@@ -152,6 +162,22 @@ def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
             DeviceBytes(use.name, use.weights, use.kv_cache, use.compute, use.usable) for use in plan.uses
         ),
         ledger=ledger,
+    )
+
+
+def within_window(profile: Profile, stated: int) -> Profile:
+    """The profile for a file that states a smaller window; the budgets leave it a quarter for the prompt.
+
+    Only downwards: files of QwQ-32B state more than it was trained with.
+    """
+    if stated >= profile.native_window:
+        return profile
+    return replace(
+        profile,
+        native_window=stated,
+        yarn_origin=stated,
+        thinking_budget=min(profile.thinking_budget, 5 * stated // 8),
+        answer_reserve=min(profile.answer_reserve, stated // 8),
     )
 
 

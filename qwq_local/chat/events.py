@@ -31,7 +31,8 @@ class ThinkView(StrEnum):
 class Asking:
     """A turn begins: the question as the person wrote it; `thought` numbers its thinking, from 1.
 
-    A `continued` turn goes on with the thought and answer of that number, as far as they exist.
+    A `continued` turn goes on with the thought and answer of that number, as far as they exist: `steered` are
+    the person's sentences in that thought, `thinking_s` the seconds it took so far.
     """
 
     question: str
@@ -39,6 +40,8 @@ class Asking:
     continued: bool = False
     thinking: str = ""
     answer: str = ""
+    steered: tuple[str, ...] = ()
+    thinking_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ def go_on(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
     asked = Asked(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
     opening = Opening(turn.prompt, turn.generated, turn.steered)
     question = replace(question_of(session, asked), opening=opening)
-    yield Asking(turn.question, turn.number, continued=True, thinking=turn.thinking, answer=turn.answer)
+    told = (turn.thinking, turn.answer, turn.steered, turn.thinking_s)
+    yield Asking(turn.question, turn.number, True, *told)
     yield from _answered(session, question, lambda: session.archive.resume_turn(turn.id), turn)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -24,7 +26,7 @@ from qwq_local.cli import (
     verify,
 )
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
-from qwq_local.errors import ExitStatus, QwqError
+from qwq_local.errors import ExitStatus, QwqError, UsageError
 
 app = typer.Typer(
     name="qwq",
@@ -61,6 +63,15 @@ def root(
     ] = False,
 ) -> None:
     """Run QwQ-32B on your own computer, its thinking apart from its answer."""
+    _check_hub_address(os.environ.get("HF_ENDPOINT", ""))
+
+
+def _check_hub_address(address: str) -> None:
+    """UsageError for one that no URL can have: huggingface_hub ends in a traceback when it is imported."""
+    try:
+        urlsplit(address).port  # noqa: B018
+    except ValueError as error:
+        raise UsageError(f"HF_ENDPOINT is {address[:100]!r} ({error}): give it as https://HOST.") from None
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ Raised by transport.py, handled by download.py; none of them reaches the user as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -12,6 +13,11 @@ from email.utils import parsedate_to_datetime
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from qwq_local.errors import PullError
+
+
+def in_short(error: Exception) -> str:
+    """What a client's error says to a person: bounded, without the number of the system's error."""
+    return re.sub(r"\[Errno -?\d+\] ", "", str(error) or type(error).__name__)[:200]
 
 
 class Fault(Exception):

@@ -28,7 +28,7 @@ from qwq_local import __version__
 from qwq_local.errors import PullError, UsageError
 from qwq_local.models.content_hash import ContentHash
 from qwq_local.models.crew import Pace, Wait, still
-from qwq_local.models.faults import Transient, told_wait_s
+from qwq_local.models.faults import Transient, in_short, told_wait_s
 from qwq_local.models.transport import OFFLINE, RemoteContent
 
 MAX_FILE_BYTES = 2**50
@@ -123,7 +123,7 @@ class Hub:
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
             raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
         except httpx2.ConnectError as error:
-            raise Transient(f"no connection to {host} ({str(error)[:200]})") from None
+            raise Transient(f"no connection to {host} ({in_short(error)})") from None
         except httpx2.TransportError:
             # Its text may hold a header, and with it the token.
             raise Transient(f"the connection to {host} was cut") from None

@@ -19,7 +19,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from qwq_local.errors import PullError
-from qwq_local.models.faults import Changed, NoRanges, Transient, told_wait_s
+from qwq_local.models.faults import Changed, NoRanges, Transient, in_short, told_wait_s
 from qwq_local.models.spans import Span
 
 MAX_REDIRECTS = 8
@@ -200,15 +200,11 @@ def _connection_faults(host: str) -> Iterator[None]:
     except httpx2.ProxyError as error:
         raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
     except httpx2.ConnectError as error:
-        raise Transient(f"no connection to {host} ({_short(error)})") from None
+        raise Transient(f"no connection to {host} ({in_short(error)})") from None
     except (httpx2.TransportError, httpx2.StreamError):
         raise Transient(f"the connection to {host} was cut") from None
     except (httpx2.InvalidURL, httpx2.DecodingError) as error:
-        raise PullError(f"{host} answered nonsense ({_short(error)}). Check HF_ENDPOINT.") from None
-
-
-def _short(error: Exception) -> str:
-    return re.sub(r"\[Errno -?\d+\] ", "", str(error) or type(error).__name__)[:200]
+        raise PullError(f"{host} answered nonsense ({in_short(error)}). Check HF_ENDPOINT.") from None
 
 
 def _origin(url: str) -> tuple[str, str, int]:

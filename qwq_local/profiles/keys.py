@@ -22,10 +22,12 @@ EXCERPT_CHARS = 60
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Everything that can be set about a run; each field is a key of the same name.
+    """Everything that can be set about a run; each field but the first is a key of the same name.
 
     Windows and budgets are in tokens. None means: let the program choose.
     """
+
+    is_window_known: bool = True  # False: the window is QwQ-32B's because nobody told that of this model
 
     description: str = ""
 

@@ -101,7 +101,8 @@ def resolve(
     values, deciding = _merged(layers)
     origins = {key: deciding[key].origin if key in deciding else DEFAULT_ORIGIN for key in RULES}
     _cap_task_budgets(values, deciding, origins)
-    profile = Profile(**values)
+    is_assumed = model == DEFAULT_MODEL and origins["native_window"] == layers[0].origin
+    profile = Profile(**values, is_window_known=not is_assumed)
     _check_together(profile, origins)
     return ResolvedProfile(profile, origins, model, task, notices=_misspelt(variables))
 

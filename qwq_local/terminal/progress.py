@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qwq_local.planning.words import duration
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitize import cell_width, one_line
 
@@ -31,16 +32,6 @@ class Unit:
 
 
 TOKENS = Unit("tokens", lambda amount: f"{amount:,.0f}", lambda rate: f"{rate:,.0f} tok/s")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: 0.4 s is `0s`, 72 is `1m12s`, 7,320 is `2h02m`."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 class StatusLine:

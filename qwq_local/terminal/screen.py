@@ -24,8 +24,9 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
+from qwq_local.planning.words import duration
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine, duration
+from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
 from qwq_local.terminal.sanitize import Sanitizer, one_line
 
 Think = Literal["show", "hide"]

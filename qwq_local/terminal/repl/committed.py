@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from qwq_local.chat.events import Recalled, Said, ThinkView
 from qwq_local.events import CloseReason, Planned, ThinkingClosed
+from qwq_local.planning.words import duration
 from qwq_local.terminal.layout import MIN_WIDTH, Row
 from qwq_local.terminal.markdown import markdown_rows
-from qwq_local.terminal.progress import duration
 from qwq_local.terminal.repl.rows import BLANK, BOLD, DIM, PLAIN, RED, Look, Paper
 from qwq_local.terminal.repl.thought import STEERED
 from qwq_local.terminal.sanitize import one_line, sanitize
@@ -57,11 +57,11 @@ def notice_rows(text: str, paper: Paper) -> list[Row]:
     return paper.rows(one_line(text, NOTICE_CELLS), _NOTE)
 
 
-def closed_rows(event: ThinkingClosed, thought: int, paper: Paper) -> list[Row]:
+def closed_rows(event: ThinkingClosed, thought: int, before_s: float, paper: Paper) -> list[Row]:
     """The line that a thought folds into; nothing for one without a token."""
     if not event.tokens:
         return []
-    return _thought_rows(thought, event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], paper)
+    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], paper)
 
 
 def said_rows(event: Said, paper: Paper) -> list[Row]:

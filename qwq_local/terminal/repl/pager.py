@@ -22,7 +22,10 @@ from prompt_toolkit.styles import Style
 
 from qwq_local.chat.events import Page
 from qwq_local.terminal.repl.page import Hit, PageLines
-from qwq_local.terminal.sanitize import one_line
+from qwq_local.terminal.sanitize import cell_width, one_line
+
+TITLE_CELLS = 8
+"""A title that is cut to less says nothing."""
 
 _STYLE = Style.from_dict({"hit": "reverse", "here": "reverse bold", "steered": "bold", "status": "reverse"})
 
@@ -94,12 +97,12 @@ class Pager:
         n_rows = len(self._lines.rows)
         end = min(self._top + self._height, n_rows)
         last = self._lines.rows[end - 1].line + 1 if n_rows else 0
-        where = f"line {last:,}/{len(self._lines.lines):,} · {100 * end // max(1, n_rows)}%"
-        keys = "q leaves · / searches · c copies"
-        text = self._said or one_line(f"{self._page.title} · {where} · {keys}", 10_000)
-        if len(text) > columns:
-            text = self._said or where
-        return [("", one_line(text, columns))]
+        share = f"{100 * end // max(1, n_rows)}%"
+        where = f"line {last:,}/{len(self._lines.lines):,} · {share} · q leaves · / searches · c copies"
+        title = one_line(self._page.title, max(TITLE_CELLS, columns - len(where) - 3))
+        forms = (f"{title} · {where}", where, f"{share} · q leaves")
+        fitting = [text for text in forms if cell_width(text) <= columns]
+        return [("", one_line(self._said or (fitting or [share])[0], columns))]
 
     @property
     def _height(self) -> int:

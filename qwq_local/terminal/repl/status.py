@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from qwq_local.terminal.progress import duration
+from qwq_local.planning.words import duration
 from qwq_local.terminal.sanitize import cell_width, one_line
 
 MODEL_CELLS = 40

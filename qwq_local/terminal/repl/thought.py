@@ -7,6 +7,7 @@ rows, the whole once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwq_local.terminal.layout import Row
@@ -58,6 +59,16 @@ class Thought:
         for line in sanitize(text).strip().split("\n"):
             self._end(line, is_steered=True)
         self._gap = True
+
+    def recall(self, text: str, steered: Sequence[str]) -> None:
+        """Take what there is of a thought, the person's sentences in it in their order."""
+        for sentence in steered:
+            before, found, after = text.partition(sentence)
+            if found:
+                self.feed(before)
+                self.steer(sentence)
+                text = after
+        self.feed(text)
 
     def end_line(self) -> None:
         """Begin a new line if one is open, so that something else can stand between."""

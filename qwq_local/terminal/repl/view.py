@@ -26,10 +26,11 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
+from qwq_local.planning.words import duration
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.markdown import live_limit
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress, duration
+from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress
 from qwq_local.terminal.repl import committed
 from qwq_local.terminal.repl.answer import AnswerRows, LaidOut
 from qwq_local.terminal.repl.figures import TurnFigures
@@ -58,6 +59,7 @@ class TurnView:
         self._figures = TurnFigures(clock)
         self._plan: tuple[object, ...] = ()
         self._number = 0
+        self._before_s = 0.0  # of a thought that goes on, what it took until it was stopped
         self._thought: ThoughtView | None = None
         self._answer: AnswerRows | None = None
         self._progress: Progress | None = None
@@ -106,7 +108,7 @@ class TurnView:
                 self._steer(text)
             case ThinkingClosed():
                 self._commit_thought()
-                self._commit(committed.closed_rows(event, self._number, self._paper))
+                self._commit(committed.closed_rows(event, self._number, self._before_s, self._paper))
             case Finished():
                 self._finish(event)
             case _:
@@ -176,7 +178,7 @@ class TurnView:
 
     def _begin(self, event: Asking) -> None:
         self._end_texts()
-        self._number = event.thought
+        self._number, self._before_s = event.thought, event.thinking_s
         rows = committed.question_rows(event.question, self._paper)
         if event.continued:
             rows = committed.going_on_rows(event.thought, bool(event.answer), self._paper)
@@ -184,7 +186,7 @@ class TurnView:
         if event.continued and event.answer:
             self._give(event.answer)
         elif event.continued and event.thinking:
-            self._think().feed(event.thinking)
+            self._think().recall(event.thinking, event.steered)
 
     def _make_progress(self, event: Loading | Prefill) -> None:
         if self._generates or (isinstance(event, Prefill) and event.total <= event.cached):
@@ -271,7 +273,7 @@ class TurnView:
         details = []
         if self._thought:
             tokens = f"{event.stats.thinking_tokens:,} tok"
-            details = [f"thought {self._number}", duration(self._figures.elapsed_s), tokens]
+            details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
         self._end_texts()
         if event.reason is FinishReason.INTERRUPTED:
             self._commit(committed.stopped_rows(details, self._paper))
