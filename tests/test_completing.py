@@ -25,6 +25,7 @@ def completed(cache: Path, line: str) -> list[str]:
         (completing.types, "q4_k", ["q4_k_M", "q4_k_S"]),
         (completing.types, "Q8", ["Q8_0"]),
         (completing.machines, "rtx-40", ["rtx-4090"]),
+        (completing.settings, "is_", []),
         (completing.settings, "zzz", []),
     ],
 )

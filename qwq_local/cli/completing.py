@@ -50,11 +50,9 @@ def _machines() -> Iterable[str]:
 
 
 def _settings() -> Iterable[str]:
-    from dataclasses import fields
+    from qwq_local.profiles.keys import RULES
 
-    from qwq_local.profiles.keys import Profile
-
-    return [f"{field.name}=" for field in fields(Profile)]
+    return [f"{key}=" for key in RULES]
 
 
 models = _beginning_so(_models)

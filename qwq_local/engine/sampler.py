@@ -54,7 +54,7 @@ class SamplerChain:
         """Look back at these tokens alone, as far as each step does; what draws numbers draws on."""
         for step, window in self._memories:
             self._lib.llama_sampler_reset(step)
-            for token in tokens[-window:]:
+            for token in tokens[max(0, len(tokens) - window) :]:
                 self._lib.llama_sampler_accept(step, token)
 
     def close(self) -> None:
