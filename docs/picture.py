@@ -55,7 +55,7 @@ def main() -> None:
 
 def picture(view: str) -> str:
     """The screen after one question with the thinking shown as `view`, as SVG."""
-    arguments = ["chat", "--model", "miniature", "--private", "--seed", SEED, "--think", view]
+    arguments = ["chat", "--model", "miniature", "--seed", SEED, "--think", view]
     with (
         tempfile.TemporaryDirectory() as cache,
         Terminal(arguments, environment(Path(cache)), COLUMNS, ROWS) as terminal,

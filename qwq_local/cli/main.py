@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -28,26 +28,49 @@ from qwq_local.cli import (
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError, UsageError
 
-app = typer.Typer(
-    name="qwq",
-    help="Run QwQ-32B on your own computer, its thinking apart from its answer.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("ask", short_help="Ask one question; the answer alone comes on stdout.")(ask.command)
-app.command("chat", short_help="Talk with QwQ: fold, end or steer its thinking.")(chat.command)
-app.command("convert", short_help="Convert weights to a GGUF of any type, in one pass.")(convert.command)
-app.command("imatrix", short_help="Collect an importance matrix for `qwq convert`.")(imatrix.command)
-app.command("plan", short_help="Show what fits on this machine, or on another one.")(plan.command)
-app.command("pull", short_help="Bring a model: resumed, verified, shared.")(pull.command)
-app.command("rerun", short_help="Repeat a turn of a chat and compare the texts.")(rerun.command)
-app.command("verify", short_help="Check a GGUF, and how far it is from its source.")(verify.command)
-app.add_typer(models.app, name="models", short_help="List the models here, or add, show, verify, remove one.")
-app.add_typer(profiles.app, name="profiles", short_help="List profiles, or show what one comes to.")
-app.add_typer(cache.app, name="cache", short_help="List what was prefilled and is kept, or clear it.")
-app.add_typer(history.app, name="history", short_help="List conversations, or search, show, export them.")
+COMMANDS: Mapping[str, tuple[Callable[..., object] | typer.Typer, str]] = {
+    "ask": (ask.command, "Ask one question; the answer alone comes on stdout."),
+    "chat": (chat.command, "Talk with QwQ: fold, end or steer its thinking."),
+    "convert": (convert.command, "Convert weights to a GGUF of any type, in one pass."),
+    "imatrix": (imatrix.command, "Collect an importance matrix for `qwq convert`."),
+    "plan": (plan.command, "Show what fits on this machine, or on another one."),
+    "pull": (pull.command, "Bring a model: resumed, verified, shared."),
+    "rerun": (rerun.command, "Repeat a turn of a chat and compare the texts."),
+    "verify": (verify.command, "Check a GGUF, and how far it is from its source."),
+    "models": (models.app, "List the models here, or add, show, verify, remove one."),
+    "profiles": (profiles.app, "List profiles, or show what one comes to."),
+    "cache": (cache.app, "List what was prefilled and is kept, or clear it."),
+    "history": (history.app, "List conversations, or search, show, export them."),
+}
+
+
+def _application(arguments: Sequence[str]) -> typer.Typer:
+    """What these arguments are read by: of the commands that are not named only what help lists.
+
+    Reading the flags of all of them takes Typer longer than everything else together.
+    """
+    app = typer.Typer(
+        name="qwq",
+        help="Run QwQ-32B on your own computer, its thinking apart from its answer.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    needs_all = any(name.startswith("_") and name.endswith("_COMPLETE") for name in os.environ)
+    for name, (command, what) in COMMANDS.items():
+        if not (needs_all or name in arguments):
+            app.command(name, short_help=what)(_listed)
+        elif isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=what)
+        else:
+            app.command(name, short_help=what)(command)
+    return app
+
+
+def _listed() -> None:
+    """A command in the list of all; it is never called."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,8 +79,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def root(
+def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -77,7 +99,7 @@ def _check_hub_address(address: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit status is one of ExitStatus, or 141 when a pipe was closed."""
     try:
-        status = app(args=list(arguments), prog_name="qwq", standalone_mode=False)
+        status = _application(arguments)(args=list(arguments), prog_name="qwq", standalone_mode=False)
         sys.stdout.flush()
     except QwqError as error:
         return _complain(str(error), error.exit_status)
