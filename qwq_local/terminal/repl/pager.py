@@ -97,12 +97,12 @@ class Pager:
         n_rows = len(self._lines.rows)
         end = min(self._top + self._height, n_rows)
         last = self._lines.rows[end - 1].line + 1 if n_rows else 0
-        share = f"{100 * end // max(1, n_rows)}%"
-        where = f"line {last:,}/{len(self._lines.lines):,} · {share} · q leaves · / searches · c copies"
-        title = one_line(self._page.title, max(TITLE_CELLS, columns - len(where) - 3))
-        forms = (f"{title} · {where}", where, f"{share} · q leaves")
-        fitting = [text for text in forms if cell_width(text) <= columns]
-        return [("", one_line(self._said or (fitting or [share])[0], columns))]
+        where = f"line {last:,}/{len(self._lines.lines):,} · {100 * end // max(1, n_rows)}%"
+        leaves = f"{where} · q leaves"
+        keys = f"{leaves} · / searches · c copies"
+        title = one_line(self._page.title, max(TITLE_CELLS, columns - len(keys) - 3))
+        forms = [text for text in (f"{title} · {keys}", keys, leaves) if cell_width(text) <= columns]
+        return [("", one_line(self._said or (forms or [where])[0], columns))]
 
     @property
     def _height(self) -> int:
