@@ -206,6 +206,8 @@ def test_nothing_in_a_text_can_break_the_markdown_around_it(
         ("a `<b>` <b> c<2", "a `<b>` &lt;b> c<2"),
         ("- item\n  ```\n  <b>\n  ```\nend", "- item\n  ```\n  <b>\n  ```\nend"),
         ("\\` <i> `", "\\` &lt;i> `"),
+        ("`</details>\n- `", "`&lt;/details>\n- `"),
+        ("a ` b\n- c `\nd ` <b> ` e", "a ` b\n- c `\nd ` &lt;b> ` e"),
     ],
 )
 def test_code_stays_as_it_is_and_is_closed(text: str, shown: str) -> None:

@@ -30,6 +30,7 @@ _SPAN = re.compile(
     r"\\.|(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|`+|(?P<tag><(?=/?[A-Za-z][A-Za-z0-9-]*(?:[\s/>]|$)|[!?]))",
     re.DOTALL,
 )
+_TAG = re.compile(r"(?P<tag><(?=[A-Za-z/!?]))")
 # A tag that a line begins with ends even a code span.
 _FIRST = re.compile(r"^([\s>*+0-9.)-]*)<(?=[A-Za-z/!?])", re.MULTILINE)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
@@ -81,6 +82,11 @@ def _body(text: str) -> str:
     """Text that may be Markdown itself: its tags are shown, and what follows it is not part of it."""
     lines = re.split(r"\r\n|\r|\n", text.strip("\r\n"))
     body = "\n".join(_with_tags_shown(lines))
+    if _has_html(body):
+        # Which backticks belong together only the blocks around them decide: show tags between them too.
+        body = "\n".join(_with_tags_shown(lines, _TAG))
+    if _has_html(body):
+        body = body.replace("<", "&lt;")
     if _is_closed(body):
         return body
     fence = _parser().parse(body)[-1].markup
@@ -88,8 +94,8 @@ def _body(text: str) -> str:
     return closed if fence and _is_closed(closed) else "\n".join(f"> {line}" for line in body.split("\n"))
 
 
-def _with_tags_shown(lines: Sequence[str]) -> Iterator[str]:
-    """The lines, tags outside of code escaped."""
+def _with_tags_shown(lines: Sequence[str], tag: re.Pattern[str] = _SPAN) -> Iterator[str]:
+    """The lines, tags outside of code escaped: what is found as `tag` in the pattern."""
     code: dict[int, str] = {}
     for token in _parser().parse("\n".join(lines)):
         if token.type in _CODE and token.map:
@@ -100,11 +106,21 @@ def _with_tags_shown(lines: Sequence[str]) -> Iterator[str]:
         part = "\n".join(lines[number] for number in numbers)
         # Behind the mark of a quotation a tab is narrower, and what it sets in is no code any more.
         part = part.expandtabs(4) if kind == "code_block" else part
-        yield part if kind else _FIRST.sub(r"\1&lt;", _SPAN.sub(_escaped, part))
+        yield part if kind else _FIRST.sub(r"\1&lt;", tag.sub(_escaped, part))
 
 
 def _escaped(found: re.Match[str]) -> str:
     return "&lt;" if found["tag"] else found.group()
+
+
+def _has_html(body: str) -> bool:
+    """Whether a reader that lets HTML through would find any, as part of a document or of a quotation."""
+    quoted = "\n".join(f"> {line}" for line in body.split("\n"))
+    return any(
+        token.type.startswith("html") or any(child.type == "html_inline" for child in token.children or ())
+        for text in (body, quoted)
+        for token in _parser(lets_html_through=True).parse(text)
+    )
 
 
 def _is_closed(body: str) -> bool:
@@ -114,8 +130,8 @@ def _is_closed(body: str) -> bool:
 
 
 @cache
-def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": False})
+def _parser(*, lets_html_through: bool = False) -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": lets_html_through})
 
 
 def _plain(text: str) -> str:
