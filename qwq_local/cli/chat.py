@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwq_local.cli import completing
-from qwq_local.cli.options import Seed, Settings, Verbose
+from qwq_local.cli.options import ModelIfGiven, Seed, Settings, TaskIfGiven, Verbose
 
 DEFAULT_PROFILE = "chat"
 
@@ -32,28 +31,8 @@ def command(
         str | None, typer.Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            envvar="QWQ_MODEL",
-            help="A model's name or a GGUF file.",
-            autocompletion=completing.models,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile",
-            "-p",
-            metavar="NAME",
-            envvar="QWQ_PROFILE",
-            help="The task: see `qwq profiles`.",
-            autocompletion=completing.tasks,
-        ),
-    ] = None,
+    model: ModelIfGiven = None,
+    profile: TaskIfGiven = None,
     settings: Settings = None,
     seed: Seed = None,
     think: Annotated[

@@ -8,7 +8,6 @@ answer is to be rendered.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Literal, Protocol
 
 from qwq_local.events import (
@@ -133,9 +132,7 @@ class AskScreen:
     def __enter__(self) -> AskScreen:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def number(self, thought: int) -> None:
