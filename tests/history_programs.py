@@ -2,6 +2,7 @@
 
 python -m tests.history_programs think PATH N        a turn that has thought N pieces and stays there
 python -m tests.history_programs converse PATH N     N whole turns, each told on stdout when it is kept
+python -m tests.history_programs die PATH SECONDS    a turn that thinks the time, and is killed
 python -m tests.history_programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
 python -m tests.history_programs hold PATH           what it says to a history that this user may only read
 python -m tests.history_programs read PATH WORD      what that user reads, where WORD is, and what rm says
@@ -103,6 +104,20 @@ def think(path: Path, count: int) -> None:
         time.sleep(60)
 
 
+def die(path: Path, seconds: int) -> None:
+    """Think the time, a hundred times a second, for so long; then tell it and die of SIGKILL."""
+    archive = Archive.open(path)
+    conversation = archive.begin("miniature", "default", "")
+    recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
+    began = now = time.monotonic()
+    while now < began + seconds:
+        recorder.feed(Thinking(f"{now}\n"))
+        time.sleep(0.01)
+        now = time.monotonic()
+    print(now, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def converse(path: Path, count: int) -> None:
     with Archive.open(path) as archive:
         conversation = archive.begin("miniature", "default", "")
@@ -177,7 +192,7 @@ def read(path: Path, word: str) -> None:
 
 
 if __name__ == "__main__":
-    programs = {"think": think, "converse": converse, "overflow": overflow}
+    programs = {"think": think, "converse": converse, "overflow": overflow, "die": die}
     if sys.argv[1] == "hold":
         hold(Path(sys.argv[2]))
     elif sys.argv[1] == "read":

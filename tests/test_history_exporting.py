@@ -207,6 +207,7 @@ def test_nothing_in_a_text_can_break_the_markdown_around_it(
         ("- item\n  ```\n  <b>\n  ```\nend", "- item\n  ```\n  <b>\n  ```\nend"),
         ("\\` <i> `", "\\` &lt;i> `"),
         ("`</details>\n- `", "`&lt;/details>\n- `"),
+        ("`</b>\n- `\n\n```\n<b>\n```", "`&lt;/b>\n- `\n\n```\n<b>\n```"),
         ("a ` b\n- c `\nd ` <b> ` e", "a ` b\n- c `\nd ` &lt;b> ` e"),
     ],
 )

@@ -83,6 +83,21 @@ def test_a_turn_that_someone_else_picked_up_is_still_told(path: Path) -> None:
         assert archive.lost() == []
 
 
+def test_a_kill_in_mid_thought_loses_at_most_a_second(tmp_path: Path) -> None:
+    """Once of three times, since the machine may be busy with other tests; bench/kill.py measures it."""
+
+    def lost_s(path: Path) -> float:
+        with started("die", path, 2) as process:
+            assert process.stdout is not None
+            killed = float(process.stdout.readline())
+            process.wait()
+        with Archive.open(path) as archive:
+            kept = archive.path(1)[0].thinking.split()
+        return killed - float(kept[-1] if kept else 0)
+
+    assert any(lost_s(tmp_path / f"{number}.sqlite3") <= 1 for number in range(3))
+
+
 def test_kills_at_any_moment_leave_every_kept_turn_whole(path: Path) -> None:
     chance = random.Random(7)
     kept: list[int] = []

@@ -85,8 +85,6 @@ def _body(text: str) -> str:
     if _has_html(body):
         # Which backticks belong together only the blocks around them decide: show tags between them too.
         body = "\n".join(_with_tags_shown(lines, _TAG))
-    if _has_html(body):
-        body = body.replace("<", "&lt;")
     if _is_closed(body):
         return body
     fence = _parser().parse(body)[-1].markup
