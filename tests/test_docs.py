@@ -33,7 +33,7 @@ COMMANDS = (
         ("plan",),
         ("profiles",),
     ),
-    *(("profiles", "show"), ("pull",), ("rerun",), ("verify",), ()),
+    *(("profiles", "show"), ("pull",), ("verify",), ()),
     *(("history",), *(("history", name) for name in ("search", "show", "export", "rm"))),
 )
 # A person's shell needs these; a test is in a place of its own already.

@@ -216,13 +216,14 @@ def test_an_interrupted_part_ends_the_run_and_what_was_said_is_told() -> None:
     assert len(backend.asked) == 3
 
 
-def test_what_is_left_is_estimated_first_and_measured_after_a_part() -> None:
+def test_the_time_left_is_that_of_the_passes_so_far_for_each_that_is_left() -> None:
     plan, events = run(AnsweringBackend(lambda _: "yes"), asked_of(STORY))
-    started = [event for event in events if isinstance(event, PartStarted)]
+    left = [event.seconds_left for event in events if isinstance(event, PartStarted)]
+    spent = [event.stats.prefill_s + event.stats.decode_s for event in events if isinstance(event, PartDone)]
 
-    assert [event.is_measured for event in started] == [False] + [True] * (len(plan.excerpts) - 1)
-    # 500 tokens read a second, 50 written in 5 s a pass: the last part and the pass over the answers.
-    assert started[-1].seconds_left == pytest.approx(plan.tokens / len(plan.excerpts) / 500 + 2 * 5, rel=0.1)
+    assert left[0] is None
+    for done, seconds in enumerate(left[1:], 1):
+        assert seconds == pytest.approx(sum(spent[:done]) / done * (plan.passes - done))
 
 
 @pytest.mark.parametrize("costs", ["", "layers", "thinking"])

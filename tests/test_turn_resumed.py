@@ -1,4 +1,4 @@
-"""A turn that is gone on with is the turn that it would have been: penalties, loop guard, where it halts."""
+"""A turn that is gone on with is the turn that it would have been: penalties and loop guard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from qwq_local.dialogue.control import Halt, Opening, TurnControl
+from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.turn import Turn, TurnSettings
 from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, SamplerSettings
 from qwq_local.engine.context import LlamaContext
@@ -159,67 +159,6 @@ def test_without_a_loop_guard_nothing_is_cut() -> None:
     settings = replace(SETTINGS, loop_guard=False)
     end = finished(list(Turn(engine, settings).events(PROMPT, Opening(PROMPT, tuple(cycle * 40)))))
     assert end.thinking.count("Wait, is that right?") == 100
-
-
-# Halts.
-
-
-def halted(pieces: Sequence[str], settings: TurnSettings) -> tuple[WishingEngine, list[Event]]:
-    vocabulary = FakeVocabulary()
-    engine = WishingEngine([vocabulary.token_of(piece) for piece in pieces], vocabulary, {})
-    return engine, list(Turn(engine, settings).events(PROMPT))
-
-
-def test_a_turn_halts_after_the_tokens_it_is_told() -> None:
-    """Before it samples another one, at every place; what is held back stays so, for its rest."""
-    pieces = ["a ", "</thi", "b", CLOSE, "\n\n", "c", "d", END]
-    engine, _ = halted(pieces, SETTINGS)
-    generated = tuple(engine.tokens[len(PROMPT) :])
-    for n_tokens in range(len(generated) + 1):
-        halt = Halt.after(generated[:n_tokens])
-        engine, events = halted(pieces, replace(SETTINGS, halt=halt))
-        assert tuple(engine.tokens[len(PROMPT) :]) == generated[:n_tokens]
-        assert engine.sampled == n_tokens
-        assert finished(events).reason is FinishReason.MAX_TOKENS
-        assert "</thi" not in finished(events).thinking or n_tokens > 2
-
-
-def test_a_halt_comes_before_what_else_would_end_the_thinking() -> None:
-    """A turn that was stopped at its budget had not been closed yet."""
-    pieces = ["t"] * 20
-    settings = replace(SETTINGS, thinking_budget=5)
-    engine, _ = halted(pieces, settings)
-    generated = engine.tokens[len(PROMPT) :]
-    engine, events = halted(pieces, replace(settings, halt=Halt.after(generated[:5])))
-    assert finished(events).thinking == "ttttt"
-    assert not any(isinstance(event, ThinkingClosed) for event in events)
-
-
-def test_a_halt_is_told_from_another_place_with_as_many_tokens() -> None:
-    """A loop passes the number before it is taken back."""
-    pieces = LOOPS["a cycle in the thinking"].pieces
-    engine, events = halted(pieces, replace(SETTINGS, max_tokens=9))
-    generated = engine.tokens[len(PROMPT) :]
-    assert len(generated) < 200
-    halt = Halt.after(generated[:-3])
-    engine, events = halted(pieces, replace(SETTINGS, halt=halt))
-    assert engine.sampled > 600
-    assert halt.is_at(engine.tokens[len(PROMPT) :])
-    assert any(isinstance(event, ThinkingClosed) for event in events)
-
-
-def test_a_halt_that_never_comes_changes_nothing() -> None:
-    pieces = ["a", CLOSE, "b", END]
-    _, events = halted(pieces, replace(SETTINGS, halt=Halt(2, "0" * 16)))
-    assert (finished(events).reason, finished(events).answer) == (FinishReason.STOP, "b")
-
-
-def test_a_halt_knows_its_tokens() -> None:
-    halt = Halt.after((12, 3))
-    assert halt == Halt.after([12, 3])
-    assert halt.is_at([12, 3])
-    for other in ([1, 23], [3, 12], [12], [12, 3, 0], []):
-        assert not halt.is_at(other)
 
 
 # The real model and the real sampler chain.

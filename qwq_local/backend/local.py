@@ -31,7 +31,6 @@ from qwq_local.events import Event, Notice, Planned, Prompted
 from qwq_local.models.identity import header_sha256
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.plan import Plan
-from qwq_local.planning.rates import Rates
 from qwq_local.planning.words import shortage_line
 from qwq_local.profiles.keys import Profile
 
@@ -113,12 +112,6 @@ class LocalBackend:
         plan = self.weights.foreseen(asked.planned_tokens)
         return self._planned(asked, plan, self._seed(question))
 
-    def measured_rates(self, planned: Planned) -> Rates | None:
-        """How fast turns like the planned one were on this machine; None when none was measured."""
-        if self._once is None or self.provision.machine.is_described:
-            return None
-        return self._once.measured.of(planned, self._threads)
-
     def count_tokens(self, text: str) -> int:
         """The tokens of plain text."""
         return len(encode_plain(text, self.weights.vocabulary))
@@ -190,8 +183,7 @@ class LocalBackend:
         plan, n_ctx = standing.plan, standing.context.settings.n_ctx
         yield from self._new_notices(filter(None, [shortage_line(plan)]))
         seed = self._seed(question)
-        planned = replace(self._planned(asked, plan, seed), n_ctx=n_ctx)
-        yield planned
+        yield replace(self._planned(asked, plan, seed), n_ctx=n_ctx)
         if len(asked.tokens) >= n_ctx:
             raise PromptTooLong(
                 f"what there is of this turn has {len(asked.tokens):,} tokens, the context {n_ctx:,}. "
@@ -199,11 +191,7 @@ class LocalBackend:
             )
         if question.wants_tokens:
             yield Prompted(asked.prompt.tokens)
-        settings = self._turn_settings(plan, seed, question)
-        events = self._turn(standing, settings, asked)
-        if self._once is not None:
-            events = self._once.measured.noted(events, planned, self._threads)
-        yield from events
+        yield from self._turn(standing, self._turn_settings(plan, seed, question), asked)
 
     def _asked(self, question: Question) -> _Asked:
         """The question as tokens of this model; an opening brings its own, unless it was lost before that."""
@@ -236,15 +224,12 @@ class LocalBackend:
         An error in it, which no wish of a person is, leaves no context behind: the next turn makes its own.
         """
         context, question = standing.context, asked.question
-        if question.is_fresh:
-            context.truncate(0)
         turn = Turn(context, settings, control=question.control, abort=self._abort)
         try:
             events = turn.events(asked.prompt.tokens, question.opening)
             if self._once is not None:
                 header = self.provision.header
-                if not question.is_fresh:
-                    yield from self._once.restore(context, header, asked.tokens, self._abort)
+                yield from self._once.restore(context, header, asked.tokens, self._abort)
                 events = self._once.noted(events, context, header, asked.prompt.tokens)
             yield from events
         except (Aborted, GeneratorExit):
@@ -283,7 +268,6 @@ class LocalBackend:
             loop_guard=self._profile.loop_guard,
             grammar=self._grammar(question.schema),
             wants_tokens=question.wants_tokens,
-            halt=question.halt,
         )
 
     def _seed(self, question: Question) -> int:

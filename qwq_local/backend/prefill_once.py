@@ -1,8 +1,7 @@
 """What a backend asks before and after a turn, so that a text is prefilled once and not with every question.
 
 It joins the KV store to the identity of the model file. `restore` comes before the turn, `keep` after its
-answer is out: writing takes time, and nobody should wait for it. Only the last turn can be kept. How fast
-turns were is kept too, in `measured`.
+answer is out: writing takes time, and nobody should wait for it. Only the last turn can be kept.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_local.backend.measured import MeasuredRates
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import ModelIdentity
@@ -40,7 +38,6 @@ class PrefillOnce:
         self._is_private = is_private
         self.adopt(profile)
         self._identities = ModelIdentities(cache / "identities")
-        self.measured = MeasuredRates(cache, is_private=is_private)
         self._last: _LastTurn | None = None
 
     def adopt(self, profile: Profile) -> None:
@@ -97,9 +94,8 @@ class PrefillOnce:
         self._last = None
 
     def close(self) -> None:
-        """Write what was measured, and stop what runs in the background."""
+        """Stop what runs in the background."""
         self._last = None
-        self.measured.save()
         self._identities.close()
 
     def _identity(self, header: Header) -> ModelIdentity | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwq_local.dialogue.control import Halt, Opening, TurnControl
+from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message
 from qwq_local.events import Event, Notice, Planned
 from qwq_local.profiles.keys import Profile
@@ -22,7 +22,7 @@ class Question:
 
     `files` are the texts of attached files as they stand in the last message, for the ledger; `spared` counts
     the tokens of earlier thinking that the messages no longer hold. With an `opening` the turn goes on from
-    there, with a `halt` it ends there. `is_fresh` prefills the whole prompt, whatever is cached.
+    there.
     """
 
     messages: Sequence[Message]
@@ -33,8 +33,6 @@ class Question:
     opening: Opening | None = None
     spared: int = 0
     wants_tokens: bool = False
-    is_fresh: bool = False
-    halt: Halt | None = None
 
 
 class Backend(Protocol):

@@ -117,8 +117,8 @@ class Answering:
         self.chosen, self.backend, self.planned = chosen, backend, None
         return planned
 
-    def origin(self, planned: Planned, cached_tokens: int, *, is_fresh: bool = False) -> Origin:
-        """Where a turn under this plan comes from: all that it takes to repeat it."""
+    def origin(self, planned: Planned, cached_tokens: int) -> Origin:
+        """Where a turn under this plan comes from."""
         return Origin(
             model=self.chosen.model,
             identity=self.backend.identity(),
@@ -129,7 +129,6 @@ class Answering:
             yarn_factor=planned.yarn_factor,
             kv_type=planned.kv_type,
             cached_tokens=cached_tokens,
-            is_fresh=is_fresh,
         )
 
     def close(self) -> None:

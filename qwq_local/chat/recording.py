@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from qwq_local.chat.session import Session
-from qwq_local.dialogue.control import Halt
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -19,7 +18,7 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import Continuation, Origin, TurnRecord
+from qwq_local.history.records import Origin, TurnRecord
 
 
 class Recording:
@@ -31,7 +30,7 @@ class Recording:
     def __init__(
         self, session: Session, begin: Callable[[], TurnRecorder], resumed: TurnRecord | None = None
     ) -> None:
-        """A turn that is `resumed` keeps the origin that it has; what it goes on with is added."""
+        """A turn that is `resumed` keeps the origin that it has."""
         self._session = session
         self._begin = begin
         self._resumed = resumed
@@ -87,14 +86,7 @@ class Recording:
         return turn
 
     def _origin(self, planned: Planned, cached_tokens: int) -> Origin:
-        """What the turn comes from: what is in force now, or what was and, since it goes on, is now."""
-        now = self._session.answering.origin(planned, cached_tokens)
-        if self._resumed is None or (before := self._resumed.origin) is None:
-            return now
-        if before.is_continued and not before.continuations:
-            # Where it was gone on with the first time is not known; this time alone would mislead.
-            return before
-        generated = self._resumed.generated
-        place = Halt.after(generated)
-        part = Continuation(place.n_tokens, place.digest, now, asdict(planned))
-        return replace(before, is_continued=True, continuations=(*before.continuations, part))
+        """What the turn comes from; a continued turn keeps what it began with."""
+        if self._resumed is not None and self._resumed.origin is not None:
+            return replace(self._resumed.origin, is_continued=True)
+        return self._session.answering.origin(planned, cached_tokens)

@@ -169,7 +169,7 @@ def _split(
     n_ctx = read.profile.n_ctx or backend.provision.window.largest
     request = SplitRequest(read.framing, read.stdin_text, read.question, n_ctx, read.schema)
     try:
-        plan = plan_split(backend, request, abort, backend.measured_rates)
+        plan = plan_split(backend, request, abort)
     except Aborted:
         return ExitStatus.INTERRUPTED
     if not plan.excerpts:

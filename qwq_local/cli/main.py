@@ -22,7 +22,6 @@ from qwq_local.cli import (
     plan,
     profiles,
     pull,
-    rerun,
     verify,
 )
 from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
@@ -35,7 +34,6 @@ COMMANDS: Mapping[str, tuple[Callable[..., object] | typer.Typer, str]] = {
     "imatrix": (imatrix.command, "Collect an importance matrix for `qwq convert`."),
     "plan": (plan.command, "Show what fits on this machine, or on another one."),
     "pull": (pull.command, "Bring a model: resumed, verified, shared."),
-    "rerun": (rerun.command, "Repeat a turn of a chat and compare the texts."),
     "verify": (verify.command, "Check a GGUF, and how far it is from its source."),
     "models": (models.app, "List the models here, or add, show, verify, remove one."),
     "profiles": (profiles.app, "List profiles, or show what one comes to."),

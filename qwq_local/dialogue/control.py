@@ -9,9 +9,7 @@ import re
 import threading
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 _TAG = re.compile(r"<(?=/?think>)")
 
@@ -26,26 +24,6 @@ class Opening:
     prompt: tuple[int, ...]
     generated: tuple[int, ...]
     steered: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Halt:
-    """Where a turn was stopped and is to be stopped again: after so many ids, known by their digest.
-
-    The number alone may come twice, since a loop that is found takes ids back.
-    """
-
-    n_tokens: int
-    digest: str
-
-    @classmethod
-    def after(cls, generated: Sequence[int]) -> Halt:
-        """The halt after these ids."""
-        return cls(len(generated), _digest(generated))
-
-    def is_at(self, generated: Sequence[int]) -> bool:
-        """Whether these are the ids."""
-        return len(generated) == self.n_tokens and _digest(generated) == self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +74,6 @@ class TurnControl:
     def wait(self, seconds: float) -> bool:
         """Whether the turn may run; waits so long at most for the end of a pause."""
         return self._runs.wait(seconds)
-
-
-def _digest(tokens: Sequence[int]) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of the ids as decimal numbers, each followed by a comma."""
-    return sha256("".join(f"{token}," for token in tokens).encode()).hexdigest()[:16]
 
 
 def sentence_of(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qwq_local.dialogue.closing import Closings
-from qwq_local.dialogue.control import Halt
 from qwq_local.engine.api import Engine, Grammar, SamplerSettings
 from qwq_local.events import CloseReason, FinishReason
 
@@ -17,8 +16,7 @@ from qwq_local.events import CloseReason, FinishReason
 class TurnSettings:
     """How a turn runs, in tokens. `max_tokens` 0 lets the answer go on to the end of the window.
 
-    A turn that `wants_tokens` tells of the ids it makes, so that another one can go on from there. With a
-    `halt` it ends there, at its limit, before anything else that could end it.
+    A turn that `wants_tokens` tells of the ids it makes, so that another one can go on from there.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -28,7 +26,6 @@ class TurnSettings:
     loop_guard: bool = True
     grammar: Grammar | None = None
     wants_tokens: bool = False
-    halt: Halt | None = None
 
 
 class Limits:

@@ -138,7 +138,6 @@ class Turn:
     def _think(self) -> Iterator[Event]:
         self._enter_thinking()
         while True:
-            self._heed_halt()
             limit = self._limits.of_thinking(self._text.thinking_tokens)
             if limit is None and self._control is not None and self._control.is_wanted:
                 limit = yield from self._heed(self._control)
@@ -179,13 +178,6 @@ class Turn:
         for token in self._engine.tokens[self._phase_start :]:
             # A loop that is there already was let pass: it is found again if it goes on.
             self._guard.feed(token, decoder.decode(self._engine.vocabulary.piece(token)))
-
-    def _heed_halt(self) -> None:
-        halt, tokens = self._settings.halt, self._engine.tokens
-        if halt is None or len(tokens) != self._n_prompt + halt.n_tokens:
-            return
-        if halt.is_at(tokens[self._n_prompt :]):
-            raise _Ended(FinishReason.MAX_TOKENS)
 
     def _heed(self, control: TurnControl) -> Generator[Event, None, CloseReason | None]:
         """Wait for the end of a pause, then do what is wanted; returns ASKED when that ends the thinking."""
@@ -235,7 +227,6 @@ class Turn:
         """The events of the answer; returns whether the model went back to thinking before it began."""
         self._watch_for_loops(LoopSettings.answer())
         while True:
-            self._heed_halt()
             if self._control is not None and self._control.is_wanted:
                 yield from self._decline(self._control)
             limit = self._limits.of_answer(self._text.answer_tokens)

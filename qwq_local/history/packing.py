@@ -11,11 +11,11 @@ import re
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from qwq_local.events import TurnStats
-from qwq_local.history.records import Continuation, Origin
+from qwq_local.history.records import Origin
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TOKEN = "I"  # four bytes on every platform that CPython runs on
@@ -68,21 +68,16 @@ def unpacked_mapping(packed: str) -> dict[str, object]:
 
 def packed_origin(origin: Origin) -> str:
     """The origin as a JSON object."""
-    continuations = [
-        {**_shallow(part), "origin": _origin_values(part.origin)} for part in origin.continuations
-    ]
-    return packed_json({**_origin_values(origin), "continuations": continuations})
+    return packed_json(asdict(origin))
 
 
 def unpacked_origin(packed: str) -> Origin | None:
-    """The origin again, None where there is none. Unless each of its continuations is whole it has none."""
+    """The origin again, None where there is none."""
     values = unpacked_mapping(packed)
-    if (origin := _origin_of(values)) is None:
+    settings = values.get("settings", {})
+    if not isinstance(values.get("model"), str) or not isinstance(settings, Mapping):
         return None
-    parts = values.get("continuations")
-    continuations = [_continuation_of(part) for part in parts] if isinstance(parts, list) else []
-    whole = tuple(part for part in continuations if part is not None)
-    return replace(origin, continuations=whole if len(whole) == len(continuations) else ())
+    return Origin(settings={str(k): str(v) for k, v in settings.items()}, **_fitting(Origin, values))
 
 
 def packed_stats(stats: TurnStats) -> str:
@@ -95,35 +90,6 @@ def unpacked_stats(packed: str) -> TurnStats:
     return TurnStats(**_fitting(TurnStats, unpacked_mapping(packed)))
 
 
-def _origin_values(origin: Origin) -> dict[str, object]:
-    values = {**_shallow(origin), "settings": dict(origin.settings)}
-    del values["continuations"]
-    return values
-
-
-def _origin_of(values: Mapping[str, object]) -> Origin | None:
-    settings = values.get("settings", {})
-    if not isinstance(values.get("model"), str) or not isinstance(settings, Mapping):
-        return None
-    return Origin(settings={str(k): str(v) for k, v in settings.items()}, **_fitting(Origin, values))
-
-
-def _continuation_of(value: object) -> Continuation | None:
-    if not isinstance(value, dict):
-        return None
-    origin, plan = value.get("origin"), value.get("plan")
-    known = _fitting(Continuation, value)
-    if not isinstance(origin, dict) or not isinstance(plan, dict) or known.keys() < {"generated", "digest"}:
-        return None
-    computed_with = _origin_of(origin)
-    return None if computed_with is None else Continuation(origin=computed_with, plan=plan, **known)
-
-
-def _shallow(value: Origin | Continuation) -> dict[str, object]:
-    """The fields as they are; `asdict` would copy what they hold."""
-    return {field.name: getattr(value, field.name) for field in fields(value)}
-
-
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -132,7 +98,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _fitting(kind: type[Origin | Continuation | TurnStats], values: Mapping[str, object]) -> dict[str, Any]:
+def _fitting(kind: type[Origin | TurnStats], values: Mapping[str, object]) -> dict[str, Any]:
     """Those of the values that fields of the class have the type for."""
     types = {field.name: _KINDS.get(str(field.type), ()) for field in fields(kind)}
     return {name: value for name, value in values.items() if type(value) in types.get(name, ())}

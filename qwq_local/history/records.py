@@ -33,11 +33,10 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a turn was computed with, all that a rerun needs besides its prompt.
+    """What a turn was computed with.
 
-    `settings` are the sampling settings and budgets by profile key, `cached_tokens` of the prompt came from a
-    KV cache, `is_fresh` says that none were allowed to. `is_continued` once it was stopped and gone on with:
-    `continuations` say where and how, none if that was not recorded.
+    `settings` are the sampling settings and budgets by profile key. `cached_tokens` of the prompt came from a
+    KV cache. `is_continued` is set once the turn was stopped and continued.
     """
 
     model: str
@@ -49,23 +48,7 @@ class Origin:
     yarn_factor: float = 1.0
     kv_type: str = ""
     cached_tokens: int = 0
-    is_fresh: bool = False
     is_continued: bool = False
-    continuations: tuple[Continuation, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """Where a turn was gone on with, and what the part from there on was computed with.
-
-    `generated` ids followed the prompt by then, `digest` is theirs; `cached_tokens` of the part's origin are
-    of all of them. `plan` are the fields of its Planned event.
-    """
-
-    generated: int
-    digest: str
-    origin: Origin
-    plan: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from qwq_local.backend.question import Backend, Question
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.dialogue.splitting import cut
 from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
-from qwq_local.planning.rates import Rates
 from qwq_local.splitting.plan import MARGIN, SplitPlan, SplitPlanned, SplitRequest, split_planned
 
 
@@ -22,14 +21,13 @@ from qwq_local.splitting.plan import MARGIN, SplitPlan, SplitPlanned, SplitReque
 class PartStarted:
     """A pass over part `part` of `parts` begins, or in a later `round` over a group of answers.
 
-    `seconds_left` is for all passes that are left; `is_measured` or else estimated.
+    `seconds_left` is for all passes that are left, at the speed of those of this run; None for the first.
     """
 
     round: int
     part: int
     parts: int
-    seconds_left: float
-    is_measured: bool
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,6 @@ class _Passes:
         self._request = request
         self._plan = plan
         self._n_parts = len(plan.excerpts)
-        self._rates = plan.rates
         self._spent = TurnStats()
         self._passes = 0
 
@@ -113,10 +110,7 @@ class _Passes:
         """Ask each question; what was said, or nothing when the run is over."""
         said = []
         for number, (question, first, last) in enumerate(questions, 1):
-            left = max(1, self._plan.passes - self._passes)
-            tokens = self._plan.tokens // self._n_parts * max(0, self._n_parts - self._passes)
-            seconds = self._rates.seconds(tokens, left)
-            yield PartStarted(round_number, number, len(questions), seconds, self._rates.is_measured)
+            yield PartStarted(round_number, number, len(questions), self._seconds_left())
             finished = yield from self._pass(question)
             yield PartDone(
                 round_number, number, len(questions),
@@ -141,18 +135,18 @@ class _Passes:
         """One turn; its events but the last."""
         for event in self._backend.reply(question):
             if isinstance(event, Finished):
-                self._learn(event.stats)
+                self._passes += 1
+                self._spent = summed(self._spent, event.stats)
                 return event
             yield event
         raise AssertionError("a turn always ends with Finished")
 
-    def _learn(self, stats: TurnStats) -> None:
-        """The rates by all passes so far, where they took any time."""
-        self._passes += 1
-        self._spent = spent = summed(self._spent, stats)
-        written = spent.thinking_tokens + spent.answer_tokens
-        if spent.prefill_rate and spent.decode_rate:
-            self._rates = Rates(spent.prefill_rate, spent.decode_rate, written / self._passes, True)
+    def _seconds_left(self) -> float | None:
+        """The time of a pass so far, for each pass that is left."""
+        if not self._passes:
+            return None
+        left = max(1, self._plan.passes - self._passes)
+        return left * (self._spent.prefill_s + self._spent.decode_s) / self._passes
 
     def _groups(self, said: Sequence[_Said]) -> Generator[Notice, None, list[list[_Said]]]:
         """Neighbouring answers that fit together; any two do, so that each round has fewer."""

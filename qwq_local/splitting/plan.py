@@ -6,7 +6,7 @@ memory allows without taking layers off a GPU. Knows a Backend and no llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qwq_local.backend.question import Backend, Question
@@ -16,7 +16,6 @@ from qwq_local.dialogue.splitting import Measure, cut
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import Planned
-from qwq_local.planning.rates import Rates, estimated_rates
 from qwq_local.planning.window import CLOSING
 
 PART_NOTE = (
@@ -27,15 +26,12 @@ JOIN_NOTE = (
     "Above are answers to one question, each of them from other parts of a text that is too long to be read "
     "at once. Put together what they say, and answer the question from them alone."
 )
-KnownRates = Callable[[Planned], Rates | None]
-"""How fast turns like the planned one were before on this machine, if any were."""
-
 LEAST_ROOM = 64
 MOST_OVERLAP = 512
 # Byte pairs merge otherwise where texts meet, and numbers have more digits.
 MARGIN = 32
-# Tokens that a pass is expected to write as long as none was measured, and those of its answer.
-_WRITTEN, _ANSWERED = 1500, 400
+# Tokens that the answer of a pass is expected to have.
+_ANSWERED = 400
 _SHRINKS = 0.75
 
 
@@ -75,8 +71,7 @@ class SplitRequest:
 class SplitPlan:
     """How a text is asked: the parts, the plan for the largest, `room` for a part or for answers in tokens.
 
-    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts, `known` the rates that
-    were measured before.
+    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts.
     """
 
     planned: Planned
@@ -84,15 +79,6 @@ class SplitPlan:
     tokens: int = 0
     room: int = 0
     overlap: int = 0
-    known: Rates | None = None
-
-    @property
-    def rates(self) -> Rates:
-        """How fast it may go, as such turns did here, else estimated."""
-        if self.known is not None:
-            return self.known
-        written = min(_WRITTEN, self.planned.thinking_budget + self.planned.answer_reserve)
-        return estimated_rates(self.planned.devices, written)
 
     @property
     def passes(self) -> int:
@@ -106,26 +92,16 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlanned:
-    """The text is asked in parts: how many of how many tokens, in how many passes, about how long.
-
-    `tokens` are all that is to be read. Rates are tokens per second; `is_measured` says that such turns had
-    them on this machine before, else they are estimated.
-    """
+    """The text is asked in parts: how many there are, of how many tokens; `tokens` are those of all parts."""
 
     parts: int
     passes: int
     tokens: int
     part_tokens: int
     overlap_tokens: int
-    seconds: float
-    prefill_rate: float
-    decode_rate: float
-    is_measured: bool = False
 
 
-def plan_split(
-    backend: Backend, request: SplitRequest, abort: AbortFlag, known: KnownRates = lambda _: None
-) -> SplitPlan:
+def plan_split(backend: Backend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
     """How the text is asked: in one pass when it fits, else in parts as large as window and memory allow.
 
     Raises UsageError without a question, PromptTooLong when there is no room beside it, DoesNotFit, Aborted.
@@ -158,23 +134,18 @@ def plan_split(
             # Short memory takes from the thinking and from the layers on a GPU; smaller parts spare both.
             thinks = plan.planned.thinking_budget >= shares.thinking * _SHRINKS
             if is_least or (thinks and plan.planned.n_gpu_layers >= frame.n_gpu_layers):
-                return replace(plan, known=known(plan.planned))
+                return plan
         room = int(room * _SHRINKS)
 
 
 def split_planned(plan: SplitPlan) -> SplitPlanned:
     """The plan as the event that tells of it."""
-    rates = plan.rates
     return SplitPlanned(
         parts=len(plan.excerpts),
         passes=plan.passes,
         tokens=plan.tokens,
         part_tokens=plan.planned.prompt_tokens,
         overlap_tokens=plan.overlap,
-        seconds=rates.seconds(plan.tokens, plan.passes),
-        prefill_rate=rates.prefill,
-        decode_rate=rates.decode,
-        is_measured=rates.is_measured,
     )
 
 

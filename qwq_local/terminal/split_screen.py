@@ -37,7 +37,7 @@ class SplitScreen:
                 self._screen.note(plan_line(event))
             case PartStarted():
                 self._begin(AskScreen(self._err, self._err, self._clock, self._think), is_part=True)
-                self._line(f"{place_of(event)} · {_left(event)}")
+                self._line(f"{place_of(event)}{_left(event)}")
             case PartDone():
                 self._screen.close()
                 if not self._shows_answers and event.answer.strip():
@@ -78,14 +78,12 @@ class SplitScreen:
 
 
 def plan_line(event: SplitPlanned) -> str:
-    """How many passes there will be and about how long they take, on one line."""
+    """How many passes there will be, on one line."""
     joins = event.passes - event.parts
-    how = "as measured here before" if event.is_measured else "estimated"
     return (
         f"asked in {_counted(event.passes, 'pass')}: {_counted(event.parts, 'part')} of up to "
         f"{event.part_tokens:,} tokens that share up to {event.overlap_tokens:,}, then their answers "
-        f"together{f' in some {joins:,} more' if joins > 1 else ''}; about {rough_duration(event.seconds)} "
-        f"({how}: {event.prefill_rate:,.0f} tok/s read, {event.decode_rate:,.1f} written)."
+        f"together{f' in some {joins:,} more' if joins > 1 else ''}."
     )
 
 
@@ -97,8 +95,7 @@ def place_of(event: PartStarted | PartDone) -> str:
 
 
 def _left(event: PartStarted) -> str:
-    how = "measured" if event.is_measured else "estimated"
-    return f"about {rough_duration(event.seconds_left)} left ({how})"
+    return f" · about {rough_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
 
 
 def _counted(count: int, what: str) -> str:
