@@ -1,14 +1,13 @@
-"""What one turn is asked, and who answers: a Question goes in, events come out.
+"""The seam between front ends and backends: a Question goes in, events come out.
 
-The seam between front ends and backends. A local model and a server elsewhere both fit behind it. Knows no
-template, no tokens and no llama.cpp.
+A local model and a server elsewhere both fit behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message
@@ -35,8 +34,13 @@ class Question:
     wants_tokens: bool = False
 
 
+@runtime_checkable
 class Backend(Protocol):
-    """Answers questions, one at a time; called from one thread but for `stop`."""
+    """Answers questions, one at a time; called from one thread but for `stop`.
+
+    What only some backends can do are the Protocols below. Front ends ask for them with `isinstance`, and
+    leave out what a backend cannot do.
+    """
 
     def reply(self, question: Question) -> Iterator[Event]:
         """The events of one turn, Finished last. Raises QwqError; Aborted when stopped while it loads."""
@@ -44,20 +48,45 @@ class Backend(Protocol):
     def stop(self) -> None:
         """Ask the running turn to end, from any thread; it finishes as interrupted."""
 
-    def keep(self) -> Iterator[Notice]:
-        """Keep on disk what the last turn prefilled, once its answer is out."""
+    def close(self) -> None:
+        """Free everything; closing twice is harmless."""
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """A backend that plans: context, memory and budgets are known before it answers."""
 
     def dry_run(self, question: Question) -> Planned:
         """The plan for a question, without answering it. Raises what `reply` would."""
 
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A backend that knows its model's tokens."""
+
     def count_tokens(self, text: str) -> int:
         """The tokens of plain text."""
 
+
+@runtime_checkable
+class Adopts(Protocol):
+    """A backend whose profile can be changed between two turns."""
+
     def adopt(self, profile: Profile) -> None:
-        """Go on under another profile; what it does not touch stays loaded."""
+        """Use another profile from now on; what it does not touch stays loaded."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A backend that keeps what it prefilled for the next process."""
+
+    def keep(self) -> Iterator[Notice]:
+        """Keep on disk what the last turn prefilled; called once its answer is out."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A backend that knows which weights answer."""
 
     def identity(self) -> str:
-        """Which weights answer: a checksum, or what stands in for it until that is known."""
-
-    def close(self) -> None:
-        """Free everything; closing twice is harmless."""
+        """A checksum of the weights, or what stands in for it until that is known; "" for unknown."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from qwq_local.backend.question import Backend, Question
-from qwq_local.chat.setup import ChatSetup
+from qwq_local.backend.question import Question
+from qwq_local.chat.setup import ChatBackend, ChatSetup
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import SamplerSettings
 from qwq_local.errors import ProfileError, QwqError
@@ -51,7 +51,7 @@ class Answering:
         if setup.seed is not None:
             asked["seed"] = str(setup.seed)
         self.chosen = self._choice(setup.model, setup.profile, asked)
-        self.backend: Backend = setup.make_backend(setup.model, self.chosen.resolved)
+        self.backend: ChatBackend = setup.make_backend(setup.model, self.chosen.resolved)
         self.planned: Planned | None = None
 
     @property

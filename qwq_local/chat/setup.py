@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from qwq_local.backend.question import Backend
+from qwq_local.backend.question import Adopts, Backend, CountsTokens, Identified, Keeps, Plans
 from qwq_local.history.archive import Archive
 from qwq_local.profiles.layers import ResolvedProfile
 
@@ -22,10 +22,14 @@ class Resolve(Protocol):
         """The profile for a model, a task and settings over it."""
 
 
+class ChatBackend(Backend, Plans, CountsTokens, Adopts, Keeps, Identified, Protocol):
+    """A backend with every ability."""
+
+
 class MakeBackend(Protocol):
     """A model's name and its profile in, a backend out that has loaded nothing yet."""
 
-    def __call__(self, model: str, resolved: ResolvedProfile, /) -> Backend:
+    def __call__(self, model: str, resolved: ResolvedProfile, /) -> ChatBackend:
         """Raises ModelNotFound, UsageError for an ambiguous name, ModelFileError."""
 
 

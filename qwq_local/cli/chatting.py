@@ -12,10 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from qwq_local.backend.question import Backend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Said, Talk, ThinkView
-from qwq_local.chat.setup import ChatSetup
+from qwq_local.chat.setup import ChatBackend, ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_call
@@ -115,7 +114,7 @@ def _setup(environment: Environment, asked: Asked, places: Directories, archive:
     def resolved(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:
         return resolve(model, profile, folders, environment.variables, settings)
 
-    def made(model: str, resolved: ResolvedProfile) -> Backend:
+    def made(model: str, resolved: ResolvedProfile) -> ChatBackend:
         return local_backend(model, resolved, places, is_private=asked.private, is_roomy=True)[0]
 
     def model_names() -> list[str]:

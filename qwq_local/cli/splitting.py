@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from qwq_local.backend.question import Backend
 from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.jsonl import event_line, write_line
@@ -32,7 +31,7 @@ from qwq_local.events import (
 from qwq_local.planning.words import stats_line
 from qwq_local.profiles.layers import Profile
 from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
-from qwq_local.splitting.plan import SplitPlan, SplitRequest, split_planned
+from qwq_local.splitting.plan import SplitBackend, SplitPlan, SplitRequest, split_planned
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.screen import Think
@@ -81,7 +80,7 @@ def show_split_plan(plan: SplitPlan, showing: Showing) -> int:
     return ExitStatus.ANSWERED
 
 
-def answer_in_parts(backend: Backend, request: SplitRequest, plan: SplitPlan, showing: Showing) -> int:
+def answer_in_parts(backend: SplitBackend, request: SplitRequest, plan: SplitPlan, showing: Showing) -> int:
     """Ask every part and put the answers together; the exit status of the last pass. Raises QwqError."""
     environment, run = showing.environment, _Run()
     sink = _sink(showing)

@@ -10,11 +10,18 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
-from qwq_local.backend.question import Backend, Question
+from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.dialogue.splitting import cut
 from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
-from qwq_local.splitting.plan import MARGIN, SplitPlan, SplitPlanned, SplitRequest, split_planned
+from qwq_local.splitting.plan import (
+    MARGIN,
+    SplitBackend,
+    SplitPlan,
+    SplitPlanned,
+    SplitRequest,
+    split_planned,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Joining:
 SplitEvent = Event | SplitPlanned | PartStarted | PartDone | Joining
 
 
-def answer_split(backend: Backend, request: SplitRequest, plan: SplitPlan) -> Iterator[SplitEvent]:
+def answer_split(backend: SplitBackend, request: SplitRequest, plan: SplitPlan) -> Iterator[SplitEvent]:
     """The events of all passes, ending with the Finished of the last, or of the run that was interrupted.
 
     The plan has parts. Raises what `reply` raises.
@@ -73,7 +80,7 @@ class _Said:
 class _Passes:
     """One run over all parts."""
 
-    def __init__(self, backend: Backend, request: SplitRequest, plan: SplitPlan) -> None:
+    def __init__(self, backend: SplitBackend, request: SplitRequest, plan: SplitPlan) -> None:
         self._backend = backend
         self._request = request
         self._plan = plan

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from qwq_local.backend.question import Backend, Question
+from qwq_local.backend.question import Backend, CountsTokens, Plans, Question
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.dialogue.excerpts import Excerpt, Sources
 from qwq_local.dialogue.splitting import Measure, cut
@@ -33,6 +34,10 @@ MARGIN = 32
 # Tokens that the answer of a pass is expected to have.
 _ANSWERED = 400
 _SHRINKS = 0.75
+
+
+class SplitBackend(Backend, Plans, CountsTokens, Protocol):
+    """A backend that can answer a text in parts: it counts tokens and plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class SplitPlanned:
     overlap_tokens: int
 
 
-def plan_split(backend: Backend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
+def plan_split(backend: SplitBackend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
     """How the text is asked: in one pass when it fits, else in parts as large as window and memory allow.
 
     Raises UsageError without a question, PromptTooLong when there is no room beside it, DoesNotFit, Aborted.
@@ -178,7 +183,7 @@ def _shares(frame: Planned, n_ctx: int) -> _Shares:
 
 
 def _cut_to(
-    backend: Backend, request: SplitRequest, sources: Sources, room: int, measure: Measure
+    backend: SplitBackend, request: SplitRequest, sources: Sources, room: int, measure: Measure
 ) -> SplitPlan:
     """The text in parts of so many tokens, and the plan for the largest. Raises DoesNotFit."""
     overlap = min(room // 8, MOST_OVERLAP)
