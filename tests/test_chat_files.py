@@ -15,7 +15,7 @@ from qwq_local.chat.events import Asking, Changed
 from qwq_local.chat.files import find_files, split_arguments
 from qwq_local.errors import UsageError
 from qwq_local.history.archive import Archive
-from qwq_local.terminal.sanitize import cell_width
+from qwq_local.terminal.sanitizer import cell_width
 from tests.queued_backend import Talking, errors, said, says, talking
 
 

@@ -19,7 +19,7 @@ from qwq_local.history.archive import Archive
 from qwq_local.history.lines import clean_name, squeezed
 from qwq_local.history.packing import packed_tokens, storable, unpacked_tokens
 from qwq_local.history.records import TurnStart, TurnState
-from qwq_local.terminal.sanitize import cell_width
+from qwq_local.terminal.sanitizer import cell_width
 
 
 @pytest.fixture

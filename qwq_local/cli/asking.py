@@ -36,10 +36,10 @@ from qwq_local.planning.words import stats_line
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.reading import checked
 from qwq_local.splitting.plan import SplitRequest, plan_split
+from qwq_local.terminal.ask_screen import AskScreen
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
-from qwq_local.terminal.sanitize import one_line
-from qwq_local.terminal.screen import AskScreen
+from qwq_local.terminal.sanitizer import one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, list_profi
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
-from qwq_local.terminal.sanitize import one_line, sanitize
+from qwq_local.terminal.sanitizer import one_line, sanitize
 
 DEFAULT_PROFILE = "chat"
 
@@ -153,9 +153,9 @@ def _show_plan(environment: Environment, talk: Talk) -> int:
 
 def _draw(environment: Environment, talk: Talk, out: Output, asked: Asked, places: Directories) -> int:
     """The screen with keys."""
-    from qwq_local.terminal.repl.app import Place, Repl
+    from qwq_local.terminal.repl.app import Repl, ReplOptions
 
-    place = Place(
+    place = ReplOptions(
         output=out,
         stdin=sys.stdin,
         environ=environment.variables,

@@ -40,7 +40,7 @@ from qwq_local.paths import directories
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import TOKENS, ProgressBar
-from qwq_local.terminal.sanitize import one_line
+from qwq_local.terminal.sanitizer import one_line
 
 # Some 60 million tokens: days of work for a model of 32 billion parameters.
 MAX_TEXT_BYTES = 256 << 20

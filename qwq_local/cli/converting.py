@@ -40,9 +40,8 @@ from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.models.snapshots import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import duration_left
-from qwq_local.terminal.sanitize import one_line
-from qwq_local.terminal.work import WorkLine, size_text
+from qwq_local.terminal.progress import WorkLine, duration_left, size_text
+from qwq_local.terminal.sanitizer import one_line
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SIZE = re.compile(r"(\d{1,12})([KMG]?)B?", re.IGNORECASE)

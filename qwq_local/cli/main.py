@@ -128,7 +128,7 @@ def _usage_error(error: Exception) -> int | None:
 
 
 def _complain(message: str, status: ExitStatus) -> ExitStatus:
-    from qwq_local.terminal.sanitize import one_line
+    from qwq_local.terminal.sanitizer import one_line
 
     try:
         print(f"qwq: {one_line(message, 2000)}", file=sys.stderr, flush=True)

@@ -30,8 +30,8 @@ from qwq_local.models.store import MINIATURE, find_model, is_miniature
 from qwq_local.paths import directories
 from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.sanitize import one_line, sanitize
-from qwq_local.terminal.work import WorkLine
+from qwq_local.terminal.progress import WorkLine
+from qwq_local.terminal.sanitizer import one_line, sanitize
 
 GB, MB = 10**9, 10**6
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)

@@ -13,9 +13,8 @@ from qwq_local.models.crew import Wait
 from qwq_local.models.download import Hashing, Progress, StartedOver
 from qwq_local.models.pull import FileDone, FileStarted, Freed, Locked, PullEvent
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import Clock, duration_left
-from qwq_local.terminal.sanitize import one_line
-from qwq_local.terminal.work import WorkLine
+from qwq_local.terminal.progress import Clock, WorkLine, duration_left
+from qwq_local.terminal.sanitizer import one_line
 
 GB = 10**9
 SAY_WAITS_FROM_S = 2.0

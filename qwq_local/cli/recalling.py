@@ -26,7 +26,7 @@ from qwq_local.history.wording import (
 )
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.sanitize import cell_width, one_line, sanitize
+from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
 
 STDOUT = "-"
 _NOTHING = "No conversation is kept yet; `qwq chat` keeps every one."

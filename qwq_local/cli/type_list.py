@@ -13,7 +13,7 @@ from qwq_local.cli.fitting import measured_fit
 from qwq_local.models.architecture import Shape
 from qwq_local.paths import directories
 from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
-from qwq_local.terminal.work import size_text
+from qwq_local.terminal.progress import size_text
 
 
 def type_lines(environment: Environment, source: Path) -> Iterator[str]:

@@ -37,7 +37,7 @@ from qwq_local.models.completeness import check_completeness, notices
 from qwq_local.models.header import header_of
 from qwq_local.paths import directories
 from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
-from qwq_local.terminal.sanitize import one_line
+from qwq_local.terminal.sanitizer import one_line
 
 Value = TypeVar("Value")
 

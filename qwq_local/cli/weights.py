@@ -28,7 +28,7 @@ from qwq_local.models.weights import ShardsPlanned, WeightsEvent, convert_weight
 from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.work import WorkLine
+from qwq_local.terminal.progress import WorkLine
 
 if TYPE_CHECKING:
     from qwq_local.cli.pulling import Asked

@@ -1,8 +1,11 @@
-"""Styled text into rows of a terminal's width, and rows into the characters that are written.
+"""Rows of a terminal: text wrapped to the width of the window, styled, and written as characters.
 
-Comes in: rich Text. Goes out: rows of escape-coded text in the 16 colors that every theme of a terminal
-defines. Breaks after spaces and between Chinese, Japanese and Korean characters, never before their closing
-punctuation. Greedy: text that is appended later changes no row but the last.
+Lines break after spaces and between Chinese, Japanese and Korean characters, but never before closing
+punctuation. Wrapping is greedy: text that is appended later changes only the last row.
+
+Our own text is plain, bold, dim or red. These keep the two colors that the terminal's owner chose. Bright
+black, the usual grey, is invisible in some themes and is not used. Without color nothing is styled, and
+marks such as `▸` carry the meaning.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain, repeat
 
 from rich.cells import cell_len, chop_cells
 from rich.color import ColorSystem
@@ -108,3 +112,62 @@ def pad(text: Text, width: int, align: str) -> Text:
     padded = Text(" " * left)
     padded.append_text(text)
     return padded.append(" " * (missing - left))
+
+
+BLANK = Row("", 0)
+BOLD, DIM, RED = "1", "2", "31"
+TAB = 4
+
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class RowStyle:
+    """A style by its SGR number, for whole rows or their marks; marks of the first row and of the others."""
+
+    style: str = ""
+    first: str = ""
+    rest: str = ""
+    is_for_marks: bool = False
+
+
+PLAIN = RowStyle()
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """What rows are made for: so many columns, with color or without any escape sequence."""
+
+    columns: int
+    has_color: bool = True
+
+    def row(self, text: str, look: RowStyle = PLAIN) -> Row:
+        """One row, whatever the text's width."""
+        return self._row(look.first, text, look)
+
+    def rows(self, text: str, look: RowStyle = PLAIN) -> list[Row]:
+        """The rows of a sanitized text, which may have several lines."""
+        text = text.expandtabs(TAB)
+        marks = chain([look.first], repeat(look.rest))
+        return [
+            self._row(mark, text[start:end], look)
+            for mark, (start, end) in zip(marks, self.spans(text, look), strict=False)
+        ]
+
+    def spans(self, text: str, look: RowStyle = PLAIN) -> list[tuple[int, int]]:
+        """Where each row of a text without tabs starts and ends."""
+        width = max(MIN_WIDTH, self.columns - cell_len(look.first))
+        hang = cell_len(look.rest) - cell_len(look.first)
+        return row_spans(text, width, max(0, min(hang, width - MIN_WIDTH)))
+
+    def plain(self, row: Row) -> Row:
+        """A row that was styled elsewhere, as this paper takes it."""
+        return row if self.has_color else Row(_SGR.sub("", row.written), row.cells)
+
+    def _row(self, mark: str, text: str, look: RowStyle) -> Row:
+        written = mark + text
+        cells = cell_len(written)
+        if self.has_color and look.style and text:
+            styled, plain = (mark, text) if look.is_for_marks else (written, "")
+            written = f"\x1b[{look.style}m{styled}\x1b[0m{plain}"
+        return Row(written, cells)

@@ -1,19 +1,19 @@
-"""Markdown shown while it streams: pieces of text in, rows on a terminal out.
+"""Markdown drawn while it streams: pieces of text in, rows out.
 
-What no later text can change is written once and scrolls away as any output does. The rest, at most six rows,
-is drawn again, twenty times a second at most and less often where drawing is slow. The whole costs time
-linear in the text: finished blocks are forgotten, and what is open is bounded.
+Rows that no later text can change are written once. The rest, at most six rows, is redrawn up to twenty
+times a second. The cost is linear in the length of the text: finished blocks are forgotten, and the open
+part is bounded.
 """
 
 from __future__ import annotations
 
-from qwq_local.terminal.blocks import PARAGRAPH_LIMIT, Block, BlockReader, Kind
 from qwq_local.terminal.layout import Row
-from qwq_local.terminal.live import LiveRegion
+from qwq_local.terminal.live_region import LiveRegion
+from qwq_local.terminal.markdown_blocks import PARAGRAPH_LIMIT, Block, BlockReader, Kind
+from qwq_local.terminal.markdown_renderer import BlockRenderer
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
-from qwq_local.terminal.render import BlockRenderer
-from qwq_local.terminal.sanitize import Sanitizer
+from qwq_local.terminal.sanitizer import Sanitizer
 
 LIVE_ROWS = 6
 FRAME_S = 0.05

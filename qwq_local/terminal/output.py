@@ -1,7 +1,6 @@
-"""A text stream and what is known of the terminal behind it.
+"""A text stream and what is known about the terminal behind it: its size, and what it can draw.
 
-Comes in: a stream and the environment. Goes out: whether a person looks at it, how large it is, and what it
-can do. Tests build one by hand, with a fake stream and a size of their own. Standard library only.
+Uses the standard library only. Tests build an Output by hand, with a fake stream and a size of their own.
 """
 
 from __future__ import annotations

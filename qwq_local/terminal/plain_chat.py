@@ -1,7 +1,7 @@
-"""A conversation line by line, for pipes, files and terminals that cannot draw: lines in, text out.
+"""A conversation line by line, for pipes, files and terminals that cannot draw.
 
-Answers go to stdout, everything else to stderr, as with one question. A line that begins with three quotes
-goes on until one ends with them. Knows no keys and no model.
+Answers go to stdout, everything else to stderr, as with one question. An entry that begins with three quotes
+continues until a line ends with three quotes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from qwq_local.chat.events import (
     ViewChanged,
 )
 from qwq_local.events import Finished, FinishReason
+from qwq_local.terminal.ask_screen import AskScreen, Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
-from qwq_local.terminal.sanitize import sanitize
-from qwq_local.terminal.screen import AskScreen, Think
+from qwq_local.terminal.sanitizer import sanitize
 
 QUOTES = '"""'
 PROMPT, MORE = ">>> ", "... "

@@ -1,6 +1,6 @@
-"""A plan for a person: the table of context against KV type, a bar for each device, the choice, as lines.
+"""A plan as lines of text: the table of context against KV type, a bar for each device, and the choice.
 
-Values come in, lines of text go out, coloured where the output has colour; no meaning is in a colour alone.
+Lines are colored where the output has color. Color never carries meaning by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from qwq_local.events import DeviceBytes, Planned
 from qwq_local.planning.table import Cell, Fit, Row
 from qwq_local.planning.words import amount, choice_lines, ledger_line
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.sanitize import cell_width, one_line
+from qwq_local.terminal.sanitizer import cell_width, one_line
 
 _PLAIN = "\x1b[0m"
 _COLORS = {Fit.FITS: "\x1b[32m", Fit.PARTLY: "\x1b[33m", Fit.NOT: "\x1b[31m"}

@@ -10,9 +10,9 @@ from __future__ import annotations
 from qwq_local.events import Answer, Finished, Planned
 from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent
 from qwq_local.splitting.plan import SplitPlanned
+from qwq_local.terminal.ask_screen import AskScreen, Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock, rough_duration
-from qwq_local.terminal.screen import AskScreen, Think
 
 
 class SplitScreen:

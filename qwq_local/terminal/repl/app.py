@@ -1,8 +1,7 @@
 """The chat on a terminal: one prompt_toolkit application from the first prompt to the last.
 
-Comes in: a Talk, streams and variables. Goes out: an exit status. The main thread draws and reads keys; the
-Talk runs in a thread of its own and is looked at twenty times a second at most, less often where a frame
-takes long. While nothing happens nothing is drawn.
+The main thread draws and reads keys. The Talk runs in its own thread; its events are drawn at most twenty
+times a second, less often where drawing is slow. Nothing is drawn while nothing happens.
 """
 
 from __future__ import annotations
@@ -26,20 +25,15 @@ from qwq_local.errors import QwqError
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
-from qwq_local.terminal.repl.bottom import Bottom
-from qwq_local.terminal.repl.completer import TalkCompleter
-from qwq_local.terminal.repl.conversing import Conversing
-from qwq_local.terminal.repl.elsewhere import Elsewhere
-from qwq_local.terminal.repl.hands import Hands
+from qwq_local.terminal.repl.fullscreen import Fullscreen
 from qwq_local.terminal.repl.history_file import HistoryFile
-from qwq_local.terminal.repl.input import TerminalInput
-from qwq_local.terminal.repl.keys import ESCAPE_S, bindings, waits_s
+from qwq_local.terminal.repl.input_line import STYLE, InputLine, TalkCompleter
+from qwq_local.terminal.repl.key_bindings import ESCAPE_S, KeyActions, bindings, waits_s
+from qwq_local.terminal.repl.keyboard import TerminalInput
 from qwq_local.terminal.repl.paste import Pastes
-from qwq_local.terminal.repl.prompt import STYLE, InputLine
-from qwq_local.terminal.repl.renderer import InlineRenderer, QuietOutput
-from qwq_local.terminal.repl.talking import Ended, Failed, Talking
-from qwq_local.terminal.repl.view import TurnView
-from qwq_local.terminal.repl.waiting import Waiting
+from qwq_local.terminal.repl.queue import EntryQueue, EntryRunner, LineEnded, TalkFailed, TalkThread
+from qwq_local.terminal.repl.renderer import BottomArea, InlineRenderer, QuietOutput
+from qwq_local.terminal.repl.turn_view import TurnView
 
 T = TypeVar("T")
 
@@ -63,7 +57,7 @@ LEAVE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReplOptions:
     """Where a chat runs; `history` None keeps what was entered in memory alone."""
 
     output: Output
@@ -77,7 +71,7 @@ class Place:
 class Repl:
     """A chat on a terminal. `run` returns when the person has left."""
 
-    def __init__(self, talk: Talk, place: Place) -> None:
+    def __init__(self, talk: Talk, place: ReplOptions) -> None:
         self._talk = talk
         self._clock = place.clock
         self._output = place.output
@@ -85,16 +79,16 @@ class Repl:
         self._has_news = self._holds = self._is_cut_off = False
         self._view = TurnView(place.output, place.clock, place.view)
         self._pastes = Pastes()
-        waiting = Waiting(self._pastes, place.output.has_color)
-        self._bottom = Bottom(place.output, place.clock, waiting, self._hinted)
-        self._talking = Talking(talk, self._wake)
-        self._conversing = Conversing(talk, self._talking, self._view, waiting, self._pastes, self._bottom)
+        waiting = EntryQueue(self._pastes, place.output.has_color)
+        self._bottom = BottomArea(place.output, place.clock, waiting.rows, self._hinted)
+        self._talking = TalkThread(talk, self._wake)
+        self._conversing = EntryRunner(talk, self._talking, self._view, waiting, self._pastes, self._bottom)
         file = HistoryFile(place.history) if place.history else None
         self._line = InputLine(place.output, self._pastes, file, TalkCompleter(talk.complete))
-        self._hands = Hands(self._line, self._conversing, self._view, self._bottom, self, place.clock)
+        self._hands = KeyActions(self._line, self._conversing, self._view, self._bottom, self, place.clock)
         source = TerminalInput(place.stdin)
         self._quiet = QuietOutput(place.output, place.environ.get("TERM", ""))
-        self._elsewhere = Elsewhere(place.output, place.environ, source, self._quiet)
+        self._elsewhere = Fullscreen(place.output, place.environ, source, self._quiet)
         self._app: Application[int] = Application(
             layout=self._line.layout,
             key_bindings=bindings(self._hands),
@@ -210,11 +204,11 @@ class Repl:
 
     def _take(self, event: Any) -> None:
         match event:
-            case Ended():
+            case LineEnded():
                 self._conversing.ended()
                 if self._status is not None:
                     self._exit()
-            case Failed(error):
+            case TalkFailed(error):
                 raise error
             case Page():
                 self._go(self._away(self._elsewhere.read(self._app, event)))
@@ -348,7 +342,7 @@ class Repl:
         """Write what the conversation still said; the input line is gone."""
         while self._talking.events:
             event = self._talking.events.popleft()
-            if not isinstance(event, Ended | Failed | Page | Copy | Edit | Leave):
+            if not isinstance(event, LineEnded | TalkFailed | Page | Copy | Edit | Leave):
                 self._view.show(event)
         if self._view.is_busy:
             self._view.abandon()

@@ -1,8 +1,4 @@
-"""A text to the clipboard: through the platform's program where there is one, else through the terminal.
-
-Comes in: a text and the environment. Goes out: what was done, in one line, and what is to be written to the
-terminal for it (OSC 52), if anything. Runs in a thread.
-"""
+"""Copies text to the clipboard, by the platform's program or by the terminal's OSC 52 sequence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What was entered in earlier runs: a private file of one entry a line, shared by every `qwq chat`.
+"""Entries of earlier runs: a private file with one entry a line, shared by every `qwq chat`.
 
-A line is a JSON array of what was typed and what was pasted, in turns, typed first, in ASCII. A line that is
-none, cut off by a crash or written by something else, is passed over. Entries are appended, each with one
-write; a file that has grown too long is rewritten with the newest ones.
+A line is a JSON array in ASCII: typed text and pasted text in turns, typed text first. Lines that cannot
+be read, for example after a crash, are skipped. An entry is appended with one write. A file that has
+grown too long is rewritten with the newest entries.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""A text to read on the alternate screen: scrolled, searched, copied.
-
-Comes in: a Page and prompt_toolkit's input and output. Goes out: nothing; `copy` is called with the text.
-"""
+"""A text on the alternate screen: scrolled, searched, copied."""
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -21,8 +22,87 @@ from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 
 from qwq_local.chat.events import Page
-from qwq_local.terminal.repl.page import Hit, PageLines
-from qwq_local.terminal.sanitize import cell_width, one_line
+from qwq_local.terminal.layout import TAB, row_spans
+from qwq_local.terminal.repl.thinking_view import STEERED
+from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
+
+MAX_HITS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Where in a line the words stand that were searched for."""
+
+    line: int
+    start: int
+    end: int
+
+
+class PagerText:
+    """The lines of a page, their rows for a width, and what is found in them; linear in the text.
+
+    The person's sentences are marked: each once, since a thought may repeat them.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.lines: list[str] = []
+        self._steered: set[int] = set()
+        left = Counter(line.strip() for text in page.steered for line in sanitize(text).split("\n"))
+        for index, line in enumerate(sanitize(page.text).rstrip().split("\n")):
+            text = line.expandtabs(TAB).rstrip()
+            key = line.strip()
+            if key and left[key]:
+                left[key] -= 1
+                self._steered.add(index)
+                text = STEERED.first + text
+            self.lines.append(text)
+        self.rows: list[TextSpan] = []
+        self.hits: list[TextSpan] = []
+        self._width = 0
+
+    def wrap(self, width: int) -> None:
+        """Break the lines for a width."""
+        if width != self._width:
+            self._width = width
+            self.rows = [
+                TextSpan(index, start, end)
+                for index, line in enumerate(self.lines)
+                for start, end in row_spans(line, width)
+            ]
+
+    def search(self, words: str) -> None:
+        """Find the words, large or small letters alike."""
+        pattern = re.compile(re.escape(words), re.IGNORECASE)
+        self.hits = []
+        for index, line in enumerate(self.lines if words else ()):
+            self.hits += [TextSpan(index, match.start(), match.end()) for match in pattern.finditer(line)]
+            if len(self.hits) >= MAX_HITS:
+                break
+
+    def row_of(self, hit: TextSpan) -> int:
+        """The row in which a hit begins."""
+        starts = (hit.line, hit.start)
+        return max(0, bisect_right(self.rows, starts, key=lambda row: (row.line, row.start)) - 1)
+
+    def fragments(self, row: int, here: TextSpan | None) -> StyleAndTextTuples:
+        """One row with its hits marked; the one that was gone to is `here`."""
+        place = self.rows[row]
+        line = self.lines[place.line]
+        base = "class:steered" if place.line in self._steered else ""
+        first = bisect_right(self.hits, place.line - 1, key=lambda hit: hit.line)
+        parts: StyleAndTextTuples = []
+        position = place.start
+        for hit in self.hits[first:]:
+            if hit.line != place.line or hit.start >= place.end:
+                break
+            start, end = max(hit.start, place.start), min(hit.end, place.end)
+            if start < end:
+                style = "class:here" if hit == here else "class:hit"
+                parts += [(base, line[position:start]), (style, line[start:end])]
+                position = end
+        parts.append((base, line[position : place.end]))
+        return parts
+
 
 TITLE_CELLS = 8
 """A title that is cut to less says nothing."""
@@ -40,9 +120,9 @@ class Pager:
         self._page = page
         self._output = output
         self._copy = copy
-        self._lines = PageLines(page)
+        self._lines = PagerText(page)
         self._top = 0
-        self._here: Hit | None = None
+        self._here: TextSpan | None = None
         self._said = ""
         self._words = Buffer(multiline=False)
         self._is_searching = False
@@ -129,7 +209,7 @@ class Pager:
             index = hits.index(self._here) if self._here in hits else 0
             self._go_to(hits[(index + step) % len(hits)])
 
-    def _go_to(self, hit: Hit) -> None:
+    def _go_to(self, hit: TextSpan) -> None:
         self._here = hit
         row = self._lines.row_of(hit)
         if not self._top <= row < self._top + self._height:

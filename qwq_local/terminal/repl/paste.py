@@ -1,8 +1,8 @@
-"""Large pastes as one character of the input each, shown as `[pasted 214 lines]` and sent in full.
+"""Large pastes. Each is one character of the input, shown as `[pasted 214 lines]` and sent in full.
 
-The characters are from a private area of Unicode and never come from outside: what is typed or pasted loses
-them first. So a marker is deleted, moved over and undone as one character, and one that was typed by hand is
-only text. Knows no prompt_toolkit.
+The characters are from a private area of Unicode and are removed from everything that is typed or pasted.
+So a marker is deleted, moved over and undone as one character, and a marker that somebody types is only
+text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Draws prompt_toolkit's input between rows of ours, as one region that is rewritten row by row.
+"""Draws the input line between live rows above it and the status line below it, as one region.
 
-Comes in: prompt_toolkit's layout, and what stands above and below it. Goes out: one write per frame. While a
-model writes, the input is not laid out anew: its rows are kept from the last key. prompt_toolkit's own
-renderer redraws cell by cell, cannot put rows above itself without erasing itself first, and after a resize
-leaves its old rows behind.
+While a model writes, the input line is not laid out again: its rows are kept from the last key.
+prompt_toolkit's own renderer redraws cell by cell, cannot put rows above itself without erasing itself
+first, and leaves old rows behind after a resize.
 """
 
 from __future__ import annotations
@@ -23,10 +22,58 @@ from prompt_toolkit.output.vt100 import FG_ANSI_COLORS, Vt100_Output
 from prompt_toolkit.renderer import Renderer
 from prompt_toolkit.styles import Attrs, BaseStyle
 
-from qwq_local.terminal.layout import Row
+from qwq_local.terminal.layout import DIM, Row, RowLayout, RowStyle
+from qwq_local.terminal.live_region import Cursor, Region
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.repl.bottom import Bottom
-from qwq_local.terminal.repl.region import Cursor, Region
+from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.sanitizer import one_line
+
+HINT_S = 2.0
+"""How long a hint stands in place of the status line."""
+
+
+class BottomArea:
+    """The rows above and below the input line; `changed` is told for how long a hint stands."""
+
+    def __init__(
+        self,
+        output: Output,
+        clock: Clock,
+        waiting_rows: Callable[[int], list[Row]],
+        changed: Callable[[float], None],
+    ) -> None:
+        self.live: Sequence[Row] = ()
+        self.status: Sequence[str] = ()
+        self._output = output
+        self._clock = clock
+        self._waiting_rows = waiting_rows
+        self._changed = changed
+        self._hint = ""
+        self._hint_until = 0.0
+
+    def hint(self, text: str, seconds: float = HINT_S) -> None:
+        """Show a text in place of the status line's last row, for so long."""
+        self._hint, self._hint_until = text, self._clock() + seconds
+        self._changed(seconds)
+
+    def end_hint(self) -> None:
+        """Show the status line again."""
+        self._hint_until = 0.0
+
+    def above(self) -> list[Row]:
+        """The rows above the input line."""
+        columns, _ = self._output.size()
+        return [*self.live, *self._waiting_rows(columns)]
+
+    def below(self) -> list[Row]:
+        """The rows of the status line; none where there is nothing to say."""
+        columns, _ = self._output.size()
+        lines = self.status
+        if self._clock() < self._hint_until:
+            lines = [*lines[:-1], self._hint]
+        paper, look = RowLayout(columns, self._output.has_color), RowStyle(DIM)
+        return [paper.row(one_line(line, columns - 1), look) for line in lines if line]
+
 
 SETTLE_S = 0.05
 """How long a window keeps its size before anything is drawn: what it makes of the old rows is known then."""
@@ -58,7 +105,7 @@ class InlineRenderer(Renderer):
         style: BaseStyle,
         quiet: QuietOutput,
         output: Output,
-        bottom: Bottom,
+        bottom: BottomArea,
         take_frame: Callable[[], Sequence[Row]],
     ) -> None:
         self._region = Region(output)

@@ -1,0 +1,275 @@
+"""One turn on stdout and stderr: thinking, progress, notices and the answer.
+
+The answer goes to stdout: rendered while it streams on a terminal, exactly as generated anywhere else.
+Everything else goes to stderr; thinking and progress only where stderr is a terminal. Control sequences
+of the model never reach a terminal. rich is imported only when an answer is rendered.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from qwq_local.events import (
+    Answer,
+    CloseReason,
+    Event,
+    Finished,
+    Loading,
+    Notice,
+    Planned,
+    Prefill,
+    Steered,
+    Thinking,
+    ThinkingClosed,
+)
+from qwq_local.planning.words import duration
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
+from qwq_local.terminal.sanitizer import Sanitizer, one_line
+
+Think = Literal["show", "hide"]
+
+NOTICE_CELLS = 600
+"""Cells of the longest notice: it may wrap, but not fill a screen."""
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_CLOSED_BY = {
+    CloseReason.MODEL: "",
+    CloseReason.BUDGET: "ended at its budget",
+    CloseReason.CONTEXT: "ended to leave room for the answer",
+    CloseReason.LOOP: "ended in a loop",
+    CloseReason.ASKED: "ended when asked",
+}
+
+
+class AnswerView(Protocol):
+    """Where the answer goes."""
+
+    def feed(self, text: str) -> None:
+        """Take the next piece."""
+
+    def suspend(self) -> None:
+        """Leave the cursor where another line can begin."""
+
+    def close(self) -> None:
+        """Write what is left and end the last line."""
+
+
+class ExactText:
+    """Model text as generated, for pipes and files."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._is_mid_line = False
+
+    def feed(self, text: str) -> None:
+        """Write the piece unchanged."""
+        if text:
+            self._output.write(text)
+            self._is_mid_line = not text.endswith("\n")
+
+    def suspend(self) -> None:
+        """Nothing: what is written on stderr does not stand in between."""
+
+    def close(self) -> None:
+        """End the last line if the model did not."""
+        if self._is_mid_line:
+            self.feed("\n")
+
+
+class PlainText:
+    """Model text on a terminal as it comes, sanitized, dim if asked; blank lines at its ends are left out."""
+
+    def __init__(self, output: Output, is_dim: bool = False) -> None:
+        self._output = output
+        self._before, self._after = (_DIM, _PLAIN) if is_dim and output.is_live else ("", "")
+        self._sanitizer = Sanitizer()
+        self._held_newlines = ""
+        self._has_text = False
+        self._is_mid_line = False
+
+    def feed(self, text: str) -> None:
+        """Write the piece; its style ends with it, so that an interruption leaves no style behind."""
+        text = self._held_newlines + self._sanitizer.feed(text)
+        if not self._has_text:
+            text = text.lstrip("\n")
+        shown = text.rstrip("\n")
+        self._held_newlines = text[len(shown) :]
+        if shown:
+            self._output.write(f"{self._before}{shown}{self._after}")
+            self._has_text = self._is_mid_line = True
+
+    def suspend(self) -> None:
+        """End the line that is open, also in the middle of a sentence."""
+        if self._is_mid_line:
+            self._output.write("\n")
+            self._is_mid_line = False
+            self._held_newlines = self._held_newlines[1:]
+
+    def close(self) -> None:
+        """End the last line."""
+        self._held_newlines = ""
+        self.suspend()
+
+
+class AskScreen:
+    """Shows the events of one turn. `think` None: the thinking is shown where stderr is a terminal."""
+
+    def __init__(self, out: Output, err: Output, clock: Clock, think: Think | None = None) -> None:
+        self._thought = "thought"
+        self._out = out
+        self._err = err
+        self._clock = clock
+        self._shows_thinking = think == "show" or (think is None and err.is_terminal)
+        self._bar: ProgressBar | None = None
+        self._thinking: PlainText | ExactText | None = None
+        self._thinking_status: StatusLine | None = None
+        self._thinking_since = 0.0
+        self._answer: AnswerView | None = None
+        self._is_broken = False
+
+    def __enter__(self) -> AskScreen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def number(self, thought: int) -> None:
+        """Give the thought a number, by which a conversation brings it back."""
+        self._thought = f"thought {thought}"
+
+    def show(self, event: Event) -> None:
+        """Show one event. Raises BrokenPipeError when nobody reads the stream any more."""
+        try:
+            self._show(event)
+        except BrokenPipeError:
+            self._is_broken = True
+            raise
+
+    def note(self, text: str) -> None:
+        """Write one line for a person on stderr, between whatever else is shown."""
+        self._make_room()
+        self._err.write(f"note: {one_line(text, NOTICE_CELLS)}\n")
+
+    def close(self) -> None:
+        """Write what is left, end open lines, erase what is temporary; twice is as good as once."""
+        if self._is_broken:
+            return
+        self._erase_bar()
+        self._end_thinking()
+        answer, self._answer = self._answer, None
+        if answer:
+            answer.close()
+
+    def _show(self, event: Event) -> None:
+        if not isinstance(event, Loading | Prefill | Notice):
+            self._erase_bar()
+        match event:
+            case Loading():
+                self._show_loading(event)
+            case Prefill():
+                self._show_prefill(event)
+            case Thinking(text) | Steered(text):
+                self._show_thinking(text)
+            case ThinkingClosed():
+                self._show_closed(event)
+            case Answer(text):
+                self._show_answer(text)
+            case Notice(text):
+                self.note(text)
+            case Finished():
+                self.close()
+            case Planned():
+                self._show_plan(event)
+
+    def _show_loading(self, event: Loading) -> None:
+        if self._bar is None:
+            self._bar = ProgressBar(self._err, f"loading {one_line(event.model, 60)}", 1.0, self._clock)
+        self._bar.update(event.fraction)
+
+    def _show_plan(self, event: Planned) -> None:
+        """What was decided, on one line, for a person; in a pipe notices tell what gave way."""
+        if self._err.is_terminal and event.line:
+            line = one_line(f"▸ {event.line}", max(NOTICE_CELLS, self._err.size()[0]))
+            self._make_room()
+            self._err.write(f"{_DIM}{line}{_PLAIN}\n" if self._err.is_live else f"{line}\n")
+
+    def _show_prefill(self, event: Prefill) -> None:
+        if self._answer or self._thinking or event.total <= event.cached:
+            return
+        if self._bar is None or not self._bar.counts(TOKENS):
+            self._erase_bar()
+            self._bar = ProgressBar(self._err, "reading", event.total, self._clock, TOKENS)
+            self._bar.update(event.cached)
+        self._bar.update(event.done)
+
+    def _show_thinking(self, text: str) -> None:
+        if self._shows_thinking:
+            if self._thinking is None:
+                is_terminal = self._err.is_terminal
+                self._thinking = PlainText(self._err, is_dim=True) if is_terminal else ExactText(self._err)
+            self._thinking.feed(text)
+        elif self._err.is_terminal:
+            if self._thinking_status is None:
+                self._thinking_status = StatusLine(self._err, self._clock)
+                self._thinking_since = self._clock()
+            if self._thinking_status.is_due:
+                self._thinking_status.draw(f"thinking · {duration(self._clock() - self._thinking_since)}")
+
+    def _show_closed(self, event: ThinkingClosed) -> None:
+        self._end_thinking()
+        if not (self._shows_thinking or self._err.is_terminal):
+            if reason := _CLOSED_BY[event.reason]:
+                self.note(f"the thinking of {event.tokens:,} tokens was {reason}.")
+            return
+        if not event.tokens:
+            return
+        parts = [
+            f"▸ {self._thought}",
+            duration(event.elapsed_s),
+            f"{event.tokens:,} tok",
+            _CLOSED_BY[event.reason],
+        ]
+        line = " · ".join(part for part in parts if part)
+        styled = f"{_DIM}{line}{_PLAIN}" if self._err.is_live else line
+        # A blank row parts the thinking from the answer where both are on the screen.
+        is_above_answer = self._shows_thinking and self._err.is_terminal and self._out.is_terminal
+        self._err.write(styled + ("\n\n" if is_above_answer else "\n"))
+
+    def _show_answer(self, text: str) -> None:
+        if self._answer is None:
+            self._end_thinking()
+            self._answer = self._open_answer()
+        self._answer.feed(text)
+
+    def _open_answer(self) -> AnswerView:
+        if not self._out.is_terminal:
+            return ExactText(self._out)
+        if self._out.is_dumb:
+            return PlainText(self._out)
+        from qwq_local.terminal.markdown import MarkdownWriter
+
+        return MarkdownWriter(self._out, self._clock)
+
+    def _make_room(self) -> None:
+        """Bring the cursor to the start of an empty line, whatever is being shown."""
+        if self._bar:
+            self._bar.finish()
+        if self._thinking_status:
+            self._thinking_status.erase()
+        if self._thinking:
+            self._thinking.suspend()
+        if self._answer:
+            self._answer.suspend()
+
+    def _erase_bar(self) -> None:
+        if self._bar:
+            self._bar.finish()
+            self._bar = None
+
+    def _end_thinking(self) -> None:
+        if self._thinking_status:
+            self._thinking_status.erase()
+        if self._thinking:
+            self._thinking.close()
+        self._thinking = self._thinking_status = None

@@ -1,0 +1,198 @@
+"""The rows at the bottom of the window that may still change.
+
+A region knows the rows it drew last. For the next frame it rewrites the rows that changed, or puts final rows
+above all of them. It never touches anything further up: no alternate screen, no scroll region, no clearing of
+the screen, so scrollback, selection and multiplexers work as with plain output. After a resize it counts how
+many rows the terminal made of its own rows and erases exactly these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, chop_cells
+
+from qwq_local.terminal.layout import Row
+from qwq_local.terminal.output import Output
+
+_WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
+_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
+_ERASE_LINE, _ERASE_BELOW = "\x1b[K", "\x1b[J"
+# tmux takes erasing from the window's first cell for a cleared screen and keeps what was there as scrollback:
+# the first row is erased by itself, the others from the second on.
+_ERASE_FROM_HERE = f"\x1b7{_ERASE_LINE}\x1b[B{_ERASE_BELOW}\x1b8"
+_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b\x07]*(?:\x1b\\|\x07)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place among the rows, both from 0."""
+
+    x: int
+    y: int
+
+
+class Region:
+    """What is drawn at the bottom, and how to draw over it."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._drawn: list[Row] = []
+        self._cursor = Cursor(0, 0)
+        self._columns = 0
+        self._is_doubtful = False
+
+    def frame(self, final: Sequence[Row], rows: Sequence[Row], cursor: Cursor) -> str:
+        """What to write so that the final rows stand above the others and the cursor among these."""
+        columns, window_rows = self._output.size()
+        rows, cursor = _fitting(rows, cursor, window_rows)
+        cursor = Cursor(min(cursor.x, columns - 1), cursor.y)
+        if not final and columns == self._columns and self._drawn:
+            text = self._changes(rows)
+            if not text and cursor == self._cursor:
+                return ""
+            text += _move(self._cursor.y if not text else len(rows) - 1, cursor)
+        else:
+            text = self._rewind() + _ERASE_FROM_HERE
+            text += "".join(f"{row.written}\r\n" for row in final)
+            text += _WRAP_OFF + "\r\n".join(row.written for row in rows) + _WRAP_ON
+            text += _move(len(rows) - 1, cursor)
+        self._drawn, self._cursor, self._columns = list(rows), cursor, columns
+        self._is_doubtful = False
+        return _HIDE + text + _SHOW
+
+    def erase(self) -> str:
+        """What to write so that nothing is left, the cursor where the first row was."""
+        text = self._rewind() + _ERASE_FROM_HERE if self._drawn else ""
+        self.forget()
+        return text
+
+    def forget(self) -> None:
+        """Nothing is drawn: the next frame begins where the cursor is."""
+        self._drawn, self._cursor, self._columns = [], Cursor(0, 0), 0
+        self._is_doubtful = False
+
+    def doubt(self) -> None:
+        """The window changed while the last frame was on its way: rows may have come out narrower."""
+        self._is_doubtful = True
+
+    def _changes(self, rows: Sequence[Row]) -> str:
+        """The rows that differ from those drawn, each drawn over; the cursor ends in the last row."""
+        drawn = self._drawn
+        changed = [y for y, row in enumerate(rows) if y >= len(drawn) or row != drawn[y]]
+        if not changed and len(rows) == len(drawn):
+            return ""
+        parts, y = [_WRAP_OFF], self._cursor.y
+        for row in changed:
+            if row >= len(drawn):
+                # Only a new line makes the window scroll; moving down stops at its last row.
+                parts += [_move(y, Cursor(0, row - 1)), "\r\n"]
+            else:
+                parts.append(_move(y, Cursor(0, row)))
+            parts += [_ERASE_LINE, rows[row].written]
+            y = row
+        parts.append(_WRAP_ON)
+        if len(rows) < len(drawn):
+            parts += [_move(y, Cursor(0, len(rows))), _ERASE_BELOW]
+            y = len(rows)
+        return "".join(parts) + _move(y, Cursor(0, len(rows) - 1))
+
+    def _rewind(self) -> str:
+        """Move to the start of the first row."""
+        columns, window_rows = self._output.size()
+        above = self._drawn[: self._cursor.y]
+        if self._is_doubtful or not self._output.reflows or columns >= self._columns:
+            up = len(above)
+        else:
+            up = sum(_rows_on_screen(row.written, columns) for row in above)
+            if self._drawn:
+                up += _rows_before(self._drawn[self._cursor.y].written, self._cursor.x, columns)
+        up = min(up, window_rows - 1)
+        return f"\r\x1b[{up}A" if up else "\r"
+
+
+def _fitting(rows: Sequence[Row], cursor: Cursor, window_rows: int) -> tuple[Sequence[Row], Cursor]:
+    """As many rows as the window has: the last ones, but never without the cursor's."""
+    left_out = max(0, len(rows) - max(window_rows, 1))
+    first = min(left_out, cursor.y)
+    return rows[first : first + max(window_rows, 1)], Cursor(cursor.x, cursor.y - first)
+
+
+def _move(y: int, to: Cursor) -> str:
+    """From anywhere in row `y` to a place."""
+    down = to.y - y
+    text = "\r" + (f"\x1b[{down}B" if down > 0 else f"\x1b[{-down}A" if down < 0 else "")
+    return text + (f"\x1b[{to.x}C" if to.x else "")
+
+
+def _rows_on_screen(written: str, columns: int) -> int:
+    """How many rows a row takes once the terminal has wrapped it anew."""
+    return max(1, len(chop_cells(_SEQUENCE.sub("", written), columns)))
+
+
+def _rows_before(written: str, x: int, columns: int) -> int:
+    """In which of these rows cell `x` lies now."""
+    cells = 0
+    pieces = chop_cells(_SEQUENCE.sub("", written), columns)
+    for index, piece in enumerate(pieces):
+        cells += cell_len(piece)
+        if x < cells:
+            return index
+    return max(0, len(pieces) - 1) + (x - cells) // columns if pieces else x // columns
+
+
+# Terminals disagree about the width of joined emoji: without wrapping, a live row stays one row.
+_WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
+_ERASE_BELOW = "\x1b[J"
+
+
+class LiveRegion:
+    """Draws over its own rows; between frames the cursor stands at the end of the last one."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._drawn: list[Row] = []
+        self._columns = 0
+
+    def frame(self, final: Sequence[Row], live: Sequence[Row]) -> None:
+        """Write the final rows above the live ones; only rows that changed are drawn again."""
+        columns, window_rows = self._output.size()
+        same = 0
+        if not final and columns == self._columns:
+            if list(live) == self._drawn:
+                return
+            same = _common_prefix(self._drawn, live)
+        text = self._rewind(same, columns, window_rows)
+        text += "".join(f"{row.written}\n" for row in final)
+        if live:
+            text += _WRAP_OFF + "\n".join(row.written for row in live[same:]) + _WRAP_ON
+        self._drawn, self._columns = list(live), columns
+        self._output.write(text)
+
+    def erase(self) -> None:
+        """Take the live rows away; the next frame draws them again below whatever was written meanwhile."""
+        self.frame((), ())
+
+    def _rewind(self, kept: int, columns: int, window_rows: int) -> str:
+        """Move to the start of the first row that changed and erase from there on."""
+        height = sum(self._rows_on_screen(row, columns) for row in self._drawn[kept:])
+        if height == 0:
+            return ""
+        up = min(height, window_rows) - 1
+        return (f"\r\x1b[{up}A" if up else "\r") + _ERASE_BELOW
+
+    def _rows_on_screen(self, row: Row, columns: int) -> int:
+        """How many rows a drawn row takes now: more than one where the window got narrower and reflowed."""
+        if not self._output.reflows or columns >= self._columns:
+            return 1
+        return max(1, -(-row.cells // columns))
+
+
+def _common_prefix(drawn: Sequence[Row], live: Sequence[Row]) -> int:
+    """Leading rows that stay; never all of them, so that the cursor has a row to return to."""
+    same = 0
+    while same < min(len(drawn), len(live)) - 1 and drawn[same] == live[same]:
+        same += 1
+    return same

@@ -1,0 +1,293 @@
+"""The input line: typing, pasting, completion, history search, and how it looks.
+
+A large paste is one character of the text. While a sentence for the thinking is typed, a second line
+takes the place of the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, Completer, ThreadedCompleter
+from prompt_toolkit.completion import Completion as Offer
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, has_completions
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import History
+from prompt_toolkit.layout import ConditionalContainer, Dimension, HSplit, Layout, Window
+from prompt_toolkit.layout.controls import BufferControl
+from prompt_toolkit.layout.menus import CompletionsMenuControl
+from prompt_toolkit.layout.processors import (
+    AppendAutoSuggestion,
+    HighlightIncrementalSearchProcessor,
+    HighlightSelectionProcessor,
+    Processor,
+    TabsProcessor,
+    Transformation,
+    TransformationInput,
+)
+from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.styles import BaseStyle, Style
+from prompt_toolkit.widgets import SearchToolbar
+
+from qwq_local.chat.events import Completion
+from qwq_local.errors import QwqError
+from qwq_local.terminal.layout import TAB
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.repl.history_file import HistoryFile
+from qwq_local.terminal.repl.paste import Pastes, has_marker, incoming, is_marker
+from qwq_local.terminal.sanitizer import drop_special, one_line
+
+_QUOTES = '"""'
+
+
+def is_block_open(text: str) -> bool:
+    """Whether Enter is to begin a new line: the block has begun and not ended."""
+    return text.startswith(_QUOTES) and _end(text) is None
+
+
+def block_content(text: str) -> str:
+    """What the person means: without the quotes, where they are around the whole text."""
+    end = _end(text) if text.startswith(_QUOTES) else None
+    if end is None or text[end + len(_QUOTES) :].strip():
+        return text
+    return text[len(_QUOTES) : end].strip("\n")
+
+
+def _end(text: str) -> int | None:
+    """Where the closing quotes are: at the end of the first line that ends with them."""
+    start = len(_QUOTES)
+    while (found := text.find(_QUOTES, start)) >= 0:
+        newline = text.find("\n", found)
+        rest = text[found + len(_QUOTES) : newline if newline >= 0 else len(text)]
+        if not rest.strip():
+            return found
+        start = found + 1
+    return None
+
+
+MAX_OFFERS = 200
+"""Completions that are looked at: more than anybody reads."""
+
+MEANING_CELLS = 60
+
+
+class TalkCompleter(Completer):
+    """Offers what may stand at the cursor."""
+
+    def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
+        self._complete = complete
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Offer]:
+        """The offers for the text before the cursor, the likeliest first."""
+        try:
+            found = self._complete(document.text_before_cursor)
+        except (QwqError, OSError, ValueError):
+            return
+        for completion in found[:MAX_OFFERS]:
+            yield Offer(
+                # A name with a line end or an escape sequence in it could not be entered.
+                incoming(drop_special(completion.text)).replace("\n", " "),
+                start_position=-completion.replaces,
+                display=one_line(completion.text, MEANING_CELLS),
+                display_meta=one_line(completion.meaning, MEANING_CELLS),
+            )
+
+
+MENU_ROWS = 6
+STEER_CHARACTERS = 4000
+
+STYLE: BaseStyle = Style.from_dict(
+    {
+        "prompt": "bold",
+        "paste": "italic",
+        "auto-suggestion": "noinherit dim",
+        "selected": "noinherit reverse",
+        "completion-menu": "noinherit",
+        "completion-menu.completion": "noinherit",
+        "completion-menu.completion.current": "noinherit reverse",
+        "completion-menu.meta.completion": "noinherit dim",
+        "completion-menu.meta.completion.current": "noinherit reverse",
+        "incsearch": "noinherit underline",
+        "incsearch.current": "noinherit reverse",
+        "search-toolbar": "noinherit",
+    }
+)
+
+
+class EntryHistory(History):
+    """The entries of this run and of earlier ones, as they stand in the input line."""
+
+    def __init__(self, pastes: Pastes, file: HistoryFile | None) -> None:
+        super().__init__()
+        self._pastes = pastes
+        self._file = file
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The entries of earlier runs, the newest first."""
+        entries = self._file.load() if self._file else []
+        return [self._pastes.joined(parts) for parts in reversed(entries)]
+
+    def store_string(self, string: str) -> None:
+        """Keep an entry for later runs."""
+        if self._file:
+            self._file.append(self._pastes.parts(string))
+
+
+class MarkedPastes(Processor):
+    """Shows the character that stands for a paste as a marker."""
+
+    def __init__(self, pastes: Pastes) -> None:
+        self._pastes = pastes
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        """The line with its markers written out, and where each character has gone."""
+        fragments = transformation_input.fragments
+        if not any(has_marker(fragment[1]) for fragment in fragments):
+            return Transformation(fragments)
+        shown: StyleAndTextTuples = []
+        places = [0]
+        for fragment in explode_text_fragments(fragments):
+            style, character = fragment[0], fragment[1]
+            marked = is_marker(character)
+            text = self._pastes.label(character) if marked else character
+            shown.append((f"{style} class:paste" if marked else style, text))
+            places.append(places[-1] + len(text))
+        end = len(places) - 1
+
+        def to_display(source: int) -> int:
+            return places[source] if source <= end else places[end] + source - end
+
+        def to_source(display: int) -> int:
+            return next((index - 1 for index, place in enumerate(places) if place > display), end)
+
+        return Transformation(shown, to_display, to_source)
+
+
+class InputLine:
+    """The line that is typed into, and its layout."""
+
+    def __init__(
+        self, output: Output, pastes: Pastes, file: HistoryFile | None, completer: Completer
+    ) -> None:
+        self.is_steering = False
+        self._output = output
+        self._pastes = pastes
+        self.buffer = Buffer(
+            name="input",
+            multiline=True,
+            history=EntryHistory(pastes, file),
+            auto_suggest=AutoSuggestFromHistory(),
+            completer=ThreadedCompleter(completer),
+            complete_while_typing=Condition(self._is_command),
+        )
+        self.steering = Buffer(name="steer", multiline=False)
+        self._search = SearchToolbar(ignore_case=True, backward_search_prompt="search: ")
+        self._windows = self._window(self.buffer, "❯ "), self._window(self.steering, "steer ❯ ")
+        self.layout = self._layout()
+
+    @property
+    def text(self) -> str:
+        """What stands in the line, large pastes as one character each."""
+        return self.buffer.text
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether one of several completions is marked."""
+        state = self.buffer.complete_state
+        return state is not None and state.complete_index is not None and len(state.completions) > 1
+
+    def put(self, text: str) -> None:
+        """Let a text stand in the line instead of what does; undo brings that back."""
+        self.buffer.save_to_undo_stack()
+        # It is a new entry, also where an old one was being looked at.
+        self.buffer.history_forward(count=sys.maxsize)
+        self.buffer.document = Document(text)
+
+    def take(self) -> str:
+        """What stood in the line, which is empty now; remembered in the history."""
+        text = self.buffer.text
+        self.buffer.append_to_history()
+        self.buffer.reset()
+        return text
+
+    def paste(self, pasted: str) -> None:
+        """Put in what was pasted."""
+        if self.is_steering:
+            self.steering.insert_text(" ".join(incoming(pasted[:STEER_CHARACTERS]).split()))
+            return
+        self.buffer.save_to_undo_stack()
+        self.buffer.insert_text(self._pastes.take_in(pasted, len(self.buffer.text)))
+
+    def complete(self) -> None:
+        """Offer what may stand at the cursor; take the only offer, or mark the next one."""
+        state = self.buffer.complete_state
+        if state is None:
+            self.buffer.start_completion(insert_common_part=True)
+        elif len(state.completions) == 1:
+            self.buffer.go_to_completion(0)
+            self.buffer.complete_state = None
+        else:
+            self.buffer.complete_next()
+
+    def steer(self, is_on: bool) -> None:
+        """Show the line for a sentence of the person's, empty, or the usual one, as it was."""
+        self.is_steering = is_on
+        self.steering.reset()
+        self.layout.focus(self._windows[is_on])
+
+    def _height(self) -> Dimension:
+        """A third of the window, three rows where there is room for them."""
+        window_rows = self._output.size()[1]
+        return Dimension(min=1, max=max(1, window_rows // 3, min(3, window_rows - 2)))
+
+    def _is_command(self) -> bool:
+        return self.buffer.text.startswith("/") and "\n" not in self.buffer.text
+
+    def _window(self, buffer: Buffer, prompt: str) -> Window:
+        control = BufferControl(
+            buffer,
+            input_processors=[
+                HighlightIncrementalSearchProcessor(),
+                HighlightSelectionProcessor(),
+                AppendAutoSuggestion(),
+                TabsProcessor(tabstop=TAB, char1=" ", char2=" "),
+                MarkedPastes(self._pastes),
+            ],
+            include_default_input_processors=False,
+            search_buffer_control=self._search.control if buffer is self.buffer else None,
+            preview_search=True,
+        )
+
+        def prefix(line: int, wraps: int) -> StyleAndTextTuples:
+            first = line == 0 and wraps == 0
+            return [("class:prompt", prompt if first else "  ")]
+
+        return Window(
+            control,
+            height=self._height,
+            wrap_lines=True,
+            get_line_prefix=prefix,
+            dont_extend_height=True,
+        )
+
+    def _layout(self) -> Layout:
+        usual, steering = self._windows
+        is_steering = Condition(lambda: self.is_steering)
+        menu = Window(
+            CompletionsMenuControl(), height=Dimension(min=1, max=MENU_ROWS), dont_extend_height=True
+        )
+        return Layout(
+            HSplit(
+                [
+                    ConditionalContainer(usual, ~is_steering),
+                    ConditionalContainer(steering, is_steering),
+                    ConditionalContainer(menu, has_completions & ~is_steering),
+                    self._search,
+                ]
+            ),
+            focused_element=usual,
+        )

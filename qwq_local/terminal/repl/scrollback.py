@@ -1,0 +1,123 @@
+"""Rows that stay in the scrollback besides thoughts and answers. Text from outside is sanitized here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qwq_local.chat.events import Recalled, Said, ThinkView
+from qwq_local.events import CloseReason, Planned, ThinkingClosed
+from qwq_local.planning.words import duration
+from qwq_local.terminal.layout import BLANK, BOLD, DIM, MIN_WIDTH, PLAIN, RED, Row, RowLayout, RowStyle
+from qwq_local.terminal.markdown import markdown_rows
+from qwq_local.terminal.repl.thinking_view import STEERED
+from qwq_local.terminal.sanitizer import one_line, sanitize
+
+QUESTION_ROWS = 20
+"""Rows of a question that are shown; the rest of a long one is counted."""
+
+NOTICE_CELLS = 600
+LINE_LIMIT = 20_000
+"""Characters of one line of ours; what is said is short but for a name or a path in it."""
+
+_QUESTION = RowStyle(BOLD, "❯ ", "  ")
+_NOTE = RowStyle("", "note: ", "  ")
+_CLOSED_BY = {
+    CloseReason.MODEL: "",
+    CloseReason.BUDGET: "ended at its budget",
+    CloseReason.CONTEXT: "ended to leave room for the answer",
+    CloseReason.LOOP: "ended in a loop",
+    CloseReason.ASKED: "ended on request",
+}
+
+
+def question_rows(question: str, paper: RowLayout) -> list[Row]:
+    """What the person asked, as it was written; of a long text the beginning and how long it is."""
+    question = question.strip("\n")
+    # No more is laid out than the rows can hold.
+    head = question[: (QUESTION_ROWS + 1) * (paper.columns + 1)]
+    rows = paper.rows(sanitize(head), _QUESTION)
+    if len(rows) <= QUESTION_ROWS and len(head) == len(question):
+        return rows
+    n_lines = question.count("\n") + 1
+    size = f"{n_lines:,} lines" if n_lines > 1 else f"{len(question):,} characters"
+    return rows[:QUESTION_ROWS] + paper.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
+
+
+def plan_rows(event: Planned, paper: RowLayout) -> list[Row]:
+    """What was decided, in words."""
+    return paper.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
+
+
+def notice_rows(text: str, paper: RowLayout) -> list[Row]:
+    """One line that a person should read."""
+    return paper.rows(one_line(text, NOTICE_CELLS), _NOTE)
+
+
+def closed_rows(event: ThinkingClosed, thought: int, before_s: float, paper: RowLayout) -> list[Row]:
+    """The line that a thought folds into; nothing for one without a token."""
+    if not event.tokens:
+        return []
+    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], paper)
+
+
+def said_rows(event: Said, paper: RowLayout) -> list[Row]:
+    """Lines for the person; those of an error are marked."""
+    lines = [sanitize(line[:LINE_LIMIT]) for line in event.lines]
+    if event.is_error:
+        look = (
+            RowStyle(RED, "✗ ", "  ", is_for_marks=True) if paper.has_color else RowStyle("", "error: ", "  ")
+        )
+        return paper.rows("\n".join(lines), look) if lines else []
+    return [row for text in lines for line in text.split("\n") for row in _hanging_rows(line, paper)]
+
+
+def recalled_rows(event: Recalled, paper: RowLayout) -> list[Row]:
+    """A turn of the past as it was, its thought folded."""
+    rows = question_rows(event.question, paper)
+    if event.thinking_tokens:
+        rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", paper)
+    answer = map(paper.plain, markdown_rows(event.answer, paper.columns, paper.has_color))
+    return rows + with_gap(answer)
+
+
+def steered_rows(text: str, paper: RowLayout) -> list[Row]:
+    """A sentence that the person put into a thought."""
+    return paper.rows(sanitize(text).strip(), STEERED) if text.strip() else []
+
+
+def stopped_rows(details: Iterable[str], paper: RowLayout) -> list[Row]:
+    """The mark of a turn that the person ended."""
+    return paper.rows(" · ".join(["stopped", *details, "/continue goes on"]), _mark("■"))
+
+
+def going_on_rows(thought: int, answers: bool, paper: RowLayout) -> list[Row]:
+    """The mark of a turn that goes on where it ended."""
+    what = f"the answer after thought {thought}" if answers else f"thought {thought}"
+    return paper.rows(f"going on with {what}", _mark("▸"))
+
+
+def view_rows(view: ThinkView, paper: RowLayout) -> list[Row]:
+    """How thinking is shown from now on."""
+    return paper.rows(f"thinking is shown: {view.value}", _mark("·"))
+
+
+def with_gap(rows: Iterable[Row]) -> list[Row]:
+    """The rows below a blank one; none if there are none."""
+    below = list(rows)
+    return [BLANK, *below] if below else []
+
+
+def _hanging_rows(line: str, paper: RowLayout) -> list[Row]:
+    """A line of ours whose further rows stand in from its first; a single word is only broken."""
+    rest = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= paper.columns
+    return paper.rows(line, RowStyle("", "", rest) if hangs else PLAIN)
+
+
+def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, paper: RowLayout) -> list[Row]:
+    parts = [f"thought {thought}", duration(elapsed_s), f"{tokens:,} tok", end]
+    return paper.rows(" · ".join(filter(None, parts)), _mark("▸"))
+
+
+def _mark(mark: str) -> RowStyle:
+    return RowStyle(DIM, f"{mark} ", "  ")

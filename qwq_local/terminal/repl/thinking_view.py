@@ -1,0 +1,227 @@
+"""A thought while it streams: hidden, as one sentence, as its last rows, or in full.
+
+The cost is linear in the length of the thought: lines are kept as text and laid out only when they are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwq_local.chat.events import ThinkView
+from qwq_local.terminal.layout import BLANK, BOLD, DIM, TAB, Row, RowLayout, RowStyle
+from qwq_local.terminal.sanitizer import Sanitizer, one_line, sanitize
+
+EXCERPT_CHARS = 600
+"""Characters at the end of a thought, whole lines, in which its last finished sentence is looked for."""
+
+LINE_LIMIT = 4000
+"""Characters after which a line is broken: what is open is laid out anew in every frame."""
+
+STEERED = RowStyle(BOLD, "▏you: ", "▏ ")
+_DIM_BY_COLOR, _DIM_BY_MARK = RowStyle(DIM), RowStyle("", "│ ", "│ ")
+_SENTENCE_END = re.compile(r"[.!?…][\"')\]”’]*(?=\s)|[。！？][”」』）]*|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceLine:
+    """One line of a thought, sanitized: whether a blank row precedes it, whether the person wrote it."""
+
+    text: str
+    gap: bool = False
+    is_steered: bool = False
+
+
+class Thought:
+    """Feed its pieces and the person's sentences; ask for rows."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._sanitizer = Sanitizer()
+        self._open = ""
+        self._lines: list[TraceLine] = []
+        self._gap = False
+        self._n_taken = 0  # lines whose rows are all taken
+        self._offset = 0  # characters of the next line whose rows are taken
+        self._memory: dict[int, list[Row]] = {}
+        self._memory_paper = RowLayout(0)
+
+    def feed(self, text: str) -> None:
+        """Take the next piece; it is read when somebody looks."""
+        self._pieces.append(text)
+
+    def steer(self, text: str) -> None:
+        """Take a sentence of the person: lines of their own between blank rows."""
+        self.end_line()
+        self._gap = True
+        for line in sanitize(text).strip().split("\n"):
+            self._end(line, is_steered=True)
+        self._gap = True
+
+    def recall(self, text: str, steered: Sequence[str]) -> None:
+        """Take what there is of a thought, the person's sentences in it in their order."""
+        for sentence in steered:
+            before, found, after = text.partition(sentence)
+            if found:
+                self.feed(before)
+                self.steer(sentence)
+                text = after
+        self.feed(text)
+
+    def end_line(self) -> None:
+        """Begin a new line if one is open, so that something else can stand between."""
+        self._read()
+        if self._open:
+            self._read_lines("\n")
+
+    def excerpt(self, width: int) -> str:
+        """The last finished sentence, or what there is of the first, in at most so many cells."""
+        self._read()
+        parts, size = [self._open], len(self._open)
+        for line in reversed(self._lines):
+            if size > EXCERPT_CHARS:
+                break
+            parts.append(f"you: {line.text}" if line.is_steered else line.text)
+            size += len(line.text)
+        text = "\n".join(reversed(parts))
+        sentences = [match.end() for match in _SENTENCE_END.finditer(text)]
+        for start, end in zip([*sentences[-2::-1], 0], reversed(sentences), strict=False):
+            if sentence := text[start:end].strip():
+                return one_line(sentence, width)
+        return one_line(text, width)
+
+    def tail(self, paper: RowLayout, n_rows: int) -> list[Row]:
+        """The last so many rows."""
+        self._read()
+        known, self._memory = (self._memory, {}) if paper == self._memory_paper else ({}, {})
+        self._memory_paper = paper
+        is_open = bool(self._open.strip())
+        shown = _line_rows(self._open_line(), paper) if is_open else []
+        for index in range(len(self._lines) - 1, -1, -1):
+            if len(shown) >= n_rows:
+                break
+            rows = known.get(index) or _line_rows(self._lines[index], paper)
+            self._memory[index] = rows
+            shown = rows + shown
+        return shown[max(0, len(shown) - n_rows) :]
+
+    def take(self, paper: RowLayout) -> tuple[list[Row], list[Row]]:
+        """The rows that are final and were not taken before, from the beginning on, and those that are not.
+
+        Rows are broken greedily: text that follows changes only the last. Joined, the final rows do not
+        depend on when they are taken, as long as the width stays.
+        """
+        self._read()
+        final: list[Row] = []
+        for line in self._lines[self._n_taken :]:
+            final += _line_rows(line, paper, self._offset)
+            self._n_taken += 1
+            self._offset = 0
+        line = self._open_line()
+        if not line.text.strip():
+            return final, []
+        rows = _line_rows(line, paper, self._offset)
+        last = paper.spans(line.text[self._offset :], _look(line, paper))[-1][0]
+        if not last:
+            return final, rows
+        self._offset += last
+        return final + rows[:-1], rows[-1:]
+
+    def _open_line(self) -> TraceLine:
+        return TraceLine(self._open.expandtabs(TAB), self._has_gap)
+
+    @property
+    def _has_gap(self) -> bool:
+        return self._gap and bool(self._lines)
+
+    def _read(self) -> None:
+        """Read the pieces that came since somebody looked."""
+        if self._pieces:
+            text = self._sanitizer.feed("".join(self._pieces))
+            self._pieces.clear()
+            self._read_lines(text)
+
+    def _read_lines(self, text: str) -> None:
+        *ended, self._open = (self._open + text).split("\n")
+        for line in ended:
+            self._end(self._cut(line))
+        self._open = self._cut(self._open)
+
+    def _cut(self, line: str) -> str:
+        """End parts of a line until the rest is short, at places that do not depend on its pieces."""
+        start = 0
+        while len(line) - start > LINE_LIMIT:
+            self._end(line[start : start + LINE_LIMIT])
+            start += LINE_LIMIT
+        return line[start:]
+
+    def _end(self, line: str, is_steered: bool = False) -> None:
+        text = line.expandtabs(TAB).rstrip()
+        if text:
+            self._lines.append(TraceLine(text, self._has_gap, is_steered))
+        self._gap = not text
+
+
+def _look(line: TraceLine, paper: RowLayout) -> RowStyle:
+    if line.is_steered:
+        return STEERED
+    return _DIM_BY_COLOR if paper.has_color else _DIM_BY_MARK
+
+
+def _line_rows(line: TraceLine, paper: RowLayout, offset: int = 0) -> list[Row]:
+    gap = [BLANK] if line.gap and not offset else []
+    return gap + paper.rows(line.text[offset:], _look(line, paper))
+
+
+_OPEN = RowStyle(DIM, "▾ ", "  ")
+
+
+class ThoughtView:
+    """Shows thought `number`. Shown in full once, it stays so: what is committed cannot be folded."""
+
+    def __init__(self, number: int, view: ThinkView) -> None:
+        self.thought = Thought()
+        self.is_full = view is ThinkView.FULL
+        self._number = number
+        self._view = view
+        self._is_begun = False
+
+    def choose(self, view: ThinkView) -> None:
+        """Show it that way from now on."""
+        self._view = view
+        self.is_full = self.is_full or view is ThinkView.FULL
+
+    def take(self, paper: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
+        """The rows to commit now, and at most `limit` rows that live."""
+        if self.is_full:
+            final, live = self.thought.take(paper)
+            return self._apart(final, live), live[-limit:]
+        if self._view is ThinkView.OFF:
+            return [], []
+        if self._view is ThinkView.EXCERPT:
+            excerpt = self.thought.excerpt(paper.columns - 2)
+            return [], [paper.row(excerpt or "thinking …", _OPEN)]
+        rows = self.thought.tail(paper, max(1, limit - 1))
+        name = f"thought {self._number} · thinking …"
+        head = [
+            paper.row(
+                name if len(name) + 2 <= paper.columns else one_line("thinking …", paper.columns - 2), _OPEN
+            )
+        ]
+        return [], [*head, *rows] if limit > 1 else rows or head
+
+    def interrupt(self, paper: RowLayout) -> list[Row]:
+        """All rows to commit before something else stands below: those of the open line too."""
+        if not self.is_full:
+            return []
+        self.thought.end_line()
+        final, _ = self.thought.take(paper)
+        return self._apart(final, [])
+
+    def _apart(self, final: list[Row], live: list[Row]) -> list[Row]:
+        """The rows, the first ever below a blank one."""
+        if self._is_begun or not (final or live):
+            return final
+        self._is_begun = True
+        return [BLANK, *final]

@@ -1,0 +1,374 @@
+"""A turn on the screen: chat events in; final rows, live rows and the status line out.
+
+Final rows are append-only and, for a constant width, do not depend on when frames are drawn. Live rows
+are few: min(10, rows/3) for a thought, min(6, rows/3) for an answer. The cost is linear in the turn:
+pieces are read when a frame is due, and final text is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from qwq_local.chat.events import Asking, ChatEvent, Recalled, Said, ThinkView, ViewChanged
+from qwq_local.events import (
+    Answer,
+    Finished,
+    FinishReason,
+    Generated,
+    Loading,
+    Notice,
+    Planned,
+    Prefill,
+    Prompted,
+    Steered,
+    Thinking,
+    ThinkingClosed,
+)
+from qwq_local.planning.words import duration
+from qwq_local.terminal.layout import BLANK, Row, RowLayout
+from qwq_local.terminal.markdown import MarkdownRows, live_limit
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress
+from qwq_local.terminal.repl import scrollback
+from qwq_local.terminal.repl.scrollback import with_gap
+from qwq_local.terminal.repl.status_line import Phase, TurnStatus, status_rows
+from qwq_local.terminal.repl.thinking_view import Thought, ThoughtView
+from qwq_local.terminal.sanitizer import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRows:
+    """Rows to write above for good, and those to show until the next frame: live ones and the status line.
+
+    Live rows fit the window; a final row of code may be wider and is left to the terminal to wrap.
+    """
+
+    final: tuple[Row, ...] = ()
+    live: tuple[Row, ...] = ()
+    status: tuple[str, ...] = ()
+
+
+HELD_ROWS = 2
+
+LaidOut = Callable[[RowLayout], list[Row]]
+"""Something that was said, laid out for the width that the window has by then."""
+
+
+class AnswerRows:
+    """One answer, below a blank row. What is said meanwhile is held: it would stand amid a block."""
+
+    def __init__(self, has_color: bool) -> None:
+        self._pieces: list[str] = []
+        self._rows = MarkdownRows(has_color)
+        self._held: list[LaidOut] = []
+        self._is_begun = False
+
+    def feed(self, text: str) -> None:
+        """Take the next piece; it is read when somebody looks."""
+        self._pieces.append(text)
+
+    @property
+    def has_held(self) -> bool:
+        """Whether something is committed below the answer."""
+        return bool(self._held)
+
+    def hold(self, said: LaidOut) -> None:
+        """Commit this below the answer; until then the last of its rows live there."""
+        self._held.append(said)
+
+    def take(self, paper: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
+        """The rows to commit now, and at most `limit` that live: of the answer, and of what is held."""
+        self._read()
+        held = _laid_out(self._held[-HELD_ROWS:], paper)[-HELD_ROWS:][: limit // 3]
+        final, live = self._rows.take(paper.columns, limit - len(held))
+        return self._apart(final, live, paper), [*map(paper.plain, live), *held]
+
+    def close(self, paper: RowLayout) -> list[Row]:
+        """The rows that are left, and what was held."""
+        self._read()
+        left = self._apart(self._rows.close(paper.columns), [], paper)
+        return left + with_gap(_laid_out(self._held, paper))
+
+    def _read(self) -> None:
+        if self._pieces:
+            self._rows.feed("".join(self._pieces))
+            self._pieces.clear()
+
+    def _apart(self, final: list[Row], live: list[Row], paper: RowLayout) -> list[Row]:
+        rows = [paper.plain(row) for row in final]
+        if self._is_begun or not (rows or live):
+            return rows
+        self._is_begun = True
+        return [BLANK, *rows]
+
+
+def _laid_out(held: list[LaidOut], paper: RowLayout) -> list[Row]:
+    return [row for rows in held for row in rows(paper)]
+
+
+THOUGHT_ROWS = 10
+MODEL_CELLS = 60
+TICKS_PER_S = 4
+"""How often a second seconds, rates and bars may change: more often nobody reads them."""
+
+_ORDER = tuple(ThinkView)
+
+
+class TurnView:
+    """Shows turns one after the other; `view` is how thinking is shown at first."""
+
+    def __init__(self, output: Output, clock: Clock, view: ThinkView) -> None:
+        self._output = output
+        self._clock = clock
+        self._view = view
+        self._figures = TurnStatus(clock)
+        self._plan: tuple[object, ...] = ()
+        self._number = 0
+        self._before_s = 0.0  # of a thought that goes on, what it took until it was stopped
+        self._thought: ThoughtView | None = None
+        self._answer: AnswerRows | None = None
+        self._progress: Progress | None = None
+        self._final: list[Row] = []
+        self._is_blank = True  # nothing was committed yet
+        self._is_below_answer = False
+        self._shown = TurnRows()
+        self._seen: tuple[object, ...] = ()
+        self._status_seen: tuple[object, ...] = ()
+        self._progress_seen: tuple[object, ...] = ()
+        self._has_news = True
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether a thought is streaming: it can be steered, and ended for an answer."""
+        return self._figures.phase is Phase.THINKING
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn runs, or a model is loaded."""
+        return self._figures.phase is not Phase.IDLE
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the thought that streams is shown in full: so it stays to its end."""
+        return self._thought is not None and self._thought.is_full
+
+    def cycle_view(self) -> ThinkView:
+        """Show thinking the next way, which is returned; a thought that is shown in full stays so."""
+        self._choose(_ORDER[(_ORDER.index(self._view) + 1) % len(_ORDER)])
+        self._has_news = True
+        return self._view
+
+    def show(self, event: ChatEvent) -> None:
+        """Take one event; what is not drawn inline changes nothing."""
+        match event:
+            case Thinking(text):
+                self._think().feed(text)
+            case Answer(text):
+                self._give(text)
+            case Loading() | Prefill():
+                self._make_progress(event)
+            case Asking():
+                self._begin(event)
+            case Steered(text):
+                self._steer(text)
+            case ThinkingClosed():
+                self._commit_thought()
+                self._commit(scrollback.closed_rows(event, self._number, self._before_s, self._paper))
+            case Finished():
+                self._finish(event)
+            case _:
+                self._say(event)
+        self._figures.take(event)
+        self._has_news = True
+
+    def abandon(self) -> None:
+        """End a turn that broke off: what came is committed, the next turn can begin."""
+        self._end_texts()
+        self._figures.end()
+        self._has_news = True
+
+    def frame(self) -> TurnRows:
+        """What is to be committed since the last frame, what lives, the status line; cheap without news."""
+        columns, window_rows = self._output.size()
+        seen = (columns, window_rows, int(self._clock() * TICKS_PER_S))
+        if seen == self._seen and not self._has_news:
+            return self._shown
+        live = self._live(columns, window_rows)
+        if self._progress:
+            live = self._progress_rows(self._progress, seen)
+        final, self._final = tuple(self._final), []
+        self._shown = TurnRows((), tuple(live), self._status(seen))
+        self._seen, self._has_news = seen, False
+        return TurnRows(final, self._shown.live, self._shown.status)
+
+    # Live rows and the status line.
+
+    @property
+    def _paper(self) -> RowLayout:
+        return RowLayout(self._output.size()[0], self._output.has_color)
+
+    def _live(self, columns: int, window_rows: int) -> Sequence[Row]:
+        """The rows that may still change; commits those that no longer can."""
+        paper = RowLayout(columns, self._output.has_color)
+        live: list[Row] = []
+        if self._thought:
+            final, live = self._thought.take(paper, max(1, min(THOUGHT_ROWS, window_rows // 3)))
+            self._commit(final)
+        elif self._answer:
+            final, live = self._answer.take(paper, live_limit(window_rows))
+            self._commit(final)
+        return live
+
+    def _progress_rows(self, progress: Progress, seen: tuple[object, ...]) -> Sequence[Row]:
+        """The row of a load or a prefill, made anew a few times a second."""
+        if (progress, *seen) == self._progress_seen:
+            return self._shown.live
+        self._progress_seen = (progress, *seen)
+        if progress.elapsed_s < APPEARS_AFTER_S:
+            return []
+        columns = self._output.size()[0]
+        return [self._paper.row(one_line(progress.text_with_bar(columns), columns))]
+
+    def _status(self, seen: tuple[object, ...]) -> tuple[str, ...]:
+        """The status line, made anew when the turn goes on to something else, else a few times a second."""
+        standing = self._figures.standing
+        status_seen = (*seen, self._figures.phase, standing, self._view, self._thought is None)
+        if status_seen == self._status_seen:
+            return self._shown.status
+        self._status_seen = status_seen
+        label = f"next {self._view}" if self.is_full and self._view is not ThinkView.FULL else "view"
+        return status_rows(self._figures.figures(label), *self._output.size())
+
+    # What the events do.
+
+    def _begin(self, event: Asking) -> None:
+        self._end_texts()
+        self._number, self._before_s = event.thought, event.thinking_s
+        rows = scrollback.question_rows(event.question, self._paper)
+        if event.continued:
+            rows = scrollback.going_on_rows(event.thought, bool(event.answer), self._paper)
+        self._commit_apart(rows)
+        if event.continued and event.answer:
+            self._give(event.answer)
+        elif event.continued and event.thinking:
+            self._think().recall(event.thinking, event.steered)
+
+    def _make_progress(self, event: Loading | Prefill) -> None:
+        if self._generates or (isinstance(event, Prefill) and event.total <= event.cached):
+            return
+        if isinstance(event, Loading):
+            if self._progress is None or self._progress.counts(TOKENS):
+                self._progress = Progress(f"loading {one_line(event.model, MODEL_CELLS)}", 1.0, self._clock)
+            self._progress.update(event.fraction)
+            return
+        if self._progress is None or not self._progress.counts(TOKENS):
+            self._progress = Progress("reading", event.total, self._clock, TOKENS)
+            self._progress.update(event.cached)
+        self._progress.update(event.done)
+
+    @property
+    def _generates(self) -> bool:
+        return self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
+
+    def _think(self) -> Thought:
+        """The thought that is open, from now on."""
+        self._progress = None
+        self._commit_answer()
+        if self._thought is None:
+            self._thought = ThoughtView(self._number, self._view)
+        return self._thought.thought
+
+    def _give(self, text: str) -> None:
+        self._progress = None
+        if self._thought:
+            self._commit_thought()
+        if self._answer is None:
+            self._answer = AnswerRows(self._output.has_color)
+        self._answer.feed(text)
+
+    def _steer(self, text: str) -> None:
+        """Put the sentence into the trace; where that is folded, it stands above for itself."""
+        self._think().steer(text)
+        if self._thought and not self._thought.is_full:
+            self._commit(scrollback.steered_rows(text, self._paper))
+
+    def _choose(self, view: ThinkView) -> None:
+        self._view = view
+        if self._thought:
+            self._thought.choose(view)
+
+    def _say(self, event: ChatEvent) -> None:
+        """Commit what is said: below the answer that is open, amid a thought that is shown in full."""
+        said: LaidOut | None = None
+        match event:
+            case Notice(text):
+                said = partial(scrollback.notice_rows, text)
+            case Said():
+                said = partial(scrollback.said_rows, event)
+            case Planned() if self._is_new(event):
+                said = partial(scrollback.plan_rows, event)
+            case Recalled():
+                self._commit_apart(scrollback.recalled_rows(event, self._paper))
+                self._is_below_answer = bool(event.answer)
+            case ViewChanged(view):
+                self._choose(view)
+                said = partial(scrollback.view_rows, view)
+        if not isinstance(event, Notice | Planned | Prompted | Generated):
+            self._progress = None
+        rows = said(self._paper) if said else []
+        if said and rows and self._answer:
+            self._answer.hold(said)
+        elif rows:
+            if self._thought:
+                self._commit(self._thought.interrupt(self._paper))
+            # Without a gap it would read as the end of what the model said.
+            needs_gap = self._is_below_answer and rows[0] != BLANK
+            self._commit(with_gap(rows) if needs_gap else rows)
+
+    def _is_new(self, event: Planned) -> bool:
+        """Whether the plan is another than the last: only then is it put into words."""
+        plan = (
+            *(event.model, event.n_ctx, event.yarn_factor, event.yarn_origin),
+            *(event.kv_type, event.n_gpu_layers, event.sacrifices),
+        )
+        is_new, self._plan = plan != self._plan, plan
+        return is_new
+
+    def _finish(self, event: Finished) -> None:
+        details = []
+        if self._thought:
+            tokens = f"{event.stats.thinking_tokens:,} tok"
+            details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
+        self._end_texts()
+        if event.reason is FinishReason.INTERRUPTED:
+            self._commit(scrollback.stopped_rows(details, self._paper))
+
+    # Committing.
+
+    def _end_texts(self) -> None:
+        self._progress = None
+        self._commit_thought()
+        self._commit_answer()
+
+    def _commit_thought(self) -> None:
+        thought, self._thought = self._thought, None
+        self._progress = None
+        if thought:
+            self._commit(thought.interrupt(self._paper))
+
+    def _commit_answer(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer:
+            self._commit(answer.close(self._paper))
+            self._is_below_answer = not answer.has_held
+
+    def _commit_apart(self, rows: list[Row]) -> None:
+        """Commit rows below a blank one."""
+        self._commit(rows if self._is_blank else with_gap(rows))
+
+    def _commit(self, rows: Sequence[Row]) -> None:
+        self._final += rows
+        self._is_blank = self._is_blank and not rows
+        self._is_below_answer = self._is_below_answer and not rows

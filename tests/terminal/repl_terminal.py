@@ -1,0 +1,150 @@
+"""A terminal with the REPL over a queued Talk in it, for the tests of keys, pastes, resizes and the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.command import ROOT, Terminal, environment
+
+PROGRAM = (sys.executable, str(ROOT / "tests" / "terminal" / "queued_talk.py"))
+NO_REFLOW = {"XTERM_VERSION": "XTerm(390)"}
+"""What a terminal like the emulator says of itself: it cuts rows and wraps nothing anew."""
+
+ENTER, ESCAPE, UP, DOWN, RIGHT, BACKSPACE = "\r", "\x1b", "\x1b[A", "\x1b[B", "\x1b[C", "\x7f"
+ALT_ENTER, TAB, CTRL_UNDERSCORE = "\x1b\r", "\t", "\x1f"
+
+
+def ctrl(letter: str) -> str:
+    """The key press of Ctrl and a letter."""
+    return chr(ord(letter.upper()) - 64)
+
+
+def pasted(text: str) -> str:
+    """What a terminal sends for a pasted text."""
+    return f"\x1b[200~{text}\x1b[201~"
+
+
+class Chat(Terminal):
+    """The REPL on a pseudo-terminal, and what its Talk was asked."""
+
+    log: Path
+    n_calls_before = n_turns_before = 0
+
+    @property
+    def calls(self) -> list[list[str]]:
+        """What the Talk was asked since the test began: names and texts."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [json.loads(line) for line in lines[self.n_calls_before :]]
+
+    @property
+    def submitted(self) -> list[str]:
+        """The lines that the Talk was given so far."""
+        return [call[1] for call in self.calls if call[0] == "submit"]
+
+    @property
+    def input_rows(self) -> list[str]:
+        """The input line's rows on the screen, from the last prompt on, without the status line."""
+        rows, _ = self._split()
+        starts = [y for y, row in enumerate(rows) if row.startswith(("❯", "steer ❯"))]
+        return rows[starts[-1] :] if starts else []
+
+    @property
+    def status(self) -> str:
+        """The status line, its rows joined."""
+        return " · ".join(self._split()[1])
+
+    def _split(self) -> tuple[list[str], list[str]]:
+        """The rows of the screen, and those of the status line: while it thinks there may be two."""
+        rows = self.visible.split("\n")
+        n_last = 2 if rows[-2:][0].startswith("thinking ") else 1
+        return rows[:-n_last], rows[-n_last:]
+
+    def sees(self, text: str) -> None:
+        """Wait until the text is on the screen."""
+        self.wait_for(lambda: text in self.visible)
+
+    def has_input(self, *rows: str) -> None:
+        """Wait until exactly these rows stand in the input line."""
+        self.wait_for(lambda: self.input_rows == list(rows))
+
+    def is_idle(self, n_turns: int) -> None:
+        """Wait until so many turns of this test have ended and nothing runs."""
+        n_tokens = 100 * (self.n_turns_before + n_turns)
+        self.wait_for(lambda: f" ctx {n_tokens:,}/32,768" in self.status)
+
+    def is_new(self) -> bool:
+        """Wipe the screen for another test; whether the chat is as it was when it began."""
+        if self.process.poll() is not None or self.screen.is_alternate:
+            return False
+        self.screen.reset()
+        self.type(ctrl("l"))
+        self.wait_for(lambda: "❯" in self.visible and bool(self.status))
+        if "^C" in self.status:
+            self.type(ctrl("c"))
+            self.wait_for(lambda: self.status.startswith("QwQ"))
+        if self.input_rows != ["❯"] and self.status.startswith("QwQ"):
+            self.type(ctrl("c"))
+            self.has_input("❯")
+        used = re.search(r"^QwQ.* ctx ([\d,]+)/", self.status)
+        if self.input_rows != ["❯"] or used is None or (self.columns, self.rows) != (80, 24):
+            return False
+        self.screen.reset()
+        self.type(ctrl("l"))
+        self.has_input("❯")
+        self.raw.clear()
+        self.n_turns_before = int(used[1].replace(",", "")) // 100
+        self.n_calls_before += len(self.calls)
+        return True
+
+    def hang_up(self) -> None:
+        """Take the terminal away, as closing its window does."""
+        os.close(self._own)
+        self._own = os.open(os.devnull, os.O_RDONLY)
+
+    def leave(self) -> int:
+        """Leave with Ctrl-D; the exit status."""
+        self.type(ctrl("d"))
+        return self.read_to_end()
+
+
+class Shared:
+    """One chat for many tests; a new one after a test that left it in another state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._chat: Chat | None = None
+
+    def chat(self) -> Chat:
+        """A chat in which nothing runs, with an empty screen and an empty line."""
+        if self._chat is None or not self._chat.is_new():
+            self.end()
+            self._folder = self._folder / "again"
+            self._folder.mkdir()
+            self._chat = self._stack.enter_context(chatting(self._folder))
+        return self._chat
+
+    def end(self) -> None:
+        """Leave the chat behind."""
+        self._stack.close()
+
+
+@contextmanager
+def chatting(
+    folder: Path, *arguments: str, columns: int = 80, rows: int = 24, **variables: str
+) -> Iterator[Chat]:
+    """A chat that is ready for input; its Talk's log lies in the folder."""
+    log = folder / "log"
+    chat = Chat(
+        [str(log), *arguments], environment(folder, **NO_REFLOW, **variables), columns, rows, program=PROGRAM
+    )
+    chat.log = log
+    with chat:
+        chat.wait_for(lambda: bool(chat.input_rows) and chat.status.startswith("QwQ"))
+        yield chat
