@@ -15,7 +15,7 @@ import pytest
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.records import TurnStart
 from qwq_local.history.schema import VERSION
-from tests.history_programs import started, thoughts, turn_events
+from tests.history.programs import started, thoughts, turn_events
 
 
 @pytest.fixture

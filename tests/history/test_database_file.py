@@ -21,7 +21,7 @@ from qwq_local.history.inspecting import ALWAYS_CHECKED_BYTES
 from qwq_local.history.owners import Owner
 from qwq_local.history.records import TurnStart, TurnState
 from qwq_local.history.schema import APPLICATION_ID, MIGRATIONS, VERSION, Schema
-from tests.history_programs import started, turn_events
+from tests.history.programs import started, turn_events
 
 # As version 1 was, with a conversation of two turns.
 VERSION_1 = """

@@ -26,7 +26,7 @@ from qwq_local.events import (
 )
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import Origin, TurnStart, TurnState
-from tests.history_programs import started, thoughts, turn_events
+from tests.history.programs import started, thoughts, turn_events
 
 TIMEOUT_S = 60
 PAGE_BYTES = 4096 + 24  # in the log, with its header

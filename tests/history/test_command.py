@@ -21,7 +21,7 @@ from qwq_local.events import (
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.records import TurnStart
 from tests.command import Terminal, environment, qwq
-from tests.history_programs import started
+from tests.history.programs import started
 
 EVIL = "evil\x1b[2J\x1b]0;title\x07name\u202e"
 

@@ -1,11 +1,11 @@
 """What the tests of the history run in processes of their own, to be killed or to run out of disk.
 
-python -m tests.history_programs think PATH N        a turn that has thought N pieces and stays there
-python -m tests.history_programs converse PATH N     N whole turns, each told on stdout when it is kept
-python -m tests.history_programs die PATH SECONDS    a turn that thinks the time, and is killed
-python -m tests.history_programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
-python -m tests.history_programs hold PATH           what it says to a history that this user may only read
-python -m tests.history_programs read PATH WORD      what that user reads, where WORD is, and what rm says
+python -m tests.history.programs think PATH N        a turn that has thought N pieces and stays there
+python -m tests.history.programs converse PATH N     N whole turns, each told on stdout when it is kept
+python -m tests.history.programs die PATH SECONDS    a turn that thinks the time, and is killed
+python -m tests.history.programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
+python -m tests.history.programs hold PATH           what it says to a history that this user may only read
+python -m tests.history.programs read PATH WORD      what that user reads, where WORD is, and what rm says
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from qwq_local.events import (
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnStart
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65_534
 PLAN = Planned(
     model="miniature",
@@ -80,7 +80,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "tests.history_programs", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.history.programs", *map(str, arguments)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables, text=True
     ) as process:
