@@ -21,7 +21,7 @@ LEVELS = (
         *("qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     ),
     ("qwq_local.profiles", "qwq_local.machine", "qwq_local.reading", "qwq_local.backend.question"),
-    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal"),
+    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal", "qwq_local.wire"),
     ("qwq_local.cli",),
 )
 DOORS = {

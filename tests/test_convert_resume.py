@@ -50,11 +50,11 @@ from tests.command import QWQ, environment
 STEPS = """
 import sys; from pathlib import Path
 from qwq_convert.pipeline import ConvertRequest, convert
-from qwq_local.cli.jsonl import work_line
+from qwq_local.wire import event_line
 request = ConvertRequest(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), record_every_s=0, threads=2)
 events = convert(request)
 for _ in sys.stdin:
-    print(work_line(next(events)), end="", flush=True)
+    print(event_line(next(events)), end="", flush=True)
 """
 # Some seconds of work for one thread.
 SLOW = CheckpointSpec(hidden_size=256, intermediate_size=512)

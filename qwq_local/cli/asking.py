@@ -18,7 +18,6 @@ from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import read_attachments, read_schema, read_stdin
 from qwq_local.cli.interrupts import interrupts_to
-from qwq_local.cli.jsonl import event_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, finish_stdout, forgiving
 from qwq_local.cli.sinks import JsonLines, Remembering, Sink, Traced
 from qwq_local.cli.splitting import Showing, answer_in_parts, check_schema, show_split_plan
@@ -40,6 +39,7 @@ from qwq_local.terminal.ask_screen import AskScreen
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.wire import event_line, write_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from qwq_local.chat.setup import ChatBackend, ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.interrupts import interrupts_call
-from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
 from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import TESTED_VERSION, divert_stderr, show_log
@@ -36,6 +35,7 @@ from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
 from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.wire import write_line
 
 DEFAULT_PROFILE = "chat"
 

@@ -33,7 +33,6 @@ from qwq_convert.request import (
 from qwq_convert.tensor_types import QuantType, find_tensor_type
 
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.jsonl import work_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving, refuse_stdout
 from qwq_local.cli.type_list import type_lines
 from qwq_local.engine.library import divert_stderr
@@ -42,6 +41,7 @@ from qwq_local.models.snapshots import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine, duration_left, size_text
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.wire import event_line, write_line
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SIZE = re.compile(r"(\d{1,12})([KMG]?)B?", re.IGNORECASE)
@@ -218,7 +218,7 @@ def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> i
                 if not jsonl:
                     screen.show(event)
                 elif not isinstance(event, Written):
-                    write_line(environment.stdout, work_line(event))
+                    write_line(environment.stdout, event_line(event))
     except BaseException:
         screen.close()
         if n_kept:

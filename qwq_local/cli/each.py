@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.question import Question
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.jsonl import answer_line, error_line, write_line
 from qwq_local.cli.sinks import Sink
 from qwq_local.dialogue.conversation import Framing
 from qwq_local.engine.api import Aborted
 from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
 from qwq_local.events import Answer, Finished, FinishReason, Notice, Thinking
 from qwq_local.reading import MAX_TEXT_BYTES, decoded
+from qwq_local.wire import answer_line, error_line, write_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.fitting import measured_fit
-from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pulling import places_of
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.models.architecture import Shape, check_architecture, file_type
@@ -32,6 +31,7 @@ from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_fo
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.wire import write_line
 
 GB, MB = 10**9, 10**6
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)

@@ -16,7 +16,6 @@ from qwq_local.backend.question import Question
 from qwq_local.cli.backends import meant_model
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.inputs import read_attachments
-from qwq_local.cli.jsonl import plan_line, write_line
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving
 from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.engine.api import AbortFlag
@@ -41,6 +40,7 @@ from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_f
 from qwq_local.reading import checked
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import device_lines, table_lines
+from qwq_local.wire import json_line, readable, write_line
 
 QUESTION = "?"
 
@@ -85,8 +85,7 @@ def plan_in(environment: Environment, asked: Asked) -> int:
     machine = described_machine(asked.machine, folders)
     shown = _shown(asked, resolved, places, machine)
     if asked.as_json:
-        line = plan_line(shown.model, shown.machine, shown.rows, shown.planned, shown.problem)
-        write_line(environment.stdout, line)
+        write_line(environment.stdout, _plan_line(shown))
     else:
         out = Output.of(environment.stdout, environment.variables)
         for line in _lines(shown, out):
@@ -160,6 +159,13 @@ def _question(asked: Asked, profile: Profile) -> Question:
     attachments = tuple(read_attachments(asked.files))
     framing = Framing(checked(profile.system, "the system prompt"), attachments, profile.question_suffix)
     return Question(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
+
+
+def _plan_line(shown: _Shown) -> str:
+    """The line of `--json`: model, machine, the table, and the plan or why there is none."""
+    error = None if shown.problem is None else str(shown.problem)
+    values = {"machine": shown.machine, "table": tuple(shown.rows), "plan": shown.planned, "error": error}
+    return json_line({"model": shown.model, **{name: readable(value) for name, value in values.items()}})
 
 
 def _lines(shown: _Shown, out: Output) -> Iterator[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.jsonl import write_line
 from qwq_local.cli.pipes import refuse_stdout
 from qwq_local.cli.pull_screen import GB, PullScreen
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
@@ -31,6 +30,7 @@ from qwq_local.models.transport import OFFLINE
 from qwq_local.paths import directories
 from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
+from qwq_local.wire import write_line
 
 if TYPE_CHECKING:
     from qwq_local.models.fit import Fit

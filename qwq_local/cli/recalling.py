@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.jsonl import write_line
 from qwq_local.errors import HistoryError, UsageError
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.exporting import Format, exported, format_of, save_text
@@ -27,6 +26,7 @@ from qwq_local.history.wording import (
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
+from qwq_local.wire import write_line
 
 STDOUT = "-"
 _NOTHING = "No conversation is kept yet; `qwq chat` keeps every one."

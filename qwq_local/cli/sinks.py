@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, TextIO
 
-from qwq_local.cli.jsonl import event_line, write_line
 from qwq_local.events import Event, Planned, Thinking
+from qwq_local.wire import event_line, write_line
 
 
 class Sink(Protocol):

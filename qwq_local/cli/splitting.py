@@ -14,7 +14,6 @@ from typing import Protocol, TextIO
 
 from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.jsonl import event_line, write_line
 from qwq_local.engine.api import Aborted
 from qwq_local.engine.schema import schema_to_gbnf
 from qwq_local.errors import ExitStatus, QwqError, SchemaError
@@ -36,6 +35,7 @@ from qwq_local.terminal.ask_screen import Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.split_screen import SplitScreen, place_of, plan_line
+from qwq_local.wire import event_line, write_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from qwq_convert.verification.tokenizer_check import TokenizerReport
 from qwq_convert.verification.verify import Progress
 
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.jsonl import object_line, write_line
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import ProgressBar, Unit
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.wire import object_line, write_line
 
 BYTES = Unit("GB", lambda amount: f"{amount / 1e9:,.2f}", lambda rate: f"{rate / 1e9:,.2f} GB/s")
 MAX_DIFFERENCES = 20

@@ -1,13 +1,68 @@
-"""Events as lines of JSON: what a program reads of a turn."""
+"""Events as lines of JSON, and back; docs/jsonl.md says the same as the code."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import re
+from pathlib import Path
+from typing import get_args
 
-from qwq_local.cli.jsonl import event_line
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from qwq_local.cli.sinks import JsonLines
-from qwq_local.events import Finished, FinishReason, Generated, Prompted, Steered, Thinking, TurnStats
+from qwq_local.events import (
+    DeviceBytes,
+    Event,
+    Finished,
+    FinishReason,
+    Generated,
+    Ledger,
+    Prompted,
+    Steered,
+    Thinking,
+    TurnStats,
+)
+from qwq_local.wire import event_line, event_name, event_object, event_of
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "jsonl.md").read_text()
+WRITTEN = [kind for kind in get_args(Event) if kind not in (Prompted, Generated)]
+
+
+@given(event=st.one_of(*map(st.from_type, get_args(Event))))
+def test_every_event_comes_back_from_its_object(event: Event) -> None:
+    """Compared as text, since no NaN equals another."""
+    assert repr(event_of(json.loads(json.dumps(event_object(event))))) == repr(event)
+
+
+def test_unknown_fields_are_ignored_and_missing_ones_have_their_default() -> None:
+    stats = {"prompt_tokens": 5, "later": [1]}
+    value = {"event": "finished", "reason": "stop", "stats": stats, "thinking": "a", "answer": "b", "v": 1}
+    assert event_of(value) == Finished(FinishReason.STOP, TurnStats(prompt_tokens=5), "a", "b")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        None,
+        [],
+        {},
+        {"event": "turn_stats"},
+        {"event": "thinking"},
+        {"event": "thinking", "text": 3},
+        {"event": "generated", "start": True, "tokens": [], "thinking": 0},
+        {"event": "generated", "start": 0, "tokens": 7, "thinking": 0},
+        {"event": "generated", "start": 0, "tokens": [1, "2"], "thinking": 0},
+        {"event": "thinking_closed", "reason": "tired", "tokens": 1, "elapsed_s": 0.5},
+    ],
+)
+def test_what_is_no_event_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"no event|expected|missing|not a valid"):
+        event_of(value)
 
 
 def test_token_ids_are_no_lines() -> None:
@@ -18,12 +73,42 @@ def test_token_ids_are_no_lines() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["thinking", "steered"]
 
 
-def test_the_figures_of_a_turn_that_was_gone_on_with_are_its_own() -> None:
+def test_the_figures_of_a_turn_that_was_continued_are_its_own() -> None:
     """Ten of its thirty tokens were another turn's, six of these prefilled with the prompt."""
-    stats = TurnStats(
-        prompt_tokens=50, cached_tokens=20, thinking_tokens=25, answer_tokens=5, prefill_s=2.0, decode_s=4.0,
-        resumed_tokens=10, resumed_cached=4,
-    )  # fmt: skip
+    stats = TurnStats(50, 20, 25, 5, 2.0, 4.0, resumed_tokens=10, resumed_cached=4)
     line = json.loads(event_line(Finished(FinishReason.STOP, stats, "a", "b")))
     assert (line["stats"]["prefill_rate"], line["stats"]["decode_rate"]) == (18.0, 5.0)
     assert line["stats"]["resumed_tokens"] == 10
+
+
+def test_fractions_are_rounded_for_readers_and_exact_in_the_object() -> None:
+    finished = Finished(FinishReason.STOP, TurnStats(decode_s=1.23456789), "", "")
+    assert json.loads(event_line(finished))["stats"]["decode_s"] == 1.2346
+    assert event_of(event_object(finished)) == finished
+
+
+def documented(event: str) -> set[str]:
+    """The words in code type of an event's row in docs/jsonl.md."""
+    (row,) = re.findall(rf"^\| `{event}` \| (.*) \|$", DOCUMENT.split("## Many questions")[0], re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", row))
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=event_name)
+def test_the_document_names_every_event_and_all_its_fields(kind: type) -> None:
+    nested = {"planned": (DeviceBytes, Ledger)}.get(event_name(kind), ())
+    for described in (kind, *nested):
+        fields = {field.name for field in dataclasses.fields(described)}
+        assert fields <= documented(event_name(kind))
+
+
+def test_the_document_names_no_event_of_a_turn_that_there_is_not() -> None:
+    table = DOCUMENT.split("| `event` | fields |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {event_name(kind) for kind in WRITTEN}
+
+
+def test_the_document_names_all_figures_and_reasons() -> None:
+    (figures,) = re.findall(r"^`stats` holds (.*?)\n\n", DOCUMENT, re.MULTILINE | re.DOTALL)
+    stats = json.loads(event_line(Finished(FinishReason.STOP, TurnStats(), "", "")))["stats"]
+    assert set(stats) == set(re.findall(r"`(\w+)`", figures))
+    for event, reasons in (("finished", FinishReason),):
+        assert set(reasons) <= documented(event)
