@@ -35,10 +35,11 @@ from qwq_local.models.header import read_header
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.models.store import converted_miniature
 from qwq_local.planning.compute import compute_bytes
-from qwq_local.planning.devices import MIB, Machine
+from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses
 from qwq_local.planning.shape import ContextShape, ModelShape, is_quantized
 from qwq_local.profiles.keys import Profile
+from qwq_local.text import MIB
 
 SHAPES = (
     QWQ_32B,

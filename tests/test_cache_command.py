@@ -42,10 +42,10 @@ def test_the_list_is_what_there_is_the_last_used_first(tmp_path: Path) -> None:
     an_entry(folder, 100, 30, replace(KEY, kv_type_v="q8_0", yarn_factor=4.0, yarn_origin=32_768))
     an_entry(folder, 200, 7200, replace(KEY, kv_type_k="q8_0", kv_type_v="q8_0"), "evil\x1b[2Jname")
     assert list(listing_lines(folder, NOW_S)) == [
-        "MODEL         TOKENS   SIZE     KV               USED",
-        "QwQ 32B       100      0.0 MiB  f16/q8_0 YaRN 4  just now",
-        "evil [2Jname  200      0.0 MiB  q8_0             2h ago",
-        "QwQ 32B       300,000  1.1 MiB  f16              3d ago",
+        "MODEL         TOKENS   SIZE         KV               USED",
+        "QwQ 32B       100      763 bytes    f16/q8_0 YaRN 4  just now",
+        "evil [2Jname  200      1,170 bytes  q8_0             2h ago",
+        "QwQ 32B       300,000  1.1 MiB      f16              3d ago",
         "",
         f"3 texts, 1.1 MiB of at most 1.0 GiB, in {folder.path}",
     ]
@@ -57,9 +57,9 @@ def test_clearing_takes_all_or_what_was_not_used_for_that_long(tmp_path: Path) -
     other = folder.path / "notes.txt"
     other.write_text("mine")
     with folder.new_file() as half_written:
-        assert clear(folder, age_s("1w"), NOW_S) == "removed 1 text, 0.0 MiB"
+        assert clear(folder, age_s("1w"), NOW_S) == "removed 1 text, 1,559 bytes"
         assert (old.exists(), new.exists(), half_written.exists()) == (False, True, True)
-        assert clear(folder, None, time.time()) == "removed 1 text, 0.0 MiB"
+        assert clear(folder, None, time.time()) == "removed 1 text, 1,959 bytes"
         assert not half_written.exists()
     assert list(folder.path.iterdir()) == [other]
 
@@ -82,10 +82,10 @@ def test_the_command_lists_and_clears(tmp_path: Path) -> None:
     made = an_entry(folder, 300, 0)
     listed = qwq(tmp_path, "cache", QWQ_KV_STORE="2")
     assert (listed.status, listed.stderr) == (0, "")
-    assert listed.stdout.splitlines()[-1] == f"1 text, 0.0 MiB of at most 2.0 GiB, in {folder.path}"
+    assert listed.stdout.splitlines()[-1] == f"1 text, 1,559 bytes of at most 2.0 GiB, in {folder.path}"
     assert qwq(tmp_path, "cache", "clear", "--older", "yesterday").status == 2
     assert made.exists()
-    assert qwq(tmp_path, "cache", "clear").stdout == "removed 1 text, 0.0 MiB\n"
+    assert qwq(tmp_path, "cache", "clear").stdout == "removed 1 text, 1,559 bytes\n"
     assert not made.exists()
     listed = qwq(tmp_path, "cache", QWQ_KV_STORE="2")
     assert listed.stdout == f"empty; at most 2.0 GiB, in {folder.path}\n"

@@ -368,7 +368,7 @@ def test_what_was_pulled_is_removed_only_when_that_is_confirmed(tmp_path: Path, 
     variables = environment(tmp_path, HOME=str(tmp_path / "home"))
     for answer, stays in ((b"n\n", True), (b"y\n", False)):
         with Terminal(["models", "rm", "Q4_K_M"], variables, columns=200) as terminal:
-            assert "That frees 0.01 GB" in terminal.read_until(lambda text: "[y/N]" in text)
+            assert "That frees 5.14 MB" in terminal.read_until(lambda text: "[y/N]" in text)
             os.write(terminal._own, answer)
             assert terminal.read_to_end() == 0
         assert ("qwq-32b:Q4_K_M" in listed(tmp_path)) is stays

@@ -21,9 +21,10 @@ from qwq_local.models.architecture import check_architecture
 from qwq_local.models.header import read_header
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.planning.compute import compute_bytes, described_compute
-from qwq_local.planning.devices import GIB, Machine
+from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses
 from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes, is_quantized
+from qwq_local.text import GIB
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 from tests.command import ROOT
 from tests.conftest import load

@@ -58,7 +58,7 @@ def test_one_command_brings_a_model_that_answers(served: LocalHub, tmp_path: Pat
     assert ran.status == 0, ran.stderr
     lines = ran.stderr.splitlines()
     assert lines[0].startswith(
-        "Q4_K_M (0.0 GB) is the largest of 1 types that leaves room for 16,384 tokens: "
+        "Q4_K_M (5.1 MB) is the largest of 1 types that leaves room for 16,384 tokens: "
     )
     assert "qwq-32b:Q4_K_M is ready" in lines[-1]
     assert ran.stdout == ""

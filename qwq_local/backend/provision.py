@@ -17,13 +17,14 @@ from qwq_local.models.header import Header, read_header
 from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
-from qwq_local.planning.devices import MIB, Machine
+from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import ComputeBytes, Demand, Layout
 from qwq_local.planning.plan import Choices, Plan, Request, with_context
 from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.window import RopeScaling, Window, Wish
 from qwq_local.planning.words import given_up, plan_line
 from qwq_local.profiles.keys import Profile
+from qwq_local.text import MIB
 
 # How much too much it was is not known: this share of KV cache and buffers is let go at once.
 _RETREAT = 8

@@ -22,6 +22,7 @@ from qwq_local.events import FinishReason
 from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
 from qwq_local.history.wording import minute_of
 from qwq_local.profiles.keys import MAX_SEED
+from qwq_local.text import plural
 
 _LISTED = 20
 _RECALLED = 3
@@ -222,7 +223,7 @@ def resumed(
     session.conversation.open(record.id)
     for turn in session.conversation.turns[-_RECALLED:]:
         yield recalled(turn)
-    lines = [f"conversation {record.id}, {called(record)!r}: {_turns(record.n_turns)}."]
+    lines = [f"conversation {record.id}, {called(record)!r}: {plural(record.n_turns, 'turn')}."]
     if takes_over:
         lines += take_over(session, record)
     last = session.conversation.last
@@ -240,7 +241,7 @@ def recent_lines(session: Session) -> Iterator[str]:
     width = max(len(str(record.id)) for record in records)
     for record in records:
         here = " · this one" if record.id == session.conversation.id else ""
-        count = _turns(record.n_turns)
+        count = plural(record.n_turns, "turn")
         yield f"{record.id:>{width}}  {minute_of(record.changed_at)}  {called(record)} · {count}{here}"
     yield "/resume NAME or ID goes on with one."
 
@@ -248,10 +249,6 @@ def recent_lines(session: Session) -> Iterator[str]:
 def recalled(turn: TurnRecord) -> Recalled:
     """A turn as it is shown again."""
     return Recalled(turn.question, turn.number, turn.stats.thinking_tokens, turn.thinking_s, turn.answer)
-
-
-def _turns(count: int) -> str:
-    return "1 turn" if count == 1 else f"{count:,} turns"
 
 
 def _last(session: Session) -> TurnRecord:

@@ -9,6 +9,7 @@ from qwq_local.chat.files import mode_of, resolved, split_arguments
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
 from qwq_local.history.exporting import exported, format_of, save_text
+from qwq_local.text import plural
 
 _ANYWAY = "!"
 
@@ -33,5 +34,4 @@ def save_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     save_text(path, exported(kind, record, session.conversation.turns), replaces=replaces)
     if path not in session.conversation.saved:
         session.conversation.saved.append(path)
-    n_turns = len(session.conversation.turns)
-    yield Said((f"saved {n_turns} {'turn' if n_turns == 1 else 'turns'} to {path}",))
+    yield Said((f"saved {plural(len(session.conversation.turns), 'turn')} to {path}",))

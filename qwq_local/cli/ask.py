@@ -12,8 +12,8 @@ import typer
 
 from qwq_local.cli import completing
 from qwq_local.cli.options import Model, Seed, Settings, Task, Verbose
+from qwq_local.profiles import DEFAULT_MODEL
 
-DEFAULT_MODEL = "qwq-32b"
 DEFAULT_PROFILE = "chat"
 
 

@@ -32,6 +32,7 @@ from qwq_local.machine.here import idle_gpu_notice, present_gpu
 from qwq_local.paths import Directories, directories
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.words import stats_line
+from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.reading import checked
 from qwq_local.splitting.plan import SplitRequest, plan_split
@@ -49,7 +50,7 @@ class Asked:
     question: str = ""
     files: tuple[Path, ...] = ()
     system: str | None = None
-    model: str = "qwq-32b"
+    model: str = DEFAULT_MODEL
     profile: str = "chat"
     settings: tuple[str, ...] = ()
     seed: int | None = None

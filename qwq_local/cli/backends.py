@@ -12,7 +12,8 @@ from qwq_local.models.registry import Registry
 from qwq_local.models.store import Catalog, find_model, is_miniature
 from qwq_local.paths import Directories
 from qwq_local.planning.devices import Machine
-from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import ResolvedProfile
 
 
 def meant_model(model: str, places: Directories) -> str:

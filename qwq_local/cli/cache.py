@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwq_local.cli.groups import command_group
+from qwq_local.profiles import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from qwq_local.engine.kv_entry import Entry, StateKey
@@ -56,7 +57,7 @@ def age_s(text: str) -> int:
 def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
     """The list as aligned lines, the last used first, and what all of them take up."""
     from qwq_local.cli.profiles import aligned
-    from qwq_local.engine.kv_folder import in_gib
+    from qwq_local.text import binary_size, plural
 
     entries = folder.entries()
     if entries:
@@ -64,32 +65,33 @@ def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
         yield from aligned([*rows, *(_row(entry, now_s) for entry in entries)])
         yield ""
     total = sum(entry.file_bytes for entry in entries)
-    held = f"{_counted(len(entries))}, {in_gib(total)} of" if entries else "empty;"
-    yield f"{held} at most {in_gib(folder.limit())}, in {folder.path}"
+    held = f"{plural(len(entries), 'text')}, {binary_size(total)} of" if entries else "empty;"
+    yield f"{held} at most {binary_size(folder.limit())}, in {folder.path}"
 
 
 def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:
     """Remove entries, all or those unused for so many seconds; a line that says what it came to."""
-    from qwq_local.engine.kv_folder import in_gib, remove
+    from qwq_local.files import remove_quietly
+    from qwq_local.text import binary_size, plural
 
     entries = [entry for entry in folder.entries() if older_s is None or now_s - entry.used_s >= older_s]
     for entry in entries:
-        remove(entry.path)
+        remove_quietly(entry.path)
     if older_s is None:
         folder.remove_abandoned(0)
     gone = [entry for entry in entries if not entry.path.exists()]
-    return f"removed {_counted(len(gone))}, {in_gib(sum(entry.file_bytes for entry in gone))}"
+    return f"removed {plural(len(gone), 'text')}, {binary_size(sum(entry.file_bytes for entry in gone))}"
 
 
 def _row(entry: Entry, now_s: float) -> tuple[str, ...]:
     from qwq_local.engine.kv_entry import clean_label
-    from qwq_local.engine.kv_folder import in_gib
+    from qwq_local.text import binary_size
 
     record = entry.record
     return (
         clean_label(record.label) or "?",
         f"{record.n_tokens:,}",
-        in_gib(entry.file_bytes),
+        binary_size(entry.file_bytes),
         _kind(record.key),
         _ago(now_s - entry.used_s),
     )
@@ -108,12 +110,7 @@ def _ago(elapsed_s: float) -> str:
     return "just now"
 
 
-def _counted(n_entries: int) -> str:
-    return f"{n_entries} text" if n_entries == 1 else f"{n_entries} texts"
-
-
 def _folder() -> KvFolder:
-    from qwq_local.cli.ask import DEFAULT_MODEL
     from qwq_local.engine.kv_folder import kv_folder
     from qwq_local.paths import directories
     from qwq_local.profiles.layers import profile_folders, resolve

@@ -29,8 +29,9 @@ from qwq_local.models.blobs import HubCache
 from qwq_local.models.inventory import Places, local_models
 from qwq_local.models.store import MINIATURE, Catalog
 from qwq_local.paths import Directories, directories, make_private
+from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.files import Kind
-from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, list_profiles, profile_folders, resolve
+from qwq_local.profiles.layers import ResolvedProfile, list_profiles, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine

@@ -39,8 +39,9 @@ from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.models.snapshots import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine, duration_left, size_text
+from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.text import binary_size, plural, time_left
 from qwq_local.wire import event_line, write_line
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -150,16 +151,16 @@ def plan_lines(plan: Plan, request: ConvertRequest) -> Iterator[str]:
         shape = " x ".join(map(str, tensor.shape))
         change = f"{tensor.source.dtype} -> {tensor.kind.name}"
         name = one_line(tensor.name, 60)
-        yield f"{name:<30} {shape:>15}  {change:<16} {size_text(tensor.n_bytes):>15}"
+        yield f"{name:<30} {shape:>15}  {change:<16} {binary_size(tensor.n_bytes, 2):>15}"
     kinds = Counter(tensor.kind.name for tensor in plan.tensors).most_common()
-    tensors = f"{len(plan.tensors):,} tensor{'' if len(plan.tensors) == 1 else 's'}"
+    tensors = plural(len(plan.tensors), "tensor")
     yield f"{tensors}: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}."
     more = f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else ""
     names = one_line(str(plan.files[0].path), 1000) + more
-    yield f"{names}: {plan.n_bytes:,} bytes ({size_text(plan.n_bytes)}), nothing else is written."
+    yield f"{names}: {plan.n_bytes:,} bytes ({binary_size(plan.n_bytes, 2)}), nothing else is written."
     threads = min(request.threads or available_threads(), available_threads())
-    time_left = duration_left(estimate_seconds(plan, threads))
-    yield f"About {time_left} of quantizing on {threads} cores here; a slow disk adds to it."
+    left = time_left(estimate_seconds(plan, threads))
+    yield f"About {left} of quantizing on {threads} cores here; a slow disk adds to it."
 
 
 class _Screen:
@@ -182,7 +183,7 @@ class _Screen:
                 self.say(f"{path} was of another conversion or an older source: starting over.")
             case Resumed(count, done):
                 self._done = done
-                self.say(f"going on: {count:,} tensors ({size_text(done)}) are there already.")
+                self.say(f"going on: {count:,} tensors ({binary_size(done, 2)}) are there already.")
             case Written(name, done, _):
                 if self._line is None:
                     self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
@@ -193,7 +194,7 @@ class _Screen:
                 pass
             case Finished(paths, n_bytes):
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                self.say(f"{paths[0]}{more}: {size_text(n_bytes)}, whole and checked.")
+                self.say(f"{paths[0]}{more}: {binary_size(n_bytes, 2)}, whole and checked.")
 
     def say(self, text: str) -> None:
         self.close()

@@ -27,13 +27,14 @@ from qwq_local.models.registry import Record
 from qwq_local.models.removal import carry_out, plan_removal
 from qwq_local.models.store import MINIATURE, find_model, is_miniature
 from qwq_local.paths import directories
-from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.text import decimal_size
 from qwq_local.wire import write_line
 
-GB, MB = 10**9, 10**6
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
@@ -113,7 +114,7 @@ def list_lines(
             (
                 f"{'*' if model is chosen else ' '} {model.name}",
                 model.file_type or "-",
-                _size(model.n_bytes),
+                decimal_size(model.n_bytes),
                 "-" if context is None else f"{context:,}" if context else "too large",
                 _day(model.record.last_used),
                 "yes" if model.is_verified else "-",
@@ -162,13 +163,13 @@ def remove_model(name: str, *, yes: bool) -> None:
     if removal.only_forgets:
         here.print(f"{model.name} is forgotten; {model.path} stays.")
     else:
-        question = f"Delete {model.name}, {model.path}? That frees {removal.freed_bytes / GB:.2f} GB."
+        question = f"Delete {model.name}, {model.path}? That frees {decimal_size(removal.freed_bytes, 2)}."
         if not yes and not _agreed(here.environment, question):
             here.print("Nothing was deleted.")
             return
     carry_out(removal, here.places)
     if not removal.only_forgets:
-        here.print(f"{model.name} is deleted: {removal.freed_bytes / GB:.2f} GB freed.")
+        here.print(f"{model.name} is deleted: {decimal_size(removal.freed_bytes, 2)} freed.")
 
 
 def show_model(name: str) -> None:
@@ -272,10 +273,6 @@ def _agreed(environment: Environment, question: str) -> bool:
 
 def _context(model: LocalModel, shape: Shape | str, fit: Fit | None) -> int | None:
     return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB / 10 else f"{n_bytes / MB:.1f} MB"
 
 
 def _day(seconds: float) -> str:

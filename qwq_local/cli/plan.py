@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from qwq_local.cli import completing
-from qwq_local.cli.ask import DEFAULT_MODEL, DEFAULT_PROFILE
+from qwq_local.cli.ask import DEFAULT_PROFILE
 from qwq_local.cli.options import Settings, Task
+from qwq_local.profiles import DEFAULT_MODEL
 
 
 def command(

@@ -35,6 +35,7 @@ from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.table import Row, context_table
 from qwq_local.planning.window import RopeScaling
 from qwq_local.planning.words import choice_lines
+from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_folders, resolve
 from qwq_local.reading import checked
@@ -131,7 +132,7 @@ def _known_sizes(asked: Asked, catalog: Catalog) -> ModelSizes | None:
     Raises UsageError that lists the types for one that there is not.
     """
     stem, _, file_type = asked.model.partition(":")
-    if stem.lower() != catalog.name or catalog.name != "qwq-32b":
+    if stem.lower() != catalog.name or catalog.name != DEFAULT_MODEL:
         return None
     try:
         wanted = find_file_type(file_type or next(iter(catalog.files), "Q4_K_M"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwq_local.cli.groups import command_group
+from qwq_local.profiles import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile
@@ -35,7 +36,7 @@ def show_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A task (math) or a model (qwq-32b).")],
     model: Annotated[
         str, typer.Option(metavar="MODEL", envvar="QWQ_MODEL", help="The model that a task is shown for.")
-    ] = "qwq-32b",
+    ] = DEFAULT_MODEL,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be repeated.")
     ] = None,
@@ -134,7 +135,7 @@ def local_model_names() -> Sequence[str]:
     from qwq_local.models.catalog import Catalog
     from qwq_local.models.inventory import Places, local_models
     from qwq_local.paths import directories
-    from qwq_local.profiles.layers import DEFAULT_MODEL, resolve
+    from qwq_local.profiles.layers import resolve
 
     places = directories(os.environ)
     profile = resolve(DEFAULT_MODEL, None, _folders()).profile

@@ -13,10 +13,10 @@ from qwq_local.models.crew import Wait
 from qwq_local.models.download import Hashing, Progress, StartedOver
 from qwq_local.models.pull import FileDone, FileStarted, Freed, Locked, PullEvent
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import Clock, WorkLine, duration_left
+from qwq_local.terminal.progress import Clock, WorkLine
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.text import GB, decimal_size, time_left
 
-GB = 10**9
 SAY_WAITS_FROM_S = 2.0
 
 
@@ -41,13 +41,13 @@ class PullScreen:
             case Hashing(done):
                 self._check(done)
             case Wait(reason, seconds) if seconds >= SAY_WAITS_FROM_S:
-                self.say(f"{reason}: waiting {duration_left(seconds)}.")
+                self.say(f"{reason}: waiting {time_left(seconds)}.")
             case StartedOver(reason):
                 self.say(f"{reason}.")
             case Locked(name):
                 self.say(f"another process is downloading {name}: waiting for it.")
             case Freed(n_bytes):
-                self.say(f"{n_bytes / GB:.1f} GB of abandoned downloads were removed.")
+                self.say(f"{decimal_size(n_bytes)} of abandoned downloads were removed.")
             case FileDone(name, _, fetched):
                 self.say(f"{name} is whole: sha256 verified." if fetched else f"{name} is here already.")
                 self._line, self._shown = None, 0
@@ -77,9 +77,9 @@ class PullScreen:
         self._total = event.n_bytes
         self._shown = max(self._shown, event.here)
         parts = f" ({event.index + 1} of {event.count})" if event.count > 1 else ""
-        here = f", {event.here / GB:.2f} GB are here already" if event.here else ""
+        here = f", {decimal_size(event.here, 2)} are here already" if event.here else ""
         if self._line is None:
-            self.say(f"{event.name}{parts}: {event.n_bytes / GB:.2f} GB{here}.")
+            self.say(f"{event.name}{parts}: {decimal_size(event.n_bytes, 2)}{here}.")
             self._line = WorkLine(self._output, event.n_bytes, self._clock, event.here)
 
     def _update(self, done: int, note: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.pipes import refuse_stdout
-from qwq_local.cli.pull_screen import GB, PullScreen
+from qwq_local.cli.pull_screen import PullScreen
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.catalog import (
@@ -28,15 +28,16 @@ from qwq_local.models.pull import Puller, PullEvent, pull_files
 from qwq_local.models.registry import State
 from qwq_local.models.transport import OFFLINE
 from qwq_local.paths import directories
-from qwq_local.profiles.layers import DEFAULT_MODEL, ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.output import Output
+from qwq_local.text import binary_size, decimal_size
 from qwq_local.wire import write_line
 
 if TYPE_CHECKING:
     from qwq_local.models.fit import Fit
 
 Result = TypeVar("Result")
-GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def _download(
             f"what came is what the hub has, but qwq cannot run it: {problem} "
             f"To be rid of it: qwq models rm {name}"
         )
-    size = f"{offer.n_bytes / GB:.2f} GB"
+    size = decimal_size(offer.n_bytes, 2)
     screen.say(f'{name} is ready: {size}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
     return ExitStatus.ANSWERED
 
@@ -227,7 +228,7 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
     """The types as aligned lines: type, size, the context they leave room for here, the file."""
     from qwq_local.models.fit import LEAST_CONTEXT
 
-    free = f"{fit.memory.free_bytes / GIB:.1f} GiB free in {fit.memory.place}"
+    free = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
     yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>9}  FILE"
     is_small = False
@@ -238,6 +239,6 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
         )
         parts = f" and {n_parts - 1} more" if n_parts > 1 else ""
         is_small = is_small or fits.startswith("(")
-        yield f"{kind:<9} {n_bytes / GB:>6.1f} GB  {fits:>9}  {name}{parts}".rstrip()
+        yield f"{kind:<9} {decimal_size(n_bytes):>9}  {fits:>9}  {name}{parts}".rstrip()
     if is_small:
         yield f"(in brackets: less than the {LEAST_CONTEXT:,} tokens that `qwq pull` alone looks for)"

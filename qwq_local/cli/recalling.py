@@ -26,6 +26,7 @@ from qwq_local.history.wording import (
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
+from qwq_local.text import plural
 from qwq_local.wire import write_line
 
 STDOUT = "-"
@@ -169,8 +170,7 @@ def export(which: str, file: str, *, force: bool) -> None:
         return
     path = Path(file).expanduser()
     save_text(path, text, replaces=force, mend="--force replaces it.")
-    n_turns = "1 turn" if len(turns) == 1 else f"{len(turns)} turns"
-    write_line(environment.stderr, f"{sanitize(str(path))}: {n_turns}.\n")
+    write_line(environment.stderr, f"{sanitize(str(path))}: {plural(len(turns), 'turn')}.\n")
 
 
 def remove(which: Sequence[str], *, yes: bool) -> None:
@@ -180,7 +180,7 @@ def remove(which: Sequence[str], *, yes: bool) -> None:
         found = [_existing(archive).find(each) for each in which]
         records = list({record.id: record for record in found}.values())
         for record in records:
-            turns = "1 turn" if record.n_turns == 1 else f"{record.n_turns} turns"
+            turns = plural(record.n_turns, "turn")
             title = one_line(title_of(record), _MAX_TITLE)
             write_line(
                 environment.stderr, f"{record.id}  {title} · {minute_of(record.changed_at)} · {turns}\n"

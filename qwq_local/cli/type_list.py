@@ -12,8 +12,9 @@ from qwq_local.cli.environment import Environment
 from qwq_local.cli.fitting import measured_fit
 from qwq_local.models.architecture import Shape
 from qwq_local.paths import directories
-from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
-from qwq_local.terminal.progress import size_text
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import profile_folders, resolve
+from qwq_local.text import binary_size
 
 
 def type_lines(environment: Environment, source: Path) -> Iterator[str]:
@@ -23,7 +24,7 @@ def type_lines(environment: Environment, source: Path) -> Iterator[str]:
     profile = resolve(DEFAULT_MODEL, None, profile_folders(directories(environment.variables)), {}).profile
     fit, shape = measured_fit(profile), shape_of(model.key_values)
     yield from type_table(sizes(model), lambda n_bytes: fit.context(n_bytes, shape))
-    place = f"{fit.memory.place} with {size_text(fit.memory.free_bytes)} free"
+    place = f"{fit.memory.place} with {binary_size(fit.memory.free_bytes, 2)} free"
     yield f"FITS: tokens of context beside the weights in {place}, {fit.kv_type} KV cache."
 
 
@@ -35,7 +36,7 @@ def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -
             yield f"{row.name:<8} {'-':>6} {'-':>15} {'-':>8}  not for this model's shapes"
             continue
         context = context_beside(row.n_bytes)
-        figures = f"{row.bits_per_weight:6.2f} {size_text(row.n_bytes):>15}"
+        figures = f"{row.bits_per_weight:6.2f} {binary_size(row.n_bytes, 2):>15}"
         fits = f"{context:,}" if context else "no"
         yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
 

@@ -36,7 +36,8 @@ from qwq_local.machine.here import physical_cores
 from qwq_local.models.completeness import check_completeness, notices
 from qwq_local.models.header import header_of
 from qwq_local.paths import directories
-from qwq_local.profiles.layers import DEFAULT_MODEL, profile_folders, resolve
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.sanitizer import one_line
 
 Value = TypeVar("Value")

@@ -14,7 +14,7 @@ from qwq_convert.file_types import find_file_type
 from qwq_convert.request import ConvertRequest, Finished, Planned, Resumed, TensorDone, Written
 
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.pull_screen import GB, PullScreen
+from qwq_local.cli.pull_screen import PullScreen
 from qwq_local.errors import ExitStatus
 from qwq_local.models.arriving import Keeping
 from qwq_local.models.blobs import HubCache
@@ -29,6 +29,7 @@ from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
+from qwq_local.text import GB, decimal_size, plural
 
 if TYPE_CHECKING:
     from qwq_local.cli.pulling import Asked
@@ -92,15 +93,13 @@ class WeightsScreen(PullScreen):
         match event:
             case ShardsPlanned():
                 self._planned = event
-                sizes = f"{event.bytes_total / GB:.1f} GB become {event.output_bytes / GB:.1f} GB"
-                shards = f"{event.count} shard{'' if event.count == 1 else 's'}"
-                self.say(f"{shards}, {sizes}: all headers are checked.")
+                sizes = f"{decimal_size(event.bytes_total)} become {decimal_size(event.output_bytes)}"
+                self.say(f"{plural(event.count, 'shard')}, {sizes}: all headers are checked.")
                 self._line = WorkLine(self._output, event.output_bytes, time.monotonic)
             case Resumed():
                 self._converted = event.bytes_done
-                self.say(
-                    f"going on: {event.count} tensors ({event.bytes_done / GB:.2f} GB) are there already."
-                )
+                size = decimal_size(event.bytes_done, 2)
+                self.say(f"going on: {event.count} tensors ({size}) are there already.")
                 total = self._planned.output_bytes
                 self._line = WorkLine(self._output, total, time.monotonic, event.bytes_done)
             case converter.StartedOver():
@@ -118,7 +117,7 @@ class WeightsScreen(PullScreen):
                 self._arrived = self._arriving.n_bytes
                 self._draw()
             case Finished():
-                self.say(f"{event.paths[0]}: {event.n_bytes / GB:.2f} GB, whole and checked.")
+                self.say(f"{event.paths[0]}: {decimal_size(event.n_bytes, 2)}, whole and checked.")
             case TensorDone() | Planned():
                 pass
             case _:

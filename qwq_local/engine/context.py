@@ -29,18 +29,8 @@ from qwq_local.engine.model import LoadedModel
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.vocabulary import LlamaVocabulary
 from qwq_local.errors import DoesNotFit, EngineError, UsageError
+from qwq_local.planning.shape import KV_TYPES
 
-KV_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}
 _ROPE_UNSCALED, _ROPE_LINEAR, _ROPE_YARN = 0, 1, 2
 _ATTENTION_KEY = b"qwen2.rope.scaling.attn_factor"
 _DECODED, _ABORTED = 0, 2
@@ -294,7 +284,7 @@ def context_params(lib: Any, settings: ContextSettings) -> Any:
     # Only the last token's logits are read: the compute buffer then holds one row, not one per token.
     params.n_outputs_max = 1
     params.n_threads = params.n_threads_batch = settings.threads or os.cpu_count() or 1
-    params.type_k, params.type_v = KV_TYPES[settings.kv_type_k], KV_TYPES[settings.kv_type_v]
+    params.type_k, params.type_v = KV_TYPES[settings.kv_type_k].ggml, KV_TYPES[settings.kv_type_v].ggml
     params.flash_attn_type = {None: -1, False: 0, True: 1}[settings.flash_attention]
     if settings.yarn_factor > 1:
         params.rope_scaling_type = _ROPE_LINEAR if settings.is_linear else _ROPE_YARN

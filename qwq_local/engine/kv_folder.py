@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwq_local.engine.kv_entry import SUFFIX, DamagedEntry, Entry, read_entry
+from qwq_local.files import free_bytes, remove_quietly
 from qwq_local.paths import make_private
+from qwq_local.text import GIB, binary_size
 
 _ENTRY_NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
 _HALF_WRITTEN = ".saving-"
@@ -48,7 +49,7 @@ class KvFolder:
                 found.append(read_entry(path))
             except DamagedEntry:
                 if remove_damaged:
-                    remove(path)
+                    remove_quietly(path)
             except OSError:  # another process has just removed it
                 continue
         return sorted(found, key=lambda entry: entry.used_s, reverse=True)
@@ -57,9 +58,8 @@ class KvFolder:
         """The bytes that the store may take up. Raises OSError."""
         if self.limit_bytes is not None:
             return self.limit_bytes
-        existing = next(folder for folder in (self.path, *self.path.parents) if folder.is_dir())
         used = sum(entry.file_bytes for entry in self.entries(remove_damaged=False))
-        return (shutil.disk_usage(existing).free + used) // _SHARE_OF_FREE_DISK
+        return (free_bytes(self.path) + used) // _SHARE_OF_FREE_DISK
 
     def make_room(self, n_bytes: int) -> None:
         """Remove entries, least recently used first, until `n_bytes` more are within the limit.
@@ -70,15 +70,15 @@ class KvFolder:
         self.remove_abandoned()
         limit, entries = self.limit(), self.entries()
         if n_bytes > limit:
-            raise NoRoom(f"the KV store may have {in_gib(limit)} (--set kv_store=GIB)")
+            raise NoRoom(f"the KV store may have {binary_size(limit)} (--set kv_store=GIB)")
         used = sum(entry.file_bytes for entry in entries)
         while entries and used + n_bytes > limit:
             oldest = entries.pop()
-            remove(oldest.path)
+            remove_quietly(oldest.path)
             used -= oldest.file_bytes
-        free = shutil.disk_usage(self.path).free
+        free = free_bytes(self.path)
         if n_bytes > free:
-            raise NoRoom(f"the disk has {in_gib(free)} left")
+            raise NoRoom(f"the disk has {binary_size(free)} left")
 
     @contextmanager
     def new_file(self) -> Iterator[Path]:
@@ -89,7 +89,7 @@ class KvFolder:
         try:
             yield Path(name)
         finally:
-            remove(Path(name))
+            remove_quietly(Path(name))
 
     def remove_abandoned(self, older_s: float = _ABANDONED_S) -> None:
         """Remove what killed processes left half-written."""
@@ -110,21 +110,10 @@ class KvFolder:
 
 def kv_folder(cache: Path, limit_gib: float | None = None) -> KvFolder:
     """The store of a user whose cache lies there; None as in KvFolder."""
-    return KvFolder(cache / "kv", None if limit_gib is None else int(limit_gib * 2**30))
+    return KvFolder(cache / "kv", None if limit_gib is None else int(limit_gib * GIB))
 
 
 def touch(path: Path) -> None:
     """Note that an entry was used now."""
     with suppress(OSError):
         os.utime(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, if it is there and may be removed."""
-    with suppress(OSError):
-        path.unlink()
-
-
-def in_gib(n_bytes: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

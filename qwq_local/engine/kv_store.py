@@ -28,8 +28,10 @@ from qwq_local.engine.kv_entry import (
     entry_name,
     packed,
 )
-from qwq_local.engine.kv_folder import KvFolder, NoRoom, in_gib, remove, touch
+from qwq_local.engine.kv_folder import KvFolder, NoRoom, touch
 from qwq_local.errors import QwqError
+from qwq_local.files import remove_quietly
+from qwq_local.text import binary_size
 
 # What reading and the checksum come to on a usual computer: it must beat prefilling.
 _READ_BYTES_PER_S = 5e8
@@ -92,7 +94,7 @@ class KvStore:
             if entry.record.n_tokens > context.settings.n_ctx or not _pays(candidate, held):
                 continue
             if entry.file_bytes >= self._many_bytes:
-                yield f"reading {entry.record.n_tokens:,} prefilled tokens ({in_gib(entry.file_bytes)})."
+                yield f"reading {entry.record.n_tokens:,} prefilled tokens ({binary_size(entry.file_bytes)})."
             if self._is_verified(entry, abort) and self._read(context, entry):
                 break
         return common_tokens(packed(context.tokens), wanted)
@@ -116,16 +118,16 @@ class KvStore:
         try:
             self.folder.make_room(size)
             if size >= self._many_bytes:
-                yield f"keeping {n_tokens:,} prefilled tokens for the next question ({in_gib(size)})."
+                yield f"keeping {n_tokens:,} prefilled tokens for the next question ({binary_size(size)})."
             self._write(context, key, prefilled)
         except (NoRoom, OSError, QwqError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
-            yield f"what was prefilled is not kept for the next question: {in_gib(size)}, {why}."
+            yield f"what was prefilled is not kept for the next question: {binary_size(size)}, {why}."
             return
         for candidate in candidates:
             # What the new entry has too is not kept twice.
             if candidate.entry.record.n_tokens - candidate.n_common < self._min_tokens:
-                remove(candidate.entry.path)
+                remove_quietly(candidate.entry.path)
 
     def _candidates(self, key: StateKey, wanted: bytes) -> Iterator[_Candidate]:
         """Entries under the key, the longest common beginning first, of equals the smallest file."""
@@ -173,7 +175,7 @@ class KvStore:
 
     def _remove(self, entry: Entry) -> None:
         if not self._is_private:
-            remove(entry.path)
+            remove_quietly(entry.path)
 
 
 def _pays(candidate: _Candidate, held: int) -> bool:

@@ -15,6 +15,7 @@ from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.library import forget_log, last_warning, library
 from qwq_local.engine.vocabulary import LlamaVocabulary
 from qwq_local.errors import DoesNotFit, ModelFileError
+from qwq_local.text import binary_size
 
 _ALL_LAYERS = -1
 
@@ -123,9 +124,9 @@ def drained(loading: Generator[float, None, LoadedModel]) -> LoadedModel:
 def _refusal(path: Path) -> ModelFileError | DoesNotFit:
     why = last_warning()
     if any(word in why for word in ("alloc", "memory", "buffer")):
-        size_gib = path.stat().st_size / 2**30
+        size = binary_size(path.stat().st_size)
         return DoesNotFit(
-            f"{path.name} ({size_gib:.1f} GiB) does not fit: {why}. Try a smaller type, or fewer layers on "
+            f"{path.name} ({size}) does not fit: {why}. Try a smaller type, or fewer layers on "
             "the GPU: --set n_gpu_layers=N."
         )
     return ModelFileError(f"llama.cpp refuses {path}: {why or 'no reason given'}. Fetch or convert it again.")

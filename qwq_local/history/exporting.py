@@ -7,16 +7,14 @@ Knows no database.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from qwq_local.errors import HistoryError, UsageError
+from qwq_local.files import atomic_file
 from qwq_local.history.as_html import to_html
 from qwq_local.history.as_markdown import to_markdown
 from qwq_local.history.packing import storable
@@ -72,35 +70,13 @@ def save_text(path: Path, text: str, *, replaces: bool = False, mend: str = "Cho
 
     Raises HistoryError, with what to do, when it is there and must not be replaced.
     """
-    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.new")
     try:
-        with beside.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if replaces:
-            beside.replace(path)
-        else:
-            _give_name(beside, path)
+        with atomic_file(path, overwrite=replaces) as file:
+            file.write(text.encode())
     except FileExistsError:
         raise HistoryError(f"{path} is there already; nothing was written. {mend}") from None
     except OSError as error:
         raise HistoryError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-def _give_name(beside: Path, path: Path) -> None:
-    """Rename, but never over a file. Raises FileExistsError, OSError."""
-    try:
-        path.hardlink_to(beside)  # of two that write the same name, one fails
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if path.exists():
-            raise FileExistsError from None
-        beside.rename(path)
 
 
 def _turn_object(turn: TurnRecord) -> dict[str, object]:

@@ -11,13 +11,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from qwq_convert.writing.positioned import sync_folder
-
 from qwq_local.errors import HistoryError
+from qwq_local.files import LockHeld, lock_file, sync_folder
 from qwq_local.history.database import (
     DAMAGED_CODES,
     WAIT_S,
@@ -61,22 +59,18 @@ def open_database(path: Path, schema: Schema) -> tuple[Database, list[str]]:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Nobody else opens the history meanwhile: of two who find it old or damaged, one mends it."""
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=_OPENING_WAIT_S, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise HistoryError(f"the history {path} is being opened by another qwq. Try again.") from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        is_forbidden = getattr(error, "errno", None) in _FORBIDDEN
-        raise (HistoryNotWritable if is_forbidden else HistoryError)(
-            f"the history {path} cannot be locked: {reason}. QWQ_DATA_DIR moves it, and `qwq chat --private` "
-            "does without."
-        ) from None
-    try:
+    beside = path.with_name(path.name + ".lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_file(beside, timeout_s=_OPENING_WAIT_S, mode=0o600))
+        except LockHeld:
+            raise HistoryError(f"the history {path} is being opened by another qwq. Try again.") from None
+        except OSError as error:
+            raise (HistoryNotWritable if error.errno in _FORBIDDEN else HistoryError)(
+                f"the history {path} cannot be locked: {error.strerror or error}. QWQ_DATA_DIR moves it, and "
+                "`qwq chat --private` does without."
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _opened_or_new(path: Path, schema: Schema, notices: list[str]) -> Database:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from qwq_local.errors import HistoryError
+from qwq_local.files import LockHeld, lock_file
 from qwq_local.paths import make_private
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -32,7 +31,7 @@ class Owner:
     def __init__(self, folder: Path | None) -> None:
         self.token = secrets.token_hex(16)
         self._folder = folder
-        self._lock: FileLock | None = None
+        self._lock: ExitStack | None = None
 
     def hold(self) -> None:
         """Be alive for other processes, until `release` or the end of this process. Raises HistoryError.
@@ -44,10 +43,10 @@ class Owner:
         make_private(self._folder)
         self._remove_abandoned(self._folder)
         path = self._path(self._folder, self.token)
-        lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
+        lock = ExitStack()
         try:
-            lock.acquire()
-        except (OSError, Timeout, NotImplementedError) as error:
+            lock.enter_context(lock_file(path, mode=0o600))
+        except (OSError, LockHeld) as error:
             raise HistoryError(f"{path} cannot be locked: {error}. Move it with QWQ_DATA_DIR.") from None
         self._lock = lock
 
@@ -61,9 +60,9 @@ class Owner:
         if not path.exists():
             return False
         try:
-            with FileLock(path, timeout=0, thread_local=False):
+            with lock_file(path):
                 return False
-        except (OSError, Timeout, NotImplementedError):
+        except (OSError, LockHeld):
             return True
 
     def release(self) -> None:
@@ -73,7 +72,7 @@ class Owner:
         with suppress(OSError):
             self._path(self._folder, self.token).unlink(missing_ok=True)
         with suppress(OSError):
-            self._lock.release()
+            self._lock.close()
         self._lock = None
 
     def _remove_abandoned(self, folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from qwq_local.history.records import ConversationRecord, TurnRecord, TurnState
-from qwq_local.planning.words import duration
+from qwq_local.text import duration
 
 _STATES = {
     TurnState.RUNNING: "still being answered",

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwq_local.errors import ProfileError
-from qwq_local.planning.devices import GIB, Device, DeviceKind, Machine
+from qwq_local.planning.devices import Device, DeviceKind, Machine
 from qwq_local.profiles.files import NAME_FORM, ProfileFolders, read_table
 from qwq_local.profiles.keys import excerpt, nearest
 from qwq_local.profiles.rules import Number, Rule, Switch, Text
+from qwq_local.text import GIB
 
 MAX_GPUS = 16
 _MEMORY = Number(0, 4096, above_low=True)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from huggingface_hub import constants
-from qwq_convert.writing.positioned import allocated_bytes
 
 from qwq_local.errors import PullError
+from qwq_local.files import LockHeld, allocated_bytes, free_bytes, lock_file, write_atomically
 from qwq_local.models.partial import PARTIAL, remove_partial
 
 STALE_AFTER_S = 14 * 24 * 3600
@@ -64,22 +62,19 @@ class HubCache:
     def lock(self, repo: str, etag: str) -> Iterator[bool]:
         """Hold the lock of a blob within the block; False when another process has it."""
         path = self.root / ".locks" / self.folder(repo).name / f"{etag}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path, timeout=0, mode=0o664)
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        except (OSError, NotImplementedError) as error:
-            raise PullError(
-                f"{path} cannot be locked ({getattr(error, 'strerror', None) or error}). "
-                "Set HF_HUB_CACHE to another folder."
-            ) from None
-        try:
-            yield True
-        finally:
-            lock.release()
+        with ExitStack() as held:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock_file(path, mode=0o664))
+                is_mine = True
+            except LockHeld:
+                is_mine = False
+            except OSError as error:
+                reason = error.strerror or error
+                raise PullError(
+                    f"{path} cannot be locked ({reason}). Set HF_HUB_CACHE to another folder."
+                ) from None
+            yield is_mine
 
     def publish(self, repo: str, commit: str, name: str, etag: str) -> Path:
         """Link the blob into its snapshot, make that snapshot `main`; the linked path. Raises PullError."""
@@ -87,17 +82,16 @@ class HubCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _link(self.blob(repo, etag), path)
-            _write_beside(self.folder(repo) / "refs" / "main", commit)
+            main = self.folder(repo) / "refs" / "main"
+            main.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(main, commit.encode("ascii"), sync=False)
         except OSError as error:
             raise PullError(f"{path} cannot be written ({error.strerror}). Check its folder.") from None
         return path
 
     def free_bytes(self, repo: str) -> int:
         """What is free on the disk that a repository's blobs lie on."""
-        folder = self.folder(repo)
-        while not folder.is_dir():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        return free_bytes(self.folder(repo))
 
     def used_bytes(self) -> int:
         """What all blobs and partial files take on the disk."""
@@ -147,11 +141,4 @@ def _link(blob: Path, path: Path) -> None:
             os.link(blob, beside)
         except OSError:
             blob.replace(beside)
-    beside.replace(path)
-
-
-def _write_beside(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    beside.write_text(text, encoding="ascii")
     beside.replace(path)

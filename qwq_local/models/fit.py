@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from qwq_local.models.architecture import QWQ_32B, Shape
 from qwq_local.planning.shape import GRANULE, ModelShape, kv_token_bytes
+from qwq_local.text import GIB
 
-COMPUTE_RESERVE_BYTES = int(0.8 * 1024**3)
+COMPUTE_RESERVE_BYTES = int(0.8 * GIB)
 LEAST_CONTEXT = 16_384
 
 

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.errors import QwqError
+from qwq_local.files import write_atomically
 from qwq_local.models.header import Header
 from qwq_local.paths import make_private
 
@@ -56,11 +56,8 @@ class ModelIdentities:
     def record(self, path: Path, sha256: str) -> None:
         """Write down what the file's content is known to be, as after a verified download."""
         with suppress(OSError, QwqError):
-            make_private(self._folder)
-            descriptor, name = tempfile.mkstemp(dir=self._folder)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(sha256)
-            Path(name).replace(self._folder / _file_key(path))
+            folder = make_private(self._folder)
+            write_atomically(folder / _file_key(path), sha256.encode(), mode=0o600, sync=False)
 
     def close(self) -> None:
         """Stop computing; what was not finished begins anew another time."""

@@ -12,9 +12,8 @@ import json
 import os
 from pathlib import Path
 
-from qwq_convert.writing.positioned import BINARY, read_at, sync_folder, write_at
-
 from qwq_local.errors import PullError
+from qwq_local.files import BINARY, PartialFile, append, sync_folder, write_atomically
 from qwq_local.models.spans import Span, Spans
 
 PARTIAL = ".qwq-partial"
@@ -35,30 +34,30 @@ class Partial:
         self.n_bytes = n_bytes
         self.done = Spans()
         self.etag = ""
-        self._fd = self._journal = -1
+        self._journal = -1
         try:
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._read_journal()
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
-            self._keep(os.fstat(self._fd).st_size)
+            self._file = PartialFile(self.path)
+            try:
+                self._keep(self._file.n_bytes)
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
-            self.close()
             raise self._cannot_write(error) from None
 
     def write(self, position: int, content: bytes) -> None:
         """Put bytes at their place. Raises PullError when the disk does not take them."""
-        view = memoryview(content)
         try:
-            while view:
-                n_written = write_at(self._fd, view, position)
-                view, position = view[n_written:], position + n_written
+            self._file.write(content, position)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def read(self, start: int, n_bytes: int) -> bytes:
         """At most `n_bytes` that were written from `start` on. Raises PullError when the disk fails."""
         try:
-            return read_at(self._fd, n_bytes, start)
+            return self._file.read(n_bytes, start)
         except OSError as error:
             raise PullError(f"{self.path} cannot be read ({error.strerror}).") from None
 
@@ -76,7 +75,7 @@ class Partial:
         """Forget everything that came."""
         self.done, self.etag = Spans(), ""
         try:
-            os.ftruncate(self._fd, 0)
+            self._file.truncate(0)
             self._rewrite_journal()
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -84,9 +83,9 @@ class Partial:
     def publish(self) -> None:
         """Bring the bytes to the disk and give them the blob's name, in place of what had it before."""
         try:
-            os.fsync(self._fd)
+            self._file.sync()
             self.close()
-            self.path.replace(self._blob)
+            self._file.publish(self._blob)
             self._journal_path.unlink(missing_ok=True)
             sync_folder(self._blob.parent)
         except OSError as error:
@@ -99,10 +98,8 @@ class Partial:
 
     def close(self) -> None:
         """Close both files; a second call does nothing."""
-        for descriptor in (self._fd, self._journal):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._fd = self._journal = -1
+        self._file.close()
+        self._close_journal()
 
     def _keep(self, file_bytes: int) -> None:
         """Trust the journal no further than the file reaches, and write it anew without its torn line."""
@@ -110,7 +107,7 @@ class Partial:
         self.done = Spans(span for span in reach if span.n_bytes > 0)
         if not self.done:
             self.etag = ""
-            os.ftruncate(self._fd, 0)
+            self._file.truncate(0)
         self._rewrite_journal()
 
     def _read_journal(self) -> None:
@@ -136,17 +133,20 @@ class Partial:
         if self.etag:
             entries.append({"etag": self.etag})
         entries += [[span.start, span.end] for span in self.done]
-        beside = self._journal_path.with_name(self._journal_path.name + ".new")
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        content = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        self._close_journal()
+        beside = self._journal_path.with_name(f"{self._journal_path.name}.new")
+        write_atomically(self._journal_path, content, beside=beside, sync=False)
+        self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | BINARY)
+
+    def _close_journal(self) -> None:
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
-        beside.replace(self._journal_path)
-        self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | BINARY)
 
     def _append(self, entry: object) -> None:
         try:
-            os.write(self._journal, (json.dumps(entry) + "\n").encode())
+            append(self._journal, (json.dumps(entry) + "\n").encode())
         except OSError as error:
             raise self._cannot_write(error) from None
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwq_convert.writing.positioned import allocated_bytes
-
 from qwq_local.errors import PullError
+from qwq_local.files import allocated_bytes
 from qwq_local.models.blobs import HubCache
 from qwq_local.models.content_hash import hash_file
 from qwq_local.models.crew import Pace, still
@@ -22,8 +21,8 @@ from qwq_local.models.faults import Changed
 from qwq_local.models.hub import Hub, Listing, RemoteFile
 from qwq_local.models.partial import Partial, partial_path
 from qwq_local.models.transport import Source
+from qwq_local.text import binary_size
 
-GIB = 1024**3
 SPARE_BYTES = 64 * 2**20
 LOCK_LOOK_S = 0.5
 
@@ -111,7 +110,7 @@ def check_space(cache: HubCache, repo: str, files: Sequence[RemoteFile]) -> None
     free = cache.free_bytes(repo)
     if missing and free < missing + SPARE_BYTES:
         raise PullError(
-            f"{cache.root} needs {missing / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free. "
+            f"{cache.root} needs {binary_size(missing)} more, {binary_size(free)} are free. "
             "Free some space, choose a smaller type (`qwq pull --list`), or set HF_HUB_CACHE to another disk."
         )
 

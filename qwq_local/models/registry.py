@@ -8,16 +8,13 @@ the registry starts empty. Knows no network and no other tool's files.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from qwq_local.errors import QwqError
+from qwq_local.files import LockHeld, lock_file, write_atomically
 from qwq_local.paths import make_private
 
 FILE = "models.json"
@@ -102,23 +99,16 @@ class Registry:
         """Apply a change to what is known, one process at a time. Raises QwqError when it cannot be kept."""
         make_private(self._folder)
         try:
-            with self._locked():
+            with lock_file(self._path.with_suffix(".lock"), timeout_s=LOCK_TIMEOUT_S):
                 self._set_aside_if_damaged()
                 state = how(self.read())
                 self._write(state)
                 return state
-        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
-            reason = getattr(error, "strerror", None) or error
-            raise QwqError(f"{self._path} cannot be written ({reason}). QWQ_DATA_DIR moves it.") from None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self._path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S)
-        try:
-            with lock:
-                yield
-        except Timeout:
+        except LockHeld:
             raise QwqError(f"{self._path} is locked by another qwq. Wait for it, then try again.") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise QwqError(f"{self._path} cannot be written ({reason}). QWQ_DATA_DIR moves it.") from None
 
     def _set_aside_if_damaged(self) -> None:
         try:
@@ -131,12 +121,7 @@ class Registry:
     def _write(self, state: State) -> None:
         records = [asdict(record) for record in state.records.values()]
         text = json.dumps({"format": FORMAT, "default": state.default, "models": records}, indent=1)
-        beside = self._path.with_suffix(".new")
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
+        write_atomically(self._path, f"{text}\n".encode(), beside=self._path.with_suffix(".new"))
 
 
 def _state(content: Any) -> State:

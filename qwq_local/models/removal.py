@@ -13,8 +13,7 @@ from pathlib import Path
 from qwq_local.errors import QwqError, UsageError
 from qwq_local.models.inventory import LocalModel, Origin, Places
 from qwq_local.models.registry import State
-
-MB = 10**6
+from qwq_local.text import decimal_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,9 @@ def plan_removal(model: LocalModel, places: Places) -> Removal:
                 f"hf cache rm model/{model.repo}"
             )
         case Origin.BUNDLED:
-            raise UsageError(f"{model.name} comes with qwq and takes {model.n_bytes / MB:.0f} MB: it stays.")
+            raise UsageError(
+                f"{model.name} comes with qwq and takes {decimal_size(model.n_bytes, 0)}: it stays."
+            )
         case Origin.ADDED:
             return Removal(model, (), 0)
         case Origin.CONVERTED:

@@ -23,14 +23,15 @@ from qwq_convert.request import ConvertEvent, ConvertRequest, TensorDone
 from qwq_convert.writing.journal import read_journal
 from qwq_convert.writing.output import journal_path
 from qwq_convert.writing.partial import partial_path
-from qwq_convert.writing.positioned import allocated_bytes
 
 from qwq_local.errors import PullError
+from qwq_local.files import allocated_bytes, free_bytes
 from qwq_local.models.arriving import MOST_SHARDS, ArrivingShards, Headers, Keeping
 from qwq_local.models.blobs import HubCache
-from qwq_local.models.pull import GIB, SPARE_BYTES, Puller, PullEvent, pull_files
+from qwq_local.models.pull import SPARE_BYTES, Puller, PullEvent, pull_files
 from qwq_local.models.remote_checkpoint import RemoteCheckpoint, headers_of
 from qwq_local.models.skeleton import DOCUMENTS, fetch_skeleton, shards_of
+from qwq_local.text import binary_size
 
 LOOK_S = 0.2
 JOURNAL_EVERY_S = 1.0
@@ -149,9 +150,9 @@ def _check_space(plan: Plan, headers: Headers, own: HubCache) -> None:
     same = root.stat().st_dev == folder.stat().st_dev
     needed = {folder: output + shards if same else output} | ({} if same else {root: shards})
     for place, n_bytes in needed.items():
-        free = HubCache(place).free_bytes("")
+        free = free_bytes(place)
         if free < n_bytes + SPARE_BYTES:
             raise PullError(
-                f"{place} needs {n_bytes / GIB:.1f} GiB for the output and two shards, {free / GIB:.1f} GiB "
+                f"{place} needs {binary_size(n_bytes)} for the output and two shards, {binary_size(free)} "
                 "are free. Free some space, or move --out or QWQ_CACHE_DIR to another disk."
             )

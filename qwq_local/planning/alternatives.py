@@ -11,7 +11,7 @@ from qwq_local.planning.placement import DeviceUse
 from qwq_local.planning.plan import NothingFits, Plan, Request, make_plan
 from qwq_local.planning.shape import GRANULE, ModelSizes
 from qwq_local.planning.window import Wish
-from qwq_local.planning.words import amount
+from qwq_local.text import binary_size
 
 MOST = 3
 # File type -> bits a weight, from the sizes of QwQ-32B's files; other models come close.
@@ -34,11 +34,14 @@ def plan_or_explain(request: Request) -> Plan:
 
 def _shortage(least: Plan) -> str:
     short = _short_of(least.uses)
-    parts = f"weights {amount(short.weights)}, KV {amount(short.kv_cache)}, compute {amount(short.compute)}"
+    parts = ", ".join(
+        f"{what} {binary_size(n_bytes)}"
+        for what, n_bytes in (("weights", short.weights), ("KV", short.kv_cache), ("compute", short.compute))
+    )
     settings = f"{least.n_ctx:,} tokens, {least.kv_type} KV"
     return (
-        f"does not fit: needs {amount(short.total)} of {short.name} memory ({parts}) for {settings}; "
-        f"{amount(short.usable)} may be used."
+        f"does not fit: needs {binary_size(short.total)} of {short.name} memory ({parts}) for {settings}; "
+        f"{binary_size(short.usable)} may be used."
     )
 
 
@@ -81,7 +84,7 @@ def _offers(request: Request, least: Plan) -> Iterator[str]:
     for file_type, model in _smaller_files(request.demand.model):
         tried = replace(request, demand=replace(request.demand, model=model))
         if (lacking := _lacking(tried)) is None:
-            yield f"{file_type} (about {amount(model.total_bytes)})"
+            yield f"{file_type} (about {binary_size(model.total_bytes)})"
         else:
             too_large.append(f"{file_type} and {_more(lacking)}")
     yield _more(least.uses)
@@ -90,7 +93,7 @@ def _offers(request: Request, least: Plan) -> Iterator[str]:
 
 def _more(uses: tuple[DeviceUse, ...]) -> str:
     short = _short_of(uses)
-    return f"{amount(-short.free)} more free {short.name} memory"
+    return f"{binary_size(-short.free)} more free {short.name} memory"
 
 
 def _lacking(request: Request) -> tuple[DeviceUse, ...] | None:

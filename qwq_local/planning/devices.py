@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-MIB = 1 << 20
-GIB = 1 << 30
-
 
 class DeviceKind(StrEnum):
     """What a device is to ggml."""

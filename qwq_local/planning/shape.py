@@ -8,25 +8,35 @@ from types import MappingProxyType
 
 # llama.cpp pads the KV cache to this many tokens.
 GRANULE = 256
-# KV type -> values in a block and bytes of it (ggml's block_q8_0 and so on).
-KV_BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
+
+
+@dataclass(frozen=True, slots=True)
+class KvType:
+    """A type of KV cache: its number in ggml's enum ggml_type, a block's values and its bytes."""
+
+    ggml: int
+    block_values: int
+    block_bytes: int
+
+
+KV_TYPES: Mapping[str, KvType] = MappingProxyType(
     {
-        "f32": (1, 4),
-        "f16": (1, 2),
-        "bf16": (1, 2),
-        "q8_0": (32, 34),
-        "q5_1": (32, 24),
-        "q5_0": (32, 22),
-        "q4_1": (32, 20),
-        "q4_0": (32, 18),
-        "iq4_nl": (32, 18),
+        "f16": KvType(1, 1, 2),
+        "bf16": KvType(30, 1, 2),
+        "f32": KvType(0, 1, 4),
+        "q8_0": KvType(8, 32, 34),
+        "q5_1": KvType(7, 32, 24),
+        "q5_0": KvType(6, 32, 22),
+        "q4_1": KvType(3, 32, 20),
+        "q4_0": KvType(2, 32, 18),
+        "iq4_nl": KvType(20, 32, 18),
     }
 )
 
 
 def is_quantized(kv_type: str) -> bool:
     """Whether the type stores blocks; such a V cache needs flash attention."""
-    return KV_BLOCKS[kv_type][0] > 1
+    return KV_TYPES[kv_type].block_values > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class ModelShape:
 
     def can_store(self, kv_type: str) -> bool:
         """Whether a head divides into the blocks of a KV type."""
-        return self.head_dim % KV_BLOCKS[kv_type][0] == 0
+        return self.head_dim % KV_TYPES[kv_type].block_values == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,6 @@ def kv_token_bytes(shape: ModelShape, kv_type_k: str, kv_type_v: str) -> int:
     """Bytes of one token's key and value in one layer."""
     total = 0
     for kv_type in (kv_type_k, kv_type_v):
-        values, n_bytes = KV_BLOCKS[kv_type]
-        total += shape.kv_width // values * n_bytes
+        kind = KV_TYPES[kv_type]
+        total += shape.kv_width // kind.block_values * kind.block_bytes
     return total

@@ -5,26 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.events import Ledger, Planned, TurnStats
-from qwq_local.planning.devices import GIB, MIB
 from qwq_local.planning.placement import DeviceUse
 from qwq_local.planning.plan import Plan, Sacrifice
-
-
-def amount(n_bytes: int) -> str:
-    """Bytes in GiB, or in MiB below one tenth of that."""
-    if abs(n_bytes) < GIB // 10:
-        return f"{n_bytes / MIB:.1f} MiB"
-    return f"{n_bytes / GIB:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: 0.4 s is `0s`, 72 is `1m12s`, 7,320 is `2h02m`."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+from qwq_local.text import binary_size
 
 
 def plan_line(plan: Plan) -> str:
@@ -125,7 +108,7 @@ def _place(plan: Plan) -> str:
 
 
 def _memory(use: DeviceUse) -> str:
-    return f"{use.name} {amount(use.total)} of {amount(use.usable)}"
+    return f"{use.name} {binary_size(use.total)} of {binary_size(use.usable)}"
 
 
 def _given_up(plan: Plan, sacrifice: Sacrifice) -> str:

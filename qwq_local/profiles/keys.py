@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 from qwq_local.engine.api import DEFAULT_ORDER, SamplerSettings
 from qwq_local.errors import ProfileError
+from qwq_local.planning.shape import KV_TYPES
 from qwq_local.profiles.rules import Choice, Files, Number, Rule, Several, Switch, Text, quoted
 
 MAX_TOKENS = 1 << 20  # no window is near it; keeps a slip of the finger out of the memory plan
 MAX_SEED = 0xFFFFFFFE  # llama.cpp reads 0xFFFFFFFF as "draw one"
-QUANTIZED_KV_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-KV_TYPES = ("f16", "bf16", "f32", *QUANTIZED_KV_TYPES)
 EXCERPT_CHARS = 60
 
 
@@ -139,7 +138,7 @@ RULES: Mapping[str, Rule] = {
     "seed": Number(0, MAX_SEED, whole=True, words={"random": None}),
     "n_ctx": _tokens(64, auto=None),
     "yarn": Number(1, 64, words={"off": 1.0, "auto": None}),
-    "kv_type": Choice(KV_TYPES, auto=True),
+    "kv_type": Choice(tuple(KV_TYPES), auto=True),
     "flash_attention": Switch(auto=True),
     "n_batch": Number(1, 65_536, whole=True),
     "n_ubatch": Number(1, 65_536, whole=True),

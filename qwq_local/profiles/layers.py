@@ -15,8 +15,10 @@ from typing import Any
 
 from qwq_local.errors import ProfileError
 from qwq_local.paths import Directories, bundled
+from qwq_local.planning.shape import is_quantized
+from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.files import Kind, Layer, ProfileEntry, ProfileFolders, file_layers, list_profiles
-from qwq_local.profiles.keys import QUANTIZED_KV_TYPES, RULES, Profile, accepted_text, nearest
+from qwq_local.profiles.keys import RULES, Profile, accepted_text, nearest
 
 __all__ = [
     "Kind",
@@ -31,7 +33,6 @@ __all__ = [
     "resolve",
 ]
 
-DEFAULT_MODEL = "qwq-32b"
 DEFAULT_ORIGIN = "default"
 ENVIRONMENT_PREFIX = "QWQ_"
 FLAG = "--set"
@@ -149,7 +150,7 @@ def _check_together(profile: Profile, origins: Mapping[str, str]) -> None:
             f"{origins['yarn']}: yarn is {RULES['yarn'].show(profile.yarn)}, allowed: off, auto or one of "
             f"{RULES['yarn_factors'].show(profile.yarn_factors)} (yarn_factors: {origins['yarn_factors']})."
         )
-    if profile.kv_type in QUANTIZED_KV_TYPES and profile.flash_attention is False:
+    if profile.kv_type is not None and is_quantized(profile.kv_type) and profile.flash_attention is False:
         raise ProfileError(
             f"kv_type {profile.kv_type} ({origins['kv_type']}) needs flash attention, which is off "
             f"({origins['flash_attention']}). Set flash_attention to on or auto, or kv_type to f16."

@@ -22,10 +22,10 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from qwq_local.planning.words import duration
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
 from qwq_local.terminal.sanitizer import Sanitizer, one_line
+from qwq_local.text import duration
 
 Think = Literal["show", "hide"]
 

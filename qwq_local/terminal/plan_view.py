@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from qwq_local.events import DeviceBytes, Planned
 from qwq_local.planning.table import Cell, Fit, Row
-from qwq_local.planning.words import amount, choice_lines, ledger_line
+from qwq_local.planning.words import choice_lines, ledger_line
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
+from qwq_local.text import binary_size
 
 _PLAIN = "\x1b[0m"
 _COLORS = {Fit.FITS: "\x1b[32m", Fit.PARTLY: "\x1b[33m", Fit.NOT: "\x1b[31m"}
@@ -46,7 +47,7 @@ def table_lines(rows: Sequence[Row], n_offloadable: int, *, has_color: bool) -> 
 
 
 def _cell_text(cell: Cell, n_offloadable: int) -> str:
-    size = f"{amount(cell.total_bytes):>9}"
+    size = f"{binary_size(cell.total_bytes):>9}"
     match cell.fit:
         case Fit.FITS:
             return f"{size} fits"
@@ -62,7 +63,7 @@ def device_lines(devices: Sequence[DeviceBytes], columns: int, *, has_color: boo
     name_width = max((cell_width(one_line(device.name, 20)) for device in shown), default=0)
     for device in shown:
         used = device.weights + device.kv_cache + device.compute
-        figures = f"{amount(used)} of {amount(device.usable)}"
+        figures = f"{binary_size(used)} of {binary_size(device.usable)}"
         cells = min(_MAX_BAR_CELLS, columns - name_width - len(figures) - 5)
         name = f"{one_line(device.name, 20):<{name_width}}"
         bar = f"[{_bar(device, cells, has_color=has_color)}] " if cells >= 10 else ""
@@ -72,7 +73,7 @@ def device_lines(devices: Sequence[DeviceBytes], columns: int, *, has_color: boo
         totals = [
             sum(getattr(device, part) for device in shown) for part in ("weights", "kv_cache", "compute")
         ]
-        parts = [f"{what} {amount(total)}" for what, total in zip(legend, totals, strict=True)]
+        parts = [f"{what} {binary_size(total)}" for what, total in zip(legend, totals, strict=True)]
         yield f"{' ' * name_width} {'  '.join(parts)}  {_FREE} free"
 
 

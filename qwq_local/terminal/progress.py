@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwq_local.planning.words import duration
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
+from qwq_local.text import duration, time_left
 
 Clock = Callable[[], float]
 """Seconds from any start, never backwards; time.monotonic in the program."""
@@ -133,7 +133,7 @@ class Progress:
         if self.elapsed_s > 0 and computed > 0:
             rate = computed / self.elapsed_s
             parts.append(unit.rate(rate))
-            parts.append(f"{duration_left((self._total - self._done) / rate)} left")
+            parts.append(f"{time_left((self._total - self._done) / rate)} left")
         return " · ".join(parts)
 
 
@@ -162,11 +162,6 @@ class ProgressBar:
         self._line.erase()
 
 
-def duration_left(seconds: float) -> str:
-    """A time still to wait: `22 s`, and from a minute on as `duration` writes it."""
-    return f"{int(seconds + 0.5)} s" if seconds < 59.5 else duration(seconds)
-
-
 def rough_duration(seconds: float) -> str:
     """An estimated time in steps that it may be off by: `4 s`, `25 s`, `2m30s`, `25m`, `2h20m`."""
     for below, step in ((20, 1), (59, 5), (600, 30), (1200, 60), (3600, 300)):
@@ -186,14 +181,6 @@ PLAIN_EVERY_S = 30.0
 # The rate is that of the last seconds: tensors of different types take different times.
 RATE_OVER_S = 20.0
 BAR_CELLS = 24
-
-
-def size_text(n_bytes: int) -> str:
-    """A size for a person, with three or four figures: `2.80 MiB`, `18.48 GiB`."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:,.2f} {unit}"
-    return f"{n_bytes:,} bytes"
 
 
 class WorkLine:
@@ -241,5 +228,5 @@ class WorkLine:
         elapsed = self._clock() - start
         if elapsed > 0 and done > done_then:
             rate = (done - done_then) / elapsed
-            parts += [f"{rate / 1e6:,.1f} MB/s", f"{duration_left((self._total - done) / rate)} left"]
+            parts += [f"{rate / 1e6:,.1f} MB/s", f"{time_left((self._total - done) / rate)} left"]
         return " · ".join(parts)

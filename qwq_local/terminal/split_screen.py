@@ -13,6 +13,7 @@ from qwq_local.splitting.plan import SplitPlanned
 from qwq_local.terminal.ask_screen import AskScreen, Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock, rough_duration
+from qwq_local.text import plural
 
 
 class SplitScreen:
@@ -44,7 +45,7 @@ class SplitScreen:
                     self._hidden.append(event)
             case Joining(answers):
                 self._begin(AskScreen(self._out, self._err, self._clock, self._think), is_part=False)
-                self._line(f"the last pass: over {_counted(answers, 'answer')}")
+                self._line(f"the last pass: over {plural(answers, 'answer')}")
             case Planned() if event.line == self._plan_line:
                 pass
             case Answer() if self._is_part and not self._shows_answers:
@@ -81,7 +82,7 @@ def plan_line(event: SplitPlanned) -> str:
     """How many passes there will be, on one line."""
     joins = event.passes - event.parts
     return (
-        f"asked in {_counted(event.passes, 'pass')}: {_counted(event.parts, 'part')} of up to "
+        f"asked in {plural(event.passes, 'pass')}: {plural(event.parts, 'part')} of up to "
         f"{event.part_tokens:,} tokens that share up to {event.overlap_tokens:,}, then their answers "
         f"together{f' in some {joins:,} more' if joins > 1 else ''}."
     )
@@ -96,8 +97,3 @@ def place_of(event: PartStarted | PartDone) -> str:
 
 def _left(event: PartStarted) -> str:
     return f" · about {rough_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
-
-
-def _counted(count: int, what: str) -> str:
-    plural = what + ("es" if what.endswith("s") else "s")
-    return f"{count:,} {what if count == 1 else plural}"

@@ -162,6 +162,8 @@ def overflow(path: Path, n_bytes: int) -> None:
 
 def be_nobody() -> None:
     """No longer be one who may write everything."""
+    import filelock  # noqa: F401 (NOBODY may not read where it is installed)
+
     if os.geteuid() == 0:
         os.setegid(NOBODY)
         os.seteuid(NOBODY)

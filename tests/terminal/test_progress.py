@@ -7,7 +7,7 @@ import io
 import pytest
 
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine, rough_duration, size_text
+from qwq_local.terminal.progress import WorkLine, rough_duration
 from qwq_local.terminal.sanitizer import cell_width
 from tests.terminal.fake_terminal import Clock, Terminal
 
@@ -154,18 +154,3 @@ def test_a_terminal_that_cannot_draw_over_gets_plain_lines(clock: Clock) -> None
 )  # fmt: skip
 def test_an_estimate_is_as_rough_as_it_may_be_off(seconds: float, text: str) -> None:
     assert rough_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "text"),
-    [
-        (0, "0 bytes"),
-        (1_048_575, "1,048,575 bytes"),
-        (2**20, "1.00 MiB"),
-        (2_938_432, "2.80 MiB"),
-        (19_851_336_256, "18.49 GiB"),
-        (65_527_752_704 * 2, "122.05 GiB"),
-    ],
-)
-def test_sizes_are_for_a_person(n_bytes: int, text: str) -> None:
-    assert size_text(n_bytes) == text

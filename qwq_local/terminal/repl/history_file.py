@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from qwq_local.errors import QwqError
+from qwq_local.files import atomic_file, lock_open_file
 from qwq_local.paths import make_private
 
 MAX_ENTRIES = 5000
@@ -64,19 +64,12 @@ class HistoryFile:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             with open(descriptor, "a+b", buffering=0) as file:  # noqa: PTH123
-                _lock(descriptor)
-                if not self._is_current(descriptor):
+                if not lock_open_file(descriptor, self._path, wait=True):
                     continue  # rewritten by another process while this one waited for the lock
                 if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
                     os.fchmod(descriptor, 0o600)
                 yield file
                 return
-
-    def _is_current(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), self._path.stat())
-        except FileNotFoundError:
-            return False
 
     def _size(self) -> int:
         try:
@@ -88,15 +81,8 @@ class HistoryFile:
         """Write the newest entries beside the file and rename it, under the file's lock."""
         with self._open() as file:
             entries, _ = _read(file)
-            descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}-", dir=self._path.parent)
-            beside = Path(name)
-            try:
-                with open(descriptor, "wb") as new:  # noqa: PTH123
-                    new.writelines(json.dumps(parts).encode() + b"\n" for parts in entries)
-                beside.replace(self._path)
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                raise
+            with atomic_file(self._path, mode=0o600, sync=False) as new:
+                new.writelines(json.dumps(parts).encode() + b"\n" for parts in entries)
 
 
 def _read(file: BinaryIO) -> tuple[list[list[str]], int]:
@@ -127,12 +113,3 @@ def _ends_mid_line(file: BinaryIO) -> bool:
         return False
     file.seek(size - 1)
     return file.read(1) != b"\n"
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for the other processes; the lock ends when the file is closed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one write is whole enough
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from qwq_local.chat.events import Recalled, Said, ThinkView
 from qwq_local.events import CloseReason, Planned, ThinkingClosed
-from qwq_local.planning.words import duration
 from qwq_local.terminal.layout import BLANK, BOLD, DIM, MIN_WIDTH, PLAIN, RED, Row, RowLayout, RowStyle
 from qwq_local.terminal.markdown import markdown_rows
 from qwq_local.terminal.repl.thinking_view import STEERED
 from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.text import duration
 
 QUESTION_ROWS = 20
 """Rows of a question that are shown; the rest of a long one is counted."""

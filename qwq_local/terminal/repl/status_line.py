@@ -25,9 +25,9 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from qwq_local.planning.words import duration
 from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.sanitizer import cell_width, one_line
+from qwq_local.text import duration
 
 RATE_OVER_S = 5.0
 """The rate is that of the last seconds: steady enough to be read, and it follows a long context."""

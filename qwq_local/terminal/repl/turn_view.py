@@ -26,7 +26,6 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from qwq_local.planning.words import duration
 from qwq_local.terminal.layout import BLANK, Row, RowLayout
 from qwq_local.terminal.markdown import MarkdownRows, live_limit
 from qwq_local.terminal.output import Output
@@ -36,6 +35,7 @@ from qwq_local.terminal.repl.scrollback import with_gap
 from qwq_local.terminal.repl.status_line import Phase, TurnStatus, status_rows
 from qwq_local.terminal.repl.thinking_view import Thought, ThoughtView
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.text import duration
 
 
 @dataclass(frozen=True, slots=True)
