@@ -13,7 +13,7 @@ from typing import Any
 
 from qwq_local.backend.question import Question
 from qwq_local.chat.chat import Chat
-from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.events import ChatEvent, Said, Shown
 from qwq_local.chat.setup import ChatSetup
 from qwq_local.errors import DoesNotFit, PromptTooLong, QwqError
 from qwq_local.events import (
@@ -36,6 +36,7 @@ from qwq_local.history.archive import Archive
 from qwq_local.paths import Directories
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
+from qwq_local.terminal.chat_lines import lines_of
 
 NATIVE = 1000
 Script = Callable[["QueuedBackend", Question], Iterator[Event]]
@@ -198,7 +199,7 @@ class Talking:
 
 def said(events: Iterable[ChatEvent]) -> list[str]:
     """The lines among some events."""
-    return [text for event in events if isinstance(event, Said) for text in event.lines]
+    return [text for event in events if isinstance(event, Shown) for text in lines_of(event)]
 
 
 def errors(events: Iterable[ChatEvent]) -> list[str]:

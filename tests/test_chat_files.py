@@ -312,7 +312,7 @@ def test_a_file_that_a_question_names_is_priced_before_it_is_sent(talk: Talking,
     (tree / "long.txt").write_text("word " * 1500)
     events = talk.submit("See @long.txt and @a.txt", says())
     assert isinstance(events[0], Asking)
-    assert said(events[1:2]) == [
+    assert said(events[1:3]) == [
         "long.txt  1,502 tokens",
         "a.txt         5 tokens",
         "the prompt has 1,511 tokens with them. YaRN 2 needed: window 2,000 · context 2,000, now 1,000.",

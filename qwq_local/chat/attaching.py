@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePath
-from unicodedata import east_asian_width
 
 from qwq_local.backend.question import Question
-from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.events import ChatEvent, Said, Shown, TextTable
 from qwq_local.chat.files import (
     MAX_BYTES,
     Found,
@@ -42,11 +41,9 @@ def file_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Attach files to the next question, list those that wait, or take them back."""
     words = split_arguments(arguments)
     if not words:
-        yield Said(
-            tuple(_waiting(session)) or ("no file waits for the next question: /file PATH attaches one.",)
-        )
+        yield from _waiting(session, "no file waits for the next question: /file PATH attaches one.")
     elif words[0] == "drop":
-        yield _dropped(session, words[1:])
+        yield from _dropped(session, words[1:])
     else:
         if len(words) > 1 and is_file(arguments.strip(), session.setup.cwd):
             words = [arguments.strip()]
@@ -87,7 +84,9 @@ def _attach(session: Session, words: Sequence[str]) -> Iterator[ChatEvent]:
     if not added:
         yield from (Said(tuple(notes)),) if notes else ()
         return
-    yield Said((*_tokens_lines(session, added), *notes))
+    yield from _shown_tokens(session, added)
+    if notes:
+        yield Said(tuple(notes))
     yield Said(tuple(price_lines(session, next_question(session))))
 
 
@@ -127,46 +126,41 @@ def _read(file: FoundFile) -> Attachment:
     return Attachment(file.name, read_text(file.path, MAX_BYTES, name=file.name))
 
 
-def _tokens_lines(session: Session, names: Sequence[str]) -> Iterator[str]:
+def _shown_tokens(session: Session, names: Sequence[str]) -> Iterator[Shown]:
     """The tokens of each file and of all that wait."""
-    yield from _aligned([(name, session.attached[name].tokens) for name in names])
+    yield from _token_table([(name, session.attached[name].tokens) for name in names])
     count, total = len(session.attached), sum(each.tokens for each in session.attached.values())
     files = "1 file waits" if count == 1 else f"{count} files wait"
-    yield f"{files} for the next question: {total:,} tokens in front of it."
+    yield Said((f"{files} for the next question: {total:,} tokens in front of it.",))
 
 
-def _aligned(counts: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """A line for each of the first files, one for the rest."""
+def _token_table(counts: Sequence[tuple[str, int]]) -> Iterator[Shown]:
+    """A row for each of the first files, a line for the rest."""
     shown, rest = counts[:_SHOWN_FILES], counts[_SHOWN_FILES:]
-    width = max(_cells(name) for name, _ in shown)
-    figures = max(len(f"{tokens:,}") for _, tokens in shown)
-    for name, tokens in shown:
-        yield f"{name}{' ' * (width - _cells(name))}  {tokens:>{figures},} tokens"
+    yield TextTable(tuple((name, f"{tokens:,} tokens") for name, tokens in shown), right=(1,))
     if rest:
-        yield f"and {len(rest)} more files, {sum(tokens for _, tokens in rest):,} tokens"
+        yield Said((f"and {len(rest)} more files, {sum(tokens for _, tokens in rest):,} tokens",))
 
 
-def _cells(name: str) -> int:
-    """How wide a terminal shows a name, nearly."""
-    return len(name) + sum(east_asian_width(character) in "WF" for character in name)
-
-
-def mentioned_lines(session: Session, named: Sequence[Attachment], question: Question) -> Iterator[str]:
+def price_of_named(session: Session, named: Sequence[Attachment], question: Question) -> Iterator[Shown]:
     """The tokens of files that a question names, and what they do to its plan. Raises PromptTooLong."""
     count = session.answering.backend.count_tokens
     if named:
-        yield from _aligned([(attachment.name, count(fence(attachment))) for attachment in named])
-        yield from price_lines(session, question)
+        yield from _token_table([(attachment.name, count(fence(attachment))) for attachment in named])
+        yield Said(tuple(price_lines(session, question)))
 
 
-def _waiting(session: Session) -> Iterator[str]:
+def _waiting(session: Session, none: str) -> Iterator[Shown]:
     if session.attached:
-        yield from _tokens_lines(session, list(session.attached))
+        yield from _shown_tokens(session, list(session.attached))
+    else:
+        yield Said((none,))
 
 
-def _dropped(session: Session, names: Sequence[str]) -> Said:
+def _dropped(session: Session, names: Sequence[str]) -> Iterator[Shown]:
     if not session.attached:
-        return Said(("no file waits for the next question.",))
+        yield Said(("no file waits for the next question.",))
+        return
     gone = list(session.attached) if not names else []
     for name in names:
         found = [known for known in session.attached if _is_called(known, name)]
@@ -175,8 +169,8 @@ def _dropped(session: Session, names: Sequence[str]) -> Said:
         gone += found
     for known in dict.fromkeys(gone):
         del session.attached[known]
-    left = tuple(_waiting(session)) or ("no file waits any more.",)
-    return Said((f"taken back: {_named_files(list(dict.fromkeys(gone)))}", *left))
+    yield Said((f"taken back: {_named_files(list(dict.fromkeys(gone)))}",))
+    yield from _waiting(session, "no file waits any more.")
 
 
 def _named_files(names: Sequence[str]) -> str:

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qwq_local.chat import attaching, conversing, recalling, saving, setting, weighing
-from qwq_local.chat.events import COMMAND, ChatEvent, Leave, Said
+from qwq_local.chat.events import COMMAND, ChatEvent, CommandHelp, Leave, TextTable
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
 from qwq_local.profiles.keys import nearest
 
 Handler = Callable[[Session, str], Iterator[ChatEvent]]
-_USAGE_WIDTH = 31
-_KEY_WIDTH = 17
+_MORE_HELP = (
+    ("@PATH in a question", "attach a file where it is named"),
+    ("/help keys", "the keys of a terminal"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,15 @@ def find_command(name: str) -> Command:
 def help_command(_session: Session, arguments: str) -> Iterator[ChatEvent]:
     """All commands, one of them in detail, or the keys."""
     if arguments.strip().removeprefix("/").lower() == "keys":
-        yield Said(tuple(f"{key:<{_KEY_WIDTH}}  {does}" for key, does in KEYS))
+        yield TextTable(KEYS)
         return
     if arguments.strip():
         command = find_command(arguments.strip().removeprefix("/").lower())
         also = (f"also: {', '.join('/' + alias for alias in command.aliases)}",) if command.aliases else ()
-        yield Said((command.usage, f"  {command.help}", *(f"  {line}" for line in (*command.details, *also))))
+        yield CommandHelp(command.usage, (command.help, *command.details, *also))
         return
-    lines = [f"{command.usage:<{_USAGE_WIDTH}}  {command.help}" for command in COMMANDS]
-    more = {"@PATH in a question": "attach a file where it is named", "/help keys": "the keys of a terminal"}
-    yield Said((*lines, *(f"{what:<{_USAGE_WIDTH}}  {does}" for what, does in more.items())))
+    commands = ((command.usage, command.help) for command in COMMANDS)
+    yield TextTable((*commands, *_MORE_HELP))
 
 
 def exit_command(_session: Session, _arguments: str) -> Iterator[ChatEvent]:

@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from qwq_local.chat.answering import settings_of
-from qwq_local.chat.attaching import mentioned, mentioned_lines
+from qwq_local.chat.attaching import mentioned, price_of_named
 from qwq_local.chat.conversation import called
-from qwq_local.chat.events import ChatEvent, Edit, Recalled, Said
+from qwq_local.chat.events import ChatEvent, Edit, Recalled, Said, Shown, TextTable
 from qwq_local.chat.files import split_arguments
 from qwq_local.chat.session import Session, fences, thoughts
 from qwq_local.chat.setting import seeded, take_over
@@ -77,7 +77,7 @@ def _parted(session: Session) -> Iterator[ChatEvent]:
 
 def _asked(session: Session, asked: Asked, named: Sequence[Attachment]) -> Iterator[ChatEvent]:
     """Ask, and before it is sent say what the files cost that the question names."""
-    yield from ask(session, asked, lambda question: mentioned_lines(session, named, question))
+    yield from ask(session, asked, lambda question: price_of_named(session, named, question))
 
 
 def continue_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
@@ -208,7 +208,7 @@ def name_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
 def resume_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Go on with a conversation of the history; without a name list the latest."""
     if not arguments.strip():
-        yield Said(tuple(recent_lines(session)))
+        yield from recent_conversations(session)
         return
     yield from resumed(session, session.archive.find(arguments.strip()))
 
@@ -232,18 +232,19 @@ def resumed(
     yield Said(tuple(lines))
 
 
-def recent_lines(session: Session) -> Iterator[str]:
-    """The latest conversations, a line for each."""
+def recent_conversations(session: Session) -> Iterator[Shown]:
+    """The latest conversations, a row for each."""
     records = [record for record in session.archive.conversations(_LISTED) if record.n_turns]
     if not records:
-        yield "the history is empty."
+        yield Said(("the history is empty.",))
         return
-    width = max(len(str(record.id)) for record in records)
+    rows = []
     for record in records:
         here = " · this one" if record.id == session.conversation.id else ""
-        count = plural(record.n_turns, "turn")
-        yield f"{record.id:>{width}}  {minute_of(record.changed_at)}  {called(record)} · {count}{here}"
-    yield "/resume NAME or ID goes on with one."
+        title = f"{called(record)} · {plural(record.n_turns, 'turn')}{here}"
+        rows.append((str(record.id), minute_of(record.changed_at), title))
+    yield TextTable(tuple(rows), right=(0,))
+    yield Said(("/resume NAME or ID goes on with one.",))
 
 
 def recalled(turn: TurnRecord) -> Recalled:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from qwq_local.events import Event
+from qwq_local.events import Event, Ledger, Planned
 
 COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:\s+(.*))?\s*", re.DOTALL)
 """A whole line that is a command: its name, and what follows it. A path such as /etc/hosts is none."""
@@ -50,6 +50,42 @@ class Said:
 
     lines: tuple[str, ...]
     is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """Rows of cells, to be shown in columns; `right` are the columns whose cells are aligned to the right."""
+
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandHelp:
+    """How a command is written, and lines about it."""
+
+    usage: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContextUse:
+    """Who has the context: `prompt_tokens` of `n_ctx`, divided as the ledger says."""
+
+    ledger: Ledger
+    prompt_tokens: int
+    n_ctx: int
+
+
+@dataclass(frozen=True, slots=True)
+class NextPlan:
+    """What is planned for the next question."""
+
+    planned: Planned
+
+
+Shown = Said | TextTable | CommandHelp | ContextUse | NextPlan
+"""What a front end shows as lines; how they are laid out is for it to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +147,7 @@ class Leave:
     """The person wants to leave."""
 
 
-ChatEvent = Event | Asking | Said | Recalled | Page | Copy | Edit | ViewChanged | Changed | Leave
+ChatEvent = Event | Shown | Asking | Recalled | Page | Copy | Edit | ViewChanged | Changed | Leave
 
 
 @dataclass(frozen=True, slots=True)

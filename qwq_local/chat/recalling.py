@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from qwq_local.chat.conversation import called
-from qwq_local.chat.conversing import recent_lines
+from qwq_local.chat.conversing import recent_conversations
 from qwq_local.chat.events import ChatEvent, Copy, Page, Said, ThinkView, ViewChanged
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
@@ -62,7 +62,7 @@ def history_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """List the latest conversations, or search all of them."""
     words = arguments.strip()
     if not words:
-        yield Said(tuple(recent_lines(session)))
+        yield from recent_conversations(session)
         return
     hits = session.archive.search(words, _MAX_HITS + 1)
     yield Said(tuple(_hit_lines(session, hits)) if hits else (f"nothing has {words!r}.",))

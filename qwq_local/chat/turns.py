@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qwq_local.backend.question import Question
 from qwq_local.chat.conversation import history_messages
-from qwq_local.chat.events import Asking, ChatEvent, Said
+from qwq_local.chat.events import Asking, ChatEvent, Said, Shown
 from qwq_local.chat.mending import mends
 from qwq_local.chat.recording import Recording
 from qwq_local.chat.session import Session, thoughts
@@ -55,16 +55,15 @@ def question_of(session: Session, asked: Asked) -> Question:
 
 
 def ask(
-    session: Session, asked: Asked, lines_of: Callable[[Question], Iterable[str]] = lambda _: ()
+    session: Session, asked: Asked, price_of: Callable[[Question], Iterable[Shown]] = lambda _: ()
 ) -> Iterator[ChatEvent]:
     """Ask the model and write down the turn. Raises QwqError, and Aborted when stopped while it loads.
 
-    `lines_of` the question are said below it, before it is sent.
+    The `price_of` the question is shown below it, before it is sent.
     """
     question = question_of(session, asked)
     yield Asking(asked.question, len(asked.before) + 1)
-    if lines := tuple(lines_of(question)):
-        yield Said(lines)
+    yield from price_of(question)
     for silent in session.conversation.newly_left_out(asked.before):
         yield Said(
             (

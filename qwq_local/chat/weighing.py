@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.backend.question import Question
-from qwq_local.chat.events import ChatEvent, Said
+from qwq_local.chat.events import ChatEvent, ContextUse, NextPlan, Said
 from qwq_local.chat.session import Session, fences, thoughts
 from qwq_local.chat.turns import Asked, question_of
 from qwq_local.errors import UsageError
-from qwq_local.events import Ledger, Planned
 from qwq_local.history.records import TurnRecord
-from qwq_local.planning.words import choice_lines, ledger_line, stats_line
+from qwq_local.planning.words import stats_line
 
-_BAR_CELLS = 60
-# Who has the context, and the block that stands for it; what is not set is free.
-_PARTS = (("system", "█"), ("files", "▓"), ("history", "▒"), ("prompt", "░"))
-_FREE = "·"
 _SHOWN_TURNS = 3
 
 
@@ -58,29 +53,9 @@ def price_lines(session: Session, question: Question) -> Iterator[str]:
 def context_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     """Who has the context, as a bar and in tokens."""
     planned = session.answering.backend.dry_run(next_question(session))
-    lines = [*_ledger_lines(planned.ledger, planned.prompt_tokens, planned.n_ctx)]
+    yield ContextUse(planned.ledger, planned.prompt_tokens, planned.n_ctx)
     if planned.yarn_factor > 1:
-        lines.append(f"the next question takes YaRN {planned.yarn_factor:g}.")
-    yield Said(tuple(lines))
-
-
-def _ledger_lines(ledger: Ledger, prompt_tokens: int, n_ctx: int) -> Iterator[str]:
-    free = max(0, n_ctx - prompt_tokens)
-    bar, upto = "", 0
-    for part, glyph in _PARTS:
-        upto += getattr(ledger, part)
-        bar += glyph * (round(_BAR_CELLS * upto / max(n_ctx, 1)) - len(bar))
-    yield f"{bar:{_FREE}<{_BAR_CELLS}}"[:_BAR_CELLS]
-    figures = {
-        **{f"{glyph} {part}": getattr(ledger, part) for part, glyph in _PARTS},
-        f"{_FREE} free": free,
-    }
-    width = max(len(f"{count:,}") for count in figures.values())
-    for what, count in figures.items():
-        of = f" of {n_ctx:,} tokens" if what.endswith("free") else ""
-        yield f"{what:<9}  {count:>{width},}{of}"
-    if ledger.thinking_spared:
-        yield f"{ledger.thinking_spared:,} tokens of earlier thinking are spared: they are not sent again."
+        yield Said((f"the next question takes YaRN {planned.yarn_factor:g}.",))
 
 
 def drop_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
@@ -131,14 +106,7 @@ def _tokens(session: Session, turn: TurnRecord) -> int:
 
 def plan_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     """What is planned for the next question."""
-    planned = session.answering.backend.dry_run(next_question(session))
-    yield Said(tuple(_plan_lines(planned)))
-
-
-def _plan_lines(planned: Planned) -> Iterator[str]:
-    yield planned.line
-    yield from choice_lines(planned)
-    yield ledger_line(planned.ledger, planned.n_ctx)
+    yield NextPlan(session.answering.backend.dry_run(next_question(session)))
 
 
 def stats_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwq_local.chat.chat import Chat
-from qwq_local.chat.events import Said, Talk, ThinkView
+from qwq_local.chat.events import Said, Shown, Talk, ThinkView
 from qwq_local.chat.setup import ChatBackend, ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, process_environment
@@ -33,9 +33,10 @@ from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.files import Kind
 from qwq_local.profiles.layers import ResolvedProfile, list_profiles, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
+from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
-from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.terminal.sanitizer import one_line
 from qwq_local.wire import write_line
 
 DEFAULT_PROFILE = "chat"
@@ -145,10 +146,11 @@ def _show_plan(environment: Environment, talk: Talk) -> int:
     status = ExitStatus.ANSWERED
     with closing(talk):
         for event in chain(talk.start(), talk.submit("/plan")):
-            if isinstance(event, Said):
-                status = ExitStatus.FAILED if event.is_error else status
-                for text in event.lines:
-                    write_line(environment.stdout, f"{sanitize(text)}\n")
+            if isinstance(event, Said) and event.is_error:
+                status = ExitStatus.FAILED
+            if isinstance(event, Shown):
+                for text in lines_of(event):
+                    write_line(environment.stdout, f"{text}\n")
     return status
 
 

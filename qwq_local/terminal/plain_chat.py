@@ -6,25 +6,30 @@ continues until a line ends with three quotes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 from qwq_local.chat.events import (
     Asking,
     Changed,
     ChatEvent,
+    CommandHelp,
+    ContextUse,
     Copy,
     Edit,
     Leave,
+    NextPlan,
     Page,
     Recalled,
     Said,
     Talk,
+    TextTable,
     ThinkView,
     ViewChanged,
 )
 from qwq_local.events import Finished, FinishReason
 from qwq_local.terminal.ask_screen import AskScreen, Think
+from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.sanitizer import sanitize
@@ -98,9 +103,9 @@ class PlainChat:
 
     def _show_one(self, event: ChatEvent, screen: AskScreen) -> None:
         match event:
-            case Said(lines, is_error):
-                self._has_failed |= is_error
-                self._lines(screen, lines)
+            case Said() | TextTable() | CommandHelp() | ContextUse() | NextPlan():
+                self._has_failed |= isinstance(event, Said) and event.is_error
+                self._lines(screen, lines_of(event))
             case Page(title, text):
                 self._lines(screen, (title, *text.split("\n")))
             case Recalled(question, thought, _, _, answer):
@@ -124,7 +129,7 @@ class PlainChat:
             case _:
                 screen.show(event)
 
-    def _lines(self, screen: AskScreen, lines: tuple[str, ...]) -> None:
+    def _lines(self, screen: AskScreen, lines: Sequence[str]) -> None:
         screen.close()
         self._err.write("".join(f"{sanitize(line)}\n" for line in lines))
 

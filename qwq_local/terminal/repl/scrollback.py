@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qwq_local.chat.events import Recalled, Said, ThinkView
+from qwq_local.chat.events import Recalled, Said, Shown, ThinkView
 from qwq_local.events import CloseReason, Planned, ThinkingClosed
+from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.layout import BLANK, BOLD, DIM, MIN_WIDTH, PLAIN, RED, Row, RowLayout, RowStyle
 from qwq_local.terminal.markdown import markdown_rows
 from qwq_local.terminal.repl.thinking_view import STEERED
@@ -16,9 +17,6 @@ QUESTION_ROWS = 20
 """Rows of a question that are shown; the rest of a long one is counted."""
 
 NOTICE_CELLS = 600
-LINE_LIMIT = 20_000
-"""Characters of one line of ours; what is said is short but for a name or a path in it."""
-
 _QUESTION = RowStyle(BOLD, "❯ ", "  ")
 _NOTE = RowStyle("", "note: ", "  ")
 _CLOSED_BY = {
@@ -60,10 +58,10 @@ def closed_rows(event: ThinkingClosed, thought: int, before_s: float, paper: Row
     return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], paper)
 
 
-def said_rows(event: Said, paper: RowLayout) -> list[Row]:
+def said_rows(event: Shown, paper: RowLayout) -> list[Row]:
     """Lines for the person; those of an error are marked."""
-    lines = [sanitize(line[:LINE_LIMIT]) for line in event.lines]
-    if event.is_error:
+    lines = lines_of(event)
+    if isinstance(event, Said) and event.is_error:
         look = (
             RowStyle(RED, "✗ ", "  ", is_for_marks=True) if paper.has_color else RowStyle("", "error: ", "  ")
         )

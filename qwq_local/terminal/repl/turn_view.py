@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qwq_local.chat.events import Asking, ChatEvent, Recalled, Said, ThinkView, ViewChanged
+from qwq_local.chat.events import (
+    Asking,
+    ChatEvent,
+    CommandHelp,
+    ContextUse,
+    NextPlan,
+    Recalled,
+    Said,
+    TextTable,
+    ThinkView,
+    ViewChanged,
+)
 from qwq_local.events import (
     Answer,
     Finished,
@@ -305,7 +316,7 @@ class TurnView:
         match event:
             case Notice(text):
                 said = partial(scrollback.notice_rows, text)
-            case Said():
+            case Said() | TextTable() | CommandHelp() | ContextUse() | NextPlan():
                 said = partial(scrollback.said_rows, event)
             case Planned() if self._is_new(event):
                 said = partial(scrollback.plan_rows, event)

@@ -1,0 +1,62 @@
+"""What a chat shows between turns, as lines of text: tables, the context as a bar, the next plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qwq_local.chat.events import CommandHelp, ContextUse, NextPlan, Said, Shown, TextTable
+from qwq_local.planning.words import choice_lines, ledger_line
+from qwq_local.terminal.sanitizer import cell_width, sanitize
+
+_LINE_LIMIT = 20_000
+"""Characters of one line; what is said is short but for a name or a path in it."""
+
+_BAR_CELLS = 60
+# Who has the context, and the block that stands for it.
+_CONTEXT_PARTS = (("system", "█"), ("files", "▓"), ("history", "▒"), ("prompt", "░"))
+_FREE = "·"
+_GAP = "  "
+
+
+def lines_of(event: Shown) -> list[str]:
+    """The lines of an event, sanitized."""
+    match event:
+        case Said(lines):
+            return [sanitize(line[:_LINE_LIMIT]) for line in lines]
+        case TextTable():
+            return list(_table_lines(event))
+        case CommandHelp(usage, lines):
+            return [usage, *(f"  {line}" for line in lines)]
+        case ContextUse():
+            return list(_context_lines(event))
+        case NextPlan(planned):
+            lines = (planned.line, *choice_lines(planned), ledger_line(planned.ledger, planned.n_ctx))
+            return list(map(sanitize, lines))
+
+
+def _table_lines(table: TextTable) -> Iterator[str]:
+    rows = [[sanitize(cell) for cell in row] for row in table.rows]
+    widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - cell_width(cell))
+            cells.append(padding + cell if number in table.right else cell + padding)
+        yield _GAP.join(cells).rstrip()
+
+
+def _context_lines(use: ContextUse) -> Iterator[str]:
+    counts = {part: getattr(use.ledger, part) for part, _ in _CONTEXT_PARTS}
+    bar, upto = "", 0
+    for part, glyph in _CONTEXT_PARTS:
+        # Each part ends where the sum so far ends, so that rounding never makes the bar too long.
+        upto += counts[part]
+        bar += glyph * (round(_BAR_CELLS * upto / max(use.n_ctx, 1)) - len(bar))
+    yield f"{bar:{_FREE}<{_BAR_CELLS}}"[:_BAR_CELLS]
+    free = max(0, use.n_ctx - use.prompt_tokens)
+    rows = [(f"{glyph} {part}", f"{counts[part]:,}") for part, glyph in _CONTEXT_PARTS]
+    *parts, last = _table_lines(TextTable((*rows, (f"{_FREE} free", f"{free:,}")), right=(1,)))
+    yield from parts
+    yield f"{last} of {use.n_ctx:,} tokens"
+    if spared := use.ledger.thinking_spared:
+        yield f"{spared:,} tokens of earlier thinking are spared: they are not sent again."
