@@ -241,7 +241,8 @@ def recent_conversations(session: Session) -> Iterator[Shown]:
     rows = []
     for record in records:
         here = " · this one" if record.id == session.conversation.id else ""
-        title = f"{called(record)} · {plural(record.n_turns, 'turn')}{here}"
+        count = plural(record.n_turns, "turn")
+        title = f"{called(record)} · {count}{here}"
         rows.append((str(record.id), minute_of(record.changed_at), title))
     yield TextTable(tuple(rows), right=(0,))
     yield Said(("/resume NAME or ID goes on with one.",))
