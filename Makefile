@@ -8,6 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WHEELS := $(VENV)/wheels
 LLAMA  := llama-cpp-python==0.3.36
+SDIST  := $(VENV)/sdist
 
 # GCC 12.2 was seen to drop the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that
 # have AMX; nothing else needs the instructions, so they stay off.
@@ -52,10 +53,15 @@ $(VENV)/.venv-made:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.llama-built: $(VENV)/.venv-made
+# The source stays: tests take chat templates from it.
+$(SDIST)/.downloaded: $(VENV)/.venv-made
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(SDIST) $(LLAMA)
+	@touch $@
+
+$(VENV)/.llama-built: $(VENV)/.venv-made | $(SDIST)/.downloaded
 	@echo "==> Building llama.cpp ($(LLAMA)) for this machine: about 10 minutes on 2 cores, once."
 	@# Not from pip's cache: a wheel there may have been built with other flags.
-	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA)
+	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(SDIST)/llama_cpp_python-*.tar.gz
 	$(BIN)/python -m pip install --quiet $(WHEELS)/llama_cpp_python-*.whl
 	@touch $@
 

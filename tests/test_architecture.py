@@ -32,7 +32,7 @@ DOORS = {
     "huggingface_hub": ("qwq_local.models",),
     "httpx2": ("qwq_local.models",),
     "filelock": ("qwq_local.files",),
-    "jinja2": ("qwq_local.dialogue",),
+    "jinja2": (),
     "llama_cpp": (
         "qwq_local.engine",
         "qwq_convert.ggml",

@@ -11,8 +11,7 @@ import pytest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
-from qwq_local.dialogue.prompt import encode_prompt
-from qwq_local.dialogue.template import ChatTemplate
+from qwq_local.dialogue.prompts.formats import prompt_format
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel
 from qwq_local.events import Event, Finished, FinishReason, Loading, Notice, Planned, Prefill
@@ -47,7 +46,8 @@ def test_tags_in_text_from_outside_cost_no_control_token(
     loaded: LoadedModel, miniature: Callable[[str], Path], where: str
 ) -> None:
     """On token ids: as many of each control token as the same conversation has with harmless text."""
-    template = ChatTemplate(read_header(miniature("Q8_0")).text("tokenizer.chat_template"))
+    template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
+    form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
 
     def controls(text: str) -> list[int]:
         at = dict.fromkeys(("file", "stdin", "question", "history", "system", "tool"), "harmless")
@@ -60,7 +60,7 @@ def test_tags_in_text_from_outside_cost_no_control_token(
             Message(Role.ASSISTANT, "Let me see."),
             Message(Role.TOOL, at["tool"]),
         ]
-        tokens = encode_prompt(template, messages, loaded.vocabulary).tokens
+        tokens = form.encode(messages, loaded.vocabulary).tokens
         special = set(loaded.vocabulary.special_tokens.values())
         return [token for token in tokens if token in special]
 
@@ -83,7 +83,8 @@ def test_the_prompt_is_what_the_template_and_llama_cpp_make_of_harmless_text(
     peer = Llama(str(path), vocab_only=True, verbose=False)
     expected = peer.tokenize(text.encode(), add_bos=False, special=True)
     peer.close()
-    ours = encode_prompt(ChatTemplate(source), [Message(Role.USER, question)], loaded.vocabulary)
+    form = prompt_format(source, loaded.vocabulary.special_tokens, "miniature")
+    ours = form.encode([Message(Role.USER, question)], loaded.vocabulary)
     assert list(ours.tokens) == expected
     assert ours.notices == ()
 

@@ -13,8 +13,7 @@ import pytest
 from qwq_local.dialogue.closing import CLOSING_SENTENCES
 from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.dialogue.prompt import encode_prompt
-from qwq_local.dialogue.template import ChatTemplate
+from qwq_local.dialogue.prompts.formats import prompt_format
 from qwq_local.dialogue.turn import Turn, TurnSettings
 from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, SamplerSettings
 from qwq_local.engine.context import LlamaContext
@@ -369,8 +368,9 @@ def test_the_miniature_goes_on_from_any_of_its_tokens_to_the_same_end(
     loaded: LoadedModel, miniature: Callable[[str], Path]
 ) -> None:
     """Greedy, each time in a cache that knows nothing; the ids that were told are those in the cache."""
-    template = ChatTemplate(read_header(miniature("Q8_0")).text("tokenizer.chat_template"))
-    prompt = encode_prompt(template, [Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
+    template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
+    form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
+    prompt = form.encode([Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
     settings = replace(SETTINGS, sampler=SamplerSettings(temperature=0))
     with closing(LlamaContext(loaded, ContextSettings(512, threads=1), AbortFlag())) as context:
         shown = list(Turn(context, settings).events(prompt))
@@ -393,8 +393,9 @@ def test_the_miniature_is_steered_and_asked_to_answer(
     loaded: LoadedModel, miniature: Callable[[str], Path]
 ) -> None:
     """From the same cache: no token is prefilled twice, and none of the sentence is a control token."""
-    template = ChatTemplate(read_header(miniature("Q8_0")).text("tokenizer.chat_template"))
-    prompt = encode_prompt(template, [Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
+    template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
+    form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
+    prompt = form.encode([Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
     settings = replace(SETTINGS, sampler=SamplerSettings(temperature=0))
     control = TurnControl()
     shown: list[Event] = []

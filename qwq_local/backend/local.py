@@ -19,10 +19,9 @@ from qwq_local.backend.question import Question
 from qwq_local.backend.stopping import Stopping
 from qwq_local.backend.weights import Weights
 from qwq_local.dialogue.control import Opening
-from qwq_local.dialogue.ledger import ledger_of
-from qwq_local.dialogue.prompt import Prompt, encode_plain, encode_prompt
+from qwq_local.dialogue.prompts.formats import Prompt, PromptFormat, prompt_format
+from qwq_local.dialogue.prompts.segments import encode_plain
 from qwq_local.dialogue.resumption import planned_prompt_tokens
-from qwq_local.dialogue.template import ChatTemplate
 from qwq_local.dialogue.turn import Turn, TurnSettings
 from qwq_local.engine.api import Aborted, AbortFlag, Vocabulary
 from qwq_local.engine.grammar import LlamaGrammar, compile_grammar
@@ -83,7 +82,7 @@ class LocalBackend:
         self._is_roomy = is_roomy
         self._machine: Machine | None = None
         self._provision: Provision | None = None
-        self._template: ChatTemplate | None = None
+        self._prompt_format: PromptFormat | None = None
         self._weights: Weights | None = None
         self._compiled: tuple[Mapping[str, object], LlamaGrammar] | None = None
         self._noticed: set[str] = set()
@@ -200,7 +199,7 @@ class LocalBackend:
             prompt = self._prompt(question, vocabulary)
             return _Asked(replace(question, opening=None), prompt, len(prompt.tokens))
         planned = self._planned_tokens(opening, vocabulary)
-        return _Asked(question, Prompt(opening.prompt, (), ""), planned)
+        return _Asked(question, Prompt(opening.prompt), planned)
 
     def _planned_tokens(self, opening: Opening, vocabulary: Vocabulary) -> int:
         """The prompt length to plan for, so that what may follow fits; the bare prompt's if nothing can."""
@@ -214,9 +213,15 @@ class LocalBackend:
         return planned
 
     def _prompt(self, question: Question, vocabulary: Vocabulary) -> Prompt:
-        if self._template is None:
-            self._template = ChatTemplate(self.provision.header.text("tokenizer.chat_template") or None)
-        return encode_prompt(self._template, question.messages, vocabulary)
+        # The thinking is always opened, also where a template leaves that to the model.
+        return self._format(vocabulary).encode(question.messages, vocabulary, opens_thinking=True)
+
+    def _format(self, vocabulary: Vocabulary) -> PromptFormat:
+        if self._prompt_format is None:
+            header = self.provision.header
+            template, name = header.text("tokenizer.chat_template"), header.text("general.name")
+            self._prompt_format = prompt_format(template, vocabulary.special_tokens, name or self._path.stem)
+        return self._prompt_format
 
     def _turn(self, standing: Standing, settings: TurnSettings, asked: _Asked) -> Iterator[Event]:
         """The events of the turn, begun with what is kept of the prompt; Aborted while that is read.
@@ -252,8 +257,9 @@ class LocalBackend:
 
     def _planned(self, asked: _Asked, plan: Plan, seed: int) -> Planned:
         question = asked.question
-        ledger = ledger_of(
-            question.messages, question.files, self.weights.vocabulary, len(asked.tokens), plan.n_ctx
+        vocabulary = self.weights.vocabulary
+        ledger = self._format(vocabulary).ledger(
+            question.messages, question.files, vocabulary, len(asked.tokens), plan.n_ctx
         )
         ledger = replace(ledger, thinking_spared=ledger.thinking_spared + question.spared)
         planned = self.provision.planned(plan, seed, ledger)

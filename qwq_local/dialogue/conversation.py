@@ -121,25 +121,41 @@ def one_line(name: str) -> str:
     return shown or "file"
 
 
-def answer_of(reply: str) -> str:
-    """The reply without its thinking: what follows the last `</think>`, leading newlines taken off.
+@dataclass(frozen=True, slots=True)
+class SplitReply:
+    """A reply's thinking without its tags, None if it has none, and what follows it."""
+
+    thinking: str | None
+    answer: str
+
+
+def split_reply(reply: str) -> SplitReply:
+    """The reply, split at the last `</think>` that is not quoted.
 
     A tag in quotes, or between the two lines of a fence, belongs to the text. A reply that opens a thinking
     and does not close it has no answer.
     """
     marks = list(_MARK.finditer(reply))
     n_fences = sum(mark.group(1) is not None for mark in marks)
-    end, before = 0, 0
+    start, end, before = 0, 0, 0
     for mark in marks:
         if mark.group(1):
             before += 1
         # Thinking may be cut inside a fence: one that is never closed after the tag does not hold it.
         elif not ((before % 2 and (n_fences - before) % 2) or _is_quoted(reply, mark.start(), mark.end())):
-            end = mark.end()
-    if not end and reply.lstrip().startswith(OPEN):
-        _, tag, answer = reply.rpartition(CLOSE)
-        return answer.lstrip("\n") if tag else ""
-    return reply[end:].lstrip("\n")
+            start, end = mark.span()
+    is_open = reply.lstrip().startswith(OPEN)
+    if not end and not is_open:
+        return SplitReply(None, reply)
+    if not end:
+        start, end = (at, at + len(CLOSE)) if (at := reply.rfind(CLOSE)) >= 0 else (len(reply), len(reply))
+    thinking = reply[:start].lstrip().removeprefix(OPEN) if is_open else reply[:start]
+    return SplitReply(thinking, reply[end:])
+
+
+def answer_of(reply: str) -> str:
+    """The reply without its thinking and without leading newlines."""
+    return split_reply(reply).answer.lstrip("\n")
 
 
 def _is_quoted(text: str, start: int, end: int) -> bool:

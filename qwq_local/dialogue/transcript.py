@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from qwq_local.dialogue.closing import CLOSING_SENTENCES, Closings, closing_text
-from qwq_local.dialogue.prompt import encode_plain
+from qwq_local.dialogue.prompts.segments import encode_plain
 from qwq_local.dialogue.thinking import Closed, State, ThinkingParser
 from qwq_local.engine.api import Vocabulary
 from qwq_local.events import Answer, CloseReason, Event, Steered, Thinking

@@ -16,7 +16,7 @@ from qwq_local.dialogue.closing import Closings
 from qwq_local.dialogue.control import AnswerNow, Opening, TurnControl, sentence_of
 from qwq_local.dialogue.limits import Limits, TurnSettings
 from qwq_local.dialogue.loops import Loop, LoopGuard, LoopSettings
-from qwq_local.dialogue.prompt import encode_plain
+from qwq_local.dialogue.prompts.segments import encode_plain
 from qwq_local.dialogue.stopwatch import Stopwatch
 from qwq_local.dialogue.telling import Telling
 from qwq_local.dialogue.thinking import CLOSE
