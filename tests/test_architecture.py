@@ -18,7 +18,7 @@ LEVELS = (
     ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
     (
         *("qwq_local.machine.memory", "qwq_local.machine.here"),
-        *("qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
+        *("qwq_local.hub", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     ),
     ("qwq_local.profiles", "qwq_local.machine", "qwq_local.reading", "qwq_local.backend.question"),
     ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal", "qwq_local.wire"),
@@ -29,8 +29,8 @@ DOORS = {
     "click": (),
     "rich": ("qwq_local.terminal",),
     "prompt_toolkit": ("qwq_local.terminal",),
-    "huggingface_hub": ("qwq_local.models",),
-    "httpx2": ("qwq_local.models",),
+    "huggingface_hub": ("qwq_local.hub",),
+    "httpx2": ("qwq_local.hub",),
     "filelock": ("qwq_local.files",),
     "jinja2": (),
     "llama_cpp": (

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 
 from tests.command import QWQ, Ran, Terminal, environment, qwq
-from tests.models import constant_model
+from tests.tiny_models import constant_model
 
 QUESTION = "How many r's are in the word strawberry?"
 WIDE = ("--set", "native_window=32768")

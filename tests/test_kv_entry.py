@@ -36,7 +36,7 @@ from qwq_local.engine.kv_store import KvStore
 from qwq_local.engine.model import LoadedModel
 from tests.conftest import load
 from tests.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
-from tests.models import constant_model
+from tests.tiny_models import constant_model
 
 TAIL_BYTES = 16
 KEY = StateKey.of(MODEL, SETTINGS)

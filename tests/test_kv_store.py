@@ -33,7 +33,7 @@ from tests.kv_programs import (
     started,
     what_follows,
 )
-from tests.models import constant_model
+from tests.tiny_models import constant_model
 
 N_EXACT = 90
 MIXES = {

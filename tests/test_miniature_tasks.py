@@ -15,7 +15,7 @@ import pytest
 from miniature.cases import HELD_OUT_WORDS, Conversation, Setting, boxed, is_held_out
 from miniature.long_texts import LEAST_TOKENS, MOST_TOKENS, past_the_window
 from miniature.tasks import ABOUT, TASKS, sample
-from tests.models import CHECKPOINT
+from tests.tiny_models import CHECKPOINT
 
 EQUAL_SHARES = dict.fromkeys(TASKS, 1.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.command import Ran, Terminal, environment, qwq
-from tests.models import CHECKPOINT
+from tests.tiny_models import CHECKPOINT
 
 MINIATURE = ("plan", "miniature")
 CARD = ("plan", "--machine", "rtx-4090")

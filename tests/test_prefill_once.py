@@ -28,7 +28,7 @@ from qwq_local.models.identity import ModelIdentities
 from qwq_local.paths import Directories
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from tests.command import ROOT, TIMEOUT_S, qwq
-from tests.models import constant_model
+from tests.tiny_models import constant_model
 
 SHORT = (
     *("thinking_budget=4", "answer_reserve=16", "max_tokens=2", "loop_guard=off", "native_window=1024"),

@@ -24,8 +24,8 @@ from qwq_local.engine.library import TESTED_VERSION, divert_stderr, show_log
 from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import ConversationRecord
+from qwq_local.hub.cache import HubCache
 from qwq_local.machine.here import idle_gpu_notice, present_gpu
-from qwq_local.models.blobs import HubCache
 from qwq_local.models.inventory import Places, local_models
 from qwq_local.models.store import MINIATURE, Catalog
 from qwq_local.paths import Directories, directories, make_private

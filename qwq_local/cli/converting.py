@@ -37,7 +37,7 @@ from qwq_local.cli.pipes import closed_pipes_end_it, forgiving, refuse_stdout
 from qwq_local.cli.type_list import type_lines
 from qwq_local.engine.library import divert_stderr
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
-from qwq_local.models.snapshots import find_snapshot, is_repository
+from qwq_local.hub.snapshots import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import one_line

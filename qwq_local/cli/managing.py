@@ -15,9 +15,9 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.fitting import measured_fit
 from qwq_local.cli.pulling import places_of
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
+from qwq_local.hub.content_hash import hash_file
 from qwq_local.models.architecture import Shape, check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
-from qwq_local.models.content_hash import hash_file
 from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
 from qwq_local.models.fit import Fit, kv_bytes_per_token
 from qwq_local.models.header import read_header

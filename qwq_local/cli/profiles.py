@@ -131,7 +131,7 @@ def _on_one_line(text: str) -> str:
 
 def local_model_names() -> Sequence[str]:
     """The models on this machine."""
-    from qwq_local.models.blobs import HubCache
+    from qwq_local.hub.cache import HubCache
     from qwq_local.models.catalog import Catalog
     from qwq_local.models.inventory import Places, local_models
     from qwq_local.paths import directories

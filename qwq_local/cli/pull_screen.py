@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qwq_local.models.crew import Wait
-from qwq_local.models.download import Hashing, Progress, StartedOver
-from qwq_local.models.pull import FileDone, FileStarted, Freed, Locked, PullEvent
+from qwq_local.hub.download import Hashing, Progress, StartedOver
+from qwq_local.hub.pull import FileDone, FileStarted, Freed, Locked, PullEvent
+from qwq_local.hub.workers import Wait
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock, WorkLine
 from qwq_local.terminal.sanitizer import one_line

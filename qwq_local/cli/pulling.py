@@ -12,7 +12,11 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.pipes import refuse_stdout
 from qwq_local.cli.pull_screen import PullScreen
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
-from qwq_local.models.blobs import HubCache
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.client import Hub, Listing
+from qwq_local.hub.pull import Puller, PullEvent, pull_files
+from qwq_local.hub.source import OFFLINE
+from qwq_local.hub.workers import Pace
 from qwq_local.models.catalog import (
     OFFICIAL_BYTES,
     Catalog,
@@ -21,12 +25,8 @@ from qwq_local.models.catalog import (
     offer_of_type,
     offers,
 )
-from qwq_local.models.crew import Pace
-from qwq_local.models.hub import Hub, Listing
 from qwq_local.models.inventory import Places, hub_name
-from qwq_local.models.pull import Puller, PullEvent, pull_files
 from qwq_local.models.registry import State
-from qwq_local.models.transport import OFFLINE
 from qwq_local.paths import directories
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve

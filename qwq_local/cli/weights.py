@@ -16,15 +16,15 @@ from qwq_convert.request import ConvertRequest, Finished, Planned, Resumed, Tens
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.pull_screen import PullScreen
 from qwq_local.errors import ExitStatus
-from qwq_local.models.arriving import Keeping
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.crew import Pace
-from qwq_local.models.download import Progress
-from qwq_local.models.hub import Hub
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.client import Hub
+from qwq_local.hub.conversion import ShardsPlanned, WeightsEvent, convert_weights
+from qwq_local.hub.download import Progress
+from qwq_local.hub.pull import FileDone, FileStarted, Puller
+from qwq_local.hub.shards import Keeping
+from qwq_local.hub.workers import Pace
 from qwq_local.models.inventory import Places
-from qwq_local.models.pull import FileDone, FileStarted, Puller
 from qwq_local.models.registry import State
-from qwq_local.models.weights import ShardsPlanned, WeightsEvent, convert_weights
 from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qwq_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwq_local.models.hub import Listing, RemoteFile
+    from qwq_local.hub.client import Listing, RemoteFile
 
 _TYPE = re.compile(r"(?:^|[-._/])((?:I?Q\d|TQ\d)(?:_[A-Z0-9]+)*|BF16|F16|F32|MXFP4)(?=[-.]|$)", re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")

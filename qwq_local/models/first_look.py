@@ -12,11 +12,11 @@ from collections.abc import Generator
 from qwq_convert.reading.strict_json import shown
 
 from qwq_local.errors import ModelFileError, PullError
+from qwq_local.hub.client import Hub, Listing, RemoteFile
+from qwq_local.hub.ranges import Span
+from qwq_local.hub.skeleton import fetch_span
+from qwq_local.hub.workers import Pace, Wait
 from qwq_local.models.architecture import SUPPORTED
-from qwq_local.models.crew import Pace, Wait
-from qwq_local.models.hub import Hub, Listing, RemoteFile
-from qwq_local.models.skeleton import fetch_span
-from qwq_local.models.spans import Span
 
 FIRST_BYTES = 4096
 _KEY = b"general.architecture"

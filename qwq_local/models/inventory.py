@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from qwq_local.models.blobs import HubCache
+from qwq_local.hub.cache import HubCache
 from qwq_local.models.catalog import Catalog, file_type_of, is_model, part_of, parts_of
 from qwq_local.models.foreign import foreign_models, is_there
 from qwq_local.models.registry import Record, Registry, State

@@ -76,7 +76,7 @@ def path_of(name: str) -> Path | None:
 
 def find_listed(name: str, catalog: Catalog, cache: Path, data: Path | None) -> LocalModel | None:
     """The listed model of that name, None when there is none. Raises UsageError when several are meant."""
-    from qwq_local.models.blobs import HubCache
+    from qwq_local.hub.cache import HubCache
     from qwq_local.models.inventory import Places, local_models
     from qwq_local.models.names import resolve_name
     from qwq_local.models.registry import State

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from qwq_local.errors import PullError
-from qwq_local.models.content_hash import BLOCK_BYTES, ContentHash
-from qwq_local.models.faults import Patience, Transient
-from qwq_local.models.partial import Partial
-from qwq_local.models.spans import Schedule, Span
-from qwq_local.models.tempo import Tempo, TempoSettings
-from qwq_local.models.transport import Source
+from qwq_local.hub.content_hash import BLOCK_BYTES, ContentHash
+from qwq_local.hub.faults import Patience, Transient
+from qwq_local.hub.partial import Partial
+from qwq_local.hub.ranges import Schedule, Span
+from qwq_local.hub.source import Source
+from qwq_local.hub.tempo import Tempo, TempoSettings
 
 OUTSTANDING_BYTES = 12 * 2**20
 _LEAST_SPAN = 256 * 1024

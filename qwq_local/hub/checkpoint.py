@@ -12,8 +12,8 @@ from collections.abc import Container, Iterable, Mapping
 from qwq_convert.checkpoint import CheckpointFolder
 from qwq_convert.reading.shard import SourceTensor
 
-from qwq_local.models.arriving import ArrivingShards, Headers
-from qwq_local.models.hub import RemoteFile
+from qwq_local.hub.client import RemoteFile
+from qwq_local.hub.shards import ArrivingShards, Headers
 
 
 def headers_of(shards: Iterable[RemoteFile], skeleton: CheckpointFolder) -> Headers:

@@ -26,10 +26,10 @@ from huggingface_hub.utils import build_hf_headers
 
 from qwq_local import __version__
 from qwq_local.errors import PullError, UsageError
-from qwq_local.models.content_hash import ContentHash
-from qwq_local.models.crew import Pace, Wait, still
-from qwq_local.models.faults import Transient, in_short, told_wait_s
-from qwq_local.models.transport import OFFLINE, RemoteContent
+from qwq_local.hub.content_hash import ContentHash
+from qwq_local.hub.faults import Transient, in_short, told_wait_s
+from qwq_local.hub.source import OFFLINE, RemoteContent
+from qwq_local.hub.workers import Pace, Wait, still
 
 MAX_FILE_BYTES = 2**50
 MAX_NAME_CHARS = 500

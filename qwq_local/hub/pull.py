@@ -13,14 +13,14 @@ from pathlib import Path
 
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.content_hash import hash_file
-from qwq_local.models.crew import Pace, still
-from qwq_local.models.download import Hashing, StartedOver, TransferEvent, download
-from qwq_local.models.faults import Changed
-from qwq_local.models.hub import Hub, Listing, RemoteFile
-from qwq_local.models.partial import Partial, partial_path
-from qwq_local.models.transport import Source
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.client import Hub, Listing, RemoteFile
+from qwq_local.hub.content_hash import hash_file
+from qwq_local.hub.download import Hashing, StartedOver, TransferEvent, download
+from qwq_local.hub.faults import Changed
+from qwq_local.hub.partial import Partial, partial_path
+from qwq_local.hub.source import Source
+from qwq_local.hub.workers import Pace, still
 from qwq_local.text import binary_size
 
 SPARE_BYTES = 64 * 2**20

@@ -18,13 +18,13 @@ import pytest
 
 from qwq_local.cli.pull_screen import PullScreen
 from qwq_local.cli.pulling import list_lines
-from qwq_local.models.download import Progress, StartedOver
+from qwq_local.hub.download import Progress, StartedOver
+from qwq_local.hub.pull import FileStarted
 from qwq_local.models.fit import Fit, Memory
-from qwq_local.models.pull import FileStarted
 from qwq_local.terminal.output import Output
 from tests.command import QWQ, ROOT, Ran, Terminal, environment, qwq
+from tests.hub.client import MIB, NAME, REPO, content, hub_with, leftovers
 from tests.hub_server import LocalHub, StoredFile, cut, whole_files_only
-from tests.pulling import MIB, NAME, REPO, content, hub_with, leftovers
 
 TOKEN = "hf_secretsecretsecretsecretsecret"
 

@@ -26,11 +26,11 @@ from qwq_convert.writing.partial import partial_path
 
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes, free_bytes
-from qwq_local.models.arriving import MOST_SHARDS, ArrivingShards, Headers, Keeping
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.pull import SPARE_BYTES, Puller, PullEvent, pull_files
-from qwq_local.models.remote_checkpoint import RemoteCheckpoint, headers_of
-from qwq_local.models.skeleton import DOCUMENTS, fetch_skeleton, shards_of
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.checkpoint import RemoteCheckpoint, headers_of
+from qwq_local.hub.pull import SPARE_BYTES, Puller, PullEvent, pull_files
+from qwq_local.hub.shards import MOST_SHARDS, ArrivingShards, Headers, Keeping
+from qwq_local.hub.skeleton import DOCUMENTS, fetch_skeleton, shards_of
 from qwq_local.text import binary_size
 
 LOOK_S = 0.2

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from qwq_local.models.blobs import HubCache
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.client import Hub, Listing
+from qwq_local.hub.faults import Patience
+from qwq_local.hub.pull import Puller, PullEvent, pull_files
+from qwq_local.hub.tempo import TempoSettings
+from qwq_local.hub.workers import Pace
 from qwq_local.models.catalog import Offer, offers
-from qwq_local.models.crew import Pace
-from qwq_local.models.faults import Patience
-from qwq_local.models.hub import Hub, Listing
-from qwq_local.models.pull import Puller, PullEvent, pull_files
-from qwq_local.models.tempo import TempoSettings
 from tests.hub_server import LocalHub, StoredFile
 
 REPO = "Qwen/QwQ-32B-GGUF"

@@ -14,7 +14,7 @@ from gguf import GGUFWriter
 
 from qwq_local.models.header import Header, read_header
 from qwq_local.models.identity import ModelIdentities
-from tests.models import constant_model
+from tests.tiny_models import constant_model
 
 
 @pytest.fixture(scope="module")

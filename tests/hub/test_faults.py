@@ -10,11 +10,12 @@ import pytest
 from huggingface_hub import try_to_load_from_cache
 
 from qwq_local.errors import PullError, UsageError
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.crew import Wait
-from qwq_local.models.download import Progress, StartedOver
-from qwq_local.models.faults import told_wait_s
-from qwq_local.models.tempo import Tempo, TempoSettings
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.download import Progress, StartedOver
+from qwq_local.hub.faults import told_wait_s
+from qwq_local.hub.tempo import Tempo, TempoSettings
+from qwq_local.hub.workers import Wait
+from tests.hub.client import MIB, NAME, REPO, Client, content, hub_with, leftovers
 from tests.hub_server import (
     Fault,
     StoredFile,
@@ -27,7 +28,6 @@ from tests.hub_server import (
     whole_files_only,
     wrong_bytes,
 )
-from tests.pulling import MIB, NAME, REPO, Client, content, hub_with, leftovers
 
 DATA = content(14 * MIB + 12_345)
 ONE = TempoSettings(first=1, most=1)
@@ -289,7 +289,7 @@ def test_a_full_disk_is_said_before_the_first_byte(tmp_path: Path) -> None:
     hub.repos[REPO][NAME].stated_size = 2**49
     with hub.served() as url:
         client = Client(url, tmp_path)
-        with pytest.raises(PullError, match=r"needs 524288\.0 GiB more, .* are free"):
+        with pytest.raises(PullError, match=r"needs 524,288\.0 GiB more, .* are free"):
             client.pull()
     assert hub.sent == 0
 

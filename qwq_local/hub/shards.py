@@ -15,9 +15,9 @@ from pathlib import Path
 from qwq_convert.reading.shard import Shard, SourceTensor
 
 from qwq_local.errors import PullError
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.hub import Listing, RemoteFile
-from qwq_local.models.pull import Puller, PullEvent, pull_files
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.client import Listing, RemoteFile
+from qwq_local.hub.pull import Puller, PullEvent, pull_files
 
 MOST_SHARDS = 2
 _LOOK_S = 0.2

@@ -14,11 +14,11 @@ from qwq_convert.checkpoint import INDEX, MAX_DOCUMENT_BYTES
 from qwq_convert.reading.shard import MAX_HEADER_BYTES
 
 from qwq_local.errors import PullError
-from qwq_local.models.crew import Pace, Wait, still
-from qwq_local.models.faults import Changed, NoRanges, Transient
-from qwq_local.models.hub import Hub, Listing, RemoteFile
-from qwq_local.models.spans import Span
-from qwq_local.models.transport import Source
+from qwq_local.hub.client import Hub, Listing, RemoteFile
+from qwq_local.hub.faults import Changed, NoRanges, Transient
+from qwq_local.hub.ranges import Span
+from qwq_local.hub.source import Source
+from qwq_local.hub.workers import Pace, Wait, still
 
 DOCUMENTS = (
     "config.json",

@@ -15,15 +15,15 @@ from qwq_convert.checkpoint import CheckpointFolder
 from qwq_convert.pipeline import ConvertRequest, Finished, TensorDone, run_conversion
 from qwq_convert.reading.gguf_header import read_header
 
-from qwq_local.models.arriving import ArrivingShards, Keeping
-from qwq_local.models.blobs import HubCache
-from qwq_local.models.remote_checkpoint import headers_of
-from qwq_local.models.skeleton import shards_of
-from qwq_local.models.weights import convert_weights
+from qwq_local.hub.cache import HubCache
+from qwq_local.hub.checkpoint import headers_of
+from qwq_local.hub.conversion import convert_weights
+from qwq_local.hub.shards import ArrivingShards, Keeping
+from qwq_local.hub.skeleton import shards_of
 from tests.checkpoints import INDEX, CheckpointSpec, edit_json, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
+from tests.hub.client import Client, content
 from tests.hub_server import COMMIT, LocalHub, StoredFile, wrong_bytes
-from tests.pulling import Client, content
 
 REPO = "Qwen/Tiny"
 SPEC = CheckpointSpec(n_layers=6, hidden_size=256, intermediate_size=1024, n_shards=5)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qwq_local.errors import PullError
 from qwq_local.files import BINARY, PartialFile, append, sync_folder, write_atomically
-from qwq_local.models.spans import Span, Spans
+from qwq_local.hub.ranges import Span, Spans
 
 PARTIAL = ".qwq-partial"
 JOURNAL = ".qwq-journal"

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from qwq_local.errors import PullError
 from qwq_local.files import LockHeld, allocated_bytes, free_bytes, lock_file, write_atomically
-from qwq_local.models.partial import PARTIAL, remove_partial
+from qwq_local.hub.partial import PARTIAL, remove_partial
 
 STALE_AFTER_S = 14 * 24 * 3600
 """A partial file that no run has touched for so long is taken for abandoned."""

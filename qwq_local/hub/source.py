@@ -19,8 +19,8 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from qwq_local.errors import PullError
-from qwq_local.models.faults import Changed, NoRanges, Transient, in_short, told_wait_s
-from qwq_local.models.spans import Span
+from qwq_local.hub.faults import Changed, NoRanges, Transient, in_short, told_wait_s
+from qwq_local.hub.ranges import Span
 
 MAX_REDIRECTS = 8
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from qwq_local.errors import QwqError, UsageError
+from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
-from qwq_local.models.blobs import HubCache
 from qwq_local.models.catalog import Catalog, file_type_of, part_of
 from qwq_local.models.fit import Fit, Memory, kv_bytes_per_token
 from qwq_local.models.foreign import foreign_models, lm_studio_models, ollama_models
@@ -24,8 +24,8 @@ from qwq_local.models.registry import Record, Registry, State
 from qwq_local.models.removal import plan_removal
 from qwq_local.paths import Directories
 from tests.command import Ran, Terminal, environment, qwq
+from tests.hub.client import hub_with
 from tests.hub_server import LocalHub
-from tests.pulling import hub_with
 
 GIB = 1024**3
 CATALOG = Catalog(

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from qwq_local.models.content_hash import ContentHash
-from qwq_local.models.crew import Crew, Pace, Wait, still
-from qwq_local.models.faults import NoRanges, Transient
-from qwq_local.models.partial import Partial
-from qwq_local.models.spans import Span
-from qwq_local.models.transport import Source
+from qwq_local.hub.content_hash import ContentHash
+from qwq_local.hub.faults import NoRanges, Transient
+from qwq_local.hub.partial import Partial
+from qwq_local.hub.ranges import Span
+from qwq_local.hub.source import Source
+from qwq_local.hub.workers import Crew, Pace, Wait, still
 
 LOOK_S = 0.1
 

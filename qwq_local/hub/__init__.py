@@ -1,0 +1,1 @@
+"""How a model comes here: the hub, verified downloads that resume, conversion during the download."""
