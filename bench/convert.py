@@ -27,7 +27,8 @@ from pathlib import Path
 
 from compare import machine
 from make_model import WORK, Shape, tensor_shapes, write_checkpoint
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 THREADS = os.cpu_count() or 1
 N_SHARDS = 4

@@ -19,7 +19,8 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "miniature" / "checkpoint"

@@ -22,7 +22,7 @@ from decode import THREADS, load
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from make_model import WORK, bench_model
-from qwq_convert.quant_types import Place, more_bits
+from qwq_convert.quant_types import TensorPlace, more_bits
 
 from qwq_local.backend.provision import Provision
 from qwq_local.engine.api import AbortFlag, ContextSettings
@@ -172,7 +172,7 @@ def tensor_kind(name: str, n_layers: int) -> GGMLQuantizationType:
     raised = re.match(r"blk\.(\d+)\.(attn_v|ffn_down)\.", name)
     return (
         kinds.Q6_K
-        if raised and more_bits(Place(int(raised[1]), n_layers, n_gqa=1, has_imatrix=False))
+        if raised and more_bits(TensorPlace(int(raised[1]), n_layers, n_gqa=1, has_imatrix=False))
         else kinds.Q4_K
     )
 

@@ -20,7 +20,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from miniature import cases as made
 from miniature.cases import Conversation, Setting

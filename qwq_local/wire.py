@@ -19,8 +19,8 @@ _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 def event_name(kind: type) -> str:
-    """The name of an event's class as lines have it: `thinking_closed` for ThinkingClosed."""
-    return _WORD_START.sub("_", kind.__name__).lower()
+    """The name of an event in lines: its class's `event_name`, else `thinking_closed` for ThinkingClosed."""
+    return getattr(kind, "event_name", None) or _WORD_START.sub("_", kind.__name__).lower()
 
 
 def event_object(event: Event) -> dict[str, object]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
-from qwq_convert.file_types import FILE_TYPES
-from qwq_convert.tensor_types import QuantType
+from qwq_convert.file_types import FILE_TYPES, QuantType
 
 NO_TYPE = 10**4  # anything from GGML_TYPE_COUNT on means that no type is asked for
 INT, FLOAT, BOOL, TEXT = range(4)  # enum llama_model_kv_override_type

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,6 @@ DOORS = {
     "llama_cpp": (
         "qwq_local.engine",
         "qwq_convert.ggml",
-        "qwq_convert.verification.dequantize",
-        "qwq_convert.imatrix.tensor",
         "qwq_convert.imatrix.collector",
     ),
     "gguf": ("qwq_convert", "qwq_local.models"),
@@ -58,7 +57,12 @@ SLOW = (
 )
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
+    return list(_sources())
+
+
+def _sources() -> Iterator[tuple[str, ast.Module]]:
     for base in (ROOT, ROOT / "convert"):
         package = base / ("qwq_local" if base == ROOT else "qwq_convert")
         for path in sorted(package.rglob("*.py")):

@@ -8,7 +8,7 @@ from pathlib import Path
 from qwq_convert import architectures as package
 from qwq_convert.architectures import architectures
 from qwq_convert.checkpoint import CheckpointFolder, required_document
-from qwq_convert.reading.model_config import read_config
+from qwq_convert.model_config import read_config
 from qwq_convert.tensor_names import name_tensors
 
 from tests.checkpoints import write_checkpoint

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.reading.shard import Shard
-from qwq_convert.reading.strict_json import parse_object
+from qwq_convert.safetensors import Shard
+from qwq_convert.strict_json import parse_object
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import (

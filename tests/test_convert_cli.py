@@ -16,8 +16,9 @@ import gguf
 import numpy as np
 import pytest
 from qwq_convert.file_types import FILE_TYPES
-from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.gguf_file import read_header
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.cli.converting import Asked, convert_in
 from qwq_local.cli.environment import Environment

@@ -12,15 +12,12 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from numpy.typing import NDArray
 from qwq_convert import ggml
+from qwq_convert.file_types import FLOAT_TYPES, QuantType, block_bytes
+from qwq_convert.ggml import dequantize, is_known
+from qwq_convert.gguf_file import read_header, read_parts
 from qwq_convert.pipeline import run_conversion
-from qwq_convert.plan import describe, open_source
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.reading.parts import read_parts
-from qwq_convert.request import ConvertRequest
-from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
-from qwq_convert.verification.compare import TypeReport, compare, error_limit
-from qwq_convert.verification.dequantize import dequantize, is_known
-from qwq_convert.verification.verify import verify_blocks
+from qwq_convert.plan import ConvertRequest, describe, open_source
+from qwq_convert.verification import TypeReport, compare, error_limit, verify_blocks
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint
@@ -37,7 +34,7 @@ def quantized(values: NDArray[np.float32], kind: QuantType) -> bytes:
 @pytest.mark.parametrize("kind", [kind for kind in WEIGHTS if int(kind) in gguf.quants._type_traits])
 def test_blocks_dequantize_as_the_gguf_package_dequantizes_them(kind: QuantType) -> None:
     """Any bits, in blocks whose scales are numbers."""
-    drawn = np.random.default_rng(1).integers(0, 256, (200, ggml.block_bytes(kind)), dtype=np.uint8)
+    drawn = np.random.default_rng(1).integers(0, 256, (200, block_bytes(kind)), dtype=np.uint8)
     blocks = np.array([block for block in drawn if ggml.is_valid(block, kind)])
     assert len(blocks) > 100
     with np.errstate(over="ignore"):  # a scale of MXFP4 may be as large as a float

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from qwq_convert import ggml
-from qwq_convert.file_types import FILE_TYPES
+from qwq_convert.file_types import FILE_TYPES, QuantType, tensor_bytes
+from qwq_convert.gguf_file import read_header
 from qwq_convert.imatrix.file import ImportanceMatrix, write_imatrix
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 from qwq_convert.quant_types import TypeOptions
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.tensor_types import QuantType
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -214,7 +214,7 @@ def test_arguments_that_would_abort_the_process_raise_instead() -> None:
     with pytest.raises(ValueError, match="whole blocks"):
         ggml.is_valid(np.zeros(33, dtype=np.uint8), QuantType.Q8_0)
     with pytest.raises(ValueError, match="whole blocks"):
-        ggml.tensor_bytes(QuantType.Q8_0, 33)
+        tensor_bytes(QuantType.Q8_0, 33)
 
 
 @pytest.mark.parametrize("threads", [1, 3, 16])

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.reading.gguf_header import GgufHeader, read_header
+from qwq_convert.gguf_file import GgufHeader, read_header
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import ADDED, CHAT_TEMPLATE, edit_json, first_added_token, write_checkpoint, write_json

@@ -13,25 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwq_convert import ggml, pipeline
+from qwq_convert import ggml, output, pipeline
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.in_order import ITEMS_PER_THREAD
+from qwq_convert.gguf_file import read_header
 from qwq_convert.layout import PlannedFile
+from qwq_convert.parallel import ITEMS_PER_THREAD
 from qwq_convert.pipeline import (
-    ConvertRequest,
-    Finished,
-    Planned,
-    Resumed,
+    ConversionDone,
+    ConversionPlanned,
+    ConversionResumed,
+    RowsWritten,
     TensorDone,
-    Written,
     convert,
     run_conversion,
 )
-from qwq_convert.plan import plan_conversion
-from qwq_convert.quantize import THREADS_THAT_WAIT, Job, quantized
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.reading.shard import SourceTensor
-from qwq_convert.writing import output
+from qwq_convert.plan import ConvertRequest, plan_conversion
+from qwq_convert.quantizer import THREADS_THAT_WAIT, Job, quantized
+from qwq_convert.safetensors import SourceTensor
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import (
@@ -89,14 +87,14 @@ def test_events_tell_of_the_plan_of_each_tensor_and_of_the_end(request_: Convert
     planned, *done, finished = convert(request_)
     header = read_header(request_.out)
     total = sum(tensor.n_bytes for tensor in header.tensors)
-    assert planned == Planned(len(header.tensors), total)
+    assert planned == ConversionPlanned(len(header.tensors), total)
     tensors = [event for event in done if isinstance(event, TensorDone)]
     assert {event.name for event in tensors} == {tensor.name for tensor in header.tensors}
     assert [event.index for event in tensors] == list(range(1, len(tensors) + 1))
     assert {event.count for event in tensors} == {len(tensors)}
     assert all(earlier.bytes_done < later.bytes_done for earlier, later in pairwise(tensors))
     assert tensors[-1].bytes_done == tensors[-1].bytes_total == total
-    assert finished == Finished((request_.out,), request_.out.stat().st_size)
+    assert finished == ConversionDone((request_.out,), request_.out.stat().st_size)
 
 
 def test_what_is_written_is_told_of_between_the_tensors(tmp_path: Path) -> None:
@@ -104,7 +102,7 @@ def test_what_is_written_is_told_of_between_the_tensors(tmp_path: Path) -> None:
     spec = CheckpointSpec(n_layers=1, hidden_size=256, vocab_size=3001)
     folder = write_checkpoint(tmp_path / "model", spec)
     events = list(convert(ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf")))
-    written = [event for event in events if isinstance(event, Written)]
+    written = [event for event in events if isinstance(event, RowsWritten)]
     assert all(earlier.bytes_done < later.bytes_done for earlier, later in pairwise(written))
     assert sum(event.name == "output.weight" for event in written) == 3
     assert len([event for event in events if isinstance(event, TensorDone)]) == 15
@@ -129,13 +127,13 @@ def test_weights_may_come_from_elsewhere_than_a_folder(request_: ConvertRequest)
     with CheckpointFolder(request_.source) as inner:
         elsewhere = ConvertRequest(Path("nowhere"), request_.file_type, request_.out)
         *_, finished = convert(elsewhere, WatchedCheckpoint(inner))
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, ConversionDone)
     assert request_.out.read_bytes() == expected
 
 
 def test_nothing_is_written_before_the_plan_is_told(request_: ConvertRequest) -> None:
     events = convert(request_)
-    assert isinstance(next(events), Planned)
+    assert isinstance(next(events), ConversionPlanned)
     assert left_behind(request_) == []
     events.close()
 
@@ -151,7 +149,7 @@ def test_the_file_has_its_final_name_only_when_it_is_whole(request_: ConvertRequ
 def test_a_conversion_that_is_left_before_its_first_tensor_leaves_nothing(request_: ConvertRequest) -> None:
     """No file and no thread stays when the reader of the events goes away."""
     events = convert(request_)
-    assert [type(next(events)) for _ in range(2)] == [Planned, Written]
+    assert [type(next(events)) for _ in range(2)] == [ConversionPlanned, RowsWritten]
     assert request_.out.with_name("out.gguf.partial").exists()
     events.close()
     assert left_behind(request_) == []
@@ -165,8 +163,8 @@ def test_a_conversion_that_is_left_later_keeps_its_tensors(request_: ConvertRequ
     assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
     assert not [each for each in threading.enumerate() if each.name.startswith(("quantize", "sync"))]
     planned, resumed, *_ = convert(request_)
-    assert planned == Planned(done.count, done.bytes_total)
-    assert resumed == Resumed(5, done.bytes_done)
+    assert planned == ConversionPlanned(done.count, done.bytes_total)
+    assert resumed == ConversionResumed(5, done.bytes_done)
     assert left_behind(request_) == ["out.gguf"]
 
 
@@ -256,7 +254,7 @@ def test_a_second_conversion_to_the_same_file_is_refused_and_the_first_goes_on(
     next(first)
     with pytest.raises(ConvertError, match=r"out\.gguf\.partial: another process is writing it"):
         run_conversion(request_)
-    assert isinstance(list(first)[-1], Finished)
+    assert isinstance(list(first)[-1], ConversionDone)
 
 
 def test_what_a_killed_conversion_left_behind_is_written_over(request_: ConvertRequest) -> None:
@@ -340,7 +338,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     write_sparse(folder / "model.safetensors", _resized(spec, {96: 2**20}))
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from qwq_convert.pipeline import ConvertRequest, run_conversion\n"
+        "from qwq_convert.pipeline import run_conversion\n"
+        "from qwq_convert.plan import ConvertRequest\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "run_conversion(ConvertRequest(Path(sys.argv[1]), 'Q8_0', Path(sys.argv[2]), threads=2))\n"

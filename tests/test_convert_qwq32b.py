@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwq_convert.pipeline import ConvertRequest, Planned, convert
-from qwq_convert.plan import describe, open_source, sizes
+from qwq_convert.pipeline import ConversionPlanned, convert
+from qwq_convert.plan import ConvertRequest, describe, open_source, sizes
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import (
@@ -115,7 +115,7 @@ def test_every_check_of_771_tensors_is_done_from_the_headers_at_once(whole: Path
     planned = next(events)
     elapsed_s = time.perf_counter() - start
     events.close()
-    assert isinstance(planned, Planned)
+    assert isinstance(planned, ConversionPlanned)
     assert planned.count == 771
     # The published Q4_K_M has 19.85 GB, header and vocabulary included.
     assert 19.83e9 < planned.bytes_total < 19.86e9
@@ -242,6 +242,6 @@ def test_a_file_that_another_process_writes_is_told_before_a_tensor_is_read(
     with out.with_name("out.gguf.partial").open("w") as theirs:
         fcntl.flock(theirs, fcntl.LOCK_EX)
         events = convert(ConvertRequest(whole, "Q4_K_M", out))
-        assert isinstance(next(events), Planned)
+        assert isinstance(next(events), ConversionPlanned)
         with pytest.raises(ConvertError, match=r"out\.gguf\.partial: another process is writing it\. Wait"):
             next(events)

@@ -22,25 +22,22 @@ from typing import Any
 import numpy as np
 import pytest
 from qwq_convert.checkpoint import CheckpointFolder
+from qwq_convert.file_types import QuantType
 from qwq_convert.key_values import parse_override
+from qwq_convert.output import ConversionOutput, Journal, partial_path, read_journal
 from qwq_convert.pipeline import (
+    ConversionDone,
+    ConversionPlanned,
+    ConversionRestarted,
+    ConversionResumed,
     ConvertEvent,
-    ConvertRequest,
-    Finished,
-    Planned,
-    Resumed,
-    StartedOver,
+    RowsWritten,
     TensorDone,
-    Written,
     convert,
     run_conversion,
 )
-from qwq_convert.plan import Plan, plan_conversion
+from qwq_convert.plan import ConversionPlan, ConvertRequest, plan_conversion
 from qwq_convert.quant_types import TypeOptions
-from qwq_convert.tensor_types import QuantType
-from qwq_convert.writing.journal import Journal, read_journal
-from qwq_convert.writing.output import Output
-from qwq_convert.writing.partial import partial_path
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
@@ -49,7 +46,8 @@ from tests.command import QWQ, environment
 # A converter that takes one step for each line that it is given, so that it can be killed at any.
 STEPS = """
 import sys; from pathlib import Path
-from qwq_convert.pipeline import ConvertRequest, convert
+from qwq_convert.pipeline import convert
+from qwq_convert.plan import ConvertRequest
 from qwq_local.wire import event_line
 request = ConvertRequest(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), record_every_s=0, threads=2)
 events = convert(request)
@@ -93,7 +91,7 @@ def test_a_process_killed_over_and_over_is_gone_on_from_to_the_same_bytes(
     assert kept[:2] == [0, 0]
     assert all(earlier < later for earlier, later in pairwise(kept[1:]))
     _, resumed, *_ = convert(request_)
-    assert isinstance(resumed, Resumed)
+    assert isinstance(resumed, ConversionResumed)
     assert resumed.count == kept[-1]
     assert_finished(request_, expected)
 
@@ -123,7 +121,7 @@ def test_whatever_lies_on_the_disk_between_two_events_leads_to_the_same_bytes(
     kept = []
     for copy in copies_on_the_way(request_, tmp_path):
         events = list(convert(copy))
-        kept += [event.count for event in events if isinstance(event, Resumed)]
+        kept += [event.count for event in events if isinstance(event, ConversionResumed)]
         assert_finished(copy, expected)
     assert kept
     assert kept == sorted(kept)
@@ -144,7 +142,7 @@ def test_only_what_the_journal_names_is_trusted_after_a_power_cut(
 def test_the_journal_names_a_tensor_only_after_its_bytes_were_synced(request_: ConvertRequest) -> None:
     """The order of the system calls themselves, seen by the interpreter's profiler in every thread."""
     plan = planned(request_)
-    calls = SystemCalls()
+    calls = SystemCalls(request_)
     with calls.watched():
         run_conversion(request_)
     recorded = 0
@@ -205,7 +203,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_is_finished(
             convert_until_full()
     assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
     _, resumed, *_ = convert(request_)
-    assert isinstance(resumed, Resumed)
+    assert isinstance(resumed, ConversionResumed)
     assert resumed.count == n_done > 0
     assert_finished(request_, expected)
 
@@ -239,7 +237,7 @@ def test_a_weight_that_is_no_number_stops_it_and_the_permission_goes_on(tmp_path
     assert left_behind(request) == ["out.gguf.partial", "out.gguf.partial.journal"]
     allowed = replace(request, allow_nonfinite=True)
     events = list(convert(allowed))
-    assert isinstance(events[1], Resumed)
+    assert isinstance(events[1], ConversionResumed)
     assert events[1].count > 10
     assert {e.name: e.n_nonfinite for e in events if isinstance(e, TensorDone) and e.n_nonfinite} == {
         "blk.1.ffn_up.weight": 1
@@ -258,7 +256,7 @@ def test_a_journal_cut_at_any_byte_is_as_long_as_its_last_whole_line(
         journal_of(copy).write_bytes(content[:end])
         n_lines = content[:end].count(b"\n")
         events = list(convert(copy))
-        assert [event.count for event in events if isinstance(event, Resumed)] == [n_lines - 1] * (
+        assert [event.count for event in events if isinstance(event, ConversionResumed)] == [n_lines - 1] * (
             n_lines > 1
         )
         assert_finished(copy, expected)
@@ -330,7 +328,7 @@ def test_a_journal_of_another_conversion_is_not_believed(request_: ConvertReques
     path.write_bytes(first.path.read_bytes() + _without_first_line(path.read_bytes()))
     first.path.unlink()
     events = list(convert(other))
-    assert not any(isinstance(event, Resumed) for event in events)
+    assert not any(isinstance(event, ConversionResumed) for event in events)
     fresh = run_conversion(replace(other, out=other.out.with_name("fresh")))
     assert other.out.read_bytes() == fresh.read_bytes()
 
@@ -363,8 +361,8 @@ def test_a_changed_source_or_option_starts_over_and_says_so(change: str, request
     interrupt(request_, 5)
     changed = CHANGES[change](request_)
     events = list(convert(changed))
-    assert events[1] == StartedOver(request_.out.with_name("out.gguf.partial"))
-    assert not any(isinstance(event, Resumed) for event in events)
+    assert events[1] == ConversionRestarted(request_.out.with_name("out.gguf.partial"))
+    assert not any(isinstance(event, ConversionResumed) for event in events)
     fresh = run_conversion(replace(changed, out=request_.out.with_name("fresh.gguf")))
     assert request_.out.read_bytes() == fresh.read_bytes()
 
@@ -372,11 +370,11 @@ def test_a_changed_source_or_option_starts_over_and_says_so(change: str, request
 def test_starting_over_takes_the_old_journal_away_before_the_old_bytes(request_: ConvertRequest) -> None:
     """A crash between the two leaves nothing that vouches for bytes that are gone."""
     interrupt(request_, 9)
-    calls = SystemCalls()
+    calls = SystemCalls(request_)
     with calls.watched():
         run_conversion(replace(request_, overrides=(parse_override("general.type=motel"),)))
     names = [(file, name) for kind, file, name, _ in calls.all if kind == "c_return"]
-    assert names.index(("journal.py", "fsync")) < names.index(("partial.py", "ftruncate"))
+    assert names.index(("journal", "fsync")) < names.index(("data", "ftruncate"))
 
 
 def test_a_partial_file_of_another_length_is_not_gone_on_with(
@@ -386,14 +384,14 @@ def test_a_partial_file_of_another_length_is_not_gone_on_with(
     with request_.out.with_name("out.gguf.partial").open("ab") as file:
         file.write(b"more")
     events = list(convert(request_))
-    assert not any(isinstance(event, Resumed) for event in events)
+    assert not any(isinstance(event, ConversionResumed) for event in events)
     assert_finished(request_, expected)
 
 
 def test_what_is_found_beside_no_journal_is_written_over(request_: ConvertRequest, expected: bytes) -> None:
     request_.out.with_name("out.gguf.partial").write_bytes(b"x" * 10_000_000)
     events = list(convert(request_))
-    assert isinstance(events[1], StartedOver)
+    assert isinstance(events[1], ConversionRestarted)
     assert_finished(request_, expected)
 
 
@@ -405,7 +403,7 @@ def test_nothing_is_said_of_starting_over_when_nothing_was_finished(
         process.kill()
     assert left_behind(request_) == ["out.gguf.partial", "out.gguf.partial.journal"]
     events = list(convert(request_))
-    assert isinstance(events[1], Written)
+    assert isinstance(events[1], RowsWritten)
     assert_finished(request_, expected)
 
 
@@ -422,9 +420,9 @@ def test_a_crash_between_the_names_of_the_parts_leaves_only_names_to_give(
     events = list(convert(request))
     count = len(plan.tensors)
     assert events == [
-        Planned(count, plan.tensor_bytes),
-        Resumed(count, plan.tensor_bytes),
-        Finished(tuple(file.path for file in plan.files), sum(map(len, expected))),
+        ConversionPlanned(count, plan.tensor_bytes),
+        ConversionResumed(count, plan.tensor_bytes),
+        ConversionDone(tuple(file.path for file in plan.files), sum(map(len, expected))),
     ]
     assert [file.path.read_bytes() for file in plan.files] == expected
     assert left_behind(request) == sorted(file.path.name for file in plan.files)
@@ -463,7 +461,7 @@ def test_a_file_that_appeared_meanwhile_is_not_written_over(
     assert request_.out.read_text() == "mine"
     request_.out.unlink()
     _, resumed, *_ = convert(request_)
-    assert isinstance(resumed, Resumed)
+    assert isinstance(resumed, ConversionResumed)
     assert resumed.count == 27
     assert_finished(request_, expected)
 
@@ -492,7 +490,7 @@ def test_a_second_run_on_the_finished_file_refuses(request_: ConvertRequest, exp
 def test_a_disk_that_failed_once_is_not_believed_again(request_: ConvertRequest) -> None:
     """After a failed sync a later one may succeed without the bytes: nothing is recorded any more."""
     plan = planned(request_)
-    with Output(plan.files, plan.fingerprint, record_every_s=0) as output:
+    with ConversionOutput(plan.files, plan.fingerprint, record_every_s=0) as output:
 
         def mark_until_it_fails() -> None:
             while True:
@@ -511,7 +509,7 @@ def interrupt(request: ConvertRequest, n_tensors: int) -> None:
         next(event for event in events if isinstance(event, TensorDone) and event.index == n_tensors)
 
 
-def planned(request: ConvertRequest) -> Plan:
+def planned(request: ConvertRequest) -> ConversionPlan:
     with CheckpointFolder(request.source) as source:
         return plan_conversion(source, request)
 
@@ -534,7 +532,7 @@ def copies_on_the_way(request: ConvertRequest, folder: Path) -> list[ConvertRequ
     for number, event in enumerate(convert(request)):
         if isinstance(event, TensorDone) and event.index == 1:
             wait_until(lambda: n_recorded(request) == 1)
-        if number % 3 == 1 and not isinstance(event, Finished):
+        if number % 3 == 1 and not isinstance(event, ConversionDone):
             copies.append(copied(request, folder / f"copy-{number}"))
     return copies
 
@@ -544,7 +542,7 @@ def n_recorded(request: ConvertRequest) -> int:
     return 0 if record is None else len(record.finished)
 
 
-def spoil(request: ConvertRequest, plan: Plan, finished: frozenset[str]) -> None:
+def spoil(request: ConvertRequest, plan: ConversionPlan, finished: frozenset[str]) -> None:
     """Noise in place of what the disk does not hold for good; of the header too while nothing is recorded."""
     (file,) = plan.files
     noise = np.random.default_rng(5).integers(0, 256, file.n_bytes, np.uint8).tobytes()
@@ -557,7 +555,7 @@ def spoil(request: ConvertRequest, plan: Plan, finished: frozenset[str]) -> None
                 content.write(noise[: tensor.n_bytes])
 
 
-def as_before_the_names(plan: Plan, n_named: int) -> list[Path]:
+def as_before_the_names(plan: ConversionPlan, n_named: int) -> list[Path]:
     """Put finished files back to where they are when the last `n_named` have their names; those without."""
     unnamed = [partial_path(file.path) for file in plan.files[: len(plan.files) - n_named]]
     writer = Journal(
@@ -578,7 +576,7 @@ def assert_finished(request: ConvertRequest, expected: bytes) -> None:
 
 def assert_finished_by(events: Iterator[ConvertEvent], request: ConvertRequest, expected: bytes) -> None:
     *_, last = events
-    assert isinstance(last, Finished)
+    assert isinstance(last, ConversionDone)
     assert_finished(request, expected)
 
 
@@ -600,7 +598,8 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
 class SystemCalls:
     """Calls that reach the disk, in order over all threads, as the interpreter's profiler sees them."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: ConvertRequest) -> None:
+        self._files = {"data": partial_path(request.out), "journal": journal_of(request)}
         self.all: list[tuple[str, str, str, Any]] = []
 
     @contextmanager
@@ -616,17 +615,17 @@ class SystemCalls:
 
     def writes(self) -> list[tuple[int, int, int]]:
         """When a write to the partial file was over, and from where to where it went."""
-        return [(n, *seen) for n, seen in self._seen("c_return", "positioned.py", "pwrite")]
+        return [(n, *seen) for n, seen in self._seen("c_return", "data", "pwrite")]
 
     def syncs(self) -> list[tuple[int, int]]:
         """When a sync of the partial file began and when it was over."""
-        began = [n for n, _ in self._seen("c_call", "partial.py", "fsync")]
-        return list(zip(began, [n for n, _ in self._seen("c_return", "partial.py", "fsync")], strict=True))
+        began = [n for n, _ in self._seen("c_call", "data", "fsync")]
+        return list(zip(began, [n for n, _ in self._seen("c_return", "data", "fsync")], strict=True))
 
     def recorded(self) -> list[tuple[int, str]]:
         """When a tensor's line began to be written to the journal, and its name."""
         lines = [
-            (n, line) for n, seen in self._seen("c_call", "journal.py", "write") for line in seen.split(b"\n")
+            (n, line) for n, seen in self._seen("c_call", "journal", "write") for line in seen.split(b"\n")
         ]
         return [(n, json.loads(line)["tensor"]) for n, line in lines if b'"tensor"' in line]
 
@@ -640,11 +639,20 @@ class SystemCalls:
             return
         seen: object = None
         if function is os.pwrite:
-            start = frame.f_locals["offset"]
-            seen = (start, start + frame.f_locals["content"].nbytes)
+            view = frame.f_locals.get("view", frame.f_locals["content"])
+            seen = (frame.f_locals["offset"], frame.f_locals["offset"] + memoryview(view).nbytes)
         elif function is os.write:
             seen = frame.f_locals.get("content")
-        self.all.append((kind, Path(frame.f_code.co_filename).name, getattr(function, "__name__", ""), seen))
+        self.all.append((kind, self._file(frame), getattr(function, "__name__", ""), seen))
+
+    def _file(self, frame: FrameType) -> str:
+        """Which of the two files the call is about: its descriptor is a local name or an attribute."""
+        names = frame.f_locals
+        descriptor = names.get("descriptor", getattr(names.get("self"), "_fd", -1))
+        for name, path in self._files.items():
+            if descriptor >= 0 and path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return name
+        return ""
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import gguf
 import numpy as np
 import pytest
 from qwq_convert.file_types import FILE_TYPES
+from qwq_convert.gguf_file import read_header
 from qwq_convert.imatrix.file import ImportanceMatrix, write_imatrix
 from qwq_convert.key_values import Yarn, parse_override
-from qwq_convert.pipeline import ConvertRequest, convert, run_conversion
-from qwq_convert.plan import describe, open_source, sizes
-from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.pipeline import convert, run_conversion
+from qwq_convert.plan import ConvertRequest, describe, open_source, sizes
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, edit_json, write_checkpoint

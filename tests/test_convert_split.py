@@ -11,16 +11,9 @@ import llama_cpp
 import numpy as np
 import pytest
 from gguf import GGUFValueType as ValueType
-from qwq_convert.pipeline import (
-    ConvertRequest,
-    Finished,
-    StartedOver,
-    TensorDone,
-    convert,
-    run_conversion,
-)
-from qwq_convert.reading.gguf_header import GgufHeader, read_header
-from qwq_convert.reading.parts import read_parts
+from qwq_convert.gguf_file import GgufHeader, read_header, read_parts
+from qwq_convert.pipeline import ConversionDone, ConversionRestarted, TensorDone, convert, run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, write_checkpoint
@@ -42,7 +35,7 @@ def request_(folder: Path) -> ConvertRequest:
 
 def test_the_parts_have_the_names_that_llama_cpp_looks_for(request_: ConvertRequest) -> None:
     *_, finished = convert(request_)
-    assert isinstance(finished, Finished)
+    assert isinstance(finished, ConversionDone)
     names = [f"out-0000{number}-of-00004.gguf" for number in range(1, 5)]
     assert [path.name for path in finished.paths] == names
     assert sorted(path.name for path in request_.out.parent.iterdir()) == ["model", *names]
@@ -129,8 +122,8 @@ def test_another_size_starts_over_and_takes_the_old_parts_away(
     with closing(convert(replace(request_, split_max_bytes=before))) as events:
         next(event for event in events if isinstance(event, TensorDone))
     _, started_over, *_, finished = convert(replace(request_, split_max_bytes=after))
-    assert isinstance(started_over, StartedOver)
-    assert isinstance(finished, Finished)
+    assert isinstance(started_over, ConversionRestarted)
+    assert isinstance(finished, ConversionDone)
     left = sorted(path.name for path in request_.out.parent.iterdir() if path.is_file())
     assert left == sorted([*others, *(path.name for path in finished.paths)])
 

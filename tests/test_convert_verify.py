@@ -13,16 +13,10 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwq_convert.pipeline import ConvertRequest, run_conversion
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.reading.parts import read_parts
-from qwq_convert.reading.tensor_data import CHUNK_ELEMENTS
-from qwq_convert.verification.verify import (
-    surplus_bytes,
-    verify_blocks,
-    verify_placement,
-    verify_structure,
-)
+from qwq_convert.gguf_file import CHUNK_ELEMENTS, read_header, read_parts
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
+from qwq_convert.verification import surplus_bytes, verify_blocks, verify_placement, verify_structure
 
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
@@ -209,18 +203,18 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
 
 def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
     """The plan is held against what stands in the file, not against the writer's own word."""
-    from qwq_convert.layout import Layout, PlannedTensor
-    from qwq_convert.reading.shard import SourceTensor
-    from qwq_convert.tensor_types import QuantType
+    from qwq_convert.file_types import QuantType
+    from qwq_convert.layout import FileLayout, PlannedTensor
+    from qwq_convert.safetensors import SourceTensor
 
     path = tmp_path / "one.gguf"
     path.write_bytes(head(1, 0) + entry(b"a", (32,)) + PADDING)
     source = SourceTensor("a", "F32", (32,), "model.safetensors", 0, 128)
     planned = PlannedTensor("a", QuantType.F16, source, 0, 64)
     with pytest.raises(ConvertError, match="planned was"):
-        verify_structure(path, Layout((planned,), 64))
+        verify_structure(path, FileLayout((planned,), 64))
     with pytest.raises(ConvertError, match="holds 1 tensors, planned were 0"):
-        verify_structure(path, Layout((), 0))
+        verify_structure(path, FileLayout((), 0))
 
 
 # Several files, and what llama.cpp insists on.

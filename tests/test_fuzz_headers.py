@@ -17,12 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qwq_convert.checkpoint import INDEX, CheckpointFolder
+from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.pipeline import run_conversion
-from qwq_convert.reading.gguf_header import GgufHeader
-from qwq_convert.reading.parts import read_parts
-from qwq_convert.reading.shard import Shard
-from qwq_convert.request import ConvertRequest
-from qwq_convert.verification.verify import surplus_bytes, verify_blocks, verify_placement
+from qwq_convert.plan import ConvertRequest
+from qwq_convert.safetensors import Shard
+from qwq_convert.verification import surplus_bytes, verify_blocks, verify_placement
 
 from qwq_local.errors import ConvertError, ModelFileError
 from qwq_local.models.architecture import check_architecture, model_name

@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_cpp._ggml import libggml
-from qwq_convert.imatrix.collector import CollectorSettings, Tally
+from qwq_convert.imatrix.collector import ActivationSums, CollectorSettings, GgmlTensor, check_layout, planes
 from qwq_convert.imatrix.file import read_imatrix
 from qwq_convert.imatrix.run import (
     CalibrationText,
-    Finished,
+    CollectionDone,
+    CollectionInterrupted,
+    CollectionPlanned,
+    CollectionProgress,
+    CollectionSaved,
     ImatrixEvent,
     ImatrixRequest,
-    Interrupted,
-    Planned,
-    Progress,
-    Saved,
     collect,
     prepare,
 )
-from qwq_convert.imatrix.tensor import GgmlTensor, check_layout, planes
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 from tokenizers import Tokenizer
 
 from qwq_local.errors import ConvertError
@@ -116,7 +116,7 @@ def test_sums_are_those_of_a_float64_forward_pass(grouped: Path, tmp_path: Path,
     matrix = read_imatrix(out)
     assert "output.weight" in matrix.sums
     assert (matrix.chunk_count, matrix.chunk_size) == (len(chunks), chunk_size)
-    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1], CollectionDone)
 
 
 def test_a_tied_model_and_one_head_per_query_are_collected_for_without_an_output(
@@ -184,7 +184,7 @@ def test_rows_are_added_one_by_one_in_32_bits_whatever_their_number() -> None:
     for _ in range(2):
         for row in rows:
             expected = expected + row * row
-    tally = Tally()
+    tally = ActivationSums()
     tally.add("blk.0.ffn_up.weight", rows)
     tally.add("blk.0.ffn_up.weight", rows)
     assert tally.sums["blk.0.ffn_up.weight"].tobytes() == expected.tobytes()
@@ -194,7 +194,7 @@ def test_rows_are_added_one_by_one_in_32_bits_whatever_their_number() -> None:
 def test_activations_that_are_not_finite_stop_the_collection_by_name() -> None:
     rows = np.full((16, 2), 1e30, np.float32)
     with pytest.raises(ConvertError, match=r"blk\.0\.ffn_up\.weight: the activations are no longer finite"):
-        Tally().add("blk.0.ffn_up.weight", rows)
+        ActivationSums().add("blk.0.ffn_up.weight", rows)
 
 
 def test_a_text_shorter_than_a_chunk_is_refused_with_both_numbers(grouped: Path, tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_a_stopped_run_is_taken_up_to_the_same_bytes(
     out = tmp_path / "out.gguf"
     request = replace(request_for(grouped, out, prose(3000)), save_every=10**6)
     last = run(request, stopping_after(n_asked))[-1]
-    assert isinstance(last, Interrupted)
+    assert isinstance(last, CollectionInterrupted)
     assert last.path.exists() == (last.chunks_done > 0)
     assert not out.exists()
 
     planned = run(request)[0]
-    assert isinstance(planned, Planned)
+    assert isinstance(planned, CollectionPlanned)
     assert (planned.chunks_done, planned.starts_over) == (last.chunks_done, "")
     assert out.read_bytes() == uninterrupted.read_bytes()
     assert list(tmp_path.iterdir()) == [out]
@@ -248,7 +248,7 @@ def test_what_is_saved_on_the_way_is_an_importance_matrix(grouped: Path, tmp_pat
     done = []
     with closing(load(grouped)) as model:
         for event in collect(prepare(request), model.handle, never):
-            if isinstance(event, Saved):
+            if isinstance(event, CollectionSaved):
                 assert_sums(event.path, GROUPED, chunks_of(grouped, text, 64)[: event.chunks_done])
                 done.append(event.chunks_done)
     assert done == list(range(32, len(chunks_of(grouped, text, 64)), 32))
@@ -258,8 +258,8 @@ def test_what_is_saved_on_the_way_is_an_importance_matrix(grouped: Path, tmp_pat
 def test_progress_counts_every_token_once(grouped: Path, tmp_path: Path) -> None:
     events = run(request_for(grouped, tmp_path / "out.gguf", prose(1500)))
     planned = events[0]
-    assert isinstance(planned, Planned)
-    done = [event.tokens_done for event in events if isinstance(event, Progress)]
+    assert isinstance(planned, CollectionPlanned)
+    done = [event.tokens_done for event in events if isinstance(event, CollectionProgress)]
     assert done == sorted(set(done))
     assert done[-1] == planned.n_tokens == planned.n_chunks * 64
 
@@ -267,7 +267,7 @@ def test_progress_counts_every_token_once(grouped: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("changed", ["text", "options", "model", "files to merge"])
 def test_a_run_of_something_else_starts_over_and_says_so(grouped: Path, tmp_path: Path, changed: str) -> None:
     request = request_for(grouped, tmp_path / "out.gguf", prose(3000))
-    assert isinstance(run(request, stopping_after(600))[-1], Interrupted)
+    assert isinstance(run(request, stopping_after(600))[-1], CollectionInterrupted)
     model, earlier = tmp_path / "model.gguf", tmp_path / "earlier.gguf"
     model.write_bytes(grouped.read_bytes()[:-1] + b"\1")
     run(request_for(grouped, earlier, prose(200)))
@@ -279,7 +279,7 @@ def test_a_run_of_something_else_starts_over_and_says_so(grouped: Path, tmp_path
     }[changed]
 
     planned = run(other)[0]
-    assert isinstance(planned, Planned)
+    assert isinstance(planned, CollectionPlanned)
     assert planned.chunks_done == 0
     assert planned.starts_over.endswith(f"out.gguf.partial was collected with other {changed}")
     fresh = replace(other, out=tmp_path / "fresh.gguf")
@@ -301,13 +301,13 @@ def test_a_damaged_state_is_not_gone_on_from(
 ) -> None:
     request = request_for(grouped, tmp_path / "out.gguf", prose(3000))
     last = run(request, stopping_after(250))[-1]
-    assert isinstance(last, Interrupted)
+    assert isinstance(last, CollectionInterrupted)
     sound = last.path.read_bytes()
     last.path.write_bytes(damage(sound))
     assert last.path.read_bytes() != sound
 
     planned = run(request)[0]
-    assert isinstance(planned, Planned)
+    assert isinstance(planned, CollectionPlanned)
     assert planned.starts_over.startswith("what an earlier run left cannot be used")
     assert request.out.read_bytes() == uninterrupted.read_bytes()
 
@@ -423,7 +423,7 @@ def test_two_runs_do_not_write_one_output(grouped: Path, tmp_path: Path) -> None
             prepare(request)
         with pytest.raises(ConvertError, match="another process"):
             next(collect(also_prepared, model.handle, never))
-        assert isinstance(list(events)[-1], Finished)
+        assert isinstance(list(events)[-1], CollectionDone)
         with pytest.raises(ConvertError, match="exists already"):
             next(collect(also_prepared, model.handle, never))
     assert list(tmp_path.iterdir()) == [request.out]
@@ -434,7 +434,7 @@ def test_an_output_is_free_again_after_a_run_that_was_given_up(grouped: Path, tm
     with closing(load(grouped)) as model, closing(collect(prepare(request), model.handle, never)) as events:
         next(events)
 
-    assert isinstance(run(request)[-1], Finished)
+    assert isinstance(run(request)[-1], CollectionDone)
 
 
 def tokens_done(screen: str) -> int:

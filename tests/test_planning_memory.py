@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.breakdown import held_bytes

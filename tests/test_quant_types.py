@@ -11,7 +11,7 @@ import gguf
 import pytest
 from llama_cpp._ggml import libggml
 from qwq_convert import ggml
-from qwq_convert.file_types import ALIASES, FILE_TYPES, find_file_type
+from qwq_convert.file_types import ALIASES, BLOCKS, FILE_TYPES, QuantType, find_file_type, find_tensor_type
 from qwq_convert.layout import lay_out
 from qwq_convert.quant_types import (
     NO_OPTIONS,
@@ -21,9 +21,8 @@ from qwq_convert.quant_types import (
     is_quantizable,
     needs_imatrix,
 )
-from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import BLOCKS, QuantType, find_tensor_type
 
 from qwq_local.errors import ConvertError
 
@@ -121,7 +120,7 @@ def test_our_numbers_are_those_of_the_gguf_package_and_of_libggml() -> None:
     libggml.ggml_type_name.restype = ctypes.c_char_p
     for kind in ggml.QUANTIZABLE:
         assert libggml.ggml_type_name(kind).decode().upper() == kind.name
-        assert BLOCKS[kind] == (ggml.block_size(kind), ggml.block_bytes(kind))
+        assert BLOCKS[kind] == (libggml.ggml_blck_size(kind), libggml.ggml_type_size(kind))
     for file_type in gguf.LlamaFileType:
         name = file_type.name.partition("_")[2]
         if name in FILE_TYPES:

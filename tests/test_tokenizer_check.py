@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import run_conversion
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.request import ConvertRequest
-from qwq_convert.verification.tokenizer_check import TokenizerReport, compare_tokenizers
-from qwq_convert.verification.tokenizer_corpus import TEXTS, texts_with
+from qwq_convert.plan import ConvertRequest
+from qwq_convert.tokenizer_check import TEXTS, TokenizerReport, compare_tokenizers, texts_with
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from qwq_local.engine.api import AbortFlag

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import run_conversion
-from qwq_convert.reading.gguf_header import read_header
-from qwq_convert.request import ConvertRequest
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.backend.provision import model_window
 from qwq_local.engine.api import AbortFlag, ContextSettings

@@ -11,7 +11,8 @@ import shutil
 from math import prod
 from pathlib import Path
 
-from qwq_convert.pipeline import ConvertRequest, run_conversion
+from qwq_convert.pipeline import run_conversion
+from qwq_convert.plan import ConvertRequest
 
 CHECKPOINT = Path(__file__).parent.parent / "miniature" / "checkpoint"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gguf import GGUFWriter
 
 if TYPE_CHECKING:
-    from qwq_convert.reading.model_config import ModelConfig
+    from qwq_convert.model_config import ModelConfig
 
 Shape = tuple[str, ...]
 """Rows and columns in the words of config.json: vocab, hidden, kv, intermediate."""

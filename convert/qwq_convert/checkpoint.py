@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from qwq_convert.reading.shard import Shard, SourceTensor
-from qwq_convert.reading.strict_json import Fields, parse_object, shown
+from qwq_convert.safetensors import Shard, SourceTensor
+from qwq_convert.strict_json import Fields, parse_object, shown
 from qwq_local.errors import ConvertError
 
 INDEX = "model.safetensors.index.json"

@@ -1,88 +1,66 @@
-"""Rows of numbers in, quantized bytes out: the door to llama_cpp's libggml.
+"""The door to llama_cpp's libggml: quantizes rows of numbers, and reads them back.
 
-Knows no files and no models. libggml answers a bad argument with an abort of the process, so every call
-here is checked first; a check that fails is a fault of the caller and raises ValueError. The calls release
-the GIL. Signatures: ggml.h of the llama.cpp that llama-cpp-python carries.
+libggml answers a bad argument with an abort of the process, so every call here checks its arguments first. A
+check that fails is a fault of the caller and raises ValueError. The calls release the GIL. The signatures are
+those of ggml.h in the llama.cpp that llama-cpp-python carries.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
-from qwq_convert.tensor_types import QuantType
+from qwq_convert.file_types import QuantType, block_bytes, block_size, tensor_bytes
+from qwq_local.errors import ConvertError
 
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 
-_pointer = ctypes.c_void_p
-_type = ctypes.c_int
-libggml.ggml_blck_size.argtypes = [_type]
-libggml.ggml_blck_size.restype = ctypes.c_int64
-libggml.ggml_type_size.argtypes = [_type]
-libggml.ggml_type_size.restype = ctypes.c_size_t
-libggml.ggml_bf16_to_fp32_row.argtypes = [_pointer, _pointer, ctypes.c_int64]
-libggml.ggml_bf16_to_fp32_row.restype = None
-libggml.ggml_fp16_to_fp32_row.argtypes = [_pointer, _pointer, ctypes.c_int64]
-libggml.ggml_fp16_to_fp32_row.restype = None
-libggml.ggml_validate_row_data.argtypes = [_type, _pointer, ctypes.c_size_t]
-libggml.ggml_validate_row_data.restype = ctypes.c_bool
-libggml.ggml_quantize_chunk.argtypes = [
-    *(_type, _pointer, _pointer),
-    *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
-    _pointer,
-]
-libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-libggml.ggml_quantize_requires_imatrix.argtypes = [_type]
-libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+_pointer, _type, _count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_Dequantizer = ctypes.CFUNCTYPE(None, _pointer, _pointer, _count)
 
-# What ggml_quantize_chunk knows how to make; any other type aborts the process.
+
+class _Traits(ctypes.Structure):
+    """struct ggml_type_traits."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", _count),
+        ("blck_size_interleave", _count),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", _pointer),
+        ("from_float_ref", _pointer),
+    )
+
+
+def declare(name: str, result: Any, *arguments: Any) -> None:
+    """Tell ctypes the types of one of libggml's functions."""
+    function = getattr(libggml, name)
+    function.restype, function.argtypes = result, list(arguments)
+
+
+declare("ggml_blck_size", _count, _type)
+declare("ggml_type_size", ctypes.c_size_t, _type)
+declare("ggml_type_name", ctypes.c_char_p, _type)
+declare("ggml_get_type_traits", ctypes.POINTER(_Traits), _type)
+declare("ggml_validate_row_data", ctypes.c_bool, _type, _pointer, ctypes.c_size_t)
+declare("ggml_quantize_requires_imatrix", ctypes.c_bool, _type)
+declare("ggml_quantize_chunk", ctypes.c_size_t, _type, _pointer, _pointer, _count, _count, _count, _pointer)
+
+# The types that ggml_quantize_chunk can make; any other one aborts the process.
 QUANTIZABLE = tuple(
     kind
     for kind in QuantType
     if not kind.name.startswith("I") or kind.name.startswith("IQ")
     if kind not in (QuantType.F64, QuantType.Q8_1, QuantType.Q8_K)
 )
-FLOAT_ROWS = {
-    QuantType.F16: libggml.ggml_fp16_to_fp32_row,
-    QuantType.BF16: libggml.ggml_bf16_to_fp32_row,
-}
-
-
-@cache
-def block_size(kind: QuantType) -> int:
-    """How many values one block of `kind` holds."""
-    return int(libggml.ggml_blck_size(kind))
-
-
-@cache
-def block_bytes(kind: QuantType) -> int:
-    """How many bytes one block of `kind` takes."""
-    return int(libggml.ggml_type_size(kind))
-
-
-def tensor_bytes(kind: QuantType, n_elements: int) -> int:
-    """How many bytes `n_elements` values take; ValueError when they are not whole blocks."""
-    n_blocks, rest = divmod(n_elements, block_size(kind))
-    if rest:
-        raise ValueError(f"{n_elements} values are not whole blocks of {kind.name}")
-    return n_blocks * block_bytes(kind)
-
-
-def to_float(content: bytes, kind: QuantType) -> Rows:
-    """The F32, F16 or BF16 values in `content` as 32-bit floats, exactly."""
-    if kind == QuantType.F32:
-        return np.frombuffer(content, dtype="<f4")
-    n_values, rest = divmod(len(content), block_bytes(kind))
-    if rest:
-        raise ValueError(f"{len(content)} bytes are not whole {kind.name} values")
-    values = np.empty(n_values, dtype=np.float32)
-    FLOAT_ROWS[kind](content, values.ctypes.data, n_values)
-    return values
 
 
 def requires_importance(kind: QuantType) -> bool:
@@ -123,3 +101,48 @@ def is_valid(quantized: Bytes, kind: QuantType) -> bool:
     if quantized.size % block_bytes(kind):
         raise ValueError(f"{quantized.size} bytes are not whole blocks of {kind.name}")
     return bool(libggml.ggml_validate_row_data(kind, quantized.ctypes.data, quantized.size))
+
+
+def is_known(kind: QuantType) -> bool:
+    """Whether libggml has this type at all; for any other type it reads past the end of a table."""
+    name: bytes = libggml.ggml_type_name(kind)
+    return name.decode("ascii", "replace").upper() == kind.name.upper()
+
+
+def dequantize(content: bytes, kind: QuantType) -> Rows:
+    """The values of whole blocks of `kind` as 32-bit floats, as llama.cpp computes them.
+
+    ValueError when `content` is not whole blocks; ConvertError for a type that holds no weights.
+    """
+    if kind == QuantType.F32:
+        return np.frombuffer(content, dtype="<f4")
+    function = _dequantizer(kind)
+    n_blocks, rest = divmod(len(content), block_bytes(kind))
+    if rest:
+        raise ValueError(f"{len(content)} bytes are not whole blocks of {kind.name}")
+    values = np.empty(n_blocks * block_size(kind), dtype=np.float32)
+    function(content, values.ctypes.data, values.size)
+    return values
+
+
+@cache
+def _dequantizer(kind: QuantType) -> Callable[[bytes, int, int], None]:
+    """The function in libggml's description of `kind`, once libggml's other functions confirm the rest of it.
+
+    The layout of the description may change with the library.
+    """
+    if not is_known(kind):
+        raise ConvertError(f"{kind.name} is not a type of the installed llama.cpp.")
+    traits = libggml.ggml_get_type_traits(kind).contents
+    stated = (traits.type_name, traits.blck_size, traits.type_size, traits.is_quantized)
+    size = libggml.ggml_blck_size(kind)
+    expected = (libggml.ggml_type_name(kind), size, libggml.ggml_type_size(kind), size > 1)
+    if stated != expected:
+        raise ConvertError(
+            f"the installed llama.cpp describes {kind.name} as {stated}, expected {expected}. "
+            "Install the llama-cpp-python that this version names."
+        )
+    if not traits.to_float:
+        raise ConvertError(f"{kind.name} holds no weights that could be compared.")
+    function: Callable[[bytes, int, int], None] = _Dequantizer(traits.to_float)
+    return function

@@ -17,11 +17,10 @@ from gguf import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from qwq_convert import ggml
+from qwq_convert.file_types import QuantType, tensor_bytes
 from qwq_convert.key_values import KeyValues, split_keys
-from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import QuantType
 from qwq_local.errors import ConvertError
 
 # What the package takes a type from when it is not told one.
@@ -46,7 +45,7 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """The tensors of one file in its order; `n_bytes` is what they take with the padding after each one."""
 
     tensors: tuple[PlannedTensor, ...]
@@ -59,7 +58,7 @@ class PlannedFile:
 
     path: Path
     header: bytes
-    layout: Layout
+    layout: FileLayout
 
     @property
     def n_bytes(self) -> int:
@@ -69,25 +68,25 @@ class PlannedFile:
 
 def lay_out(
     tensors: Sequence[NamedTensor], kinds: Sequence[QuantType], max_bytes: int | None = None
-) -> list[Layout]:
+) -> list[FileLayout]:
     """Where each tensor goes; a new file begins where `max_bytes` of tensors would be passed."""
-    layouts: list[Layout] = []
+    layouts: list[FileLayout] = []
     planned: list[PlannedTensor] = []
     offset = 0
     for tensor, kind in zip(tensors, kinds, strict=True):
-        n_bytes = ggml.tensor_bytes(kind, tensor.source.n_elements)
+        n_bytes = tensor_bytes(kind, tensor.source.n_elements)
         if planned and max_bytes is not None and offset + padded(n_bytes) > max_bytes:
-            layouts.append(Layout(tuple(planned), offset))
+            layouts.append(FileLayout(tuple(planned), offset))
             planned, offset = [], 0
         planned.append(PlannedTensor(tensor.name, kind, tensor.source, offset, n_bytes))
         offset += padded(n_bytes)
-    layouts.append(Layout(tuple(planned), offset))
+    layouts.append(FileLayout(tuple(planned), offset))
     if len(layouts) > MAX_FILES:
         raise ConvertError(f"--split-max-size: makes {len(layouts)} files, at most {MAX_FILES} are possible.")
     return layouts
 
 
-def plan_files(out: Path, layouts: Sequence[Layout], key_values: KeyValues) -> tuple[PlannedFile, ...]:
+def plan_files(out: Path, layouts: Sequence[FileLayout], key_values: KeyValues) -> tuple[PlannedFile, ...]:
     """The file at `out`, or the parts that llama.cpp finds when it is given the first one."""
     if len(layouts) == 1:
         return (PlannedFile(out, encode_header(key_values, layouts[0]), layouts[0]),)
@@ -105,7 +104,7 @@ def part_name(out: Path, number: int, n_files: int) -> Path:
     return out.with_name(f"{stem}-{number + 1:05}-of-{n_files:05}.gguf")
 
 
-def encode_header(key_values: KeyValues, layout: Layout) -> bytes:
+def encode_header(key_values: KeyValues, layout: FileLayout) -> bytes:
     """Key-values and tensor list as the file begins with them, padded to where tensor data starts."""
     writer = GGUFWriter(None, arch="")
     writer.kv_data = [key_values]

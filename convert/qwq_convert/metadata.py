@@ -14,10 +14,14 @@ from gguf import GGUFValueType as ValueType
 
 from qwq_convert.checkpoint import Checkpoint, optional_document, required_document
 from qwq_convert.key_values import KeyValues
-from qwq_convert.reading.model_config import ModelConfig
-from qwq_convert.reading.strict_json import Fields, checked_text, shown
-from qwq_convert.special_tokens import add_special_tokens, find_chat_templates, find_special_tokens
-from qwq_convert.vocab import read_vocabulary
+from qwq_convert.model_config import ModelConfig
+from qwq_convert.strict_json import Fields, checked_text, shown
+from qwq_convert.tokenizer import (
+    add_special_tokens,
+    find_chat_templates,
+    find_special_tokens,
+    read_vocabulary,
+)
 from qwq_local.errors import ConvertError
 
 MODEL_CARD = "README.md"

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from qwq_convert.checkpoint import Checkpoint
-from qwq_convert.plan import Plan, open_source, plan_conversion
-from qwq_convert.quantize import Job, available_threads, quantized
-from qwq_convert.request import ConvertEvent as ConvertEvent
-from qwq_convert.request import ConvertRequest as ConvertRequest
-from qwq_convert.request import Finished as Finished
-from qwq_convert.request import Planned as Planned
-from qwq_convert.request import Resumed as Resumed
-from qwq_convert.request import StartedOver as StartedOver
-from qwq_convert.request import TensorDone as TensorDone
-from qwq_convert.request import Written as Written
-from qwq_convert.verification.verify import verify_structure
-from qwq_convert.writing.output import Output, check_output
+from qwq_convert.output import ConversionOutput, check_output
+from qwq_convert.plan import ConversionPlan, ConvertRequest, open_source, plan_conversion
+from qwq_convert.quantizer import Job, available_threads, quantized
+from qwq_convert.verification import verify_structure
 
 
 def convert(
@@ -38,21 +32,21 @@ def convert(
         plan = plan_conversion(source, request)
         check_output(plan.files, plan.fingerprint)
         count, bytes_total = len(plan.tensors), plan.tensor_bytes
-        yield Planned(count, bytes_total, plan.unweighted)
+        yield ConversionPlanned(count, bytes_total, plan.unweighted)
 
-        with Output(plan.files, plan.fingerprint, request.record_every_s) as output:
+        with ConversionOutput(plan.files, plan.fingerprint, request.record_every_s) as output:
             if output.started_over:
-                yield StartedOver(output.paths[0])
+                yield ConversionRestarted(output.paths[0])
             index, bytes_done = len(output.finished), plan.bytes_of(output.finished)
             if index:
-                yield Resumed(index, bytes_done)
+                yield ConversionResumed(index, bytes_done)
             jobs = _jobs(plan, output, allow_nonfinite=request.allow_nonfinite)
             n_nonfinite = 0
             with closing(quantized(source, jobs, request.threads or available_threads())) as chunks:
                 for rows in chunks:
                     name, bytes_done = rows.tensor.name, bytes_done + rows.n_bytes
                     n_nonfinite += rows.n_nonfinite
-                    yield Written(name, bytes_done, bytes_total)
+                    yield RowsWritten(name, bytes_done, bytes_total)
                     if rows.completes_tensor:
                         output.mark_finished(name)
                         index += 1
@@ -61,19 +55,19 @@ def convert(
             for path, file in zip(output.paths, plan.files, strict=True):
                 verify_structure(path, file.layout)
             n_bytes = output.publish()
-    yield Finished(tuple(file.path for file in plan.files), n_bytes)
+    yield ConversionDone(tuple(file.path for file in plan.files), n_bytes)
 
 
 def run_conversion(request: ConvertRequest) -> Path:
     """Convert as asked without telling of it; the path of the finished file, or of its first part."""
     paths: tuple[Path, ...] = ()
     for event in convert(request):
-        if isinstance(event, Finished):
+        if isinstance(event, ConversionDone):
             paths = event.paths
     return paths[0]
 
 
-def _jobs(plan: Plan, output: Output, *, allow_nonfinite: bool) -> list[Job]:
+def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bool) -> list[Job]:
     """The tensors that are not finished yet, in the order in which they lie in the source."""
     placed = [
         (number, tensor)
@@ -86,3 +80,69 @@ def _jobs(plan: Plan, output: Output, *, allow_nonfinite: bool) -> list[Job]:
         Job(tensor, output.writer_of(number, tensor), plan.importance.get(tensor.name), allow_nonfinite)
         for number, tensor in placed
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlanned:
+    """Everything is checked and nothing written yet: how many tensors and bytes of them will be.
+
+    `unweighted` are the tensors that the importance matrix says nothing about, where there is one.
+    """
+
+    event_name: ClassVar[str] = "planned"
+    count: int
+    bytes_total: int
+    unweighted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResumed:
+    """An earlier run of the same conversion left `count` tensors, `bytes_done` of them, which are kept."""
+
+    event_name: ClassVar[str] = "resumed"
+    count: int
+    bytes_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionRestarted:
+    """The partial file at `path` was of another conversion, or of an earlier state of the source."""
+
+    event_name: ClassVar[str] = "started_over"
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RowsWritten:
+    """Some rows of the tensor `name` are written; `bytes_done` of `bytes_total` so far."""
+
+    event_name: ClassVar[str] = "written"
+    name: str
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDone:
+    """`name` is written whole, `index` (from 1) of `count`; `n_nonfinite` of its weights were no numbers."""
+
+    name: str
+    index: int
+    count: int
+    bytes_done: int
+    bytes_total: int
+    n_nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionDone:
+    """The model is whole, checked, on the disk and under its final name: one file, or all parts of it."""
+
+    event_name: ClassVar[str] = "finished"
+    paths: tuple[Path, ...]
+    n_bytes: int
+
+
+ConvertEvent = (
+    ConversionPlanned | ConversionResumed | ConversionRestarted | RowsWritten | TensorDone | ConversionDone
+)

@@ -17,20 +17,42 @@ import numpy as np
 
 from qwq_convert import ggml
 from qwq_convert.checkpoint import Checkpoint, CheckpointFolder, required_document
-from qwq_convert.file_types import FILE_TYPES, FileType, find_file_type
+from qwq_convert.file_types import FILE_TYPES, FLOAT_TYPES, FileType, QuantType, find_file_type
+from qwq_convert.gguf_source import GgufSource
 from qwq_convert.imatrix.file import ImportanceMatrix, read_imatrix
-from qwq_convert.key_values import KeyValues, finish, stretch
+from qwq_convert.key_values import KeyValues, Override, Yarn, finish, stretch
 from qwq_convert.layout import PlannedFile, PlannedTensor, encode_header, lay_out, plan_files
 from qwq_convert.metadata import build_key_values
-from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, needs_imatrix
-from qwq_convert.reading.gguf_source import GgufSource
-from qwq_convert.reading.model_config import read_config
-from qwq_convert.request import ConvertRequest
+from qwq_convert.model_config import read_config
+from qwq_convert.quant_types import NO_OPTIONS, Figures, TypeOptions, choose_types, needs_imatrix
 from qwq_convert.tensor_names import NamedTensor, name_tensors
-from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
 from qwq_local.errors import ConvertError
 
 Source = Checkpoint | GgufSource
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """What to convert, to what and where.
+
+    `source` is a checkpoint folder or a float GGUF, `name` replaces the model's own name, `types` overrules
+    the file type tensor by tensor, `split_max_bytes` begins a new file where that many bytes of tensors
+    would be passed, `threads` None takes every core. `record_every_s` is the work that a crash costs at most,
+    against how often the disk must come to rest.
+    """
+
+    source: Path
+    file_type: str
+    out: Path
+    name: str | None = None
+    threads: int | None = None
+    types: TypeOptions = NO_OPTIONS
+    overrides: tuple[Override, ...] = ()
+    yarn: Yarn | None = None
+    imatrix: Path | None = None
+    split_max_bytes: int | None = None
+    allow_nonfinite: bool = False
+    record_every_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +65,7 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ConversionPlan:
     """A whole conversion before its first byte; `fingerprint` is what a later run must equal to go on."""
 
     file_type: FileType
@@ -102,7 +124,7 @@ def describe(source: Source, name: str | None = None) -> Description:
     return Description(tensors, key_values, Figures(config.n_layers, config.n_heads // config.n_kv_heads))
 
 
-def plan_conversion(source: Source, request: ConvertRequest) -> Plan:
+def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
     """Everything about the conversion; ConvertError in one line when something stands against it."""
     file_type = find_file_type(request.file_type)
     if not request.out.name:
@@ -120,7 +142,7 @@ def plan_conversion(source: Source, request: ConvertRequest) -> Plan:
     finish(key_values, file_type, request.overrides, named)
     files = plan_files(request.out, lay_out(model.tensors, kinds, request.split_max_bytes), key_values)
     unweighted = _unweighted(model.tensors, kinds, importance) if matrix is not None else ()
-    return Plan(file_type, files, importance, unweighted, _fingerprint(source, files, importance))
+    return ConversionPlan(file_type, files, importance, unweighted, _fingerprint(source, files, importance))
 
 
 def sizes(model: Description) -> list[TypeSize]:

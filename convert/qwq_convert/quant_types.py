@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from qwq_convert.file_types import FileType
+from qwq_convert.file_types import BLOCKS, FileType
+from qwq_convert.file_types import QuantType as Q
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import BLOCKS
-from qwq_convert.tensor_types import QuantType as Q
 from qwq_local.errors import ConvertError
 
 
@@ -28,7 +27,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """Where a rule is applied: tensor `i` of the `n` of its kind."""
 
     i: int
@@ -37,63 +36,63 @@ class Place:
     has_imatrix: bool
 
 
-def more_bits(place: Place) -> bool:
+def more_bits(place: TensorPlace) -> bool:
     """The first and the last eighth of the layers, and every third one between."""
     eighth = place.n // 8
     return place.i < eighth or place.i >= 7 * place.n // 8 or (place.i - eighth) % 3 == 2
 
 
-def first_eighth(place: Place) -> bool:
+def first_eighth(place: TensorPlace) -> bool:
     """The first eighth of the layers."""
     return place.i < place.n // 8
 
 
-def first_sixteenth(place: Place) -> bool:
+def first_sixteenth(place: TensorPlace) -> bool:
     """The first sixteenth of the layers."""
     return place.i < place.n // 16
 
 
-def middle(place: Place) -> bool:
+def middle(place: TensorPlace) -> bool:
     """All layers but the first and the last eighth."""
     return place.n // 8 <= place.i < 7 * place.n // 8
 
 
-def first_four(place: Place) -> bool:
+def first_four(place: TensorPlace) -> bool:
     """Layers 0 to 3."""
     return place.i < 4
 
 
-def first_two(place: Place) -> bool:
+def first_two(place: TensorPlace) -> bool:
     """Layers 0 and 1."""
     return place.i < 2
 
 
-def shared_heads(place: Place) -> bool:
+def shared_heads(place: TensorPlace) -> bool:
     """At least four query heads for a key-value head, which makes attn_v small beside attn_q."""
     return place.n_gqa >= 4
 
 
-def without_imatrix(place: Place) -> bool:
+def without_imatrix(place: TensorPlace) -> bool:
     """No importance matrix is given."""
     return not place.has_imatrix
 
 
-def first_eighth_with_imatrix(place: Place) -> bool:
+def first_eighth_with_imatrix(place: TensorPlace) -> bool:
     """The first eighth of the layers, when an importance matrix is given."""
     return place.has_imatrix and first_eighth(place)
 
 
-def first_eighth_without_imatrix(place: Place) -> bool:
+def first_eighth_without_imatrix(place: TensorPlace) -> bool:
     """The first eighth of the layers, when no importance matrix is given."""
     return not place.has_imatrix and first_eighth(place)
 
 
-def always(place: Place) -> bool:
+def always(place: TensorPlace) -> bool:
     """Every layer."""
     return True
 
 
-Rule = tuple[Callable[[Place], bool], Q]
+Rule = tuple[Callable[[TensorPlace], bool], Q]
 Mixture = dict[str, tuple[Rule, ...]]
 
 _LOW: Mixture = {"attn_v": ((shared_heads, Q.Q4_K), (always, Q.Q2_K)), "ffn_down": ((first_eighth, Q.Q2_K),)}
@@ -266,7 +265,7 @@ class _Chooser:
             return file_type.embedding or file_type.default
         kind = name.split(".")[2] if name.count(".") > 2 else name
         # A tensor that an option took is not counted, which shifts the layers after it.
-        place = Place(self._seen[kind], self._figures.n_layers, self._figures.n_gqa, self._has_imatrix)
+        place = TensorPlace(self._seen[kind], self._figures.n_layers, self._figures.n_gqa, self._has_imatrix)
         self._seen[kind] += 1
         rules = self._mixture.get(kind, ())
         chosen = next((q for holds, q in rules if holds(place)), file_type.default)

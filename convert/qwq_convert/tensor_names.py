@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwq_convert.architecture import Shape
-from qwq_convert.reading.model_config import ModelConfig
-from qwq_convert.reading.shard import SourceTensor
-from qwq_convert.reading.strict_json import shown
-from qwq_convert.tensor_types import QuantType
+from qwq_convert.file_types import QuantType
+from qwq_convert.model_config import ModelConfig
+from qwq_convert.safetensors import SourceTensor
+from qwq_convert.strict_json import shown
 from qwq_local.errors import ConvertError
 
 READABLE_DTYPES = ("F32", "F16", "BF16")

@@ -12,14 +12,14 @@ from pathlib import Path
 from qwq_convert.imatrix.collector import CollectorSettings
 from qwq_convert.imatrix.run import (
     CalibrationText,
-    Finished,
+    CollectionDone,
+    CollectionInterrupted,
+    CollectionPlanned,
+    CollectionProgress,
+    CollectionSaved,
     ImatrixEvent,
     ImatrixRequest,
-    Interrupted,
-    Planned,
-    Prepared,
-    Progress,
-    Saved,
+    PreparedCollection,
     collect,
     merge_files,
     prepare,
@@ -131,18 +131,18 @@ class CollectingScreen:
     def show(self, event: ImatrixEvent) -> None:
         """Show one event."""
         match event:
-            case Planned():
+            case CollectionPlanned():
                 self.close()
                 self._show_plan(event)
-            case Progress(done, total):
+            case CollectionProgress(done, total):
                 self._draw("collecting", total, done)
-            case Saved(_, done, total):
+            case CollectionSaved(_, done, total):
                 if not self._output.is_terminal:
                     self._say(f"{done:,} of {total:,} chunks are collected and saved.")
-            case Interrupted():
+            case CollectionInterrupted():
                 self.close()
                 self._show_interruption(event)
-            case Finished():
+            case CollectionDone():
                 self.close()
                 self._show_end(event)
 
@@ -152,7 +152,7 @@ class CollectingScreen:
             self._bar.finish()
             self._bar = None
 
-    def _show_plan(self, event: Planned) -> None:
+    def _show_plan(self, event: CollectionPlanned) -> None:
         if event.starts_over:
             self._say(f"{event.starts_over}: starting over.")
         names = ", ".join(text.name for text in self._request.texts)
@@ -162,7 +162,7 @@ class CollectingScreen:
         done = event.n_tokens // event.n_chunks * event.chunks_done
         self._draw("collecting", event.n_tokens, done)
 
-    def _show_interruption(self, event: Interrupted) -> None:
+    def _show_interruption(self, event: CollectionInterrupted) -> None:
         if event.chunks_done:
             self._say(
                 f"stopped: {event.chunks_done:,} of {event.n_chunks:,} chunks are in {event.path}. "
@@ -171,7 +171,7 @@ class CollectingScreen:
         else:
             self._say("stopped before the first chunks were done: nothing is saved.")
 
-    def _show_end(self, event: Finished) -> None:
+    def _show_end(self, event: CollectionDone) -> None:
         matrix, settings = event.matrix, self._request.settings
         self._say(
             f"{event.path}: {len(matrix.sums):,} weights, "
@@ -190,7 +190,9 @@ class CollectingScreen:
         self._bar.update(done)
 
 
-def _collect(prepared: Prepared, header: Header, loading: LoadSettings, screen: CollectingScreen) -> int:
+def _collect(
+    prepared: PreparedCollection, header: Header, loading: LoadSettings, screen: CollectingScreen
+) -> int:
     abort = AbortFlag()
     status = ExitStatus.ANSWERED
     with closing(screen), interrupts_to(abort):
@@ -201,7 +203,7 @@ def _collect(prepared: Prepared, header: Header, loading: LoadSettings, screen: 
         with closing(model):
             for event in collect(prepared, model.handle, lambda: bool(abort)):
                 screen.show(event)
-                if isinstance(event, Interrupted):
+                if isinstance(event, CollectionInterrupted):
                     status = ExitStatus.INTERRUPTED
     return status
 

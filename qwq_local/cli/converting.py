@@ -11,26 +11,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_convert.calibration import estimate_seconds
 from qwq_convert.checkpoint import label_of
-from qwq_convert.file_types import find_file_type
+from qwq_convert.file_types import QuantType, find_file_type, find_tensor_type
 from qwq_convert.ggml import QUANTIZABLE
 from qwq_convert.key_values import Yarn, parse_override
-from qwq_convert.pipeline import convert as run
-from qwq_convert.plan import Plan, open_source, plan_conversion
-from qwq_convert.quant_types import TypeOptions
-from qwq_convert.quantize import available_threads
-from qwq_convert.request import (
+from qwq_convert.pipeline import (
+    ConversionDone,
+    ConversionPlanned,
+    ConversionRestarted,
+    ConversionResumed,
     ConvertEvent,
-    ConvertRequest,
-    Finished,
-    Planned,
-    Resumed,
-    StartedOver,
+    RowsWritten,
     TensorDone,
-    Written,
 )
-from qwq_convert.tensor_types import QuantType, find_tensor_type
+from qwq_convert.pipeline import convert as run
+from qwq_convert.plan import ConversionPlan, ConvertRequest, open_source, plan_conversion
+from qwq_convert.quant_types import TypeOptions
+from qwq_convert.quantizer import available_threads, estimate_seconds
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.pipes import closed_pipes_end_it, forgiving, refuse_stdout
@@ -145,7 +142,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2].upper()]
 
 
-def plan_lines(plan: Plan, request: ConvertRequest) -> Iterator[str]:
+def plan_lines(plan: ConversionPlan, request: ConvertRequest) -> Iterator[str]:
     """What a conversion would do: each tensor's type and size, then the files, the space and the time."""
     for tensor in plan.tensors:
         shape = " x ".join(map(str, tensor.shape))
@@ -174,17 +171,17 @@ class _Screen:
 
     def show(self, event: ConvertEvent) -> None:
         match event:
-            case Planned(_, total, unweighted):
+            case ConversionPlanned(_, total, unweighted):
                 self._total = total
                 if unweighted:
                     more = f" and {len(unweighted) - 1} more" if len(unweighted) > 1 else ""
                     self.say(f"the importance matrix lacks {unweighted[0]}{more}: quantized without.")
-            case StartedOver(path):
+            case ConversionRestarted(path):
                 self.say(f"{path} was of another conversion or an older source: starting over.")
-            case Resumed(count, done):
+            case ConversionResumed(count, done):
                 self._done = done
                 self.say(f"going on: {count:,} tensors ({binary_size(done, 2)}) are there already.")
-            case Written(name, done, _):
+            case RowsWritten(name, done, _):
                 if self._line is None:
                     self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
                 self._line.update(name, done)
@@ -192,7 +189,7 @@ class _Screen:
                 self.say(f"{name}: weights that are no numbers: {n_nonfinite:,}.")
             case TensorDone():
                 pass
-            case Finished(paths, n_bytes):
+            case ConversionDone(paths, n_bytes):
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
                 self.say(f"{paths[0]}{more}: {binary_size(n_bytes, 2)}, whole and checked.")
 
@@ -212,13 +209,13 @@ def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> i
         with closing(run(request)) as events:
             for event in events:
                 match event:
-                    case Planned():
+                    case ConversionPlanned():
                         n_all = event.count
-                    case Resumed(n_kept, _) | TensorDone(_, n_kept):
+                    case ConversionResumed(n_kept, _) | TensorDone(_, n_kept):
                         pass
                 if not jsonl:
                     screen.show(event)
-                elif not isinstance(event, Written):
+                elif not isinstance(event, RowsWritten):
                     write_line(environment.stdout, event_line(event))
     except BaseException:
         screen.close()

@@ -242,7 +242,7 @@ def verify_model(name: str) -> None:
 
 def _check_whole(part: Path) -> None:
     try:
-        from qwq_convert.reading.gguf_header import read_header as read_part
+        from qwq_convert.gguf_file import read_header as read_part
 
         read_part(part)
     except QwqError as error:

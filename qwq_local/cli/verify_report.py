@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qwq_convert.verification.compare import TypeReport
-from qwq_convert.verification.tokenizer_check import TokenizerReport
-from qwq_convert.verification.verify import Progress
+from qwq_convert.tokenizer_check import TokenizerReport
+from qwq_convert.verification import BytesVerified, TypeReport
 
 from qwq_local.cli.environment import Environment
 from qwq_local.terminal.output import Output
@@ -39,7 +38,7 @@ class Sound:
 class Report(Protocol):
     """Takes results one after the other."""
 
-    def progress(self, doing: str, progress: Progress | None) -> None:
+    def progress(self, doing: str, progress: BytesVerified | None) -> None:
         """How far the work called `doing` is; None when it is over."""
 
     def notice(self, text: str) -> None:
@@ -67,7 +66,7 @@ class TextReport:
         self._output = Output.of(environment.stderr, environment.variables)
         self._bar: ProgressBar | None = None
 
-    def progress(self, doing: str, progress: Progress | None) -> None:
+    def progress(self, doing: str, progress: BytesVerified | None) -> None:
         """Draw a bar, or take it away."""
         if progress is None:
             self.close()
@@ -117,7 +116,7 @@ class JsonReport:
         self._stdout = environment.stdout
         self._percent = -1
 
-    def progress(self, doing: str, progress: Progress | None) -> None:
+    def progress(self, doing: str, progress: BytesVerified | None) -> None:
         """Write how far it is, at most a hundred times."""
         if progress is None:
             self._percent = -1

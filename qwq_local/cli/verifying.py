@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from qwq_convert.gguf_file import GgufHeader, read_parts
+from qwq_convert.gguf_source import GgufSource
 from qwq_convert.plan import Source, describe, open_source
-from qwq_convert.reading.gguf_header import GgufHeader
-from qwq_convert.reading.gguf_source import GgufSource
-from qwq_convert.reading.parts import read_parts
-from qwq_convert.verification.compare import TypeReport, compare
-from qwq_convert.verification.tokenizer_check import (
-    TOKENIZER,
-    TokenizerReport,
-    TokenizersMissing,
-    compare_tokenizers,
+from qwq_convert.tokenizer_check import TOKENIZER, TokenizerReport, TokenizersMissing, compare_tokenizers
+from qwq_convert.verification import (
+    BytesVerified,
+    TypeReport,
+    compare,
+    surplus_bytes,
+    verify_blocks,
+    verify_placement,
 )
-from qwq_convert.verification.verify import Progress, surplus_bytes, verify_blocks, verify_placement
 
 from qwq_local.cli.backends import model_file
 from qwq_local.cli.converting import find_source
@@ -159,7 +159,7 @@ def _first_difference(found: TokenizerReport) -> str:
     )
 
 
-def _watched(work: Generator[Progress, None, Value], doing: str, report: Report) -> Value:
+def _watched(work: Generator[BytesVerified, None, Value], doing: str, report: Report) -> Value:
     """The value of `work`, its progress shown while it goes on."""
     with closing(work):
         while True:

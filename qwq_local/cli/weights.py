@@ -9,9 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwq_convert import request as converter
 from qwq_convert.file_types import find_file_type
-from qwq_convert.request import ConvertRequest, Finished, Planned, Resumed, TensorDone, Written
+from qwq_convert.pipeline import (
+    ConversionDone,
+    ConversionPlanned,
+    ConversionRestarted,
+    ConversionResumed,
+    RowsWritten,
+    TensorDone,
+)
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.pull_screen import PullScreen
@@ -96,15 +103,15 @@ class WeightsScreen(PullScreen):
                 sizes = f"{decimal_size(event.bytes_total)} become {decimal_size(event.output_bytes)}"
                 self.say(f"{plural(event.count, 'shard')}, {sizes}: all headers are checked.")
                 self._line = WorkLine(self._output, event.output_bytes, time.monotonic)
-            case Resumed():
+            case ConversionResumed():
                 self._converted = event.bytes_done
                 size = decimal_size(event.bytes_done, 2)
                 self.say(f"going on: {event.count} tensors ({size}) are there already.")
                 total = self._planned.output_bytes
                 self._line = WorkLine(self._output, total, time.monotonic, event.bytes_done)
-            case converter.StartedOver():
+            case ConversionRestarted():
                 self.say(f"{event.path} was of another conversion: starting over.")
-            case Written():
+            case RowsWritten():
                 self._tensor, self._converted = event.name, event.bytes_done
                 self._draw()
             case FileStarted():
@@ -116,9 +123,9 @@ class WeightsScreen(PullScreen):
             case FileDone():
                 self._arrived = self._arriving.n_bytes
                 self._draw()
-            case Finished():
+            case ConversionDone():
                 self.say(f"{event.paths[0]}: {decimal_size(event.n_bytes, 2)}, whole and checked.")
-            case TensorDone() | Planned():
+            case TensorDone() | ConversionPlanned():
                 pass
             case _:
                 self.show(event)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Container, Iterable, Mapping
 
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.safetensors import SourceTensor
 
 from qwq_local.hub.client import RemoteFile
 from qwq_local.hub.shards import ArrivingShards, Headers

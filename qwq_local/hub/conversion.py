@@ -17,12 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.pipeline import convert
-from qwq_convert.plan import Plan, plan_conversion
-from qwq_convert.request import ConvertEvent, ConvertRequest, TensorDone
-from qwq_convert.writing.journal import read_journal
-from qwq_convert.writing.output import journal_path
-from qwq_convert.writing.partial import partial_path
+from qwq_convert.output import journal_path, partial_path, read_journal
+from qwq_convert.pipeline import ConvertEvent, TensorDone, convert
+from qwq_convert.plan import ConversionPlan, ConvertRequest, plan_conversion
 
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes, free_bytes
@@ -80,7 +77,11 @@ class _Run:
     """The conversion in a thread of its own, so that the download can be told of while it waits."""
 
     def __init__(
-        self, request: ConvertRequest, plan: Plan, checkpoint: RemoteCheckpoint, arriving: ArrivingShards
+        self,
+        request: ConvertRequest,
+        plan: ConversionPlan,
+        checkpoint: RemoteCheckpoint,
+        arriving: ArrivingShards,
     ) -> None:
         self._request = request
         self._checkpoint = checkpoint
@@ -139,7 +140,7 @@ class _Run:
         return set() if record is None else {self._source_names.get(name, "") for name in record.finished}
 
 
-def _check_space(plan: Plan, headers: Headers, own: HubCache) -> None:
+def _check_space(plan: ConversionPlan, headers: Headers, own: HubCache) -> None:
     """Raise PullError unless output and two shards fit, on one disk or on two."""
     folder = plan.files[0].path.parent
     output = plan.n_bytes - sum(allocated_bytes(partial_path(file.path)) for file in plan.files)

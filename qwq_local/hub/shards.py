@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwq_convert.reading.shard import Shard, SourceTensor
+from qwq_convert.safetensors import Shard, SourceTensor
 
 from qwq_local.errors import PullError
 from qwq_local.hub.cache import HubCache

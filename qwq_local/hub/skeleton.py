@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from qwq_convert.checkpoint import INDEX, MAX_DOCUMENT_BYTES
-from qwq_convert.reading.shard import MAX_HEADER_BYTES
+from qwq_convert.safetensors import MAX_HEADER_BYTES
 
 from qwq_local.errors import PullError
 from qwq_local.hub.client import Hub, Listing, RemoteFile

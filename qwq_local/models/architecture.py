@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gguf import LlamaFileType
-from qwq_convert.reading.strict_json import named, shown
+from qwq_convert.strict_json import named, shown
 
 from qwq_local.errors import ModelFileError
 from qwq_local.models.header import TOKENS_KEY, Header

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 
-from qwq_convert.reading.strict_json import shown
+from qwq_convert.strict_json import shown
 
 from qwq_local.errors import ModelFileError, PullError
 from qwq_local.hub.client import Hub, Listing, RemoteFile

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_convert.reading.gguf_header import GgufHeader, TensorEntry
-from qwq_convert.reading.parts import read_parts
+from qwq_convert.gguf_file import GgufHeader, TensorEntry, read_parts
 
 from qwq_local.errors import ConvertError, ModelFileError
 

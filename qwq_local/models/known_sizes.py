@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwq_convert import ggml
 from qwq_convert.architectures.qwen2 import ARCHITECTURE
-from qwq_convert.file_types import find_file_type
+from qwq_convert.file_types import QuantType, find_file_type, tensor_bytes
 from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, is_quantizable
-from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import QuantType
 
 from qwq_local.errors import ConvertError
 from qwq_local.models.architecture import QWQ_32B
@@ -36,7 +34,7 @@ def known_sizes(file_type: str) -> ModelSizes | None:
     layers = [0] * shape.n_layers
     input_bytes = output_bytes = 0
     for tensor, kind in zip(tensors, kinds, strict=True):
-        n_bytes = ggml.tensor_bytes(kind, tensor.source.n_elements)
+        n_bytes = tensor_bytes(kind, tensor.source.n_elements)
         if tensor.layer != _OUTSIDE:
             layers[tensor.layer] += n_bytes
         elif tensor.name == "token_embd.weight":

@@ -121,7 +121,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _convert(source: Path, file_type: str, path: Path) -> Path:
-    from qwq_convert.pipeline import ConvertRequest, run_conversion
+    from qwq_convert.pipeline import run_conversion
+    from qwq_convert.plan import ConvertRequest
 
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=path.parent))
     try:

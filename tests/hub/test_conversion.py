@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.pipeline import ConvertRequest, Finished, TensorDone, run_conversion
-from qwq_convert.reading.gguf_header import read_header
+from qwq_convert.gguf_file import read_header
+from qwq_convert.pipeline import ConversionDone, TensorDone, run_conversion
+from qwq_convert.plan import ConvertRequest
 
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.checkpoint import headers_of
@@ -228,7 +229,7 @@ def test_every_event_is_told_however_far_ahead_of_them_the_work_is(tmp_path: Pat
         rest = list(events)
     tensors = [event.name for event in rest if isinstance(event, TensorDone)]
     assert len(tensors) == len(set(tensors)) == len(read_header(tmp_path / "out.gguf").tensors)
-    assert rest[-1] == Finished((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
+    assert rest[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
 
 
 def test_one_shard_comes_ahead_and_a_third_only_when_one_may_go(

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 
 from qwq_convert.architecture import Architecture
-from qwq_convert.reading.strict_json import Fields, shown
+from qwq_convert.strict_json import Fields, shown
 
 
 @cache

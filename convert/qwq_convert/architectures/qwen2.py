@@ -9,7 +9,7 @@ from gguf import GGUFWriter, RopeScalingType
 from qwq_convert.architecture import Architecture
 
 if TYPE_CHECKING:
-    from qwq_convert.reading.model_config import ModelConfig, RopeScaling
+    from qwq_convert.model_config import ModelConfig, RopeParameters
 
 
 def add_keys(writer: GGUFWriter, config: ModelConfig) -> None:
@@ -29,7 +29,7 @@ def add_keys(writer: GGUFWriter, config: ModelConfig) -> None:
         writer.add_value_length(config.head_dim)
 
 
-def _add_rope_scaling(writer: GGUFWriter, scaling: RopeScaling) -> None:
+def _add_rope_scaling(writer: GGUFWriter, scaling: RopeParameters) -> None:
     writer.add_rope_scaling_type(RopeScalingType(scaling.kind))
     writer.add_rope_scaling_factor(scaling.factor)
     if scaling.original_context is not None:

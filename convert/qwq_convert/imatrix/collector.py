@@ -13,9 +13,10 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from gguf import GGMLQuantizationType as QuantType
+from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
-from qwq_convert.imatrix.tensor import GgmlTensor, Rows, check_layout, is_host, planes, weight_name
 from qwq_local.errors import ConvertError, DoesNotFit
 
 Tokens = NDArray[np.int32]
@@ -33,7 +34,7 @@ _LAST_BEFORE_OUTPUT = b"result_norm"
 _ABORTED = 2
 
 
-class Stopped(Exception):
+class CollectionStopped(Exception):
     """The collection was asked to stop; sums of the group of chunks under way are lost, none else."""
 
 
@@ -53,15 +54,15 @@ class CollectorSettings:
 
 
 @dataclass(slots=True)
-class Tally:
+class ActivationSums:
     """Sums of squares per column and tokens counted, by the weight's name."""
 
     sums: dict[str, Rows] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def copy(self) -> Tally:
+    def copy(self) -> ActivationSums:
         """The same numbers, apart from these."""
-        return Tally({name: sums.copy() for name, sums in self.sums.items()}, dict(self.counts))
+        return ActivationSums({name: sums.copy() for name, sums in self.sums.items()}, dict(self.counts))
 
     def add(self, name: str, rows: Rows) -> None:
         """Add the squares of each row, one row after the other, in 32 bits.
@@ -103,7 +104,7 @@ class Collector:
         self._multiplication = check_layout()
         self._settings = settings
         self._stop = stop
-        self._tally = Tally()
+        self._tally = ActivationSums()
         self._failure: BaseException | None = None
         self._vocabulary = llama_cpp.llama_model_get_vocab(model)
         # Kept alive as long as the context that calls them.
@@ -136,11 +137,11 @@ class Collector:
             raise ConvertError(f"llama.cpp could not tokenize a text of {len(text):,} bytes. Shorten it.")
         return tokens[:count].copy()
 
-    def run(self, chunks: Tokens, tally: Tally) -> Iterator[int]:
+    def run(self, chunks: Tokens, tally: ActivationSums) -> Iterator[int]:
         """Compute chunks side by side, adding to `tally`; yields the number of tokens after each step.
 
-        `chunks` has a row for each, at most `n_parallel` of them. Raises Stopped and ConvertError; `tally`
-        is then good for nothing.
+        `chunks` has a row for each, at most `n_parallel` of them. Raises CollectionStopped and ConvertError;
+        `tally` is then of no use.
         """
         n_chunks, chunk_size = chunks.shape
         if llama_cpp.llama_vocab_get_add_bos(self._vocabulary):
@@ -196,7 +197,7 @@ class Collector:
         if self._failure is not None:
             raise self._failure
         if self._stop() or status == _ABORTED:
-            raise Stopped
+            raise CollectionStopped
         if status:
             raise ConvertError(f"llama.cpp stopped with status {status}. Try a smaller --ctx.")
 
@@ -230,3 +231,130 @@ class Collector:
         for plane in planes(rows, in_memory=is_host(rows)):
             self._tally.add(name, plane)
         return not self._is_ending
+
+
+Rows = NDArray[np.float32]
+
+TESTED_VERSION = "0.3.36"
+TENSOR_OVERHEAD = 368
+MAX_DIMENSIONS, MAX_SOURCES, MAX_NAME = 4, 10, 64
+# Far above the number of MUL_MAT, far below that of the last operation, whose name can still be asked for.
+_MOST_OPERATIONS = 64
+
+_pointer = ctypes.c_void_p
+
+
+class GgmlTensor(ctypes.Structure):
+    """struct ggml_tensor: `ne` values, `nb` bytes from one to the next in each dimension, columns first."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", _pointer),
+        ("ne", ctypes.c_int64 * MAX_DIMENSIONS),
+        ("nb", ctypes.c_size_t * MAX_DIMENSIONS),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", _pointer * MAX_SOURCES),
+        ("view_src", _pointer),
+        ("view_offs", ctypes.c_size_t),
+        ("data", _pointer),
+        ("name", ctypes.c_char * MAX_NAME),
+        ("extra", _pointer),
+        ("padding", ctypes.c_char * 8),
+    )
+
+
+class GgmlInitParams(ctypes.Structure):
+    """struct ggml_init_params (ggml.h)."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
+
+
+def _declare(name: str, result: Any, *arguments: Any) -> None:
+    function = getattr(libggml, name)
+    function.argtypes, function.restype = list(arguments), result
+
+
+_declare("ggml_tensor_overhead", ctypes.c_size_t)
+_declare("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+_declare("ggml_init", _pointer, GgmlInitParams)
+_declare("ggml_free", None, _pointer)
+_declare("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_declare("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)
+_declare("ggml_set_name", _pointer, _pointer, ctypes.c_char_p)
+_declare("ggml_get_data", _pointer, _pointer)
+_declare("ggml_nbytes", ctypes.c_size_t, _pointer)
+_declare("ggml_backend_buffer_is_host", ctypes.c_bool, _pointer)
+_declare("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ctypes.c_size_t)
+
+
+def check_layout(library: Any = libggml, layout: type[ctypes.Structure] = GgmlTensor) -> int:
+    """The number of the MUL_MAT operation, when the library's tensors are laid out as `layout` says.
+
+    Raises ConvertError when they are not: with another build, activations would be read from wrong places.
+    """
+    overhead = library.ggml_tensor_overhead()
+    if overhead != TENSOR_OVERHEAD:
+        raise _other_build(f"a tensor takes {overhead} bytes, expected {TENSOR_OVERHEAD}")
+    multiplication = next((i for i in range(_MOST_OPERATIONS) if library.ggml_op_name(i) == b"MUL_MAT"), -1)
+    context = library.ggml_init(GgmlInitParams(16 * overhead, None, False))
+    if multiplication < 0 or not context:
+        raise _other_build("it has no matrix multiplication")
+    try:
+        weight = library.ggml_new_tensor_2d(context, QuantType.F32, 3, 5)
+        rows = library.ggml_new_tensor_2d(context, QuantType.F32, 3, 4)
+        product = library.ggml_mul_mat(context, weight, rows)
+        library.ggml_set_name(rows, b"probe")
+        found, node = layout.from_address(rows), layout.from_address(product)
+        read = {
+            "type": found.type == QuantType.F32 and found.buffer is None,
+            "ne": (*found.ne,) == (3, 4, 1, 1) and (*node.ne,) == (5, 4, 1, 1),
+            "nb": (*found.nb,) == (4, 12, 48, 48),
+            "op": node.op == multiplication and found.op == 0,
+            "src": (*node.src,) == (weight, rows, *[None] * (MAX_SOURCES - 2)),
+            "data": found.data == library.ggml_get_data(rows),
+            "name": found.name == b"probe",
+        }
+    finally:
+        library.ggml_free(context)
+    if wrong := [field for field, is_right in read.items() if not is_right]:
+        raise _other_build(f"a tensor's {', '.join(wrong)} lie elsewhere")
+    return multiplication
+
+
+def weight_name(tensor: GgmlTensor) -> str:
+    """The name that the model file gave the tensor: `CUDA0#blk.0.attn_k.weight#0` is a copy on a device."""
+    parts = bytes(tensor.name).split(b"#")
+    return (parts[1] if len(parts) > 1 else parts[0]).decode("utf-8", "replace")
+
+
+def is_host(tensor: GgmlTensor) -> bool:
+    """Whether the tensor's numbers lie in this process's memory."""
+    return bool(libggml.ggml_backend_buffer_is_host(tensor.buffer))
+
+
+def planes(tensor: GgmlTensor, *, in_memory: bool) -> Iterator[Rows]:
+    """The rows of an F32 tensor, one plane of the two outer dimensions after the other.
+
+    `in_memory` False copies the numbers from the device they lie on first.
+    """
+    n_bytes = libggml.ggml_nbytes(ctypes.addressof(tensor))
+    if tensor.type != QuantType.F32 or tensor.nb[0] != 4:
+        raise ValueError("expected a tensor of 32-bit floats, those of a row side by side")
+    if in_memory:
+        content = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(tensor.data))
+    else:
+        content = np.empty(n_bytes, np.uint8)
+        libggml.ggml_backend_tensor_get(ctypes.addressof(tensor), content.ctypes.data, 0, n_bytes)
+    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    stacked: Rows = np.ndarray(shape, np.float32, content.data, 0, strides)
+    for outer in stacked:
+        yield from outer
+
+
+def _other_build(difference: str) -> ConvertError:
+    return ConvertError(
+        f"this build of llama.cpp is not the tested one: {difference}. "
+        f"Run: pip install llama-cpp-python=={TESTED_VERSION}"
+    )

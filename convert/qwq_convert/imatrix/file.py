@@ -22,8 +22,8 @@ from gguf import GGUFValueType as ValueType
 from gguf import Keys
 from numpy.typing import NDArray
 
-from qwq_convert.reading.gguf_header import MAGIC, MAX_NAME_BYTES, VERSION, GgufHeader, read_header
-from qwq_convert.tensor_types import QuantType
+from qwq_convert.file_types import QuantType
+from qwq_convert.gguf_file import MAGIC, MAX_NAME_BYTES, VERSION, GgufHeader, read_header
 from qwq_convert.writing.positioned import sync_folder
 from qwq_local.errors import ConvertError
 

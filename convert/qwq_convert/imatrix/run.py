@@ -7,7 +7,9 @@ off at any moment is taken up by the next. The file is llama-imatrix's, byte for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from qwq_convert.imatrix.collector import Collector, CollectorSettings, Stopped, Tally, Tokens
+from qwq_convert.gguf_file import read_header
+from qwq_convert.imatrix.collector import (
+    TESTED_VERSION,
+    ActivationSums,
+    CollectionStopped,
+    Collector,
+    CollectorSettings,
+    Tokens,
+)
 from qwq_convert.imatrix.file import ImportanceMatrix, merge, read_imatrix, write_imatrix
-from qwq_convert.imatrix.resume import Collected, digest_of, model_digest, resume, save
-from qwq_convert.imatrix.tensor import TESTED_VERSION
+from qwq_convert.output import partial_path
+from qwq_convert.strict_json import Fields, parse_object
 from qwq_convert.writing.lock import alone
-from qwq_convert.writing.partial import partial_path
 from qwq_local.errors import ConvertError
 
 # Chunks shorter than this say little, and of the shortest llama.cpp computes too few rows at once to count.
@@ -55,7 +64,7 @@ class ImatrixRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class CollectionPlanned:
     """The text makes `n_chunks`; `chunks_done` are there from an earlier run; else why they are not."""
 
     n_chunks: int
@@ -65,7 +74,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CollectionProgress:
     """So many tokens of all are computed."""
 
     tokens_done: int
@@ -73,7 +82,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class CollectionSaved:
     """What there is so far is on the disk."""
 
     path: Path
@@ -82,7 +91,7 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupted:
+class CollectionInterrupted:
     """The run was stopped; `path` holds what there is, and nothing when no chunk is done."""
 
     path: Path
@@ -91,18 +100,20 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CollectionDone:
     """The importance matrix is under its final name."""
 
     path: Path
     matrix: ImportanceMatrix
 
 
-ImatrixEvent = Planned | Progress | Saved | Interrupted | Finished
+ImatrixEvent = (
+    CollectionPlanned | CollectionProgress | CollectionSaved | CollectionInterrupted | CollectionDone
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedCollection:
     """A request found good before the model is loaded."""
 
     request: ImatrixRequest
@@ -110,7 +121,7 @@ class Prepared:
     start: ImportanceMatrix
     identity: Mapping[str, str]
 
-    def matrix(self, tally: Tally) -> ImportanceMatrix:
+    def matrix(self, tally: ActivationSums) -> ImportanceMatrix:
         """What the tally says as a file has it."""
         chunk_size = self.request.settings.chunk_size
         counts = {name: np.array([count], np.float32) for name, count in tally.counts.items()}
@@ -120,7 +131,7 @@ class Prepared:
         return ImportanceMatrix(tally.sums, counts, datasets, chunk_count, chunk_size)
 
 
-def prepare(request: ImatrixRequest) -> Prepared:
+def prepare(request: ImatrixRequest) -> PreparedCollection:
     """Everything that can be known without the model, checked and read. Raises ConvertError."""
     settings = request.settings
     if settings.chunk_size < LEAST_CHUNK:
@@ -143,25 +154,29 @@ def prepare(request: ImatrixRequest) -> Prepared:
         "options": digest_of([options.encode(), str(settings.parse_special).encode()]),
         "files to merge": digest_of(path.read_bytes() for path in request.earlier),
     }
-    return Prepared(request, text, start, identity)
+    return PreparedCollection(request, text, start, identity)
 
 
-def collect(prepared: Prepared, model: Any, stop: Callable[[], bool]) -> Generator[ImatrixEvent, None, None]:
+def collect(
+    prepared: PreparedCollection, model: Any, stop: Callable[[], bool]
+) -> Generator[ImatrixEvent, None, None]:
     """Collect from a model that llama.cpp has loaded (its handle), telling of each step.
 
-    `stop` is asked often; when true, the chunks done are saved and the last event is Interrupted. Raises
-    ConvertError, DoesNotFit.
+    `stop` is asked often; when true, the chunks done are saved and the last event is CollectionInterrupted.
+    Raises ConvertError, DoesNotFit.
     """
     with output_held(prepared.request.out):
         yield from _collect(prepared, model, stop)
 
 
-def _collect(prepared: Prepared, model: Any, stop: Callable[[], bool]) -> Generator[ImatrixEvent, None, None]:
+def _collect(
+    prepared: PreparedCollection, model: Any, stop: Callable[[], bool]
+) -> Generator[ImatrixEvent, None, None]:
     request, settings = prepared.request, prepared.request.settings
     with Collector(model, settings, stop) as collector:
         chunks = cut(collector.tokenize(prepared.text), request)
         tally, done, starts_over = _start(prepared, len(chunks))
-        yield Planned(len(chunks), done, chunks.size, starts_over)
+        yield CollectionPlanned(len(chunks), done, chunks.size, starts_over)
         saved = done
         try:
             while done < len(chunks):
@@ -169,28 +184,28 @@ def _collect(prepared: Prepared, model: Any, stop: Callable[[], bool]) -> Genera
                 tokens_done = done * settings.chunk_size
                 for n_tokens in collector.run(group, added):
                     tokens_done += n_tokens
-                    yield Progress(tokens_done, chunks.size)
+                    yield CollectionProgress(tokens_done, chunks.size)
                 tally, done = added, done + len(group)
                 if done - saved >= request.save_every and done < len(chunks):
                     _save(prepared, tally, done)
                     saved = done
-                    yield Saved(partial_path(request.out), done, len(chunks))
-        except Stopped:
+                    yield CollectionSaved(partial_path(request.out), done, len(chunks))
+        except CollectionStopped:
             if done > saved:
                 _save(prepared, tally, done)
-            yield Interrupted(partial_path(request.out), done, len(chunks))
+            yield CollectionInterrupted(partial_path(request.out), done, len(chunks))
             return
     yield publish(request.out, prepared.matrix(tally))
 
 
-def publish(out: Path, matrix: ImportanceMatrix) -> Finished:
+def publish(out: Path, matrix: ImportanceMatrix) -> CollectionDone:
     """Write the file under its final name and remove what was kept in case of a cut."""
     write_imatrix(out, matrix)
     partial_path(out).unlink(missing_ok=True)
-    return Finished(out, matrix)
+    return CollectionDone(out, matrix)
 
 
-def merge_files(request: ImatrixRequest) -> Finished:
+def merge_files(request: ImatrixRequest) -> CollectionDone:
     """The earlier files alone as one file, without text and model; the first one's chunk size stays."""
     with output_held(request.out):
         return publish(request.out, merge(map(read_imatrix, request.earlier)))
@@ -226,17 +241,102 @@ def cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
     return tokens[: n_chunks * chunk_size].reshape(n_chunks, chunk_size)
 
 
-def _start(prepared: Prepared, n_chunks: int) -> tuple[Tally, int, str]:
+def _start(prepared: PreparedCollection, n_chunks: int) -> tuple[ActivationSums, int, str]:
     """The sums to go on from, how many chunks are in them, and why not those of an earlier run."""
     saved, reason = resume(prepared.request.out, prepared.identity)
     if saved is not None and saved.chunks_done <= n_chunks:
         sums = {name: sums.copy() for name, sums in saved.matrix.sums.items()}
-        return Tally(sums, dict(saved.counts)), saved.chunks_done, ""
+        return ActivationSums(sums, dict(saved.counts)), saved.chunks_done, ""
     start = prepared.start
     counts = {name: round(float(count[0])) for name, count in start.counts.items()}
-    return Tally({name: sums.copy() for name, sums in start.sums.items()}, counts), 0, reason
+    return ActivationSums({name: sums.copy() for name, sums in start.sums.items()}, counts), 0, reason
 
 
-def _save(prepared: Prepared, tally: Tally, done: int) -> None:
+def _save(prepared: PreparedCollection, tally: ActivationSums, done: int) -> None:
     collected = Collected(prepared.matrix(tally), tally.counts, done)
     save(prepared.request.out, collected, prepared.identity)
+
+
+STATE_KEY = "qwq.imatrix.state"
+MAX_STATE_BYTES = 2**24
+MAX_COUNT = 2**53
+# What is looked at of a model: all of it would take minutes for 65 GB.
+SAMPLES, SAMPLE_BYTES = 64, 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """How far a run came: `counts` are exact where the file's floats need not be."""
+
+    matrix: ImportanceMatrix
+    counts: Mapping[str, int]
+    chunks_done: int
+
+
+def save(out: Path, collected: Collected, identity: Mapping[str, str]) -> None:
+    """Keep what was collected so far; ConvertError when it cannot be written."""
+    state = {
+        "chunks_done": collected.chunks_done,
+        "counts": dict(collected.counts),
+        "identity": dict(identity),
+    }
+    write_imatrix(partial_path(out), collected.matrix, (STATE_KEY, json.dumps(state)))
+
+
+def resume(out: Path, identity: Mapping[str, str]) -> tuple[Collected | None, str]:
+    """What an earlier run of the same identity left, and otherwise why there is nothing to go on from.
+
+    The reason is empty when there was no earlier run. Never raises for what the file holds.
+    """
+    path = partial_path(out)
+    if not path.exists():
+        return None, ""
+    try:
+        matrix, state = read_imatrix(path), _read_state(path)
+        made_of = state.optional_object("identity")
+        counts = state.optional_object("counts")
+        if made_of is None or counts is None:
+            state.fail("identity and counts are missing.")
+        for part, digest in identity.items():
+            if made_of.optional_text(part) != digest:
+                return None, f"{path} was collected with other {part}"
+        exact = {name: counts.integer(name, 0, MAX_COUNT) for name in matrix.counts}
+        if any(np.float32(count) != matrix.counts[name][0] for name, count in exact.items()):
+            state.fail("its counts are not those of its sums.")
+        return Collected(matrix, exact, state.integer("chunks_done")), ""
+    except ConvertError as error:
+        return None, f"what an earlier run left cannot be used ({error})"
+
+
+def model_digest(path: Path) -> str:
+    """A digest of a model file's length and of samples all over it, its header among them."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            n_bytes = file.seek(0, 2)
+            digest.update(f"{n_bytes}\0".encode())
+            for sample in range(SAMPLES):
+                file.seek(sample * n_bytes // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read ({error.strerror}).") from None
+    return digest.hexdigest()
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """A digest of byte strings one after the other, each with its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}\0".encode())
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> Fields:
+    header = read_header(path)
+    if STATE_KEY not in header.keys:
+        raise ConvertError(f"{path}: has no {STATE_KEY}.")
+    _, encoded = header.encoded(STATE_KEY)
+    if len(encoded) > MAX_STATE_BYTES:
+        raise ConvertError(f"{path}: {STATE_KEY} has {len(encoded):,} bytes.")
+    return parse_object(encoded[8:], f"{path}: {STATE_KEY}")

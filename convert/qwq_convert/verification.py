@@ -1,7 +1,8 @@
-"""A GGUF and the checkpoint it is said to come from; out how far its values are from theirs, by type.
+"""A GGUF file in; nothing out when the file is sound, else one error that says where it is not.
 
-Every tensor is dequantized as llama.cpp does it and held against the source, value by value.
-Knows no file formats: both sides come in as headers and bytes.
+`verify_structure` looks at the header and the file's length alone, against a plan; `verify_blocks` reads
+every block of every tensor, of all parts of a split model. Knows nothing of how the file was made, nor of
+what its architecture needs.
 """
 
 from __future__ import annotations
@@ -10,19 +11,110 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from qwq_convert import ggml
-from qwq_convert.in_order import in_order
-from qwq_convert.reading.gguf_header import GgufHeader, TensorEntry
-from qwq_convert.reading.shard import SourceTensor
-from qwq_convert.reading.tensor_data import Chunk, TensorData, chunks_of
+from qwq_convert.file_types import QuantType, block_bytes, block_size, tensor_bytes
+from qwq_convert.ggml import dequantize, is_known
+from qwq_convert.gguf_file import GgufHeader, TensorChunk, TensorData, TensorEntry, chunks_of, read_header
+from qwq_convert.layout import FileLayout
+from qwq_convert.parallel import in_order
+from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import QuantType
-from qwq_convert.verification.dequantize import dequantize
-from qwq_convert.verification.verify import Progress
 from qwq_local.errors import ConvertError
+
+
+@dataclass(frozen=True, slots=True)
+class BytesVerified:
+    """`bytes_done` of `bytes_total` are read; `tensor` is the one that is being read."""
+
+    tensor: str
+    bytes_done: int
+    bytes_total: int
+
+
+def verify_structure(path: Path, layout: FileLayout) -> None:
+    """ConvertError unless the GGUF holds exactly the tensors planned, where they were planned."""
+    header = read_header(path)
+    for planned, found in zip(layout.tensors, header.tensors, strict=False):
+        expected = TensorEntry(planned.name, planned.kind, planned.shape, planned.offset, planned.n_bytes)
+        if found != expected:
+            raise ConvertError(f"{path}: holds {found}, planned was {expected}. Convert again.")
+    if len(header.tensors) != len(layout.tensors):
+        counts = f"{len(header.tensors)} tensors, planned were {len(layout.tensors)}"
+        raise ConvertError(f"{path}: holds {counts}. Convert again.")
+    if header.file_bytes != header.data_start + layout.n_bytes:
+        sizes = f"{header.file_bytes} bytes, planned were {header.data_start + layout.n_bytes}"
+        raise ConvertError(f"{path}: has {sizes}. Convert again.")
+
+
+def verify_placement(part: GgufHeader) -> None:
+    """ConvertError unless the tensors follow each other as llama.cpp insists: in the header's order, with
+    no more between them than the padding to the alignment (ggml/src/gguf.cpp).
+    """
+    expected = 0
+    for tensor in part.tensors:
+        if not is_known(tensor.kind):
+            raise ConvertError(
+                f"{part.path}: {tensor.name!r} has type {tensor.kind.name}, unknown to llama.cpp."
+            )
+        if tensor.offset != expected:
+            raise ConvertError(
+                f"{part.path}: {tensor.name!r} starts at byte {tensor.offset:,} of the tensor data, expected "
+                f"was {expected:,}: llama.cpp would refuse it. Convert or download it again."
+            )
+        expected += -(-tensor.n_bytes // part.alignment) * part.alignment
+
+
+def surplus_bytes(part: GgufHeader) -> int:
+    """How many bytes lie behind the last tensor and its padding; 0 in a file as it was written."""
+    end = max((tensor.offset + tensor.n_bytes for tensor in part.tensors), default=0)
+    padded_end = part.data_start + -(-end // part.alignment) * part.alignment
+    return max(0, part.file_bytes - padded_end)
+
+
+def verify_blocks(parts: Sequence[GgufHeader], threads: int) -> Generator[BytesVerified, None, None]:
+    """Read everything, telling how far; ConvertError names the first block without numbers."""
+    chunks = (
+        chunk
+        for number, part in enumerate(parts)
+        for tensor in part.tensors
+        for chunk in chunks_of(number, tensor)
+    )
+    bytes_total = sum(tensor.n_bytes for part in parts for tensor in part.tensors)
+    bytes_done = 0
+    with TensorData(parts) as data:
+
+        def damaged_block(chunk: TensorChunk) -> int | None:
+            return _damaged_block(np.frombuffer(data.read(chunk), dtype=np.uint8), chunk)
+
+        with closing(in_order(chunks, damaged_block, threads)) as results:
+            for chunk, damaged in results:
+                if damaged is not None:
+                    raise ConvertError(
+                        f"{parts[chunk.part].path}: {chunk.tensor.name} has a damaged block, number "
+                        f"{damaged:,}, not made of numbers. Convert or download it again."
+                    )
+                bytes_done += chunk.n_bytes
+                yield BytesVerified(chunk.tensor.name, bytes_done, bytes_total)
+
+
+def _damaged_block(content: ggml.Bytes, chunk: TensorChunk) -> int | None:
+    """The number within its tensor of the first block that is not valid; None when all are."""
+    kind = chunk.tensor.kind
+    if ggml.is_valid(content, kind):
+        return None
+    size, first, last = block_bytes(kind), 0, content.size // block_bytes(kind)
+    while last - first > 1:
+        middle = (first + last) // 2
+        if ggml.is_valid(content[first * size : middle * size], kind):
+            first = middle
+        else:
+            last = middle
+    return chunk.start // block_size(kind) + first
+
 
 # Half a unit in the last place; from a checkpoint's floats to F32 nothing is lost.
 FLOAT_LIMITS = {QuantType.F32: 0.0, QuantType.F16: 2.0**-11, QuantType.BF16: 2.0**-8}
@@ -93,13 +185,13 @@ def error_limit(kind: QuantType) -> float:
     """
     if kind in FLOAT_LIMITS:
         return FLOAT_LIMITS[kind]
-    bits_per_weight = 8 * ggml.block_bytes(kind) / ggml.block_size(kind)
+    bits_per_weight = 8 * block_bytes(kind) / block_size(kind)
     return min(LARGEST_LIMIT, FACTOR * math.exp2(-bits_per_weight))
 
 
 def compare(
     parts: Sequence[GgufHeader], read: Read, named: Sequence[NamedTensor], threads: int
-) -> Generator[Progress, None, tuple[TypeReport, ...]]:
+) -> Generator[BytesVerified, None, tuple[TypeReport, ...]]:
     """Read both sides, telling how far; the generator's value is one report a type, largest types first.
 
     `named` are the source's tensors under their GGUF names. ConvertError when the two do not hold the
@@ -109,7 +201,7 @@ def compare(
     _check_same_tensors(parts, sources)
     with TensorData(parts) as data:
 
-        def deviation(chunk: Chunk) -> Deviation:
+        def deviation(chunk: TensorChunk) -> Deviation:
             return _deviation(chunk, data.read(chunk), read, sources[chunk.tensor.name])
 
         chunks = (c for number, tensor in _tensors(parts) for c in chunks_of(number, tensor))
@@ -119,7 +211,7 @@ def compare(
             for chunk, found in results:
                 tally.add(chunk, found)
                 done += chunk.n_bytes
-                yield Progress(chunk.tensor.name, done, bytes_total)
+                yield BytesVerified(chunk.tensor.name, done, bytes_total)
     return tally.reports()
 
 
@@ -130,7 +222,7 @@ class _Tally:
     _tensor: Deviation = field(default_factory=Deviation)
     _reports: dict[QuantType, TypeReport] = field(default_factory=dict)
 
-    def add(self, chunk: Chunk, found: Deviation) -> None:
+    def add(self, chunk: TensorChunk, found: Deviation) -> None:
         self._tensor += found
         if not chunk.completes_tensor:
             return
@@ -149,13 +241,13 @@ class _Tally:
         return tuple(sorted(self._reports.values(), key=lambda report: -report.n_tensors))
 
 
-def _deviation(chunk: Chunk, content: bytes, read: Read, named: NamedTensor) -> Deviation:
+def _deviation(chunk: TensorChunk, content: bytes, read: Read, named: NamedTensor) -> Deviation:
     kind, source_kind = chunk.tensor.kind, QuantType[named.source.dtype]
-    size, total = ggml.tensor_bytes(source_kind, 1), Deviation()
+    size, total = tensor_bytes(source_kind, 1), Deviation()
     original = read(named.source, chunk.start * size, chunk.n_elements * size)
     for start in range(0, chunk.n_elements, SLICE_ELEMENTS):
         end = min(start + SLICE_ELEMENTS, chunk.n_elements)
-        own = slice(ggml.tensor_bytes(kind, start), ggml.tensor_bytes(kind, end))
+        own = slice(tensor_bytes(kind, start), tensor_bytes(kind, end))
         expected = dequantize(original[start * size : end * size], source_kind)
         errors = dequantize(content[own], kind) - expected
         largest = float(max(errors.max(), -errors.min()))

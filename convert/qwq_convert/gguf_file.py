@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
-from qwq_convert.reading.strict_json import named, shown
-from qwq_convert.tensor_types import BLOCKS, QuantType
+from qwq_convert.file_types import BLOCKS, QuantType, block_bytes, block_size, tensor_bytes
+from qwq_convert.strict_json import named, shown
+from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 
 MAGIC = b"GGUF"
@@ -286,3 +289,114 @@ def _texts(content: bytes, field: _Field, place: str) -> list[str]:
     except UnicodeDecodeError:
         raise ConvertError(f"{place} is not UTF-8 text. Convert or download it again.") from None
     return texts
+
+
+_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+def read_parts(path: Path) -> tuple[GgufHeader, ...]:
+    """The headers of the GGUF at `path` and, when it is the first of several parts, of them all, in order.
+
+    ConvertError when a part is missing, damaged, out of place, not the first, or repeats a tensor.
+    """
+    first = read_header(path)
+    parts = [first]
+    owners = {tensor.name: path for tensor in first.tensors}
+    for number, sibling in _siblings(path, first):
+        part = read_header(sibling)
+        if (stated := _number(part, "split.no")) != number:
+            raise ConvertError(f"{sibling}: says it is part {stated}, should be {number}. Fetch it again.")
+        for tensor in part.tensors:
+            if (owner := owners.setdefault(tensor.name, sibling)) != sibling:
+                raise ConvertError(f"{sibling}: {tensor.name!r} is in {owner.name} too. Fetch both again.")
+        parts.append(part)
+    _check_count(first, len(owners))
+    return tuple(parts)
+
+
+def _siblings(path: Path, first: GgufHeader) -> Iterator[tuple[int, Path]]:
+    """The other parts with their numbers from 1. ConvertError when `path` is not the first of them."""
+    count = _number(first, "split.count")
+    if count is None or count <= 1:
+        return
+    match = _SPLIT_NAME.match(path.name)
+    is_first = match is not None and int(match["part"]) == 1 and int(match["count"]) == count
+    if match is None or not is_first or _number(first, "split.no") != 0:
+        raise ConvertError(
+            f"{path} is one of {count} parts: name the first, ending in -00001-of-{count:05}.gguf."
+        )
+    for number in range(1, count):
+        yield number, path.with_name(f"{match['stem']}-{number + 1:05}-of-{count:05}.gguf")
+
+
+def _check_count(first: GgufHeader, n_tensors: int) -> None:
+    stated = _number(first, "split.tensors.count")
+    if stated is not None and stated != n_tensors:
+        raise ConvertError(f"{first.path}: its parts hold {n_tensors} tensors, it says {stated}. Fetch them.")
+
+
+def _number(header: GgufHeader, key: str) -> int | None:
+    value = header.value(key) if key in header.keys else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+# Whole blocks of every type, and large enough that handing a chunk over costs nothing beside the work.
+CHUNK_ELEMENTS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChunk:
+    """`n_elements` values of a tensor from element `start` on; `part` counts a split model's files from 0."""
+
+    part: int
+    tensor: TensorEntry
+    start: int
+    n_elements: int
+
+    @property
+    def n_bytes(self) -> int:
+        """What the values take in the file."""
+        return tensor_bytes(self.tensor.kind, self.n_elements)
+
+    @property
+    def completes_tensor(self) -> bool:
+        """Whether no chunk of the same tensor follows."""
+        return tensor_bytes(self.tensor.kind, self.start) + self.n_bytes == self.tensor.n_bytes
+
+
+class TensorData:
+    """The open files behind `parts`; reads from several threads at once. A context manager."""
+
+    def __init__(self, parts: Sequence[GgufHeader]) -> None:
+        self._parts = parts
+        self._fds: list[int] = []
+
+    def __enter__(self) -> TensorData:
+        try:
+            for part in self._parts:
+                self._fds.append(os.open(part.path, os.O_RDONLY | BINARY))
+        except OSError as error:
+            self._close()
+            raise ConvertError(f"{part.path}: cannot be read ({error.strerror}).") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def read(self, chunk: TensorChunk) -> bytes:
+        """The bytes of a chunk; ConvertError when the disk fails or the file was cut since it was opened."""
+        part = self._parts[chunk.part]
+        at = part.data_start + chunk.tensor.offset + tensor_bytes(chunk.tensor.kind, chunk.start)
+        return read_exactly(self._fds[chunk.part], chunk.n_bytes, at, str(part.path))
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def chunks_of(part: int, tensor: TensorEntry) -> Iterator[TensorChunk]:
+    """The tensor in chunks of whole blocks, first to last."""
+    n_blocks = tensor.n_bytes // block_bytes(tensor.kind)
+    n_elements = n_blocks * block_size(tensor.kind)
+    for start in range(0, n_elements, CHUNK_ELEMENTS):
+        yield TensorChunk(part, tensor, start, min(CHUNK_ELEMENTS, n_elements - start))

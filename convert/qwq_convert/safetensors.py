@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwq_convert.reading.strict_json import Fields, parse_object, shown
+from qwq_convert.strict_json import Fields, parse_object, shown
 from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 

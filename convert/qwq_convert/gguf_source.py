@@ -16,13 +16,12 @@ from pathlib import Path
 from gguf import GGUFValue, GGUFValueType, Keys
 
 from qwq_convert.architectures import architectures
+from qwq_convert.file_types import FLOAT_TYPES, QuantType
+from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.key_values import KeyValues
 from qwq_convert.quant_types import Figures
-from qwq_convert.reading.gguf_header import GgufHeader
-from qwq_convert.reading.parts import read_parts
-from qwq_convert.reading.shard import SourceTensor
+from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
 from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 

@@ -7,6 +7,8 @@ format.
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ from typing import Protocol
 import numpy as np
 
 from qwq_convert import ggml
-from qwq_convert.in_order import in_order
+from qwq_convert.file_types import FLOAT_TYPES, QuantType, block_size, tensor_bytes
 from qwq_convert.layout import PlannedTensor
-from qwq_convert.reading.shard import SourceTensor
-from qwq_convert.tensor_types import FLOAT_TYPES, QuantType
+from qwq_convert.parallel import in_order
+from qwq_convert.plan import ConversionPlan
+from qwq_convert.safetensors import SourceTensor
 from qwq_local.errors import ConvertError
 
 # Chunks below 64k values cost more in hand-over than in work; 256k keep the floats in the cache.
@@ -99,11 +102,11 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[_Chunk]:
 def _finish(source: TensorReader, chunk: _Chunk) -> FinishedRows:
     tensor = chunk.job.tensor
     source_kind = QuantType[tensor.source.dtype]
-    start = ggml.tensor_bytes(source_kind, chunk.first_row * chunk.n_per_row)
-    n_bytes = ggml.tensor_bytes(source_kind, chunk.n_rows * chunk.n_per_row)
+    start = tensor_bytes(source_kind, chunk.first_row * chunk.n_per_row)
+    n_bytes = tensor_bytes(source_kind, chunk.n_rows * chunk.n_per_row)
     content = source.read(tensor.source, start, n_bytes)
     finished, n_nonfinite = _converted(chunk, content, source_kind)
-    chunk.job.write(chunk.first_row * ggml.tensor_bytes(tensor.kind, chunk.n_per_row), finished)
+    chunk.job.write(chunk.first_row * tensor_bytes(tensor.kind, chunk.n_per_row), finished)
     return FinishedRows(tensor, finished.nbytes, n_nonfinite, chunk.is_last)
 
 
@@ -113,9 +116,9 @@ def _converted(chunk: _Chunk, content: bytes, source_kind: QuantType) -> tuple[g
     if source_kind == kind:
         finished = np.frombuffer(content, dtype=np.uint8)
         if not ggml.is_valid(finished, kind):
-            n_nonfinite = _count_nonfinite(chunk, ggml.to_float(content, kind))
+            n_nonfinite = _count_nonfinite(chunk, ggml.dequantize(content, kind))
         return finished, n_nonfinite
-    rows = ggml.to_float(content, source_kind)
+    rows = ggml.dequantize(content, source_kind)
     finite = np.isfinite(rows)
     if not finite.all():
         n_nonfinite = _count_nonfinite(chunk, rows)
@@ -134,7 +137,7 @@ def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
     """Whether what is no number in `finished` was none in the source either."""
     if kind not in FLOAT_TYPES:
         return False
-    rows = ggml.to_float(finished.tobytes(), kind)
+    rows = ggml.dequantize(finished.tobytes(), kind)
     return bool(rows.size - np.count_nonzero(np.isfinite(rows)) == n_nonfinite)
 
 
@@ -152,3 +155,34 @@ def _count_nonfinite(chunk: _Chunk, rows: ggml.Rows) -> int:
         f"{source.shard}: {source.name} holds {rows[place]} at {index}. Download the file again, or "
         "convert with --allow-nonfinite."
     )
+
+
+TRIAL_ELEMENTS = 2**14
+SECONDS_IN_ALL = 1.0
+
+
+def estimate_seconds(plan: ConversionPlan, threads: int) -> float:
+    """How long quantizing takes on so many threads, each a core of its own; reading and writing apart."""
+    amounts: Counter[QuantType] = Counter()
+    for tensor in plan.tensors:
+        if tensor.source.dtype != tensor.kind.name:
+            amounts[tensor.kind] += tensor.source.n_elements
+    budget_s = SECONDS_IN_ALL / max(1, len(amounts))
+    core_seconds = sum(count * _seconds_per_element(kind, budget_s) for kind, count in amounts.items())
+    return core_seconds / threads
+
+
+def _seconds_per_element(kind: QuantType, budget_s: float) -> float:
+    """Tried on normally distributed weights, as trained ones nearly are."""
+    n_per_row = max(256, block_size(kind))
+    rows = np.random.default_rng(0).normal(0, 0.02, TRIAL_ELEMENTS).astype(np.float32)
+    importance = np.ones(n_per_row, dtype=np.float32)
+    content = (rows.view(np.uint32) >> 16).astype("<u2").tobytes()
+    ggml.quantize(rows, n_per_row, kind, importance)  # libggml makes its tables in the first call
+    start, n_done = time.perf_counter(), 0
+    while not n_done or time.perf_counter() - start < budget_s:
+        widened = ggml.dequantize(content, QuantType.BF16)
+        quantized = ggml.quantize(widened, n_per_row, kind, None if kind in FLOAT_TYPES else importance)
+        ggml.is_valid(quantized, kind)
+        n_done += rows.size
+    return (time.perf_counter() - start) / n_done

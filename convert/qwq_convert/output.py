@@ -6,19 +6,23 @@ same conversion goes on from there. Final names are taken when all is whole, ver
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwq_convert import ggml
-from qwq_convert.layout import Layout, PlannedFile, PlannedTensor
-from qwq_convert.writing.journal import Journal, Record, read_journal
-from qwq_convert.writing.partial import PartialFile, partial_path, write_errors
-from qwq_convert.writing.positioned import allocated_bytes, sync_folder
+from qwq_convert.layout import FileLayout, PlannedFile, PlannedTensor
+from qwq_convert.writing.lock import lock
+from qwq_convert.writing.positioned import BINARY, allocated_bytes, sync_folder, write_at
 from qwq_local.errors import ConvertError
 
 GIB, MIB = 2**30, 2**20
@@ -51,7 +55,7 @@ def journal_path(files: Sequence[PlannedFile]) -> Path:
     return partial_path(files[0].path).with_suffix(".partial.journal")
 
 
-class Output:
+class ConversionOutput:
     """The files of one conversion while they are written, held by this process alone; a context manager.
 
     `finished` are the tensors that an earlier run left whole; `started_over` says that what lay there was of
@@ -73,7 +77,7 @@ class Output:
         self.finished: frozenset[str] = frozenset()
         self.started_over = False
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> ConversionOutput:
         try:
             self._open()
         except BaseException:
@@ -156,7 +160,7 @@ class Output:
         for partial in self._partials:
             partial.begin()
         for other in _otherwise_split(self._files):
-            PartialFile(PlannedFile(other.with_suffix(""), b"", Layout((), 0))).remove()
+            PartialFile(PlannedFile(other.with_suffix(""), b"", FileLayout((), 0))).remove()
             other.with_suffix(".partial.journal").unlink(missing_ok=True)
             self.started_over = True
 
@@ -164,7 +168,7 @@ class Output:
     def _names(self) -> frozenset[str]:
         return frozenset(tensor.name for file in self._files for tensor in file.layout.tensors)
 
-    def _goes_on(self, record: Record) -> bool:
+    def _goes_on(self, record: JournalRecord) -> bool:
         """Whether the partial files hold finished tensors of this very conversion, and so its headers."""
         same = record.conversion == self._fingerprint and bool(record.finished)
         return same and all(each.n_bytes == each.planned.n_bytes for each in self._partials)
@@ -204,7 +208,9 @@ class Output:
             partial.close() if is_worth_keeping else partial.remove()
 
 
-def _only_names_are_missing(record: Record | None, files: Sequence[PlannedFile], fingerprint: str) -> bool:
+def _only_names_are_missing(
+    record: JournalRecord | None, files: Sequence[PlannedFile], fingerprint: str
+) -> bool:
     """Whether an earlier run of the same conversion ended while it gave the whole files their names."""
     if record is None or not record.whole or record.conversion != fingerprint:
         return False
@@ -239,3 +245,178 @@ def _size_text(n_bytes: int) -> str:
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
+
+
+VERSION = 1
+MAX_BYTES = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """What an earlier run left: which conversion it was, its finished tensors, whether all was verified."""
+
+    conversion: str
+    finished: frozenset[str]
+    whole: bool
+
+
+def read_journal(path: Path) -> JournalRecord | None:
+    """What the journal at `path` tells; None when there is none or it makes no sense."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return None
+    # What follows the last line end was not written whole.
+    entries = [_parse(line) for line in lines[:-1]]
+    conversion = str(entries[0].get("conversion")) if entries else ""
+    entries = [entry for entry in entries if entry == _checked(conversion, entry)]
+    if not entries or entries[0].get("version") != VERSION:
+        return None
+    return JournalRecord(
+        conversion,
+        frozenset(str(entry["tensor"]) for entry in entries if "tensor" in entry),
+        any(entry.get("whole") is True for entry in entries),
+    )
+
+
+class Journal:
+    """The journal of a running conversion, open for appending."""
+
+    def __init__(self, path: Path, conversion: str, *, goes_on: bool) -> None:
+        """Begin a new journal, or go on with the one that is there. Raises OSError."""
+        self.path = path
+        self._conversion = conversion
+        flags = os.O_RDWR | os.O_CREAT | BINARY | (0 if goes_on else os.O_TRUNC)
+        self._fd = os.open(path, flags, 0o666)
+        try:
+            if goes_on:
+                self._drop_torn_line()
+            else:
+                self._append([{"version": VERSION, "conversion": conversion}])
+        except BaseException:
+            self.close()
+            raise
+
+    def finished(self, names: Iterable[str]) -> None:
+        """Note tensors whose bytes are on the disk for good. Raises OSError."""
+        self._append([{"tensor": name} for name in names])
+
+    def whole(self) -> None:
+        """Note that everything is on the disk and verified. Raises OSError."""
+        self._append([{"whole": True}])
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        os.close(self._fd)
+
+    def _append(self, entries: list[dict[str, object]]) -> None:
+        checked = (_checked(self._conversion, entry) for entry in entries)
+        content = b"".join(json.dumps(entry).encode() + b"\n" for entry in checked)
+        end = os.lseek(self._fd, 0, os.SEEK_END)
+        try:
+            while content:
+                content = content[os.write(self._fd, content) :]
+            os.fsync(self._fd)
+        except OSError:
+            # A full disk takes half a line; the next run must not read it joined to another.
+            os.ftruncate(self._fd, end)
+            raise
+
+    def _drop_torn_line(self) -> None:
+        content = self.path.read_bytes()
+        os.ftruncate(self._fd, content.rfind(b"\n") + 1)
+
+
+def _checked(conversion: str, entry: Mapping[str, object]) -> dict[str, object]:
+    """The entry with its check sum, which is another one in the journal of another conversion."""
+    content = {key: value for key, value in entry.items() if key != "check"}
+    return content | {"check": zlib.crc32(json.dumps([conversion, content]).encode())}
+
+
+def _parse(line: bytes) -> dict[str, object]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def partial_path(path: Path) -> Path:
+    """Where the file that will be `path` grows."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Makes a ConvertError of an OSError that the disk answers with."""
+    try:
+        yield
+    except OSError as error:
+        raise ConvertError(
+            f"{path}: cannot be written ({error.strerror}). Free space or go elsewhere."
+        ) from None
+
+
+class PartialFile:
+    """An open NAME.partial; every failure is a ConvertError."""
+
+    def __init__(self, planned: PlannedFile) -> None:
+        """Open the file, which may hold what an earlier run left, and keep other processes off it."""
+        self.planned = planned
+        self.path = partial_path(planned.path)
+        with write_errors(self.path):
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
+        try:
+            lock(self._fd, self.path, self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def n_bytes(self) -> int:
+        """How long the file is now."""
+        return os.fstat(self._fd).st_size
+
+    def begin(self) -> None:
+        """Make the file its header and zeros: whatever it held is gone, padding is never written again."""
+        with write_errors(self.path):
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, self.planned.n_bytes)
+        self._write_at(0, memoryview(self.planned.header))
+
+    def write(self, offset: int, content: ggml.Bytes) -> None:
+        """Put `content` at `offset` of the tensor data; safe from several threads at once."""
+        self._write_at(len(self.planned.header) + offset, content.data)
+
+    def sync(self) -> None:
+        """Bring what was written to the disk for good."""
+        with write_errors(self.path):
+            os.fsync(self._fd)
+
+    def publish(self) -> None:
+        """Take the final name."""
+        if sys.platform == "win32":
+            self.close()  # an open file cannot be renamed there
+        with write_errors(self.path):
+            self.path.rename(self.planned.path)
+
+    def close(self) -> None:
+        """Close the file and keep it; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Take the file away, while it is still this process's where the system allows that, and close it."""
+        if sys.platform == "win32":
+            self.close()
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _write_at(self, position: int, view: memoryview) -> None:
+        with write_errors(self.path):
+            while view:
+                n_written = write_at(self._fd, view, position)
+                view, position = view[n_written:], position + n_written

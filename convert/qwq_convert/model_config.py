@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qwq_convert.architecture import Architecture
 from qwq_convert.architectures import find_architecture
-from qwq_convert.reading.strict_json import Fields, shown
+from qwq_convert.strict_json import Fields, shown
 
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: more aborts the process
 MAX_DIMENSION = 2**24  # so that one row of any tensor stays a small piece of memory
@@ -17,7 +17,7 @@ MAX_VOCABULARY = 2**22
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
+class RopeParameters:
     """How the checkpoint stretches its positions: `kind` is "linear" or "yarn"."""
 
     kind: str
@@ -45,7 +45,7 @@ class ModelConfig:
     vocab_size: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeParameters | None
     tied: bool
 
     @property
@@ -100,7 +100,7 @@ def _rope_theta(config: Fields, rope: Fields | None) -> float:
     return config.positive("rope_theta")
 
 
-def _rope_scaling(config: Fields, rope: Fields | None) -> RopeScaling | None:
+def _rope_scaling(config: Fields, rope: Fields | None) -> RopeParameters | None:
     if rope is None:
         return None
     kind = rope.optional_text("rope_type") or rope.optional_text("type") or "default"
@@ -116,7 +116,7 @@ def _rope_scaling(config: Fields, rope: Fields | None) -> RopeScaling | None:
     attention_factor = rope.optional_number("attention_factor")
     if attention_factor is None:
         attention_factor = rope.optional_number("attn_factor")
-    return RopeScaling(
+    return RopeParameters(
         kind=kind,
         factor=rope.positive("factor"),
         original_context=original if kind == "yarn" else None,
