@@ -1,18 +1,139 @@
-"""Several texts as one that can be cut, and what a part of it is in terms of those texts.
+"""Long texts cut into parts that overlap, and what each part holds of the files that it came from.
 
-Attachments and standard input go in; one text comes out, and for a span of it the excerpts again, each under
-its file's name with its lines. Knows no tokens.
+A part ends at the last paragraph border that leaves it at least half full, else at the end of a line, a
+sentence or a word, else between two characters. It never cuts a character as a reader sees it: a letter from
+its accent, a joined emoji, a flag (Unicode's grapheme clusters, UAX #29). Cutting takes linear time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+from wcwidth import grapheme_boundary_before
 
 from qwq_local.dialogue.conversation import Attachment, one_line
-from qwq_local.dialogue.splitting import Part
+
+Measure = Callable[[str], int]
+"""The size of a text, such as its tokens: about additive, and growing with the text."""
 
 _BETWEEN = "\n```\n\n"
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 256, 8192
+_FIRST_SLACK = 0.02
+_PATTERNS = (
+    re.compile(r"\n[ \t\r]*\n+"),
+    re.compile(r"\n"),
+    re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？｡]+[”’」』】）]*"),
+    re.compile(r"\s+"),
+)
+# Code points before a position that are looked at, and beyond which a run of marks is no character any more.
+_CONTEXT = 256
+_LONGEST_CHARACTER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A part of a text: from `start` to `end` in characters, and its measured size."""
+
+    start: int
+    end: int
+    size: int
+
+
+def cut(text: str, limit: int, overlap: int, measure: Measure) -> list[TextPart]:
+    """The parts of a text, in order: each at most `limit`, sharing at most `overlap` with the one before it.
+
+    Together they cover the text, and each ends after the one before. Raises ValueError for a limit that
+    does not hold a character, or less than twice the overlap.
+    """
+    if limit < 1 or not 0 <= 2 * overlap <= limit:
+        raise ValueError(f"a limit of {limit} with an overlap of {overlap}")
+    if not text:
+        return []
+    cutter = _Cutter(text, limit, overlap, measure)
+    parts: list[TextPart] = []
+    start = covered = 0
+    while covered < len(text):
+        part = cutter.part(start, covered)
+        parts.append(part)
+        covered = part.end
+        start = cutter.overlap_start(part)
+    return parts
+
+
+class _Scale:
+    """The size of the text up to any position, exact between blocks and interpolated inside them."""
+
+    def __init__(self, text: str, block: int, measure: Measure) -> None:
+        self._positions = [*range(0, len(text), block), len(text)]
+        self._sizes = [0.0]
+        for start, end in pairwise(self._positions):
+            self._sizes.append(self._sizes[-1] + measure(text[start:end]))
+
+    def size_at(self, position: int) -> float:
+        return _between(self._positions, self._sizes, position)
+
+    def position_at(self, size: float) -> int:
+        return int(_between(self._sizes, self._positions, size))
+
+
+def _between(xs: list[float] | list[int], ys: list[float] | list[int], x: float) -> float:
+    """The value at `x` of the line through the points; beyond its ends, the last value."""
+    right = bisect_right(xs, x)
+    if right == len(xs):
+        return ys[-1]
+    if right == 0:
+        return ys[0]
+    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + share * (ys[right] - ys[right - 1])
+
+
+class _Cutter:
+    """One text being cut."""
+
+    def __init__(self, text: str, limit: int, overlap: int, measure: Measure) -> None:
+        self._text = text
+        self._limit = limit
+        self._overlap = overlap
+        self._measure = measure
+        self._scale = _Scale(text, min(max(limit, _SMALLEST_BLOCK), _LARGEST_BLOCK), measure)
+
+    def part(self, start: int, covered: int) -> TextPart:
+        """The part that begins at `start` and ends after `covered`; it gives up its overlap if it must."""
+        target, slack = float(self._limit), _FIRST_SLACK
+        while True:
+            reach = max(self._scale.position_at(self._scale.size_at(start) + target), covered + 1)
+            end = len(self._text)
+            if reach < end:
+                end = _last_border(self._text, max(covered, (start + reach) // 2), reach)
+            size = self._measure(self._text[start:end])
+            if size <= self._limit:
+                return TextPart(start, end, size)
+            if reach == covered + 1:
+                if start == covered:
+                    raise ValueError(f"a limit of {self._limit} does not hold the character at {start}")
+                start, target, slack = covered, float(self._limit), _FIRST_SLACK
+                continue
+            # The estimate was too low: ask for less, and for much less when that happens again.
+            target *= self._limit / size * (1 - slack)
+            slack = min(2 * slack, 0.75)
+
+    def overlap_start(self, part: TextPart) -> int:
+        """Where the next part begins: at a border, so that what is shared is at most the overlap."""
+        if part.end == len(self._text) or not self._overlap:
+            return part.end
+        low = self._scale.position_at(self._scale.size_at(part.end) - self._overlap)
+        low = max(low, (part.start + part.end) // 2 + 1)
+        while low < part.end:
+            start = _first_border(self._text, low, (low + part.end) // 2)
+            shared = self._measure(self._text[start : part.end])
+            if shared <= self._overlap and not is_inside(self._text, start):
+                return start
+            low = (start + part.end + 1) // 2
+        return part.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +181,7 @@ class Sources:
         name = max((source.name for source in self._sources), key=len, default="")
         return _in_part(name, 1_000_000, 9_999_999)
 
-    def excerpts(self, parts: Sequence[Part]) -> Iterator[Excerpt]:
+    def excerpts(self, parts: Sequence[TextPart]) -> Iterator[Excerpt]:
         """What each part holds; parts are in order, and a part that holds only a name is left out."""
         lines = _Lines(self.text)
         first = 0
@@ -70,7 +191,7 @@ class Sources:
             if excerpt := self._excerpt(part, first, lines):
                 yield excerpt
 
-    def _excerpt(self, part: Part, first: int, lines: _Lines) -> Excerpt | None:
+    def _excerpt(self, part: TextPart, first: int, lines: _Lines) -> Excerpt | None:
         attachments: list[Attachment] = []
         stdin_text = ""
         for source in self._sources[first:]:
@@ -106,3 +227,43 @@ class _Lines:
 
 def _in_part(name: str, first: int, last: int) -> str:
     return f"{name}, line {first:,}" if first == last else f"{name}, lines {first:,} to {last:,}"
+
+
+def _last_border(text: str, low: int, high: int) -> int:
+    """The last position of the strongest border in `low < position <= high`; `high` is inside the text.
+
+    If no whole character ends there, it is `high`.
+    """
+    for pattern in _PATTERNS:
+        ends = [match.end() for match in pattern.finditer(text, low, high)]
+        for position in reversed(ends):
+            if position > low and not is_inside(text, position):
+                return position
+    return _last_whole(text, low, high)
+
+
+def _first_border(text: str, low: int, high: int) -> int:
+    """The first position of the strongest border in `low <= position <= high`, else `high`."""
+    for pattern in _PATTERNS:
+        for match in pattern.finditer(text, max(0, low - 1), high):
+            if match.end() >= low and not is_inside(text, match.end()):
+                return match.end()
+    return next((position for position in range(low, high) if not is_inside(text, position)), high)
+
+
+def is_inside(text: str, at: int) -> bool:
+    """Whether the position is inside a character as a reader sees it."""
+    if not 0 < at < len(text):
+        return False
+    if text[at - 1] < "\u0300" and text[at] < "\u0300":
+        return text[at - 1 : at + 1] == "\r\n"
+    start = max(0, at - _CONTEXT)
+    return start + grapheme_boundary_before(text[start : at + 1], at + 1 - start) != at
+
+
+def _last_whole(text: str, low: int, high: int) -> int:
+    """The last end of a whole character that is not after `high`."""
+    for position in range(high, max(low, high - _LONGEST_CHARACTER), -1):
+        if not is_inside(text, position):
+            return position
+    return high

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, fence
-from qwq_local.dialogue.splitting import cut
+from qwq_local.dialogue.excerpts import cut
 from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
 from qwq_local.splitting.plan import (
     MARGIN,

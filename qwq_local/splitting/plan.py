@@ -12,8 +12,7 @@ from typing import Protocol
 
 from qwq_local.backend.question import Backend, CountsTokens, Plans, Question
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
-from qwq_local.dialogue.excerpts import Excerpt, Sources
-from qwq_local.dialogue.splitting import Measure, cut
+from qwq_local.dialogue.excerpts import Excerpt, Measure, Sources, cut
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import Planned

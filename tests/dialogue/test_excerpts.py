@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import iter_graphemes
 
-from qwq_local.dialogue.borders import is_inside
 from qwq_local.dialogue.conversation import Attachment
-from qwq_local.dialogue.excerpts import Sources
-from qwq_local.dialogue.splitting import Measure, Part, cut
+from qwq_local.dialogue.excerpts import Measure, Sources, TextPart, cut, is_inside
 
 FAMILY = "👩‍👩‍👧‍👦"
 PIECES = (
@@ -37,7 +35,7 @@ def uneven(text: str) -> int:
 measures = st.sampled_from([len, n_bytes, uneven])
 
 
-def check(text: str, limit: int, overlap: int, measure: Measure) -> list[Part]:
+def check(text: str, limit: int, overlap: int, measure: Measure) -> list[TextPart]:
     parts = cut(text, limit, overlap, measure)
     if not text:
         assert parts == []
