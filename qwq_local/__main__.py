@@ -1,4 +1,4 @@
-"""The way in: `qwq` and `python -m qwq_local`."""
+"""The entry point of `qwq` and of `python -m qwq_local`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 def run() -> None:
-    """Run the command line and leave the process with its exit status."""
+    """Runs the command line and ends the process with its exit status."""
     try:
-        from qwq_local.cli.pipes import mend_streams
+        from qwq_local.cli.environment import open_missing_streams
 
-        if not mend_streams():
+        if not open_missing_streams():
             sys.exit("qwq: standard output is closed: there is nowhere to write to.")
         from qwq_local.cli.main import main
 

@@ -35,6 +35,7 @@ class ExitStatus(IntEnum):
     CUT = 6
     NO_ANSWER = 7
     INTERRUPTED = 130
+    READER_GONE = 141
 
 
 class QwqError(Exception):

@@ -143,7 +143,7 @@ def test_each_question_of_a_batch_is_answered_from_what_is_kept(
 def test_the_reader_of_the_answer_does_not_wait_until_it_is_kept() -> None:
     """The pipe is at its end while the process still has something to do: here, to read a line."""
     program = (
-        "import sys; from qwq_local.cli.pipes import finish_stdout; print('the answer'); "
+        "import sys; from qwq_local.cli.environment import finish_stdout; print('the answer'); "
         "finish_stdout(sys.stdout); print('goes nowhere'); sys.stdin.readline()"
     )
     process = subprocess.Popen(

@@ -1,7 +1,4 @@
-"""`qwq cache`: what was prefilled and is kept on disk, and how to get the space back.
-
-Flags in, lines of plain text out on stdout. `app` is the sub-application that the main command registers.
-"""
+"""`qwq cache`: lists the prefilled texts that are kept on disk, or removes them."""
 
 from __future__ import annotations
 
@@ -9,16 +6,19 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from qwq_local.cli.groups import command_group
-from qwq_local.profiles import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from qwq_local.engine.kv_entry import Entry, StateKey
-    from qwq_local.engine.kv_folder import KvFolder
+from qwq_local.cli.flags import command_group
+from qwq_local.cli.local import default_profile
+from qwq_local.cli.profiles import aligned
+from qwq_local.engine.kv_entry import Entry, StateKey, clean_label
+from qwq_local.engine.kv_folder import KvFolder, kv_folder
+from qwq_local.errors import UsageError
+from qwq_local.files import remove_quietly
+from qwq_local.paths import directories
+from qwq_local.text import binary_size, plural
 
 _AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -46,8 +46,6 @@ def clear_command(
 
 def age_s(text: str) -> int:
     """The seconds of an age such as 7d. Raises UsageError."""
-    from qwq_local.errors import UsageError
-
     match = _AGE.fullmatch(text)
     if match is None:
         raise UsageError(f"--older {text[:20]!r}: write a number and m, h, d or w, such as --older 7d.")
@@ -55,10 +53,7 @@ def age_s(text: str) -> int:
 
 
 def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
-    """The list as aligned lines, the last used first, and what all of them take up."""
-    from qwq_local.cli.profiles import aligned
-    from qwq_local.text import binary_size, plural
-
+    """The list as aligned lines, the last used first, then the size of all."""
     entries = folder.entries()
     if entries:
         rows = [("MODEL", "TOKENS", "SIZE", "KV", "USED")]
@@ -70,10 +65,7 @@ def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
 
 
 def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:
-    """Remove entries, all or those unused for so many seconds; a line that says what it came to."""
-    from qwq_local.files import remove_quietly
-    from qwq_local.text import binary_size, plural
-
+    """Removes all entries, or those unused for `older_s` seconds; a line that says what was removed."""
     entries = [entry for entry in folder.entries() if older_s is None or now_s - entry.used_s >= older_s]
     for entry in entries:
         remove_quietly(entry.path)
@@ -84,9 +76,6 @@ def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:
 
 
 def _row(entry: Entry, now_s: float) -> tuple[str, ...]:
-    from qwq_local.engine.kv_entry import clean_label
-    from qwq_local.text import binary_size
-
     record = entry.record
     return (
         clean_label(record.label) or "?",
@@ -111,10 +100,4 @@ def _ago(elapsed_s: float) -> str:
 
 
 def _folder() -> KvFolder:
-    from qwq_local.engine.kv_folder import kv_folder
-    from qwq_local.paths import directories
-    from qwq_local.profiles.layers import profile_folders, resolve
-
-    places = directories(os.environ)
-    resolved = resolve(DEFAULT_MODEL, None, profile_folders(places), os.environ)
-    return kv_folder(places.cache, resolved.profile.kv_store)
+    return kv_folder(directories(os.environ).cache, default_profile(os.environ).profile.kv_store)

@@ -1,67 +1,151 @@
-"""`qwq chat`: a conversation in the terminal, thinking apart from the answers, every turn kept.
-
-Flags in, exit status out. What is shown is decided by terminal/; what lines mean by chat/.
-"""
+"""`qwq chat`: a conversation in the terminal, thinking apart from the answers, every turn kept."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain
 
-import typer
+from qwq_local.chat.chat import Chat
+from qwq_local.chat.events import Said, Shown, Talk, ThinkView
+from qwq_local.chat.setup import ChatBackend, ChatSetup
+from qwq_local.cli.backends import local_backend, meant_model
+from qwq_local.cli.environment import Environment, interrupts_call
+from qwq_local.cli.flags import DEFAULT_PROFILE, ChatFlags
+from qwq_local.cli.local import default_profile, model_places
+from qwq_local.engine.devices import can_offload
+from qwq_local.engine.library import TESTED_VERSION
+from qwq_local.errors import ExitStatus, UsageError
+from qwq_local.history.archive import Archive
+from qwq_local.history.records import ConversationRecord
+from qwq_local.machine.here import idle_gpu_notice, present_gpu
+from qwq_local.models.inventory import local_models
+from qwq_local.models.store import MINIATURE
+from qwq_local.paths import Directories, directories, make_private
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.files import Kind
+from qwq_local.profiles.layers import ResolvedProfile, list_profiles, profile_folders, resolve
+from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
+from qwq_local.terminal.chat_lines import lines_of
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.plain_chat import PlainChat, ReadLine
+from qwq_local.terminal.sanitizer import one_line
+from qwq_local.wire import write_line
 
-from qwq_local.cli.options import ModelIfGiven, Seed, Settings, TaskIfGiven, Verbose
 
-DEFAULT_PROFILE = "chat"
+def chat(environment: Environment, flags: ChatFlags) -> int:
+    """Talks over these streams: with key bindings on a terminal that can draw, line by line elsewhere."""
+    places = directories(environment.variables)
+    out = Output.of(environment.stdout, environment.variables)
+    err = Output.of(environment.stderr, environment.variables)
+    with closing(_archive(flags, places)) as archive:
+        talk = Chat(_setup(environment, flags, places, archive))
+        if flags.dry_run:
+            return _show_plan(environment, talk)
+        if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
+            err.write(f"note: {one_line(idle, 500)}\n")
+        if environment.stdin_is_terminal and out.is_live:
+            return _draw(environment, talk, out, flags, places)
+        view = ThinkView(flags.think) if flags.think else None
+        plain = PlainChat(talk, _line_reader(environment, err), out, err, time.monotonic, view)
+        with interrupts_call(plain.interrupt):
+            is_fine = plain.run()
+        return ExitStatus.ANSWERED if is_fine else ExitStatus.FAILED
 
-Think = Literal["off", "excerpt", "tail", "full"]
+
+def _archive(flags: ChatFlags, places: Directories) -> Archive:
+    if flags.private:
+        if flags.goes_on or flags.resume:
+            raise UsageError("--private has no past: leave it out to go on with a conversation.")
+        return Archive.private()
+    return Archive.open(make_private(places.data) / "history.sqlite3")
 
 
-def command(
-    files: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="A text file for the first question; may be repeated."
-        ),
-    ] = None,
-    goes_on: Annotated[
-        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
-    ] = False,
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
-    model: ModelIfGiven = None,
-    profile: TaskIfGiven = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    think: Annotated[
-        Think | None, typer.Option(help="How the thinking is shown while it comes; Ctrl-T changes it.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Write nothing to disk.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan for the first question and stop.")
-    ] = False,
-    verbose: Verbose = False,
-) -> int:
-    """Talk with QwQ: read, fold, end or steer its thinking; every conversation can be gone on with.
+def _resumed(flags: ChatFlags, archive: Archive) -> ConversationRecord | None:
+    """The conversation to continue; None for a new one."""
+    if flags.resume:
+        return archive.find(flags.resume)
+    if not flags.goes_on:
+        return None
+    if (latest := archive.latest()) is None:
+        raise UsageError("there is no conversation yet to go on with. Leave out --continue.")
+    return latest
 
-    /help lists the commands. In pipes each line is a question and stdout carries the answers alone.
-    """
-    from qwq_local.cli.chatting import Asked, chat
 
-    asked = Asked(
-        files=tuple(files or ()),
-        goes_on=goes_on,
-        resume=resume,
-        system=system,
-        model=model,
-        profile=profile,
-        settings=tuple(settings or ()),
-        seed=seed,
-        think=think,
-        private=private,
-        dry_run=dry_run,
-        verbose=verbose,
+def _setup(environment: Environment, flags: ChatFlags, places: Directories, archive: Archive) -> ChatSetup:
+    resumed = _resumed(flags, archive)
+    folders = profile_folders(places)
+
+    def resolved(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:
+        return resolve(model, profile, folders, environment.variables, settings)
+
+    def made(model: str, resolved: ResolvedProfile) -> ChatBackend:
+        return local_backend(model, resolved, places, is_private=flags.private, is_roomy=True)[0]
+
+    def model_names() -> list[str]:
+        where = model_places(environment.variables, default_profile(environment.variables))
+        return [MINIATURE, *(model.name for model in local_models(where))]
+
+    return ChatSetup(
+        archive=archive,
+        make_backend=made,
+        resolve=resolved,
+        model=meant_model(flags.model or (resumed.model if resumed else "") or DEFAULT_MODEL, places),
+        profile=flags.profile or (resumed.profile if resumed else "") or DEFAULT_PROFILE,
+        settings=tuple(flags.settings or ()),
+        system=flags.system if flags.system is None else checked(flags.system, "the system prompt"),
+        seed=flags.seed,
+        resume=resumed.id if resumed else None,
+        entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
+        library=f"llama-cpp-python {TESTED_VERSION}",
+        model_names=model_names,
+        profile_names=lambda: [entry.name for entry in list_profiles(folders) if entry.kind is Kind.TASK],
     )
-    return chat(asked)
+
+
+def _show_plan(environment: Environment, talk: Talk) -> int:
+    """Writes what `/plan` says of the first question to stdout."""
+    status = ExitStatus.ANSWERED
+    with closing(talk):
+        for event in chain(talk.start(), talk.submit("/plan")):
+            if isinstance(event, Said) and event.is_error:
+                status = ExitStatus.FAILED
+            if isinstance(event, Shown):
+                for text in lines_of(event):
+                    write_line(environment.stdout, f"{text}\n")
+    return status
+
+
+def _draw(environment: Environment, talk: Talk, out: Output, flags: ChatFlags, places: Directories) -> int:
+    """Runs the full chat screen."""
+    from qwq_local.terminal.repl.app import Repl, ReplOptions
+
+    options = ReplOptions(
+        output=out,
+        stdin=sys.stdin,
+        environ=environment.variables,
+        clock=time.monotonic,
+        history=None if flags.private else make_private(places.data) / "chat_history",
+        view=ThinkView(flags.think or ThinkView.TAIL),
+    )
+    return Repl(talk, options).run()
+
+
+def _line_reader(environment: Environment, err: Output) -> ReadLine:
+    """Reads lines of standard input, with a prompt where a person types them."""
+    stdin = environment.stdin
+
+    def read_line(prompt: str) -> str | None:
+        if stdin is None:
+            return None
+        if environment.stdin_is_terminal:
+            err.write(prompt)
+        raw = stdin.readline(MAX_TEXT_BYTES + 1)
+        if not raw and environment.stdin_is_terminal:
+            err.write("\n")  # ends the line of the prompt
+        return decoded(raw, "a line of standard input").rstrip("\r\n") if raw else None
+
+    return read_line

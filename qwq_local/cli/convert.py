@@ -1,115 +1,279 @@
-"""`qwq convert`: Hugging Face weights, or a float GGUF, to a GGUF of any type in one pass.
-
-Flags in, exit status out. What is done lies in qwq_convert, how it is shown in converting.py.
-"""
+"""`qwq convert`: Hugging Face weights, or a float GGUF, to a GGUF of any type in one pass."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from qwq_convert.checkpoint import label_of
+from qwq_convert.file_types import QuantType, find_file_type, find_tensor_type
+from qwq_convert.ggml import QUANTIZABLE
+from qwq_convert.key_values import KeyValues, Yarn, parse_override
+from qwq_convert.pipeline import (
+    ConversionDone,
+    ConversionPlanned,
+    ConversionRestarted,
+    ConversionResumed,
+    ConvertEvent,
+    RowsWritten,
+    TensorDone,
+)
+from qwq_convert.pipeline import convert as run
+from qwq_convert.plan import (
+    ConversionPlan,
+    ConvertRequest,
+    TypeSize,
+    describe,
+    open_source,
+    plan_conversion,
+    sizes,
+)
+from qwq_convert.quant_types import TypeOptions
+from qwq_convert.quantizer import available_threads, estimate_seconds
 
-from qwq_local.cli import completing
+from qwq_local.cli.environment import Environment, refuse_stdout
+from qwq_local.cli.flags import ConvertFlags
+from qwq_local.cli.local import default_profile, measured_fit
+from qwq_local.errors import ConvertError, ExitStatus, UsageError
+from qwq_local.hub.snapshots import find_snapshot, is_repository
+from qwq_local.models.architecture import Shape
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import WorkLine
+from qwq_local.terminal.sanitizer import one_line
+from qwq_local.text import binary_size, plural, time_left
+from qwq_local.wire import event_line, write_line
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SIZE = re.compile(r"(\d{1,12})([KMG]?)B?", re.IGNORECASE)
+_FLOAT_SUFFIX = re.compile(r"[-._](f32|f16|bf16)$", re.IGNORECASE)
 
 
-def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A checkpoint folder, a downloaded repository (Qwen/QwQ-32B), or a float GGUF.",
-        ),
-    ],
-    file_type: Annotated[
-        str,
-        typer.Argument(
-            metavar="TYPE",
-            help="Q4_K_M, Q8_0 …; `--types` lists them with their sizes.",
-            autocompletion=completing.types,
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The file to write; NAME-TYPE.gguf if left out."),
-    ] = None,
-    types: Annotated[
-        bool,
-        typer.Option("--types", help="List every type: size for this source, imatrix, whether it fits here."),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print each tensor's type, the size and the time; write nothing."),
-    ] = False,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An importance matrix (see `qwq imatrix`).")
-    ] = None,
-    tensor_types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tensor-type", metavar="REGEX=TYPE", help="The type of matching tensors; may be repeated."
-        ),
-    ] = None,
-    output_type: Annotated[
-        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
-    ] = None,
-    embedding_type: Annotated[
-        str | None,
-        typer.Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight."),
-    ] = None,
-    pure: Annotated[bool, typer.Option("--pure", help="Give every tensor the same type.")] = False,
-    leave_output: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is in the source.")
-    ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--override-key", metavar="KEY=VALUE", help="Set a key-value; may be repeated."),
-    ] = None,
-    yarn: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FACTOR", help="Write YaRN keys (4: 131,072 tokens), for tools that cannot set it."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most SIZE (4G, 500M)."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=512, help="Threads; all cores if left out.")
-    ] = None,
-    allow_nonfinite: Annotated[
-        bool,
-        typer.Option("--allow-nonfinite", help="Go on where a weight is no number (0 in quantized tensors)."),
-    ] = False,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every step as a line of JSON.")] = False,
-) -> int:
-    """Convert weights to a GGUF of any type, in one pass, byte for byte what llama-quantize makes.
+def convert(environment: Environment, flags: ConvertFlags) -> int:
+    """Lists the types, plans or converts, as the flags say. Raises QwqError."""
+    source = find_source(flags.source)
+    if flags.types:
+        for line in type_lines(environment, source):
+            write_line(environment.stdout, f"{line}\n")
+        return ExitStatus.ANSWERED
+    request = request_of(flags, source)
+    if flags.dry_run:
+        with open_source(source) as opened:
+            for line in plan_lines(plan_conversion(opened, request), request):
+                write_line(environment.stdout, f"{line}\n")
+        return ExitStatus.ANSWERED
+    return _run(request, environment, jsonl=flags.jsonl)
 
-    An interrupted conversion goes on from its last whole tensor when the same command is run again.
-    """
-    from qwq_local.engine.library import library
 
-    library()  # what imports llama_cpp itself would not say in one line that it is missing
-    from qwq_local.cli.converting import Asked, convert
+def find_source(name: str) -> Path:
+    """The folder or file that SOURCE names: a path, or a repository that was downloaded."""
+    path = Path(name).expanduser()
+    return find_snapshot(name) if not path.exists() and is_repository(name) else path
 
-    asked = Asked(
+
+def request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
+    """The flags as a request. Raises UsageError or ConvertError for a value that cannot be read."""
+    if not flags.file_type:
+        raise UsageError("which type? Try Q4_K_M, or list them with --types.")
+    refuse_stdout(flags.out)
+    with _wrong_usage():
+        file_type = find_file_type(flags.file_type)
+        overrides = tuple(parse_override(text) for text in flags.overrides or ())
+    return ConvertRequest(
         source=source,
-        file_type=file_type,
-        out=out,
-        types=types,
-        dry_run=dry_run,
-        imatrix=imatrix,
-        tensor_types=tuple(tensor_types or ()),
-        output_type=output_type,
-        embedding_type=embedding_type,
-        pure=pure,
-        leave_output=leave_output,
-        overrides=tuple(overrides or ()),
-        yarn=yarn,
-        split=split,
-        threads=threads,
-        allow_nonfinite=allow_nonfinite,
-        jsonl=jsonl,
+        file_type=file_type.name,
+        out=flags.out or Path(f"{default_stem(source)}-{file_type.name}.gguf"),
+        threads=flags.threads,
+        types=TypeOptions(
+            patterns=tuple(_pattern(text) for text in flags.tensor_types or ()),
+            output=_tensor_type("--output-tensor-type", flags.output_type),
+            embedding=_tensor_type("--token-embedding-type", flags.embedding_type),
+            pure=flags.pure,
+            keep_output=flags.leave_output,
+        ),
+        overrides=overrides,
+        yarn=None if flags.yarn is None else Yarn(flags.yarn),
+        imatrix=flags.imatrix,
+        split_max_bytes=None if flags.split is None else parse_size(flags.split),
+        allow_nonfinite=flags.allow_nonfinite,
     )
-    return convert(asked)
+
+
+def default_stem(source: Path) -> str:
+    """What a file made from `source` is called before its type: the repository's or the folder's name."""
+    if source.is_file():
+        return _FLOAT_SUFFIX.sub("", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)) or "model"
+    return (label_of(source) or "model").rpartition("/")[2]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text such as 4G, 500M or 2000000000; decimal units, as gguf-split reads them."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise UsageError(f"--split-max-size {text[:40]!r}: expected a size such as 4G or 500M.")
+    return int(match[1]) * UNITS[match[2].upper()]
+
+
+def plan_lines(plan: ConversionPlan, request: ConvertRequest) -> Iterator[str]:
+    """What a conversion will do: each tensor's type and size, then the files, the space and the time."""
+    for tensor in plan.tensors:
+        shape = " x ".join(map(str, tensor.shape))
+        change = f"{tensor.source.dtype} -> {tensor.kind.name}"
+        name = one_line(tensor.name, 60)
+        yield f"{name:<30} {shape:>15}  {change:<16} {binary_size(tensor.n_bytes, 2):>15}"
+    kinds = Counter(tensor.kind.name for tensor in plan.tensors).most_common()
+    tensors = plural(len(plan.tensors), "tensor")
+    yield f"{tensors}: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}."
+    more = f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else ""
+    names = one_line(str(plan.files[0].path), 1000) + more
+    yield f"{names}: {plan.n_bytes:,} bytes ({binary_size(plan.n_bytes, 2)}), nothing else is written."
+    threads = min(request.threads or available_threads(), available_threads())
+    left = time_left(estimate_seconds(plan, threads))
+    yield f"About {left} of quantizing on {threads} cores here; a slow disk adds to it."
+
+
+def type_lines(environment: Environment, source: Path) -> Iterator[str]:
+    """The table of types for the source, then what its column FITS means. Raises ConvertError."""
+    with open_source(source) as opened:
+        model = describe(opened)
+    fit = measured_fit(default_profile(environment.variables).profile)
+    shape = shape_of(model.key_values)
+    yield from type_table(sizes(model), lambda n_bytes: fit.context(n_bytes, shape))
+    place = f"{fit.memory.place} with {binary_size(fit.memory.free_bytes, 2)} free"
+    yield f"FITS: tokens of context beside the weights in {place}, {fit.kv_type} KV cache."
+
+
+def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -> Iterator[str]:
+    """Every file type as aligned lines: bits per weight, size, context that fits beside it, imatrix.
+
+    `context_beside` takes the bytes of the weights.
+    """
+    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>15} {'FITS':>8}  IMATRIX"
+    for row in rows:
+        if row.n_bytes is None:
+            yield f"{row.name:<8} {'-':>6} {'-':>15} {'-':>8}  not for this model's shapes"
+            continue
+        context = context_beside(row.n_bytes)
+        figures = f"{row.bits_per_weight:6.2f} {binary_size(row.n_bytes, 2):>15}"
+        fits = f"{context:,}" if context else "no"
+        yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
+
+
+def shape_of(key_values: KeyValues) -> Shape:
+    """The dimensions in the key-values of a GGUF."""
+    architecture = key_values["general.architecture"].value
+
+    def figure(key: str) -> int:
+        return int(key_values[f"{architecture}.{key}"].value)
+
+    return Shape(
+        n_layers=figure("block_count"),
+        hidden=figure("embedding_length"),
+        intermediate=figure("feed_forward_length"),
+        n_heads=figure("attention.head_count"),
+        n_kv_heads=figure("attention.head_count_kv"),
+        n_vocab=len(key_values["tokenizer.ggml.tokens"].value),
+        context_length=figure("context_length"),
+    )
+
+
+class _ConvertScreen:
+    """Shows the events of a conversion on stderr."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._line: WorkLine | None = None
+        self._total = 0
+        self._done = 0
+
+    def show(self, event: ConvertEvent) -> None:
+        match event:
+            case ConversionPlanned(_, total, unweighted):
+                self._total = total
+                if unweighted:
+                    more = f" and {len(unweighted) - 1} more" if len(unweighted) > 1 else ""
+                    self.say(f"the importance matrix lacks {unweighted[0]}{more}: quantized without.")
+            case ConversionRestarted(path):
+                self.say(f"{path} was of another conversion or an older source: starting over.")
+            case ConversionResumed(count, done):
+                self._done = done
+                self.say(f"going on: {count:,} tensors ({binary_size(done, 2)}) are there already.")
+            case RowsWritten(name, done, _):
+                if self._line is None:
+                    self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
+                self._line.update(name, done)
+            case TensorDone(name, _, _, _, _, n_nonfinite) if n_nonfinite:
+                self.say(f"{name}: weights that are no numbers: {n_nonfinite:,}.")
+            case TensorDone():
+                pass
+            case ConversionDone(paths, n_bytes):
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                self.say(f"{paths[0]}{more}: {binary_size(n_bytes, 2)}, whole and checked.")
+
+    def say(self, text: str) -> None:
+        self.close()
+        self._output.write(f"{one_line(text, 2000)}\n")
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.erase()
+
+
+def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> int:
+    screen = _ConvertScreen(Output.of(environment.stderr, environment.variables))
+    n_kept = n_all = 0
+    try:
+        with closing(run(request)) as events:
+            for event in events:
+                match event:
+                    case ConversionPlanned():
+                        n_all = event.count
+                    case ConversionResumed(n_kept, _) | TensorDone(_, n_kept):
+                        pass
+                if not jsonl:
+                    screen.show(event)
+                elif not isinstance(event, RowsWritten):
+                    write_line(environment.stdout, event_line(event))
+    except BaseException:
+        screen.close()
+        if n_kept:
+            screen.say(f"{n_kept:,} of {n_all:,} tensors are kept: the same command goes on from there.")
+        raise
+    return ExitStatus.ANSWERED
+
+
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Within the block, a ConvertError about a flag becomes a UsageError."""
+    try:
+        yield
+    except ConvertError as error:
+        raise UsageError(str(error)) from None
+
+
+def _pattern(text: str) -> tuple[re.Pattern[str], QuantType]:
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type {text[:60]!r}: expected REGEX=TYPE, such as ffn_down=Q6_K.")
+    kind = _tensor_type("--tensor-type", name)
+    try:
+        # In lower case, as llama-quantize does: tensor names are.
+        compiled = re.compile(pattern.lower())
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--tensor-type {pattern[:60]!r}: no regular expression ({error}).") from None
+    if kind is None:
+        raise UsageError(f"--tensor-type {text[:60]!r}: names no type.")
+    return compiled, kind
+
+
+def _tensor_type(flag: str, name: str | None) -> QuantType | None:
+    if name is None:
+        return None
+    kind = find_tensor_type(name)
+    if kind not in QUANTIZABLE:
+        known = ", ".join(kind.name for kind in QUANTIZABLE)
+        raise UsageError(f"{flag} {name[:40]!r}: unknown type of a tensor. Choose from {known}.")
+    return kind

@@ -1,8 +1,8 @@
-"""`qwq ask --each`: questions in as lines of JSON, answers out as lines of JSON, one model load.
+"""`qwq ask --each`: reads questions and writes answers as lines of JSON, with one load of the model.
 
-A question is an object with `question`, and if wanted `id` and `seed`. What all questions share, the system
-prompt and the files, is the beginning of every prompt, so it is prefilled once. A line that is no question
-gets an error line, and the next one is read.
+A question is an object with `question`, and optionally `id` and `seed`. Every prompt begins with the system
+prompt and the files, so these are prefilled once. A line that is not a question gets an error line, and the
+next line is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.question import Question
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.sinks import Sink
+from qwq_local.cli.output import EventWriter
 from qwq_local.dialogue.conversation import Framing
 from qwq_local.engine.api import Aborted
 from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
@@ -24,11 +24,11 @@ from qwq_local.wire import answer_line, error_line, write_line
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    """A line of input: its number from 1, the id in it, and the question or what is wrong with it."""
+class _EachLine:
+    """A line of input: its number from 1, its id, and the question or what is wrong with it."""
 
     number: int
-    asked: object = None
+    id: object = None
     question: str = ""
     seed: int | None = None
     problem: str = ""
@@ -39,25 +39,25 @@ def answer_each(
     framing: Framing,
     schema: Mapping[str, object] | None,
     backend: LocalBackend,
-    sink: Sink,
+    writer: EventWriter,
 ) -> int:
-    """Answer every line of standard input; 0 when each got an answer, 1 when some did not."""
+    """Answers every line of standard input; 0 when all got an answer, 1 when some did not."""
     status = ExitStatus.ANSWERED
     for line in _lines(environment):
         problem = line.problem
         if not problem:
             try:
                 question = Question(framing.messages(line.question), schema, line.seed)
-                finished = _finished(backend, question, sink, line.number)
+                finished = _finished(backend, question, writer, line.number)
             except (UsageError, PromptTooLong) as error:
                 problem = str(error)
             except Aborted:
                 return ExitStatus.INTERRUPTED
         if problem:
-            write_line(environment.stdout, error_line(line.asked, line.number, problem))
+            write_line(environment.stdout, error_line(line.id, line.number, problem))
             status = ExitStatus.FAILED
             continue
-        write_line(environment.stdout, answer_line(line.asked, finished))
+        write_line(environment.stdout, answer_line(line.id, finished))
         if finished.reason is FinishReason.INTERRUPTED:
             return ExitStatus.INTERRUPTED
         if finished.reason is not FinishReason.STOP:
@@ -65,22 +65,22 @@ def answer_each(
     return status
 
 
-def _finished(backend: LocalBackend, question: Question, sink: Sink, number: int) -> Finished:
-    """Run one turn; its progress and notices are shown, its text is kept for the line of JSON."""
+def _finished(backend: LocalBackend, question: Question, writer: EventWriter, number: int) -> Finished:
+    """Runs one turn and shows its progress and notices; its text goes into the line of JSON."""
     for event in backend.reply(question):
         match event:
             case Finished():
                 return event
             case Notice(text):
-                sink.show(Notice(f"line {number}: {text}"))
+                writer.show(Notice(f"line {number}: {text}"))
             case Thinking() | Answer():
                 pass
             case _:
-                sink.show(event)
+                writer.show(event)
     raise AssertionError("a turn always ends with Finished")
 
 
-def _lines(environment: Environment) -> Iterator[_Line]:
+def _lines(environment: Environment) -> Iterator[_EachLine]:
     if environment.stdin is None:
         return
     number = 0
@@ -97,23 +97,23 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _parsed(number: int, raw: bytes) -> _Line:
+def _parsed(number: int, raw: bytes) -> _EachLine:
     try:
         value = json.loads(decoded(raw, f"line {number}"), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UsageError as error:
-        return _Line(number, problem=str(error))
+        return _EachLine(number, problem=str(error))
     except UnicodeEncodeError:
-        return _Line(number, problem=f"line {number} holds half a surrogate pair.")
+        return _EachLine(number, problem=f"line {number} holds half a surrogate pair.")
     except (ValueError, RecursionError) as error:
-        return _Line(number, problem=f"line {number} is not JSON: {error}")
+        return _EachLine(number, problem=f"line {number} is not JSON: {error}")
     if not isinstance(value, dict):
-        return _Line(number, problem=f"line {number} is not an object with a question.")
-    asked, question, seed = value.get("id"), value.get("question"), value.get("seed")
+        return _EachLine(number, problem=f"line {number} is not an object with a question.")
+    given_id, question, seed = value.get("id"), value.get("question"), value.get("seed")
     if not isinstance(question, str) or not question.strip():
-        return _Line(number, asked, problem=f"line {number} has no text under 'question'.")
+        return _EachLine(number, given_id, problem=f"line {number} has no text under 'question'.")
     if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**32 - 1):
-        return _Line(number, asked, problem=f"line {number}: the seed must be 0 to {2**32 - 2}.")
+        return _EachLine(number, given_id, problem=f"line {number}: the seed must be 0 to {2**32 - 2}.")
     if unknown := sorted(set(value) - {"id", "question", "seed"}):
-        return _Line(number, asked, problem=f"line {number}: unknown keys {', '.join(unknown)[:200]}.")
-    return _Line(number, asked, question, seed)
+        return _EachLine(number, given_id, problem=f"line {number}: unknown keys {', '.join(unknown)[:200]}.")
+    return _EachLine(number, given_id, question, seed)

@@ -1,22 +1,43 @@
-"""`qwq history`: the conversations that are kept; listing, searching, reading, exporting, removing them.
-
-Flags in, plain text or JSON out on stdout. What the commands do is in recalling.py; main registers `app`.
-"""
+"""`qwq history`: lists, searches, shows, exports and removes the conversations that are kept."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="history",
-    help="List the conversations that are kept, or search, show, export, remove them.",
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.flags import command_group
+from qwq_local.errors import HistoryError, UsageError
+from qwq_local.history.archive import FILE, Archive
+from qwq_local.history.exporting import Format, exported, format_of, save_text
+from qwq_local.history.records import ConversationRecord, Hit, TurnRecord
+from qwq_local.history.wording import (
+    NOT_STANDING,
+    minute_of,
+    model_of,
+    state_line,
+    steered_parts,
+    thought_line,
+    title_of,
 )
+from qwq_local.paths import directories
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
+from qwq_local.text import plural
+from qwq_local.wire import write_line
+
+STDOUT = "-"
+_NOTHING = "No conversation is kept yet; `qwq chat` keeps every one."
+_MAX_TITLE, _MAX_MODEL = 60, 24
+_YOURS = "[yours] "
+
+app = command_group("history", "List the conversations that are kept, or search, show, export, remove them.")
 Which = Annotated[str, typer.Argument(metavar="ID|NAME", help="A conversation, as `qwq history` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
@@ -28,10 +49,44 @@ def list_command(
     as_json: AsJson = False,
 ) -> None:
     """List the conversations that are kept, the last one first."""
-    if context.invoked_subcommand is None:
-        from qwq_local.cli.recalling import list_conversations
+    if context.invoked_subcommand is not None:
+        return
+    environment = process_environment()
+    with _archive(environment) as archive:
+        records = archive.conversations() if archive else []
+    shown = records[:limit] if limit else records
+    if as_json:
+        write_line(environment.stdout, _json([asdict(record) for record in shown]))
+        return
+    lines = list_lines(shown, _columns(environment)) if shown else [_NOTHING]
+    for line in lines:
+        write_line(environment.stdout, line + "\n")
+    if len(shown) < len(records):
+        n_hidden = len(records) - len(shown)
+        hidden = "1 older one is" if n_hidden == 1 else f"{n_hidden:,} older ones are"
+        write_line(environment.stderr, f"{hidden} not listed: --limit 0 lists all.\n")
 
-        list_conversations(limit, as_json=as_json)
+
+def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[str]:
+    """The list as aligned lines; titles and models are cut to fit the columns."""
+    rows = [("ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS")]
+    rest = max(2, *(len(str(record.id)) for record in records)) + len(minute_of(0)) + len("TURNS") + 4 * 2
+    room = max(20, columns - rest)
+    n_model = min(_MAX_MODEL, room // 3)
+    for record in records:
+        rows.append(
+            (
+                str(record.id),
+                one_line(title_of(record), min(_MAX_TITLE, room - n_model)),
+                minute_of(record.changed_at),
+                one_line(record.model, n_model) or "-",
+                str(record.n_turns),
+            )
+        )
+    widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell + " " * (width - cell_width(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
 
 
 @app.command("search")
@@ -41,9 +96,35 @@ def search_command(
     as_json: AsJson = False,
 ) -> None:
     """Find where words occur, in questions, thoughts and answers; parts of words are found too."""
-    from qwq_local.cli.recalling import search
+    environment = process_environment()
+    text = " ".join(words)
+    with _archive(environment) as archive:
+        hits = archive.search(text, limit) if archive else []
+        found = {hit.conversation.id for hit in hits}
+        standing = frozenset[int]().union(*(_existing(archive).standing(each) for each in found))
+    if as_json:
+        write_line(environment.stdout, _json([asdict(hit) for hit in hits]))
+    elif not hits:
+        raise HistoryError(f"no conversation has {one_line(text, 200)!r}.")
+    for line in [] if as_json else hit_lines(hits, standing):
+        write_line(environment.stdout, line + "\n")
+    if not as_json and any(hit.turn not in standing for hit in hits):
+        write_line(environment.stderr, f"`qwq history show ID --all` prints what was {NOT_STANDING}, too.\n")
 
-    search(words, limit, as_json=as_json)
+
+def hit_lines(hits: Sequence[Hit], standing: Set[int]) -> Iterator[str]:
+    """What was found: a line for each conversation, and under it a line for each place.
+
+    `standing` are the ids of the turns on the current paths of their conversations.
+    """
+    last = 0
+    for hit in hits:
+        if hit.conversation.id != last:
+            last = hit.conversation.id
+            day = minute_of(hit.conversation.changed_at)
+            yield f"{last}  {one_line(title_of(hit.conversation), _MAX_TITLE)} · {day}"
+        gone = "" if hit.turn in standing else f" ({NOT_STANDING})"
+        yield f"    {hit.part.value} {hit.number}{gone}: {one_line(hit.excerpt, 1000)}"
 
 
 @app.command("show")
@@ -55,9 +136,52 @@ def show_command(
     ] = False,
 ) -> None:
     """Print a conversation."""
-    from qwq_local.cli.recalling import show
+    environment = process_environment()
+    conversation, turns = _found(environment, which)
+    gone: Set[int] = frozenset()
+    if everything:
+        with _archive(environment) as archive:
+            every = _existing(archive).every_turn(conversation.id)
+        gone = {turn.id for turn in every} - {turn.id for turn in turns}
+        turns = every
+    for line in conversation_lines(conversation, turns, with_thinking=thinking, gone=gone):
+        write_line(environment.stdout, sanitize(line) + "\n")
 
-    show(which, with_thinking=thinking, with_all=everything)
+
+def conversation_lines(
+    conversation: ConversationRecord,
+    turns: Sequence[TurnRecord],
+    *,
+    with_thinking: bool,
+    gone: Set[int] = frozenset(),
+) -> Iterator[str]:
+    """A conversation as text: questions quoted, thoughts folded to a line or unfolded.
+
+    `gone` are the ids of turns that no longer belong to it.
+    """
+    yield f"# {title_of(conversation)}"
+    facts = (
+        f"conversation {conversation.id}",
+        model_of(conversation, turns),
+        conversation.profile,
+        minute_of(conversation.created_at),
+    )
+    yield " · ".join(filter(None, facts))
+    for turn in turns:
+        yield ""
+        yield from (f"> {line}".rstrip() for line in turn.question.split("\n"))
+        yield from (f"> (with {name})" for name in turn.files)
+        if turn.thinking.strip():
+            yield ""
+            yield f"{'▾' if with_thinking else '▸'} {thought_line(turn)}"
+        if with_thinking:
+            yield from _thinking_lines(turn)
+        if turn.answer.strip():
+            yield ""
+            yield turn.answer.strip("\n")
+        for state in filter(None, (state_line(turn), NOT_STANDING if turn.id in gone else "")):
+            yield ""
+            yield f"({state})"
 
 
 @app.command("export")
@@ -69,9 +193,17 @@ def export_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a conversation to a file: Markdown, JSON, or a page of HTML."""
-    from qwq_local.cli.recalling import export
-
-    export(which, file, force=force)
+    environment = process_environment()
+    kind = Format.MARKDOWN if file == STDOUT else format_of(file)
+    conversation, turns = _found(environment, which)
+    text = exported(kind, conversation, turns)
+    if file == STDOUT:
+        is_seen = Output.of(environment.stdout, environment.variables).is_terminal
+        write_line(environment.stdout, sanitize(text) if is_seen else text)
+        return
+    path = Path(file).expanduser()
+    save_text(path, text, replaces=force, mend="--force replaces it.")
+    write_line(environment.stderr, f"{sanitize(str(path))}: {plural(len(turns), 'turn')}.\n")
 
 
 @app.command("rm")
@@ -82,6 +214,68 @@ def rm_command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove conversations for good, their thoughts and answers too; says which, and asks."""
-    from qwq_local.cli.recalling import remove
+    environment = process_environment()
+    with _archive(environment) as archive:
+        found = [_existing(archive).find(each) for each in which]
+        records = list({record.id: record for record in found}.values())
+        for record in records:
+            turns = plural(record.n_turns, "turn")
+            title = one_line(title_of(record), _MAX_TITLE)
+            write_line(
+                environment.stderr, f"{record.id}  {title} · {minute_of(record.changed_at)} · {turns}\n"
+            )
+        if not yes and not _agreed(environment, len(records)):
+            write_line(environment.stdout, "Nothing was removed.\n")
+            return
+        _existing(archive).remove(*(record.id for record in records))
+    what = "1 conversation is" if len(records) == 1 else f"{len(records)} conversations are"
+    write_line(environment.stdout, f"{what} removed.\n")
 
-    remove(which, yes=yes)
+
+def _thinking_lines(turn: TurnRecord) -> Iterator[str]:
+    """The thinking behind a bar, with the person's own sentences marked."""
+    pieces = steered_parts(turn.thinking.strip("\n"), turn.steered)
+    text = "".join(_YOURS + piece if is_yours else piece for piece, is_yours in pieces)
+    return (f"│ {line}".rstrip() for line in text.split("\n"))
+
+
+def _found(environment: Environment, which: str) -> tuple[ConversationRecord, list[TurnRecord]]:
+    with _archive(environment) as archive:
+        conversation = _existing(archive).find(which)
+        return conversation, _existing(archive).path(conversation.id, with_tokens=False)
+
+
+@contextmanager
+def _archive(environment: Environment) -> Iterator[Archive | None]:
+    """The user's history, with the turns of dead processes completed; None while there is no history."""
+    path = directories(environment.variables).data / FILE
+    if not path.exists():
+        yield None
+        return
+    with Archive.to_read(path) as archive:
+        for notice in archive.notices:
+            write_line(environment.stderr, sanitize(notice) + "\n")
+        archive.pick_up()
+        yield archive
+
+
+def _existing(archive: Archive | None) -> Archive:
+    if archive is None:
+        raise HistoryError(_NOTHING)
+    return archive
+
+
+def _agreed(environment: Environment, n_conversations: int) -> bool:
+    if not environment.stdin_is_terminal:
+        raise UsageError("rm asks before it removes, and nobody can answer here: add --yes.")
+    what = "this conversation" if n_conversations == 1 else f"these {n_conversations} conversations"
+    return environment.agrees(f"Remove {what} for good?")
+
+
+def _columns(environment: Environment) -> int:
+    output = Output.of(environment.stdout, environment.variables)
+    return output.size()[0] if output.is_terminal else 200
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -1,51 +1,43 @@
-"""The command line: arguments in, exit status out. The one place that catches QwqError and prints it."""
+"""The command line: runs the command that the arguments name, and prints the QwqError that ends it."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli import (
-    ask,
-    cache,
-    chat,
-    convert,
-    history,
-    imatrix,
-    models,
-    plan,
-    profiles,
-    pull,
-    verify,
-)
-from qwq_local.cli.pipes import ClosedPipe, end_quietly, silence_stdout
+from qwq_local.cli.environment import engine_environment, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError, UsageError
 
-COMMANDS: Mapping[str, tuple[Callable[..., object] | typer.Typer, str]] = {
-    "ask": (ask.command, "Ask one question; the answer alone comes on stdout."),
-    "chat": (chat.command, "Talk with QwQ: fold, end or steer its thinking."),
-    "convert": (convert.command, "Convert weights to a GGUF of any type, in one pass."),
-    "imatrix": (imatrix.command, "Collect an importance matrix for `qwq convert`."),
-    "plan": (plan.command, "Show what fits on this machine, or on another one."),
-    "pull": (pull.command, "Bring a model: resumed, verified, shared."),
-    "verify": (verify.command, "Check a GGUF, and how far it is from its source."),
-    "models": (models.app, "List the models here, or add, show, verify, remove one."),
-    "profiles": (profiles.app, "List profiles, or show what one comes to."),
-    "cache": (cache.app, "List what was prefilled and is kept, or clear it."),
-    "history": (history.app, "List conversations, or search, show, export them."),
+# Each command: the function that runs it or the Typer application, and its line in the list of commands.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "ask": ("qwq_local.cli.ask:ask", "Ask one question; the answer alone comes on stdout."),
+    "chat": ("qwq_local.cli.chat:chat", "Talk with QwQ: fold, end or steer its thinking."),
+    "convert": ("qwq_local.cli.convert:convert", "Convert weights to a GGUF of any type, in one pass."),
+    "imatrix": ("qwq_local.cli.imatrix:collect_matrix", "Collect an importance matrix for `qwq convert`."),
+    "plan": ("qwq_local.cli.plan:plan", "Show what fits on this machine, or on another one."),
+    "pull": ("qwq_local.cli.pull:pull", "Bring a model: resumed, verified, shared."),
+    "verify": ("qwq_local.cli.verify:verify", "Check a GGUF, and how far it is from its source."),
+    "models": ("qwq_local.cli.models:app", "List the models here, or add, show, verify, remove one."),
+    "profiles": ("qwq_local.cli.profiles:app", "List profiles, or show what one comes to."),
+    "cache": ("qwq_local.cli.cache:app", "List what was prefilled and is kept, or clear it."),
+    "history": ("qwq_local.cli.history:app", "List conversations, or search, show, export them."),
 }
+# The words on the command line that a shell completes: bash, then zsh and fish.
+_COMPLETED_WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 
 def _application(arguments: Sequence[str]) -> typer.Typer:
-    """What these arguments are read by: of the commands that are not named only what help lists.
+    """The application that reads these arguments; it has the flags only of the commands they name.
 
-    Reading the flags of all of them takes Typer longer than everything else together.
+    To read the flags of all commands takes Typer longer than everything else together.
     """
     app = typer.Typer(
         name="qwq",
@@ -56,19 +48,53 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    needs_all = any(name.startswith("_") and name.endswith("_COMPLETE") for name in os.environ)
-    for name, (command, what) in COMMANDS.items():
-        if not (needs_all or name in arguments):
-            app.command(name, short_help=what)(_listed)
-        elif isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, short_help=what)
+    completed = " ".join(os.environ.get(name, "") for name in _COMPLETED_WORDS).split()
+    for name, (place, summary) in COMMANDS.items():
+        if name not in arguments and name not in completed:
+            app.command(name, short_help=summary)(_unnamed)
+            continue
+        from qwq_local.cli.flags import FLAGS
+
+        if name in FLAGS:
+            app.command(name, short_help=summary)(_command(place, FLAGS[name]))
         else:
-            app.command(name, short_help=what)(command)
+            app.add_typer(_imported(place), name=name, short_help=summary)
     return app
 
 
-def _listed() -> None:
-    """A command in the list of all; it is never called."""
+def _command(place: str, flags: type) -> Callable[..., int]:
+    """The command at MODULE:NAME, with the fields of a dataclass as its parameters.
+
+    The module is imported when the command runs, so that help and usage errors come at once.
+    """
+
+    def run(**values: Any) -> int:
+        given = flags(**values)
+        environment = engine_environment(shows_log=getattr(given, "verbose", False))
+        status: int = _imported(place)(environment, given)
+        return status
+
+    run.__doc__ = flags.__doc__
+    run.__annotations__ = get_type_hints(flags, include_extras=True)
+    vars(run)["__signature__"] = inspect.signature(flags, eval_str=True)
+    return run
+
+
+def _imported(place: str) -> Any:
+    """What MODULE:NAME names. Raises EngineError where llama_cpp does not load."""
+    module, _, name = place.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, OSError, RuntimeError):
+        # The converter imports llama_cpp itself; this says in one line what is wrong with it.
+        from qwq_local.engine.library import library
+
+        library()
+        raise
+
+
+def _unnamed() -> None:
+    """Stands in the list of commands for one that is not named; it is never called."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,7 +113,7 @@ def _root(
 
 
 def _check_hub_address(address: str) -> None:
-    """UsageError for one that no URL can have: huggingface_hub ends in a traceback when it is imported."""
+    """Raises UsageError for an address that is no URL: importing huggingface_hub would end in a traceback."""
     try:
         urlsplit(address).port  # noqa: B018
     except ValueError as error:
@@ -95,21 +121,22 @@ def _check_hub_address(address: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit status is one of ExitStatus, or 141 when a pipe was closed."""
+    """Runs one command. Returns its exit status, one of ExitStatus."""
     try:
         status = _application(arguments)(args=list(arguments), prog_name="qwq", standalone_mode=False)
         sys.stdout.flush()
     except QwqError as error:
-        return _complain(str(error), error.exit_status)
-    except (ClosedPipe, SystemExit):
-        # The parser itself ends the process where its help has no reader; nothing else here does.
-        return end_quietly()
+        return _report(str(error), error.exit_status)
+    except (BrokenPipeError, SystemExit):
+        # Nobody reads standard output. Typer turns the error into SystemExit; nothing else raises that.
+        silence_stdout()
+        return ExitStatus.READER_GONE
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except OSError as error:
-        # What a command writes itself: standard output, --think-to. Reading is reported where it happens.
+        # A command could not write: to stdout, or to --think-to. Read errors are reported where they occur.
         where = error.filename or "standard output"
-        return _complain(f"cannot write {where}: {error.strerror or error}.", ExitStatus.FAILED)
+        return _report(f"cannot write {where}: {error.strerror or error}.", ExitStatus.FAILED)
     except Exception as error:
         shown = _usage_error(error)
         if shown is None:
@@ -119,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _usage_error(error: Exception) -> int | None:
-    """Show an error of the argument parser as it shows them; None for anything else, which is a bug."""
+    """Shows an error of the argument parser the way the parser does. None for any other error: a bug."""
     show = getattr(error, "show", None)
     if show is None:
         return ExitStatus.INTERRUPTED if type(error).__name__ == "Abort" else None
@@ -127,7 +154,7 @@ def _usage_error(error: Exception) -> int | None:
     return ExitStatus.USAGE
 
 
-def _complain(message: str, status: ExitStatus) -> ExitStatus:
+def _report(message: str, status: ExitStatus) -> ExitStatus:
     from qwq_local.terminal.sanitizer import one_line
 
     try:

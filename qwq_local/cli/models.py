@@ -1,25 +1,90 @@
-"""`qwq models`: what is on this machine, and adding, removing, showing, verifying and choosing among it.
-
-Flags in, plain text or JSON out on stdout. What the commands do is in managing.py; main registers `app`.
-"""
+"""`qwq models`: lists the models on this machine; adds, removes, shows, verifies and chooses one."""
 
 from __future__ import annotations
 
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qwq_local.cli import completing
-from qwq_local.cli.groups import command_group
+from qwq_local.cli import completion
+from qwq_local.cli.environment import Environment, process_environment
+from qwq_local.cli.flags import command_group
+from qwq_local.cli.local import default_profile, measured_fit, model_places
+from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
+from qwq_local.hub.content_hash import hash_file
+from qwq_local.models.architecture import Shape, check_architecture, file_type
+from qwq_local.models.catalog import file_type_of
+from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
+from qwq_local.models.fit import Fit, kv_bytes_per_token
+from qwq_local.models.header import read_header
+from qwq_local.models.inventory import LocalModel, Origin, Places, local_models
+from qwq_local.models.names import default_model, resolve_name
+from qwq_local.models.registry import Record
+from qwq_local.models.removal import carry_out, plan_removal
+from qwq_local.models.store import MINIATURE, find_model, is_miniature
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.layers import ResolvedProfile
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import WorkLine
+from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.text import decimal_size
+from qwq_local.wire import write_line
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+
 
 app = command_group("models", "List the models on this machine, or add, show, verify, remove, choose one.")
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="A model as `qwq models` lists it.", autocompletion=completing.models
+        metavar="NAME", help="A model as `qwq models` lists it.", autocompletion=completion.models
     ),
 ]
+
+
+class _Inventory:
+    """The models on this machine, with what a command needs to list and change them."""
+
+    def __init__(self) -> None:
+        self.environment: Environment = process_environment()
+        self.resolved: ResolvedProfile = default_profile(self.environment.variables)
+        self.places: Places = model_places(self.environment.variables, self.resolved)
+        self.state = self.places.registry.read()
+        self.models = local_models(self.places, self.state)
+
+    def find(self, name: str) -> LocalModel:
+        """The model of that name. Raises ModelNotFound, and UsageError when several match."""
+        if is_miniature(name):
+            path = find_model(name, self.places.catalog, self.places.directories.cache)
+            record = self.state.of(path)
+            kind, verified = file_type(read_header(path)), self.state.is_verified(path)
+            return LocalModel(name, path, Origin.BUNDLED, kind, record, is_verified=verified)
+        model = resolve_name(name, self.models, self.places.catalog, self.state.default)
+        if model is None:
+            path = Path(name)
+            model = next((each for each in self.models if path.exists() and each.path.samefile(path)), None)
+        if model is None:
+            raise ModelNotFound(f"no model {name!r} on this machine; `qwq models` lists what is here.")
+        return model
+
+    def remember(self, record: Record) -> None:
+        """Writes a record to the registry."""
+        self.places.registry.change(lambda state: state.with_record(record))
+
+    def note(self, line: str) -> None:
+        """Writes a line to stderr."""
+        write_line(self.environment.stderr, f"note: {one_line(line, 1000)}\n")
+
+    def print(self, line: str) -> None:
+        """Writes a line to stdout; file names in it cannot control the terminal."""
+        write_line(self.environment.stdout, sanitize(line) + "\n")
 
 
 @app.callback()
@@ -28,10 +93,53 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
     """List the models that qwq can use: its own, the Hugging Face cache's, ollama's and LM Studio's."""
-    if context.invoked_subcommand is None:
-        from qwq_local.cli.managing import list_models
+    if context.invoked_subcommand is not None:
+        return
+    here = _Inventory()
+    comes_with_qwq = is_miniature(here.state.default)
+    chosen = None if comes_with_qwq else default_model(here.models, here.places.catalog, here.state.default)
+    fit = measured_fit(here.resolved.profile) if here.models else None
+    shapes = [shape_or_reason(model) for model in here.models]
+    contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
+    if as_json:
+        rows = [
+            _json_row(model, shape, context, is_default=model is chosen)
+            for model, shape, context in zip(here.models, shapes, contexts, strict=True)
+        ]
+        here.environment.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    for line in list_lines(here.models, contexts, chosen):
+        here.print(line)
+    if comes_with_qwq:
+        here.print(f"The default is {here.state.default}, which comes with qwq.")
+    for model, shape in zip(here.models, shapes, strict=True):
+        if isinstance(shape, str):
+            here.note(f"{model.name} cannot be run: {shape}")
 
-        list_models(as_json=as_json)
+
+def list_lines(
+    models: list[LocalModel], contexts: list[int | None], chosen: LocalModel | None
+) -> Iterator[str]:
+    """The models as aligned lines; `*` marks the default."""
+    if not models:
+        yield "No model is here yet. `qwq pull` brings QwQ-32B; --model miniature is always there."
+        return
+    rows = [("  NAME", "TYPE", "SIZE", "CONTEXT", "LAST USED", "VERIFIED", "FROM")]
+    for model, context in zip(models, contexts, strict=True):
+        rows.append(
+            (
+                f"{'*' if model is chosen else ' '} {model.name}",
+                model.file_type or "-",
+                decimal_size(model.n_bytes),
+                "-" if context is None else f"{context:,}" if context else "too large",
+                _day(model.record.last_used),
+                "yes" if model.is_verified else "-",
+                model.origin.value,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 @app.command("add")
@@ -40,9 +148,31 @@ def add_command(
     name: Annotated[str, typer.Option(metavar="NAME", help="What to call it, if not as the file.")] = "",
 ) -> None:
     """Add a GGUF under a name of its own."""
-    from qwq_local.cli.managing import add_model
-
-    add_model(path, name)
+    here = _Inventory()
+    path = path.expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}.")
+    header = read_header(path)
+    check_architecture(header)
+    alias = name or re.sub(r"-00001-of-\d{5}$", "", path.name.removesuffix(".gguf"))
+    if not _NAME.fullmatch(alias) or alias.lower() in (MINIATURE, DEFAULT_MODEL):
+        raise UsageError(
+            f"{alias[:60]!r} is no name for a model: letters, digits, . _ - only. Give one with --name."
+        )
+    taken = next((model for model in here.models if model.name.lower() == alias.lower()), None)
+    if taken is not None and not taken.path.samefile(path):
+        raise UsageError(f"{alias} is the name of {taken.path} already. Give another with --name.")
+    before = here.state.of(path)
+    record = replace(
+        before,
+        alias=alias,
+        origin="add",
+        file_type=file_type_of(path.name) or file_type(header),
+        added_at=time.time(),
+    )
+    here.remember(record)
+    renamed = f", no longer {before.alias}" if before.alias not in ("", alias) else ""
+    here.print(f"{alias} is {path}{renamed}; it stays where it is. Try: qwq ask --model {alias} ...")
 
 
 @app.command("rm")
@@ -50,30 +180,146 @@ def rm_command(
     name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:
     """Remove a model that qwq brought, or forget one that was added; says what it frees, and asks."""
-    from qwq_local.cli.managing import remove_model
-
-    remove_model(name, yes=yes)
+    here = _Inventory()
+    removal = plan_removal(here.find(name), here.places)
+    model = removal.model
+    if removal.only_forgets:
+        here.print(f"{model.name} is forgotten; {model.path} stays.")
+    else:
+        question = f"Delete {model.name}, {model.path}? That frees {decimal_size(removal.freed_bytes, 2)}."
+        if not yes and not _agreed(here.environment, question):
+            here.print("Nothing was deleted.")
+            return
+    carry_out(removal, here.places)
+    if not removal.only_forgets:
+        here.print(f"{model.name} is deleted: {decimal_size(removal.freed_bytes, 2)} freed.")
 
 
 @app.command("show")
 def show_command(name: Name) -> None:
     """Print what a model is: architecture, window, template, tensors by type, KV cache per token, sha256."""
-    from qwq_local.cli.managing import show_model
-
-    show_model(name)
+    here = _Inventory()
+    model = here.find(name)
+    facts = read_facts(model)
+    shape, profile = facts.shape, here.resolved.profile
+    fit = measured_fit(profile)
+    kv = kv_bytes_per_token(shape, fit.kv_type)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in facts.tensors.items())
+    heads = f"{shape.n_heads} heads, {shape.n_kv_heads} KV heads of {shape.head_dim}"
+    context = fit.context(model.n_bytes, shape)
+    parts = f" in {len(model.parts)} parts" if len(model.parts) > 1 else ""
+    rows = {
+        "name": model.name,
+        "path": str(model.path),
+        "from": model.origin.value + (f", {model.repo}" if model.repo else ""),
+        "size": f"{model.n_bytes:,} bytes{parts}",
+        "type": model.file_type or "-",
+        "architecture": f"{facts.architecture} ({facts.name})" if facts.name else facts.architecture,
+        "layers": f"{shape.n_layers}, hidden {shape.hidden:,}, {heads}, vocabulary {shape.n_vocab:,}",
+        "window": f"{shape.context_length:,} tokens in the header",
+        "template": f"{facts.template_chars:,} characters" if facts.template_chars else "none",
+        "tensors": f"{sum(facts.tensors.values())}: {kinds}",
+        "KV per token": f"{kv:,} bytes as {fit.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
+        "context here": f"{context:,} tokens",
+        "sha256": (stated_sha256(model) or "unknown") + (", verified" if model.is_verified else ""),
+    }
+    for label, text in rows.items():
+        here.print(f"{label:<13} {text}")
 
 
 @app.command("default")
 def default_command(name: Name) -> None:
     """Choose the model that `qwq ask` uses when none is named; qwq-32b: the one pulled last, as at first."""
-    from qwq_local.cli.managing import choose_default
-
-    choose_default(name)
+    here = _Inventory()
+    if name.lower() == here.places.catalog.name:
+        here.places.registry.change(lambda state: replace(state, default=""))
+        model = default_model(here.models, here.places.catalog, "")
+        last = f"that is {model.name}" if model else "none is here yet, `qwq pull` brings it"
+        here.print(f"The default is the model that was pulled last again: {last}.")
+        return
+    model = here.find(name)
+    read_facts(model)
+    here.places.registry.change(lambda state: replace(state, default=model.name))
+    here.print(f"{model.name} is the default now.")
 
 
 @app.command("verify")
 def verify_command(name: Name) -> None:
     """Hash a model's files and compare with what the hub, or the name of the blob, states."""
-    from qwq_local.cli.managing import verify_model
+    here = _Inventory()
+    model = here.find(name)
+    for part in model.parts:
+        record = here.state.of(part)
+        expected = stated_sha256(replace(model, path=part, record=record))
+        found = _hashed(part, here.environment)
+        if expected and found != expected:
+            here.remember(replace(record, verified_at=0.0))
+            raise QwqError(
+                f"{part} is damaged: its sha256 is {found}, should be {expected}. Fetch it again: `qwq pull` "
+                "does so where it came from the hub."
+            )
+        _check_whole(part)
+        status = part.stat()
+        known = replace(record, sha256=found, n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        here.remember(replace(known, verified_at=time.time()))
+        what = "as stated" if expected else "noted; nobody stated one before"
+        here.print(f"{part.name}: sha256 {found}, {what}.")
 
-    verify_model(name)
+
+def _check_whole(part: Path) -> None:
+    try:
+        from qwq_convert.gguf_file import read_header as read_part
+
+        read_part(part)
+    except QwqError as error:
+        raise ModelFileError(str(error)) from None
+
+
+def _hashed(path: Path, environment: Environment) -> str:
+    output = Output.of(environment.stderr, environment.variables)
+    line = WorkLine(output, path.stat().st_size, time.monotonic)
+    found: int | str = ""
+    try:
+        for found in hash_file(path, "sha256"):
+            if isinstance(found, int):
+                line.update(f"checking {path.name[:40]}", found)
+    except OSError as error:
+        raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
+    finally:
+        line.erase()
+    return str(found)
+
+
+def _agreed(environment: Environment, question: str) -> bool:
+    if not environment.stdin_is_terminal:
+        raise UsageError("rm asks before it deletes, and nobody can answer here: add --yes.")
+    return environment.agrees(one_line(question, 1000))
+
+
+def _context(model: LocalModel, shape: Shape | str, fit: Fit | None) -> int | None:
+    return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d") if seconds else "never"
+
+
+def _json_row(
+    model: LocalModel, shape: Shape | str, context: int | None, *, is_default: bool
+) -> dict[str, object]:
+    used = model.record.last_used
+    return {
+        "name": model.name,
+        "type": model.file_type or None,
+        "path": str(model.path),
+        "parts": len(model.parts),
+        "bytes": model.n_bytes,
+        "context": context,
+        "problem": shape if isinstance(shape, str) else None,
+        "from": model.origin.value,
+        "repo": model.repo or None,
+        "sha256": stated_sha256(model) or None,
+        "verified": model.is_verified,
+        "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None,
+        "default": is_default,
+    }

@@ -1,23 +1,30 @@
-"""`qwq profiles`: which profiles there are, and what one of them comes to.
-
-Flags in, lines of plain text out on stdout. `app` is the sub-application that the main command registers.
-"""
+"""`qwq profiles`: lists the profiles, or shows the values of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from qwq_local.cli.groups import command_group
+from qwq_local.cli.flags import command_group
+from qwq_local.cli.local import local_model_names
+from qwq_local.errors import ModelNotFound
+from qwq_local.paths import directories
 from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.keys import RULES, nearest
+from qwq_local.profiles.layers import (
+    Kind,
+    ProfileFolders,
+    ResolvedProfile,
+    list_profiles,
+    own_model_profile,
+    profile_folders,
+    resolve,
+)
 
-if TYPE_CHECKING:
-    from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile
-
-# A value longer than this gets its origin right after it rather than widening the whole column.
+# A longer value does not widen the column; its origin follows it directly.
 MAX_VALUE_COLUMN = 32
 
 app = command_group("profiles", "List profiles, or show what one comes to.")
@@ -42,8 +49,6 @@ def show_command(
     ] = None,
 ) -> None:
     """Print every key of a profile, its value, and where that came from."""
-    from qwq_local.profiles.layers import resolve
-
     folders = _folders()
     model_shown, task = shown_names(name, model, folders)
     check_model(model_shown, folders, local_model_names)
@@ -55,23 +60,17 @@ def show_command(
 
 
 def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, str | None]:
-    """The model and the task that `show NAME --model MODEL` means; a model's own name leaves out the task."""
-    from qwq_local.profiles.layers import Kind
-
+    """The model and the task of `show NAME --model MODEL`; no task where NAME is a model."""
     if folders.has(Kind.MODEL, name) and not folders.has(Kind.TASK, name):
         return name, None
     return model, name
 
 
 def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], Sequence[str]]) -> None:
-    """Raises ModelNotFound, with the nearest name, for a model that has no profile and is not here either.
+    """Raises ModelNotFound, with the nearest name, for a model without a profile that is not on this machine.
 
-    A path, a GGUF and a repository may be of a model that is still to come: they have QwQ-32B's profile.
+    A path, a GGUF and a repository may name a model that is fetched later; these use QwQ-32B's profile.
     """
-    from qwq_local.errors import ModelNotFound
-    from qwq_local.profiles.keys import nearest
-    from qwq_local.profiles.layers import Kind, own_model_profile
-
     may_come = "/" in model or os.sep in model or model.lower().endswith(".gguf")
     if may_come or own_model_profile(model, folders) is not None:
         return
@@ -85,15 +84,13 @@ def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], S
 
 
 def _is_type_of(model: str, name: str) -> bool:
-    """Whether `Q4_K_M` is meant as the name of `qwq-32b:Q4_K_M`, or `QwQ-32B` as that of an owner's."""
+    """Whether the model is a part of the name: `Q4_K_M` of `qwq-32b:Q4_K_M`, `QwQ-32B` of `Qwen/QwQ-32B`."""
     wanted, known = model.lower(), name.lower()
     return known.partition(":")[2].startswith(wanted) or known.rpartition("/")[2].startswith(wanted)
 
 
 def listing_lines(folders: ProfileFolders) -> Iterator[str]:
-    """The list as aligned lines: name, kind, where it comes from, description or what is wrong with it."""
-    from qwq_local.profiles.layers import list_profiles
-
+    """The list as aligned lines: name, kind, source, and the description or what is wrong with the file."""
     rows = [("NAME", "KIND", "SOURCE", "DESCRIPTION")]
     for entry in list_profiles(folders):
         text = f"cannot be read: {entry.problem}" if entry.problem else entry.description
@@ -104,9 +101,7 @@ def listing_lines(folders: ProfileFolders) -> Iterator[str]:
 
 
 def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
-    """The profile as aligned lines, one key each: key, value, origin."""
-    from qwq_local.profiles.keys import RULES
-
+    """The profile as aligned lines, one for each key: key, value, origin."""
     rows = [("KEY", "VALUE", "FROM")]
     for key, rule in RULES.items():
         value = getattr(resolved.profile, key)
@@ -117,7 +112,7 @@ def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows of cells as lines, the columns under one another; none is wider than it may be."""
+    """Rows of cells as lines with aligned columns."""
     columns = range(len(rows[0]) - 1)
     widths = [min(max(len(row[i]) for row in rows), MAX_VALUE_COLUMN) for i in columns]
     for row in rows:
@@ -129,22 +124,5 @@ def _on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def local_model_names() -> Sequence[str]:
-    """The models on this machine."""
-    from qwq_local.hub.cache import HubCache
-    from qwq_local.models.catalog import Catalog
-    from qwq_local.models.inventory import Places, local_models
-    from qwq_local.paths import directories
-    from qwq_local.profiles.layers import resolve
-
-    places = directories(os.environ)
-    profile = resolve(DEFAULT_MODEL, None, _folders()).profile
-    catalog = Catalog(DEFAULT_MODEL, profile.repo, profile.files)
-    return [model.name for model in local_models(Places(places, catalog, HubCache.here()))]
-
-
 def _folders() -> ProfileFolders:
-    from qwq_local.paths import directories
-    from qwq_local.profiles.layers import profile_folders
-
     return profile_folders(directories(os.environ))

@@ -1,66 +1,307 @@
-"""`qwq pull`: flags in, a model on this machine out. What it does is in pulling.py and weights.py."""
+"""`qwq pull`: downloads a model, or the original weights to convert them, and registers the result."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, TypeVar
 
-import typer
+from qwq_local.cli.environment import Environment, refuse_stdout
+from qwq_local.cli.flags import PullFlags
+from qwq_local.cli.local import default_profile, measured_fit, model_places
+from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
+from qwq_local.hub.client import Hub, Listing
+from qwq_local.hub.download import Hashing, Progress, StartedOver
+from qwq_local.hub.pull import (
+    FileDone,
+    FileStarted,
+    Freed,
+    Locked,
+    Puller,
+    PullEvent,
+    pull_files,
+)
+from qwq_local.hub.source import OFFLINE
+from qwq_local.hub.workers import Pace, Wait
+from qwq_local.models.catalog import (
+    OFFICIAL_BYTES,
+    Offer,
+    offer_of_file,
+    offer_of_type,
+    offers,
+)
+from qwq_local.models.inventory import Places, hub_name
+from qwq_local.models.registry import State
+from qwq_local.profiles.layers import ResolvedProfile
+from qwq_local.terminal.output import Output
+from qwq_local.terminal.progress import Clock, WorkLine
+from qwq_local.terminal.sanitizer import one_line
+from qwq_local.text import GB, binary_size, decimal_size, time_left
+from qwq_local.wire import write_line
 
-from qwq_local.cli import completing
+if TYPE_CHECKING:
+    from qwq_local.models.fit import Fit
+
+Result = TypeVar("Result")
+LEAST_WAIT_SHOWN_S = 2.0
 
 
-def command(
-    file_type: Annotated[
-        str,
-        typer.Argument(
-            metavar="TYPE",
-            help="The quantization, such as Q4_K_M; the best that fits if left out.",
-            autocompletion=completing.types,
-        ),
-    ] = "",
-    repo: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Another repository on the hub.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", metavar="NAME", help="This very file of the repository.")
-    ] = None,
-    show_list: Annotated[
-        bool, typer.Option("--list", help="List the types, their sizes, and which fit here.")
-    ] = False,
-    convert: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="Make this type from the original weights, shard by shard.",
-            autocompletion=completing.types,
-        ),
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --convert: an importance matrix.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="With --convert: where the GGUF goes.")
-    ] = None,
-    keep_weights: Annotated[
-        bool,
-        typer.Option("--keep-weights", help="With --convert: keep the weights in the Hugging Face cache."),
-    ] = False,
+def pull(environment: Environment, flags: PullFlags) -> int:
+    """Lists, downloads or converts, as the flags say; the exit status."""
+    _check_together(flags)
+    resolved = default_profile(environment.variables)
+    places = model_places(environment.variables, resolved)
+    if flags.convert is not None:
+        from qwq_local.cli.pull_weights import pull_weights
+
+        return pull_weights(flags, environment, resolved, places)
+    screen = PullScreen(Output.of(environment.stderr, environment.variables), time.monotonic)
+    repo = flags.repo or resolved.profile.repo
+    hub = Hub(Pace())
+    try:
+        with screen.closed_at_the_end():
+            if flags.show_list:
+                return _list(environment, repo, hub, screen, resolved)
+            return _download(flags, repo, hub, screen, places, resolved)
+    except KeyboardInterrupt:
+        screen.say("stopped; what came is kept. The same command goes on from there.")
+        return ExitStatus.INTERRUPTED
+
+
+def _check_together(flags: PullFlags) -> None:
+    if flags.convert is None and (flags.imatrix or flags.out or flags.keep_weights):
+        raise UsageError("--imatrix, --out and --keep-weights go with --convert.")
+    refuse_stdout(flags.out)
+    if flags.file and (flags.file_type or flags.convert):
+        raise UsageError("--file names one file: leave out the type.")
+    if flags.convert is not None and (flags.file_type or flags.show_list):
+        raise UsageError("--convert names the type itself: leave out the other one and --list.")
+
+
+def drained(events: Generator[PullEvent, None, Result], screen: PullScreen) -> Result:
+    """Shows all events; the value that the generator returns."""
+    while True:
+        try:
+            screen.show(next(events))
+        except StopIteration as finished:
+            result: Result = finished.value
+            return result
+
+
+def _download(
+    flags: PullFlags, repo: str, hub: Hub, screen: PullScreen, places: Places, resolved: ResolvedProfile
 ) -> int:
-    """Bring a model: resumed where it was left, verified by sha256, shared with other Hugging Face tools.
+    registry = places.registry
+    puller = Puller(hub, places.hub_cache, is_verified=registry.read().is_verified)
+    try:
+        listing = drained(hub.list_files(repo), screen)
+    except PullError as error:
+        if (path := _offline(flags, error, places, repo)) is None:
+            raise
+        screen.say(f"{path.name} is here already; the hub was not flags.")
+        return ExitStatus.ANSWERED
+    available = offers(listing)
+    if flags.file is not None:
+        offer = offer_of_file(listing, available, flags.file)
+    elif flags.file_type:
+        offer = offer_of_type(repo, available, flags.file_type)
+    else:
+        # Imports numpy, which a pull of a named type that is already here does not need.
+        from qwq_local.models.choose import best_offer
 
-    Without an argument, the best quantization of QwQ-32B that fits this machine.
+        choice = best_offer(repo, available, measured_fit(resolved.profile))
+        screen.say(f"{choice.reason}.")
+        offer = choice.offer
+    if flags.repo or flags.file:
+        _look_first(puller, listing, offer, screen)
+    paths = drained(pull_files(puller, listing, offer.files), screen)
+    problem = _problem(paths[0])
+    name = _register(places, listing, offer, paths, is_runnable=problem is None)
+    if problem is not None:
+        raise ModelFileError(
+            f"what came is what the hub has, but qwq cannot run it: {problem} "
+            f"To be rid of it: qwq models rm {name}"
+        )
+    size = decimal_size(offer.n_bytes, 2)
+    screen.say(f'{name} is ready: {size}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
+    return ExitStatus.ANSWERED
+
+
+def _look_first(puller: Puller, listing: Listing, offer: Offer, screen: PullScreen) -> None:
+    """Raises ModelFileError for a model that qwq cannot run, before gigabytes of it are fetched."""
+    from qwq_local.models.first_look import look_first
+
+    first = offer.files[0]
+    if not puller.cache.blob(listing.repo, first.content_hash.hexadecimal).is_file():
+        drained(look_first(puller.hub, listing, first, puller.pace), screen)
+
+
+def _problem(path: Path) -> ModelFileError | None:
+    """Why qwq cannot run the file; None when it can."""
+    from qwq_local.models.architecture import check_architecture
+    from qwq_local.models.header import read_header
+
+    try:
+        check_architecture(read_header(path))
+    except ModelFileError as error:
+        return error
+    return None
+
+
+def _register(
+    places: Places, listing: Listing, offer: Offer, paths: Sequence[Path], *, is_runnable: bool
+) -> str:
+    """Registers the verified files; the name of the model.
+
+    A model that qwq cannot run does not become the default.
     """
-    from qwq_local.cli.pulling import Asked, pull
+    now = time.time()
 
-    asked = Asked(
-        file_type=file_type,
-        repo=repo,
-        file=file,
-        show_list=show_list,
-        convert=convert,
-        imatrix=imatrix,
-        out=out,
-        keep_weights=keep_weights,
-    )
-    return pull(asked)
+    def with_files(state: State) -> State:
+        for file, path in zip(offer.files, paths, strict=True):
+            status = path.stat()
+            record = replace(
+                state.of(path),
+                origin="pull",
+                file_type=offer.file_type,
+                repo=listing.repo,
+                sha256=file.content_hash.hexadecimal,
+                n_bytes=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                verified_at=now,
+                added_at=now if is_runnable else 0.0,
+            )
+            state = state.with_record(record)
+        return state
+
+    places.registry.change(with_files)
+    return hub_name(places.catalog, listing.repo, offer.file_type, paths[0])
+
+
+def _offline(flags: PullFlags, error: PullError, places: Places, repo: str) -> Path | None:
+    """The file, when the hub is off limits and the file is already here."""
+    if str(error) != OFFLINE:
+        return None
+    name = flags.file or places.catalog.files.get(flags.file_type.upper(), "")
+    return places.hub_cache.find(repo, name) if name else None
+
+
+def _list(
+    environment: Environment, repo: str, hub: Hub, screen: PullScreen, resolved: ResolvedProfile
+) -> int:
+    try:
+        available = offers(drained(hub.list_files(repo), screen))
+        rows = [(offer.file_type or "-", offer.n_bytes, len(offer.files), offer.name) for offer in available]
+    except PullError as error:
+        if repo != resolved.profile.repo:
+            raise
+        screen.say(f"{error}")
+        screen.say("Sizes as they were published:")
+        rows = [
+            (kind, size, 1, resolved.profile.files.get(kind, "")) for kind, size in OFFICIAL_BYTES.items()
+        ]
+        rows.sort(key=lambda row: -row[1])
+    screen.close()
+    for line in list_lines(repo, rows, measured_fit(resolved.profile)):
+        write_line(environment.stdout, line + "\n")
+    return ExitStatus.ANSWERED
+
+
+def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -> Iterator[str]:
+    """The types as aligned lines: type, size, the context that fits beside it here, the file."""
+    from qwq_local.models.fit import LEAST_CONTEXT
+
+    free = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
+    yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
+    yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>9}  FILE"
+    is_small = False
+    for kind, n_bytes, n_parts, name in rows:
+        context = fit.context(n_bytes)
+        fits = (
+            f"{context:,}" if context >= LEAST_CONTEXT else "too large" if not context else f"({context:,})"
+        )
+        parts = f" and {n_parts - 1} more" if n_parts > 1 else ""
+        is_small = is_small or fits.startswith("(")
+        yield f"{kind:<9} {decimal_size(n_bytes):>9}  {fits:>9}  {name}{parts}".rstrip()
+    if is_small:
+        yield f"(in brackets: less than the {LEAST_CONTEXT:,} tokens that `qwq pull` alone looks for)"
+
+
+class PullScreen:
+    """Shows a download on stderr: a line drawn over itself on a terminal, lines now and then elsewhere.
+
+    The amount shown never goes backwards. When a server makes the download start over, the screen says so,
+    and the line waits until the download has passed the old amount.
+    """
+
+    def __init__(self, output: Output, clock: Clock) -> None:
+        self._output = output
+        self._clock = clock
+        self._line: WorkLine | None = None
+        self._label = ""
+        self._total = 0
+        self._shown = 0
+
+    def show(self, event: PullEvent) -> None:
+        """Shows one event."""
+        match event:
+            case FileStarted():
+                self._start(event)
+            case Progress(done):
+                self._update(done, "")
+            case Hashing(done):
+                self._check(done)
+            case Wait(reason, seconds) if seconds >= LEAST_WAIT_SHOWN_S:
+                self.say(f"{reason}: waiting {time_left(seconds)}.")
+            case StartedOver(reason):
+                self.say(f"{reason}.")
+            case Locked(name):
+                self.say(f"another process is downloading {name}: waiting for it.")
+            case Freed(n_bytes):
+                self.say(f"{decimal_size(n_bytes)} of abandoned downloads were removed.")
+            case FileDone(name, _, fetched):
+                self.say(f"{name} is whole: sha256 verified." if fetched else f"{name} is here already.")
+                self._line, self._shown = None, 0
+            case _:
+                pass
+
+    def say(self, text: str) -> None:
+        """Writes a line."""
+        self.close()
+        self._output.write(f"{one_line(text, 2000)}\n")
+
+    def close(self) -> None:
+        """Erases the drawn line."""
+        if self._line is not None:
+            self._line.erase()
+
+    @contextmanager
+    def closed_at_the_end(self) -> Iterator[None]:
+        """Erases the drawn line when the block ends, also on an error."""
+        try:
+            yield
+        finally:
+            self.close()
+
+    def _start(self, event: FileStarted) -> None:
+        self._label = event.name.rpartition("/")[2]
+        self._total = event.n_bytes
+        self._shown = max(self._shown, event.here)
+        parts = f" ({event.index + 1} of {event.count})" if event.count > 1 else ""
+        here = f", {decimal_size(event.here, 2)} are here already" if event.here else ""
+        if self._line is None:
+            self.say(f"{event.name}{parts}: {decimal_size(event.n_bytes, 2)}{here}.")
+            self._line = WorkLine(self._output, event.n_bytes, self._clock, event.here)
+
+    def _update(self, done: int, note: str) -> None:
+        self._shown = max(self._shown, done)
+        if self._line is not None:
+            amounts = f"{self._shown / GB:.2f} / {self._total / GB:.2f} GB"
+            self._line.update(f"{self._label} {note}{amounts}", self._shown)
+
+    def _check(self, done: int) -> None:
+        if self._line is not None and self._total:
+            self._line.update(f"{self._label} checking, {done / self._total:.0%}", self._shown)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_local.cli.sinks import JsonLines
+from qwq_local.cli.output import JsonLines
 from qwq_local.events import (
     DeviceBytes,
     Event,

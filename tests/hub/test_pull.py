@@ -16,8 +16,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from qwq_local.cli.pull_screen import PullScreen
-from qwq_local.cli.pulling import list_lines
+from qwq_local.cli.pull import PullScreen, list_lines
 from qwq_local.hub.download import Progress, StartedOver
 from qwq_local.hub.pull import FileStarted
 from qwq_local.models.fit import Fit, Memory

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwq_local.cli import completing
+from qwq_local.cli import completion
 from tests.command import qwq
 
 
@@ -21,15 +22,17 @@ def completed(cache: Path, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("complete", "typed", "expected"),
     [
-        (completing.settings, "top", ["top_k=", "top_p="]),
-        (completing.types, "q4_k", ["q4_k_M", "q4_k_S"]),
-        (completing.types, "Q8", ["Q8_0"]),
-        (completing.machines, "rtx-40", ["rtx-4090"]),
-        (completing.settings, "is_", []),
-        (completing.settings, "zzz", []),
+        (completion.settings, "top", ["top_k=", "top_p="]),
+        (completion.types, "q4_k", ["q4_k_M", "q4_k_S"]),
+        (completion.types, "Q8", ["Q8_0"]),
+        (completion.machines, "rtx-40", ["rtx-4090"]),
+        (completion.settings, "is_", []),
+        (completion.settings, "zzz", []),
     ],
 )
-def test_what_begins_so_is_offered(complete: completing.Complete, typed: str, expected: list[str]) -> None:
+def test_what_begins_so_is_offered(
+    complete: Callable[[str], list[str]], typed: str, expected: list[str]
+) -> None:
     assert complete(typed) == expected
 
 

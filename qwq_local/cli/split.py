@@ -1,7 +1,7 @@
-"""`qwq ask --split` when the text does not fit: a plan in, all passes shown, the last answer on stdout.
+"""`qwq ask --split` for a text that does not fit: shows all passes and writes the last answer to stdout.
 
-What parts answered is kept whatever happens: as lines of JSON, on the terminal, or written on stderr when the
-run ends without a last answer.
+The answers of the parts are never lost: they are lines of JSON, stand on the terminal, or go to stderr when
+the run ends without a last answer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from qwq_local.cli.endings import STATUS, ending, final_ledger
 from qwq_local.cli.environment import Environment
+from qwq_local.cli.output import STATUS, ending, final_ledger, write_plan
 from qwq_local.engine.api import Aborted
 from qwq_local.engine.schema import schema_to_gbnf
 from qwq_local.errors import ExitStatus, QwqError, SchemaError
@@ -33,14 +33,13 @@ from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEven
 from qwq_local.splitting.plan import SplitBackend, SplitPlan, SplitRequest, split_planned
 from qwq_local.terminal.ask_screen import Think
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.split_screen import SplitScreen, place_of, plan_line
 from qwq_local.wire import event_line, write_line
 
 
 @dataclass(frozen=True, slots=True)
-class Showing:
-    """Where everything goes: streams, the form, the file of the thinking, whether figures are wanted."""
+class SplitOutput:
+    """Where and how the passes are shown. `trace` is the open file of `--think-to`."""
 
     environment: Environment
     profile: Profile
@@ -50,7 +49,7 @@ class Showing:
     stats: bool = False
 
 
-class _Sink(Protocol):
+class _SplitWriter(Protocol):
     def show(self, event: SplitEvent) -> None: ...
 
     def show_hidden(self) -> None: ...
@@ -59,7 +58,7 @@ class _Sink(Protocol):
 
 
 def check_schema(schema: Mapping[str, object] | None, path: Path | None) -> None:
-    """Raises SchemaError for a schema that no grammar expresses; the last pass may be hours away."""
+    """Raises SchemaError now for a schema that cannot be enforced: the last pass may be hours away."""
     if schema is not None:
         try:
             schema_to_gbnf(schema)
@@ -67,49 +66,47 @@ def check_schema(schema: Mapping[str, object] | None, path: Path | None) -> None
             raise SchemaError(f"{path}{error}") from None
 
 
-def show_split_plan(plan: SplitPlan, showing: Showing) -> int:
-    """Print the passes and the plan for the largest part, on stdout: it is what was asked for."""
-    stdout, event = showing.environment.stdout, split_planned(plan)
-    if showing.jsonl:
-        write_line(stdout, event_line(event))
-        write_line(stdout, event_line(plan.planned))
-        return ExitStatus.ANSWERED
-    write_line(stdout, f"{plan_line(event)}\nThe largest part:\n")
-    for line in planned_lines(plan.planned, Output.of(stdout, showing.environment.variables)):
-        write_line(stdout, f"{line}\n")
+def show_split_plan(plan: SplitPlan, output: SplitOutput) -> int:
+    """Writes the passes and the plan for the largest part to stdout."""
+    event = split_planned(plan)
+    text = event_line(event) if output.jsonl else f"{plan_line(event)}\nThe largest part:\n"
+    write_line(output.environment.stdout, text)
+    write_plan(output.environment, plan.planned, jsonl=output.jsonl)
     return ExitStatus.ANSWERED
 
 
-def answer_in_parts(backend: SplitBackend, request: SplitRequest, plan: SplitPlan, showing: Showing) -> int:
-    """Ask every part and put the answers together; the exit status of the last pass. Raises QwqError."""
-    environment, run = showing.environment, _Run()
-    sink = _sink(showing)
+def answer_in_parts(
+    backend: SplitBackend, request: SplitRequest, plan: SplitPlan, output: SplitOutput
+) -> int:
+    """Asks every part, then for one answer from theirs; the exit status of the last pass. Raises QwqError."""
+    environment, run = output.environment, _Passes()
+    writer = _writer(output)
     try:
         for event in answer_split(backend, request, plan):
             run.take(event)
-            sink.show(event)
-            if showing.trace is not None:
-                _write_trace(showing.trace, event)
-        if not showing.jsonl and (line := ending(run.reason, showing.profile)):
-            sink.show(Notice(line))
+            writer.show(event)
+            if output.trace is not None:
+                _write_trace(output.trace, event)
+        if not output.jsonl and (line := ending(run.reason, output.profile)):
+            writer.show(Notice(line))
     except Aborted:
         run.reason = FinishReason.INTERRUPTED
     except (QwqError, KeyboardInterrupt):
-        sink.close()
-        sink.show_hidden()
+        writer.close()
+        writer.show_hidden()
         raise
-    sink.close()
+    writer.close()
     if run.reason in (FinishReason.INTERRUPTED, FinishReason.NO_ANSWER):
-        sink.show_hidden()
-    if showing.stats:
+        writer.show_hidden()
+    if output.stats:
         write_line(environment.stderr, f"{run.passes:,} passes: {stats_line(run.spent)}\n")
         if run.planned is not None:
             write_line(environment.stderr, f"last pass: {final_ledger(run.planned, run.last)}\n")
     return STATUS[run.reason]
 
 
-class _Run:
-    """What all passes came to so far."""
+class _Passes:
+    """The passes so far: how many, their tokens and seconds, how the last one ended."""
 
     def __init__(self) -> None:
         self.reason = FinishReason.INTERRUPTED
@@ -119,7 +116,7 @@ class _Run:
         self._is_last = False
 
     def take(self, event: SplitEvent) -> None:
-        """Count a pass that ended."""
+        """Counts the pass that the event ends."""
         match event:
             case Planned():
                 self.planned = event
@@ -137,8 +134,8 @@ class _Run:
         self.last, self.spent = stats, summed(self.spent, stats)
 
 
-class _Lines:
-    """Every event as a line of JSON; of a part's text only what `part_done` holds in the end."""
+class _SplitLines:
+    """Every event as a line of JSON. The text of a part is written once, in its `part_done`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -151,23 +148,23 @@ class _Lines:
             write_line(self._stream, event_line(event))
 
     def show_hidden(self) -> None:
-        """Nothing is hidden."""
+        """Does nothing: nothing is hidden."""
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: no line is left open."""
 
 
-def _sink(showing: Showing) -> _Sink:
-    environment = showing.environment
-    if showing.jsonl:
-        return _Lines(environment.stdout)
+def _writer(output: SplitOutput) -> _SplitWriter:
+    environment = output.environment
+    if output.jsonl:
+        return _SplitLines(environment.stdout)
     out = Output.of(environment.stdout, environment.variables)
     err = Output.of(environment.stderr, environment.variables)
-    return SplitScreen(out, err, time.monotonic, showing.think)
+    return SplitScreen(out, err, time.monotonic, output.think)
 
 
 def _write_trace(trace: TextIO, event: SplitEvent) -> None:
-    """The thinking of each pass under a line that says which."""
+    """Writes the thinking of each pass under a line that names the pass."""
     match event:
         case PartStarted():
             write_line(trace, f"--- {place_of(event)} ---\n")

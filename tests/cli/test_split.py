@@ -94,7 +94,7 @@ def test_every_parts_answer_is_kept_in_the_lines_of_json(cache: Path, story: Pat
     ran = split(cache, story, "--jsonl", "--seed", "7")
     lines = events(ran.stdout)
     done = [line for line in lines if line["event"] == "part_done"]
-    documented = (Path(__file__).parent.parent / "docs" / "jsonl.md").read_text()
+    documented = (Path(__file__).parent.parent.parent / "docs" / "jsonl.md").read_text()
 
     assert ran.status == 0, ran.stderr
     assert lines[0]["event"] == "split_planned"

@@ -20,8 +20,9 @@ from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
-from qwq_local.cli.converting import Asked, convert_in
+from qwq_local.cli.convert import convert
 from qwq_local.cli.environment import Environment
+from qwq_local.cli.flags import ConvertFlags
 from qwq_local.errors import ExitStatus, QwqError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
 from tests.command import QWQ, Ran, Terminal, environment
@@ -324,9 +325,11 @@ WRONG: Mapping[str, tuple[dict[str, Any], ExitStatus, str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_done_is_said_in_a_line(case: str, folder: Path, tmp_path: Path) -> None:
     fields, status, reason = WRONG[case]
-    asked = Asked(**{"source": str(folder), "file_type": "Q8_0", "out": tmp_path / "out.gguf", **fields})
+    flags = ConvertFlags(
+        **{"source": str(folder), "file_type": "Q8_0", "out": tmp_path / "out.gguf", **fields}
+    )
     with pytest.raises(QwqError) as caught:
-        convert_in(Environment(None, io.StringIO(), io.StringIO(), {}), asked)
+        convert(Environment(None, io.StringIO(), io.StringIO(), {}), flags)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == status
@@ -364,8 +367,8 @@ def test_names_in_a_file_from_elsewhere_cannot_write_to_the_terminal(tmp_path: P
     writer.write_tensors_to_file()
     writer.close()
     stdout = io.StringIO()
-    asked = Asked(str(tmp_path / "evil.gguf"), "Q8_0", dry_run=True)
-    assert convert_in(Environment(None, stdout, io.StringIO(), {}), asked) == ExitStatus.ANSWERED
+    flags = ConvertFlags(str(tmp_path / "evil.gguf"), "Q8_0", dry_run=True)
+    assert convert(Environment(None, stdout, io.StringIO(), {}), flags) == ExitStatus.ANSWERED
     assert not set("\x1b\x07") & set(stdout.getvalue())
     assert len(stdout.getvalue().splitlines()) == 4
     ran = run(

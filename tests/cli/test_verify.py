@@ -214,7 +214,7 @@ def test_without_the_tokenizers_library_the_rest_is_checked(
 ) -> None:
     """A module of that name that cannot be imported stands before the installed one."""
     (tmp_path / "tokenizers.py").write_text("raise ImportError('not here')\n")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     ran = verify(file, checkpoint, PYTHONPATH=f"{tmp_path}:{root}:{root / 'convert'}")
     assert ran.status == 0
     assert ran.stderr.endswith("Run: pip install tokenizers\n")

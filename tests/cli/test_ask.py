@@ -101,7 +101,7 @@ def test_jsonl_writes_every_event_as_documented(cache: Path) -> None:
     text = "".join(str(line["text"]) for line in lines if line["event"] == "answer")
     assert lines[-1]["answer"] == text
     assert lines[-1]["reason"] == "stop"
-    documented = (Path(__file__).parent.parent / "docs" / "jsonl.md").read_text()
+    documented = (Path(__file__).parent.parent.parent / "docs" / "jsonl.md").read_text()
     for line in lines:
         assert all(f"`{field}`" in documented for field in line), line
 

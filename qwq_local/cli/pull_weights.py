@@ -1,4 +1,4 @@
-"""How `qwq pull --convert` works: flags in, the conversion's and the download's events to the screen."""
+"""`qwq pull --convert`: converts the original weights shard by shard while they are downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwq_convert.file_types import find_file_type
 from qwq_convert.pipeline import (
@@ -21,7 +20,8 @@ from qwq_convert.pipeline import (
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.cli.environment import Environment
-from qwq_local.cli.pull_screen import PullScreen
+from qwq_local.cli.flags import PullFlags
+from qwq_local.cli.pull import PullScreen
 from qwq_local.errors import ExitStatus
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.client import Hub
@@ -38,18 +38,15 @@ from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
 from qwq_local.text import GB, decimal_size, plural
 
-if TYPE_CHECKING:
-    from qwq_local.cli.pulling import Asked
-
 
 def pull_weights(
-    asked: Asked, environment: Environment, resolved: ResolvedProfile, places: Places
+    flags: PullFlags, environment: Environment, resolved: ResolvedProfile, places: Places
 ) -> ExitStatus:
-    """Convert the weights of a repository as asked; the exit status."""
-    file_type = find_file_type(asked.convert or "").name
+    """Converts the weights of a repository; the exit status."""
+    file_type = find_file_type(flags.convert or "").name
     # The weights of Qwen/QwQ-32B-GGUF are in Qwen/QwQ-32B.
-    repo = asked.repo or re.sub(r"-GGUF$", "", resolved.profile.repo)
-    out = asked.out or make_private(places.converted) / f"{repo.rpartition('/')[2]}-{file_type}.gguf"
+    repo = flags.repo or re.sub(r"-GGUF$", "", resolved.profile.repo)
+    out = flags.out or make_private(places.converted) / f"{repo.rpartition('/')[2]}-{file_type}.gguf"
     screen = WeightsScreen(Output.of(environment.stderr, environment.variables))
     if out.exists():
         screen.say(f"{out} is here already. Remove it to make it anew, or choose another --out.")
@@ -57,9 +54,9 @@ def pull_weights(
     registry = places.registry
     puller = Puller(Hub(Pace()), places.hub_cache, is_verified=registry.read().is_verified)
     own = HubCache(make_private(places.directories.cache) / "weights")
-    request = ConvertRequest(Path(repo), file_type, out, imatrix=asked.imatrix)
+    request = ConvertRequest(Path(repo), file_type, out, imatrix=flags.imatrix)
     try:
-        keeping = Keeping(places.hub_cache, own, asked.keep_weights)
+        keeping = Keeping(places.hub_cache, own, flags.keep_weights)
         with screen.closed_at_the_end(), closing(convert_weights(puller, repo, request, keeping)) as events:
             for event in events:
                 screen.show_weights(event)
@@ -72,7 +69,7 @@ def pull_weights(
 
 
 def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
-    """Note the model, verified as the converter did; its name."""
+    """Registers the model, which the converter has verified; its name."""
     status, now = out.stat(), time.time()
 
     def with_file(state: State) -> State:
@@ -85,7 +82,7 @@ def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
 
 
 class WeightsScreen(PullScreen):
-    """One line for both works: how far the conversion is, and which shard is arriving."""
+    """One line for both: how far the conversion is, and which shard is being downloaded."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(output, time.monotonic)
@@ -96,7 +93,7 @@ class WeightsScreen(PullScreen):
         self._tensor = ""
 
     def show_weights(self, event: WeightsEvent) -> None:
-        """Draw or say one event."""
+        """Shows one event."""
         match event:
             case ShardsPlanned():
                 self._planned = event

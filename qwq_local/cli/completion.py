@@ -1,6 +1,6 @@
-"""What the shell may complete the word of a flag with: its beginning in, all values that begin so out.
+"""What the shell completes the word of a flag with: the values that begin with what is typed.
 
-Whatever goes wrong, there is nothing to complete with: nobody reads an error while pressing Tab.
+An error completes nothing: nobody reads it while pressing Tab.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable
 
 from qwq_local.errors import QwqError
 
-Complete = Callable[[str], list[str]]
 
-
-def _beginning_so(values: Callable[[], Iterable[str]]) -> Complete:
-    """A completion with those of the values that begin with what is typed."""
+def _starting(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """A completion with the values that start with what is typed."""
 
     def complete(incomplete: str) -> list[str]:
         try:
@@ -26,7 +24,7 @@ def _beginning_so(values: Callable[[], Iterable[str]]) -> Complete:
 
 
 def _models() -> Iterable[str]:
-    from qwq_local.cli.profiles import local_model_names
+    from qwq_local.cli.local import local_model_names
     from qwq_local.models.store import MINIATURE
 
     return [MINIATURE, *local_model_names()]
@@ -55,14 +53,14 @@ def _settings() -> Iterable[str]:
     return [f"{key}=" for key in RULES]
 
 
-models = _beginning_so(_models)
-tasks = _beginning_so(_tasks)
-machines = _beginning_so(_machines)
-settings = _beginning_so(_settings)
+models = _starting(_models)
+tasks = _starting(_tasks)
+machines = _starting(_machines)
+settings = _starting(_settings)
 
 
 def types(incomplete: str) -> list[str]:
-    """The file types that begin with what is typed, in any case, as they are found in any."""
+    """The file types that start with what is typed; upper and lower case are the same."""
     from qwq_convert.file_types import FILE_TYPES
 
     typed, n = incomplete.upper(), len(incomplete)
