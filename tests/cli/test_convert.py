@@ -66,7 +66,7 @@ def test_piped_it_says_what_it_made_in_one_line_and_nothing_on_stdout(folder: Pa
     """The file is named after the source and the type, and lies where one is."""
     ran = run(tmp_path, str(folder), "q8_0")
     assert (ran.status, ran.stdout) == (0, "")
-    assert ran.stderr == "model-Q8_0.gguf: 118,880 bytes, whole and checked.\n"
+    assert ran.stderr == "model-Q8_0.gguf: 0.11 MiB, whole and checked.\n"
     assert left_behind(tmp_path) == ["model-Q8_0.gguf"]
     expected = run_conversion(ConvertRequest(folder, "Q8_0", tmp_path / "expected.gguf"))
     assert (tmp_path / "model-Q8_0.gguf").read_bytes() == expected.read_bytes()
@@ -153,7 +153,7 @@ def test_types_lists_every_type_with_its_size(folder: Path, tmp_path: Path) -> N
     assert (ran.status, ran.stderr) == (0, "")
     rows = {line.split()[0]: line for line in ran.stdout.splitlines()[1:]}
     assert list(rows)[: len(FILE_TYPES)] == list(FILE_TYPES)
-    assert re.search(r"^Q8_0 +8\.\d\d +118,880 bytes", rows["Q8_0"])
+    assert re.search(r"^Q8_0 +8\.\d\d +0.11 MiB", rows["Q8_0"])
     run_conversion(ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf"))
     assert (tmp_path / "out.gguf").stat().st_size == 118_880
 
