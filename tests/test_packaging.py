@@ -46,5 +46,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     listed = run(scripts / "qwq", "profiles", cwd=tmp_path, environment=variables)
     assert "qwq-32b" in listed
     assert "math" in listed
-    where = run(python, "-c", "import qwq_local; print(qwq_local.__file__)", cwd=tmp_path)
+    where = run(
+        python, "-c", "import qwq_local; print(qwq_local.__file__)", cwd=tmp_path, environment=variables
+    )
     assert str(tmp_path) in where

@@ -82,6 +82,7 @@ def _command(place: str, flags: type) -> Callable[..., int]:
 
 def _imported(place: str) -> Any:
     """What MODULE:NAME names. Raises EngineError where llama_cpp does not load."""
+    _check_hub_address(os.environ.get("HF_ENDPOINT", ""))
     module, _, name = place.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -109,7 +110,6 @@ def _root(
     ] = False,
 ) -> None:
     """Run QwQ-32B on your own computer, its thinking apart from its answer."""
-    _check_hub_address(os.environ.get("HF_ENDPOINT", ""))
 
 
 def _check_hub_address(address: str) -> None:
