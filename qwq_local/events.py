@@ -99,16 +99,32 @@ class Prompted:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """Token ids that follow the prompt, sampled or forced: from position `start` on they are `tokens`.
+class TokenLogprob:
+    """A token's natural log-probability under the model's softmax at temperature 1, and the likeliest ids.
 
-    Comes about four times a second and before Finished. A `start` before the end of those that were told
-    takes back what the loop guard cut. `thinking` of all so far are the thinking's.
+    `top` holds (token id, log-probability) pairs, the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Token ids that follow the prompt: from position `start` on they are `tokens`.
+
+    Comes about four times a second and before Finished. A `start` before the end of what was reported means
+    that the loop guard cut the rest. The first `thinking` ids of all are the thinking. `sampled` tells for
+    each token whether the model sampled it or the program forced it; `logprobs`, if they were asked for, has
+    None for each forced token.
     """
 
     start: int
     tokens: tuple[int, ...]
     thinking: int
+    sampled: tuple[bool, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def event_name(kind: type) -> str:
 
 def event_object(event: Event) -> dict[str, object]:
     """The event as a JSON object: `event`, its name, then all its fields; `event_of` turns it back."""
-    return {"event": event_name(type(event)), **{name: _plain(value) for name, value in _items(event)}}
+    return {"event": event_name(type(event)), **{name: plain(value) for name, value in _items(event)}}
 
 
 def event_of(value: object) -> Event:
@@ -33,7 +33,7 @@ def event_of(value: object) -> Event:
     kind = _kinds().get(str(value.get("event"))) if isinstance(value, Mapping) else None
     if kind is None:
         raise ValueError(f"this is no event: {json.dumps(value)[:80]}")
-    event: Event = _decoded(kind, value)
+    event: Event = decoded(kind, value)
     return event
 
 
@@ -73,11 +73,11 @@ def json_line(fields: Mapping[str, object]) -> str:
 
 def readable(value: object) -> object:
     """The value as JSON for a reader: fractions have at most 4 digits, and TurnStats get their two rates."""
-    plain = _plain(value, 4)
-    if isinstance(value, TurnStats) and isinstance(plain, dict):
+    shown = plain(value, 4)
+    if isinstance(value, TurnStats) and isinstance(shown, dict):
         rates = {"prefill_rate": round(value.prefill_rate, 2), "decode_rate": round(value.decode_rate, 2)}
-        return {**plain, **rates}
-    return plain
+        return {**shown, **rates}
+    return shown
 
 
 def write_line(stream: TextIO, line: str) -> None:
@@ -90,14 +90,17 @@ def _items(value: Any) -> list[tuple[str, object]]:
     return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
 
 
-def _plain(value: object, digits: int | None = None) -> object:
-    """The value made of JSON's types: a dataclass is an object, a path is text."""
+def plain(value: object, digits: int | None = None) -> object:
+    """The value made of JSON's types, fractions rounded if `digits` are given.
+
+    A dataclass becomes an object, a tuple an array, a path text. `decoded` turns the first two back.
+    """
     if dataclasses.is_dataclass(value):
-        return {name: _plain(item, digits) for name, item in _items(value)}
+        return {name: plain(item, digits) for name, item in _items(value)}
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, digits) for name, item in value.items()}
+        return {str(name): plain(item, digits) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item, digits) for item in value]
+        return [plain(item, digits) for item in value]
     if isinstance(value, PurePath):
         return str(value)
     return round(value, digits) if isinstance(value, float) and digits is not None else value
@@ -113,18 +116,22 @@ def _hints(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
-def _decoded(hint: Any, value: Any) -> Any:
-    """The value as its type hint has it. Raises ValueError when it does not fit."""
+def decoded(hint: Any, value: Any) -> Any:
+    """The value as its type hint has it; fields that a dataclass lacks are ignored. Raises ValueError."""
     origin = get_origin(hint)
     if origin in (UnionType, Union):
         options = get_args(hint)
-        return None if value is None and NoneType in options else _decoded(options[0], value)
+        return None if value is None and NoneType in options else decoded(options[0], value)
     if origin is tuple and isinstance(value, list):
-        return tuple(_decoded(get_args(hint)[0], item) for item in value)
+        kinds = get_args(hint)
+        kinds = (kinds[0],) * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise ValueError(f"expected {hint}, got {len(value)} items")
+        return tuple(decoded(kind, item) for kind, item in zip(kinds, value, strict=True))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         known = {name: kind for name, kind in _hints(hint).items() if name in value}
         try:
-            return hint(**{name: _decoded(kind, value[name]) for name, kind in known.items()})
+            return hint(**{name: decoded(kind, value[name]) for name, kind in known.items()})
         except TypeError as error:  # a field is missing
             raise ValueError(str(error)) from None
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -15,7 +15,7 @@ from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import SamplerSettings
 from qwq_local.errors import ProfileError, QwqError
 from qwq_local.events import Planned
-from qwq_local.history.records import Origin
+from qwq_local.history.records import TurnOrigin
 from qwq_local.profiles.keys import RULES, Profile
 from qwq_local.profiles.layers import FLAG, ResolvedProfile
 
@@ -117,9 +117,9 @@ class Answering:
         self.chosen, self.backend, self.planned = chosen, backend, None
         return planned
 
-    def origin(self, planned: Planned, cached_tokens: int) -> Origin:
+    def origin(self, planned: Planned, cached_tokens: int) -> TurnOrigin:
         """Where a turn under this plan comes from."""
-        return Origin(
+        return TurnOrigin(
             model=self.chosen.model,
             identity=self.backend.identity(),
             library=self._setup.library,

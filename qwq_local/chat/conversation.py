@@ -7,13 +7,12 @@ empty answer, or half a thought, would teach the model to give such ones. Knows 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.history.archive import Archive
+from qwq_local.history.labels import title_of
 from qwq_local.history.records import ConversationRecord, TurnRecord
-from qwq_local.history.wording import title_of
 
 _NAME_CHARS = 48
 
@@ -102,7 +101,7 @@ class Conversation:
         """A turn was answered, or answered anew: it follows its parent and is the last."""
         parents = [known.id for known in self.turns]
         upto = parents.index(turn.parent) + 1 if turn.parent in parents else 0
-        before = (replace(known, prompt=(), generated=()) for known in self.turns[:upto])
+        before = (known.without_tokens() for known in self.turns[:upto])
         self.turns = (*before, turn)
 
     def _hold(self, archive: Archive, copy: int) -> None:

@@ -19,8 +19,8 @@ from qwq_local.chat.turns import Asked, ask, go_on
 from qwq_local.dialogue.conversation import Attachment
 from qwq_local.errors import HistoryError, UsageError
 from qwq_local.events import FinishReason
-from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
-from qwq_local.history.wording import minute_of
+from qwq_local.history.labels import minute_of
+from qwq_local.history.records import ConversationRecord, TurnOrigin, TurnRecord, TurnState
 from qwq_local.profiles.keys import MAX_SEED
 from qwq_local.text import plural
 
@@ -109,7 +109,7 @@ def continue_command(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     yield from go_on(session, turn)
 
 
-def _is_same(origin: Origin, identity: str, model: str) -> bool:
+def _is_same(origin: TurnOrigin, identity: str, model: str) -> bool:
     """Whether the same weights answer; by the model's name where only one side knows its checksum yet."""
     kind, same_kind = identity.partition(":")[0], origin.identity.partition(":")[0]
     return origin.identity == identity if kind == same_kind else origin.model == model

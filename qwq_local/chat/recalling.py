@@ -10,8 +10,8 @@ from qwq_local.chat.conversing import recent_conversations
 from qwq_local.chat.events import ChatEvent, Copy, Page, Said, ThinkView, ViewChanged
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
-from qwq_local.history.records import Hit, Part, TurnRecord
-from qwq_local.history.wording import NOT_STANDING, thought_line
+from qwq_local.history.labels import NOT_STANDING, thought_line
+from qwq_local.history.records import SearchHit, TextKind, TurnRecord
 
 _MAX_HITS = 30
 
@@ -50,7 +50,7 @@ def _thought(session: Session, which: str) -> TurnRecord:
 def _grep(session: Session, words: str) -> Iterator[ChatEvent]:
     if not words:
         raise UsageError("/think grep WORDS: give the words to look for.")
-    if thoughts := session.archive.search(words, _MAX_HITS + 1, Part.THINKING):
+    if thoughts := session.archive.search(words, _MAX_HITS + 1, TextKind.THINKING):
         yield Said(tuple(_hit_lines(session, thoughts)))
     elif session.archive.search(words, 1):
         yield Said((f"no thought has {words!r}, but questions or answers do: /history {words}",))
@@ -68,14 +68,14 @@ def history_command(session: Session, arguments: str) -> Iterator[ChatEvent]:
     yield Said(tuple(_hit_lines(session, hits)) if hits else (f"nothing has {words!r}.",))
 
 
-def _hit_lines(session: Session, hits: list[Hit]) -> Iterator[str]:
+def _hit_lines(session: Session, hits: list[SearchHit]) -> Iterator[str]:
     """A line for each hit: where it is, and the text around it."""
     found = {hit.conversation.id for hit in hits}
     standing = frozenset[int]().union(*map(session.archive.standing, found))
     for hit in hits[:_MAX_HITS]:
         here = hit.conversation.id == session.conversation.id
         where = "this one" if here else f"{hit.conversation.id} {called(hit.conversation)}"
-        part = "thought" if hit.part is Part.THINKING else hit.part
+        part = "thought" if hit.part is TextKind.THINKING else hit.part
         gone = "" if hit.turn in standing else f" ({NOT_STANDING})"
         yield f"{where} · {part} {hit.number}{gone}: {hit.excerpt}"
     if any(hit.turn not in standing for hit in hits[:_MAX_HITS]):

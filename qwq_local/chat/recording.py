@@ -18,7 +18,7 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import Origin, TurnRecord
+from qwq_local.history.records import TurnOrigin, TurnRecord
 
 
 class Recording:
@@ -85,7 +85,7 @@ class Recording:
         conversation.take(turn)
         return turn
 
-    def _origin(self, planned: Planned, cached_tokens: int) -> Origin:
+    def _origin(self, planned: Planned, cached_tokens: int) -> TurnOrigin:
         """What the turn comes from; a continued turn keeps what it began with."""
         if self._resumed is not None and self._resumed.origin is not None:
             return replace(self._resumed.origin, is_continued=True)

@@ -8,7 +8,7 @@ from qwq_local.chat.events import ChatEvent, Said
 from qwq_local.chat.files import mode_of, resolved, split_arguments
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
-from qwq_local.history.exporting import exported, format_of, save_text
+from qwq_local.history.export import exported, format_of, save_text
 from qwq_local.text import plural
 
 _ANYWAY = "!"

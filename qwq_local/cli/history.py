@@ -15,9 +15,8 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.flags import command_group
 from qwq_local.errors import HistoryError, UsageError
 from qwq_local.history.archive import FILE, Archive
-from qwq_local.history.exporting import Format, exported, format_of, save_text
-from qwq_local.history.records import ConversationRecord, Hit, TurnRecord
-from qwq_local.history.wording import (
+from qwq_local.history.export import Format, exported, format_of, save_text
+from qwq_local.history.labels import (
     NOT_STANDING,
     minute_of,
     model_of,
@@ -26,6 +25,7 @@ from qwq_local.history.wording import (
     thought_line,
     title_of,
 )
+from qwq_local.history.records import ConversationRecord, SearchHit, TurnRecord
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
@@ -112,7 +112,7 @@ def search_command(
         write_line(environment.stderr, f"`qwq history show ID --all` prints what was {NOT_STANDING}, too.\n")
 
 
-def hit_lines(hits: Sequence[Hit], standing: Set[int]) -> Iterator[str]:
+def hit_lines(hits: Sequence[SearchHit], standing: Set[int]) -> Iterator[str]:
     """What was found: a line for each conversation, and under it a line for each place.
 
     `standing` are the ids of the turns on the current paths of their conversations.

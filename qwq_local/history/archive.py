@@ -1,30 +1,33 @@
-"""The conversations of a user: kept, listed, found by name, copied, removed, searched; and their turns.
+"""The conversations of a user and their turns: kept, listed, found by name, copied, removed, searched.
 
-What comes in is text of any kind; what goes out are records. One archive serves several threads of a process,
-and several processes may each have one over the same file. Knows no terminal and no model.
+One archive serves several threads of a process, and several processes may each open the same file.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from qwq_local.errors import HistoryError
 from qwq_local.history.database import Database, HistoryNotWritable
-from qwq_local.history.index import catch_up, forget_removed, take_out
-from qwq_local.history.lines import clean_name
-from qwq_local.history.opening import open_database, open_in_memory
-from qwq_local.history.owners import Owner
-from qwq_local.history.packing import storable
-from qwq_local.history.read_only import open_to_read
+from qwq_local.history.database_file import open_database, open_in_memory, open_to_read
+from qwq_local.history.labels import clean_name
+from qwq_local.history.owner import Owner
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import ConversationRecord, Hit, Part, TurnRecord, TurnStart, TurnState
-from qwq_local.history.rows import CONVERSATIONS, conversation_of
+from qwq_local.history.records import (
+    ConversationRecord,
+    SearchHit,
+    TextKind,
+    TurnRecord,
+    TurnStart,
+    TurnState,
+)
+from qwq_local.history.rows import CONVERSATIONS, conversation_of, storable
 from qwq_local.history.schema import Schema
-from qwq_local.history.search import find_words
+from qwq_local.history.search import catch_up, find_words, purge_index, take_out_of_index
 from qwq_local.history.turns import Turns
 
 FILE = "history.sqlite3"
@@ -39,7 +42,7 @@ class Archive:
     def __init__(self, database: Database, owner: Owner, clock: Callable[[], float] = time.time) -> None:
         self.notices: tuple[str, ...] = ()
         self.is_private = False
-        """Whether nothing of it is ever on a disk."""
+        """Whether it lives in memory and never on a disk."""
         self._database = database
         self._owner = owner
         self._clock = clock
@@ -51,7 +54,10 @@ class Archive:
     def open(
         cls, path: Path, schema: Schema | None = None, clock: Callable[[], float] = time.time
     ) -> Archive:
-        """The history at `path`, made if it is missing; `notices` tells what was done to it. HistoryError."""
+        """The history at `path`, made if it is missing; `notices` says what was done to it.
+
+        Raises HistoryError.
+        """
         database, notices = open_database(path, schema or Schema())
         archive = cls(database, Owner(path.parent / _OWNERS), clock)
         archive.notices = tuple(notices)
@@ -59,7 +65,7 @@ class Archive:
 
     @classmethod
     def to_read(cls, path: Path) -> Archive:
-        """The history at `path`; where it may not be written, as it is, to be read alone. HistoryError."""
+        """The history at `path`; where it may not be written it can only be read. Raises HistoryError."""
         try:
             return cls.open(path)
         except HistoryNotWritable:
@@ -67,7 +73,7 @@ class Archive:
 
     @classmethod
     def private(cls, clock: Callable[[], float] = time.time) -> Archive:
-        """An empty history in memory: nothing of it is ever written to a disk."""
+        """An empty history in memory; nothing of it is written to a disk."""
         archive = cls(open_in_memory(Schema()), Owner(None), clock)
         archive.is_private = True
         return archive
@@ -79,7 +85,7 @@ class Archive:
         self.close()
 
     def close(self) -> None:
-        """End the turns that were not ended, and close; closing twice is harmless."""
+        """End the turns that still run, and close; closing twice is harmless."""
         for recorder in self._recorders:
             recorder.give_up()
         self._recorders.clear()
@@ -88,15 +94,15 @@ class Archive:
 
     # Conversations
 
-    def begin(self, model: str, profile: str, system: str, name: str = "") -> int:
-        """The id of a new conversation."""
+    def begin(self, model: str, profile: str, system: str, name: str = "", command: str = "chat") -> int:
+        """The id of a new conversation, which `qwq chat` or another command begins."""
         now = self._clock()
         with self._database.writing() as connection:
             name = self._free_name(name, 0) if name else ""
             conversation = connection.execute(
-                "INSERT INTO conversations (name, created_at, changed_at, model, profile, system) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (name, now, now, storable(model), storable(profile), storable(system)),
+                "INSERT INTO conversations (name, created_at, changed_at, model, profile, system, command) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, now, now, storable(model), storable(profile), storable(system), command),
             ).lastrowid
         assert conversation is not None
         return conversation
@@ -109,7 +115,7 @@ class Archive:
         return conversation_of(row)
 
     def conversations(self, limit: int | None = None) -> list[ConversationRecord]:
-        """All conversations, or so many, the last changed first."""
+        """All conversations, or at most `limit`, the last changed first."""
         rows = self._database.rows(f"{CONVERSATIONS}{_NEWEST_FIRST} LIMIT ?", -1 if limit is None else limit)
         return [conversation_of(row) for row in rows]
 
@@ -118,9 +124,9 @@ class Archive:
         return next(iter(self.conversations(1)), None)
 
     def find(self, text: str) -> ConversationRecord:
-        """The conversation with that name or id, or the one whose name begins so.
+        """The conversation with that name or id, or the only one whose name begins with the text.
 
-        Upper and lower case are told apart only where two names differ in nothing else.
+        Case matters only between two names that differ in nothing else. Raises HistoryError.
         """
         wanted = clean_name(text)
         named = [record for record in self.conversations() if record.name]
@@ -146,21 +152,21 @@ class Archive:
         )
 
     def rename(self, conversation: int, name: str) -> str:
-        """Give a conversation a name, or none; the name as it is kept: one line of 100 cells at most."""
+        """Give a conversation a name, or none; the name as it is kept, one line of at most 100 cells."""
         with self._changing(conversation):
             kept = self._free_name(name, conversation) if name else ""
             self._database.rows("UPDATE conversations SET name = ? WHERE id = ?", kept, conversation)
         return kept
 
     def set_system(self, conversation: int, system: str) -> None:
-        """Keep another system prompt for the turns to come."""
+        """Change the system prompt of the next turns."""
         with self._changing(conversation):
             self._database.rows(
                 "UPDATE conversations SET system = ? WHERE id = ?", storable(system), conversation
             )
 
     def remove(self, *conversations: int) -> None:
-        """Remove conversations with all their turns: nothing of them stays in the file. All or none."""
+        """Remove conversations with all their turns, all or none; nothing of them stays in the file."""
         with self._database.writing(is_lasting=True) as connection:
             for conversation in conversations:
                 self.conversation(conversation)
@@ -170,10 +176,12 @@ class Archive:
                     )
                 if self._database.has_index:
                     query = "SELECT id FROM turns WHERE conversation = ?"
-                    take_out(connection, [row["id"] for row in connection.execute(query, (conversation,))])
+                    take_out_of_index(
+                        connection, [row["id"] for row in connection.execute(query, (conversation,))]
+                    )
                 connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
             if self._database.has_index:
-                forget_removed(connection)
+                purge_index(connection)
         self._database.give_back_space()
 
     def fork(self, conversation: int, n_turns: int) -> int:
@@ -186,7 +194,7 @@ class Archive:
     def adopt(self, source: ConversationRecord, path: Sequence[TurnRecord]) -> int:
         """The id of a new conversation with copies of these turns, of this archive or another one.
 
-        With a private archive, a chat goes on whose history cannot be written any more.
+        A chat whose history cannot be written any more continues in a private archive.
         """
         new = self.begin(source.model, source.profile, source.system)
         with self._database.writing(is_lasting=True) as connection:
@@ -204,66 +212,63 @@ class Archive:
 
     def path(self, conversation: int, *, with_tokens: bool = True) -> list[TurnRecord]:
         """The turns from the first to the head; without token ids when they are not wanted."""
-        with self._settled() as recorders:
-            turns = self._turns.path(conversation, with_tokens=with_tokens)
-            return [_completed(turn, recorders) for turn in turns]
+        unwritten = self._unwritten()
+        turns = self._turns.path(conversation, with_tokens=with_tokens)
+        turns = [unwritten[turn.id].record if turn.id in unwritten else turn for turn in turns]
+        return turns if with_tokens else [turn.without_tokens() for turn in turns]
 
     def standing(self, conversation: int) -> frozenset[int]:
-        """The ids of the turns from the first to the head: of all but those undone or answered anew."""
+        """The ids of the turns from the first to the head, without those undone or regenerated."""
         return frozenset(turn.id for turn in self._turns.path(conversation, with_tokens=False))
 
     def every_turn(self, conversation: int) -> list[TurnRecord]:
-        """All turns that were ever begun in a conversation, in the order in which they were."""
+        """All turns of a conversation in the order in which they were begun."""
         rows = self._database.rows("SELECT id FROM turns WHERE conversation = ? ORDER BY id", conversation)
         return [self.turn(row["id"]) for row in rows]
 
     def turn(self, turn: int) -> TurnRecord:
-        """The turn with that id."""
-        with self._settled() as recorders:
-            return _completed(self._turns.get(turn), recorders)
+        """The turn with that id. Raises HistoryError."""
+        recorder = self._unwritten().get(turn)
+        written = self._turns.get(turn)
+        return written if recorder is None else recorder.record
 
     def set_head(self, conversation: int, turn: int | None) -> None:
-        """Let a conversation stand at one of its turns, or before its first."""
+        """Move the head of a conversation to one of its turns, or to None, before its first."""
         if turn is not None and self._turns.get(turn).conversation != conversation:
             raise HistoryError(f"turn {turn} is not one of conversation {conversation}.")
         with self._changing(conversation):
             self._database.rows("UPDATE conversations SET head = ? WHERE id = ?", turn, conversation)
 
     def head(self, conversation: int) -> int | None:
-        """The turn that a conversation stands at; None before its first, or when there is none such."""
+        """The turn at the head of a conversation; None before its first, or if there is none such."""
         row = self._database.row("SELECT head FROM conversations WHERE id = ?", conversation)
         return row["head"] if row is not None else None
 
     def begin_turn(self, start: TurnStart) -> TurnRecorder:
-        """Write a turn that is about to run; it becomes the head."""
+        """Write a turn that is about to run; it becomes the head. Raises HistoryError."""
         return self._recording(self._turns.get(self._turns.begin(start)))
 
     def resume_turn(self, turn: int) -> TurnRecorder:
-        """Let a turn that was stopped, cut or lost run on; it becomes the head."""
+        """Let a turn that was stopped, cut or lost continue; it becomes the head. Raises HistoryError."""
         return self._recording(self._turns.take_up(turn))
 
     def pick_up(self) -> None:
-        """Put together what dead processes left of their turns: they are LOST then, and can be found."""
+        """Put together the turns of dead processes: they are LOST then, and the search finds them."""
         if not self._database.is_read_only:
             self._turns.pick_up()
 
     def lost(self) -> list[TurnRecord]:
-        """The turns that were lost with their process, each told once; a living process's are left alone."""
+        """The turns that were lost with their process, each only once; those of living processes run on."""
         self._turns.pick_up()
-        return [self._turns.get(turn) for turn in self._turns.tell_lost()]
+        return [self._turns.get(turn) for turn in self._turns.take_lost()]
 
-    def search(self, words: str, limit: int = 50, part: Part | None = None) -> list[Hit]:
-        """Where all of the words occur, the newest turns first; in one part of the turns or in any."""
-        return find_words(self._database, words, limit, part)
+    def search(self, words: str, limit: int = 50, kind: TextKind | None = None) -> list[SearchHit]:
+        """Where all of the words occur, the newest turns first; in one kind of text or in any."""
+        return find_words(self._database, words, limit, kind)
 
-    @contextmanager
-    def _settled(self) -> Iterator[dict[int, TurnRecorder]]:
-        """The turns that this process writes, while nothing of them moves into the database."""
-        with ExitStack() as stack:
-            recorders = list(self._recorders)
-            for recorder in recorders:
-                stack.enter_context(recorder.held())
-            yield {recorder.turn_id: recorder for recorder in recorders if not recorder.is_written}
+    def _unwritten(self) -> dict[int, TurnRecorder]:
+        """The turns that this process has not written whole, which their recorders know better."""
+        return {recorder.turn_id: recorder for recorder in self._recorders if not recorder.is_written}
 
     def _recording(self, turn: TurnRecord) -> TurnRecorder:
         recorder = TurnRecorder(self._turns, turn)
@@ -279,7 +284,7 @@ class Archive:
             yield
 
     def _free_name(self, name: str, conversation: int) -> str:
-        """The name as it can be kept. Raises HistoryError when it is taken or would be read as an id."""
+        """The name as it is kept. Raises HistoryError if it is taken or would be read as an id."""
         kept = clean_name(name)
         if not kept:
             raise HistoryError("a name needs a letter that can be seen.")
@@ -291,8 +296,3 @@ class Archive:
         if row is not None:
             raise HistoryError(f"{kept!r} is the name of conversation {row['id']} already.")
         return kept
-
-
-def _completed(turn: TurnRecord, recorders: dict[int, TurnRecorder]) -> TurnRecord:
-    recorder = recorders.get(turn.id)
-    return turn if recorder is None else recorder.completed(turn)

@@ -89,6 +89,21 @@ class Database:
         return next(iter(self.rows(sql, *values)), None)
 
     @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Within the block all queries see the same state of the history. Raises HistoryError."""
+        with self._lock:
+            is_outer = not self._connection.in_transaction
+            try:
+                if is_outer:
+                    self._connection.execute("BEGIN")
+                yield self._connection
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+            finally:
+                if is_outer:
+                    self._roll_back()
+
+    @contextmanager
     def writing(self, *, wait_s: float = WAIT_S, is_lasting: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction, committed at the end of the block and undone should it raise.
 

@@ -1,17 +1,19 @@
 """What the history holds, as values: conversations, their turns, and what a search finds.
 
-Turns form a tree inside a conversation: a regenerated or undone turn stays. The conversation's head is the
-turn that it stands at, and the path from the first turn to the head is what the model is told. Knows no
-database.
+The turns of a conversation form a tree: a turn that is regenerated or undone stays. The head is the turn at
+which the conversation stands. The path from the first turn to the head is what the model sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TypeVar
 
-from qwq_local.events import CloseReason, FinishReason, TurnStats
+from qwq_local.events import CloseReason, FinishReason, TokenLogprob, TurnStats
+
+_Item = TypeVar("_Item")
 
 
 class TurnState(StrEnum):
@@ -19,12 +21,12 @@ class TurnState(StrEnum):
 
     RUNNING = "running"
     DONE = "done"
-    STOPPED = "stopped"  # interrupted, or cut at a limit: it can go on
-    LOST = "lost"  # its process died: it can go on
+    STOPPED = "stopped"  # interrupted, or cut at a limit: it can be continued
+    LOST = "lost"  # its process died: it can be continued
 
 
-class Part(StrEnum):
-    """The three texts of a turn."""
+class TextKind(StrEnum):
+    """The three texts of a turn that can be searched."""
 
     QUESTION = "question"
     THINKING = "thinking"
@@ -32,7 +34,7 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class TurnOrigin:
     """What a turn was computed with.
 
     `settings` are the sampling settings and budgets by profile key. `cached_tokens` of the prompt came from a
@@ -52,11 +54,89 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRun:
+    """Generated token ids in order.
+
+    `sampled` says for each id whether the model sampled it or the program forced it, `logprobs` how likely it
+    was. An item is None where that was not recorded, the whole is None where nothing was.
+    """
+
+    ids: tuple[int, ...] = ()
+    sampled: tuple[bool | None, ...] | None = None
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    def part(self, start: int, end: int | None = None) -> TokenRun:
+        """The run from one position to another."""
+        return TokenRun(
+            self.ids[start:end],
+            None if self.sampled is None else self.sampled[start:end],
+            None if self.logprobs is None else self.logprobs[start:end],
+        )
+
+    def followed_by(self, other: TokenRun) -> TokenRun:
+        """Both runs as one."""
+        n_ids = len(self.ids), len(other.ids)
+        return TokenRun(
+            self.ids + other.ids,
+            _joined(self.sampled, other.sampled, n_ids),
+            _joined(self.logprobs, other.logprobs, n_ids),
+        )
+
+
+def _joined(
+    first: tuple[_Item, ...] | None, second: tuple[_Item, ...] | None, lengths: tuple[int, int]
+) -> tuple[_Item | None, ...] | None:
+    if first is None and second is None:
+        return None
+    n_first, n_second = lengths
+    return (first or (None,) * n_first) + (second or (None,) * n_second)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingPart:
+    """Thinking; `steered` are the sentences in it that the person put there, in order."""
+
+    text: str
+    steered: tuple[str, ...] = ()
+    tokens: TokenRun = TokenRun()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """A piece of the answer between other parts, mostly all of it."""
+
+    text: str
+    tokens: TokenRun = TokenRun()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """A tool that the model called."""
+
+    name: str
+    arguments: Mapping[str, object]
+    tokens: TokenRun = TokenRun()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResultPart:
+    """What a tool returned."""
+
+    name: str
+    text: str
+    tokens: TokenRun = TokenRun()
+
+
+TurnPart = ThinkingPart | AnswerPart | ToolCallPart | ToolResultPart
+
+
+@dataclass(frozen=True, slots=True)
 class ConversationRecord:
     """A conversation as a list shows it; times in seconds since the epoch.
 
-    `n_turns` counts the turns on the path to the head, `first_question` is its first one's, cut to one line.
-    `forked_from` is the id of the conversation that this one was copied from.
+    `n_turns` counts the turns on the path to the head, `first_question` is the first one's, cut to one line.
+    `forked_from` is the id of the conversation that this one was copied from. `command` is the one that began
+    it, "chat" or "ask".
     """
 
     id: int
@@ -69,15 +149,16 @@ class ConversationRecord:
     n_turns: int
     first_question: str
     forked_from: int | None = None
+    command: str = "chat"
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A turn with all its text and token ids.
+    """A turn with its parts.
 
-    `question` is what the person typed, `content` the whole message that was sent (files, suffix); `number`
-    is its place on its path, from 1. `steered` are the person's sentences inside `thinking`. `generated` are
-    the ids after the prompt, sampled or forced, `plan` the fields of the first Planned event.
+    `question` is what the person typed, `content` the whole message that was sent (files, suffix). `number`
+    is its place on its path, from 1. `prompt` are the token ids before the first part. `plan` holds the
+    fields of the first Planned event.
     """
 
     id: int
@@ -87,24 +168,46 @@ class TurnRecord:
     question: str
     content: str
     files: tuple[str, ...]
-    thinking: str
-    answer: str
-    steered: tuple[str, ...]
+    parts: tuple[TurnPart, ...]
     prompt: tuple[int, ...]
-    generated: tuple[int, ...]
     state: TurnState
     reason: FinishReason | None
     closed: CloseReason | None
-    origin: Origin | None
+    origin: TurnOrigin | None
     plan: Mapping[str, object]
     stats: TurnStats
     thinking_s: float
     created_at: float
 
     @property
+    def thinking(self) -> str:
+        """The text of all thinking."""
+        return "".join(part.text for part in self.parts if isinstance(part, ThinkingPart))
+
+    @property
+    def steered(self) -> tuple[str, ...]:
+        """The person's sentences inside the thinking."""
+        thinking = (part for part in self.parts if isinstance(part, ThinkingPart))
+        return tuple(sentence for part in thinking for sentence in part.steered)
+
+    @property
+    def answer(self) -> str:
+        """The text of the whole answer."""
+        return "".join(part.text for part in self.parts if isinstance(part, AnswerPart))
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """All token ids after the prompt, sampled or forced."""
+        return tuple(token for part in self.parts for token in part.tokens.ids)
+
+    @property
     def can_go_on(self) -> bool:
         """Whether it was stopped, cut or lost before its end."""
         return self.state in (TurnState.STOPPED, TurnState.LOST)
+
+    def without_tokens(self) -> TurnRecord:
+        """The same turn without token ids, which may be many."""
+        return replace(self, prompt=(), parts=tuple(replace(part, tokens=TokenRun()) for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +224,8 @@ class TurnStart:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """A part of a turn in which a search found its words; `excerpt` is one line around the first of them.
+class SearchHit:
+    """A text of a turn in which a search found its words; `excerpt` is one line around the first of them.
 
     `turn` is the turn's id and `number` its place on its path.
     """
@@ -130,5 +233,5 @@ class Hit:
     conversation: ConversationRecord
     turn: int
     number: int
-    part: Part
+    part: TextKind
     excerpt: str

@@ -1,28 +1,35 @@
-"""Rows of the database as records, and what a running turn has written so far put in place.
+"""Rows of the database as records, and values as columns: token ids as bytes, mappings as JSON.
 
-A turn's row holds what was there when it began; its pieces hold what came since, in order. Put together they
-are the turn as it stands. Knows no transactions.
+A column that does not hold what it should is read as an empty value: the text beside it is still of use.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TypeVar
+import sys
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
-from qwq_local.events import CloseReason, FinishReason
-from qwq_local.history.lines import QUESTION_CHARS, squeezed
-from qwq_local.history.packing import (
-    unpacked_mapping,
-    unpacked_origin,
-    unpacked_stats,
-    unpacked_texts,
-    unpacked_tokens,
+from qwq_local.events import CloseReason, FinishReason, TokenLogprob, TurnStats
+from qwq_local.history.labels import QUESTION_CHARS, squeezed
+from qwq_local.history.records import (
+    AnswerPart,
+    ConversationRecord,
+    ThinkingPart,
+    TokenRun,
+    ToolCallPart,
+    ToolResultPart,
+    TurnOrigin,
+    TurnPart,
+    TurnRecord,
+    TurnState,
 )
-from qwq_local.history.records import ConversationRecord, TurnRecord, TurnState
-
-_Member = TypeVar("_Member", TurnState, FinishReason, CloseReason)
+from qwq_local.wire import decoded, plain
 
 CONVERSATIONS = f"""
     SELECT conversations.*, coalesce(head.number, 0) AS n_turns,
@@ -31,27 +38,58 @@ CONVERSATIONS = f"""
     LEFT JOIN turns AS head ON head.id = conversations.head
     LEFT JOIN turns AS first ON first.id = head.root"""
 
-# Token ids of a long path are many and seldom wanted.
-WITH_TOKENS = "turns.*"
-WITHOUT_TOKENS = """id, conversation, parent, root, number, question, content, files, thinking, answer,
-    steered, x'' AS prompt, x'' AS generated, state, owner, reason, closed, origin, plan, stats, thinking_s,
-    created_at"""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TOKEN = "I"  # four bytes on every platform that CPython runs on
+_TOKEN_BYTES = 4
+_SAMPLED = (False, True, None)  # one byte for each token: forced, sampled, not recorded
+_KINDS: Mapping[str, type[TurnPart]] = {
+    "thinking": ThinkingPart,
+    "answer": AnswerPart,
+    "tool_call": ToolCallPart,
+    "tool_result": ToolResultPart,
+}
+_Member = TypeVar("_Member", TurnState, FinishReason, CloseReason)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a turn did since the last one: texts, token ids from position `start` on (None: none came).
+def storable(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 cannot hold."""
+    return _SURROGATE.sub("\ufffd", text)
 
-    `thinking_tokens` and `thinking_s` are those of the thinking from the turn's beginning on.
-    """
 
-    thinking: str = ""
-    answer: str = ""
-    steered: tuple[str, ...] = ()
-    start: int | None = None
-    tokens: tuple[int, ...] = ()
-    thinking_tokens: int = 0
-    thinking_s: float = 0.0
+def packed_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as unsigned little-endian numbers of four bytes each."""
+    numbers = array(_TOKEN, tokens)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def unpacked_tokens(packed: bytes) -> tuple[int, ...]:
+    """The token ids again; bytes after the last whole one are dropped."""
+    numbers = array(_TOKEN)
+    numbers.frombytes(packed[: len(packed) // _TOKEN_BYTES * _TOKEN_BYTES])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return tuple(numbers)
+
+
+def packed_json(value: object) -> str:
+    """The value, also a dataclass, as compact JSON."""
+    return storable(json.dumps(plain(value), ensure_ascii=False, separators=(",", ":")))
+
+
+def unpacked_json(kind: Any, packed: str | None) -> Any:
+    """The value of a type that JSON holds; None if there is none or it does not fit."""
+    try:
+        return None if packed is None else decoded(kind, json.loads(packed))
+    except (ValueError, RecursionError):
+        return None
+
+
+def unpacked_texts(packed: str) -> tuple[str, ...]:
+    """The texts of a JSON array."""
+    texts: tuple[str, ...] = unpacked_json(tuple[str, ...], packed) or ()
+    return texts
 
 
 def conversation_of(row: sqlite3.Row) -> ConversationRecord:
@@ -67,11 +105,12 @@ def conversation_of(row: sqlite3.Row) -> ConversationRecord:
         n_turns=row["n_turns"],
         first_question=squeezed(row["first_question"] or "", QUESTION_CHARS),
         forked_from=row["forked_from"],
+        command=row["command"],
     )
 
 
-def turn_of(row: sqlite3.Row) -> TurnRecord:
-    """The turn of a row, without its pieces."""
+def turn_of(row: sqlite3.Row, parts: Iterable[sqlite3.Row]) -> TurnRecord:
+    """The turn of a row of `turns` and its rows of `parts`."""
     return TurnRecord(
         id=row["id"],
         conversation=row["conversation"],
@@ -80,59 +119,56 @@ def turn_of(row: sqlite3.Row) -> TurnRecord:
         question=row["question"],
         content=row["content"],
         files=unpacked_texts(row["files"]),
-        thinking=row["thinking"],
-        answer=row["answer"],
-        steered=unpacked_texts(row["steered"]),
+        parts=tuple(part for part in map(_part_of, parts) if part is not None),
         prompt=unpacked_tokens(row["prompt"]),
-        generated=unpacked_tokens(row["generated"]),
         state=_one_of(TurnState, row["state"]) or TurnState.LOST,
         reason=_one_of(FinishReason, row["reason"]),
         closed=_one_of(CloseReason, row["closed"]),
-        origin=unpacked_origin(row["origin"]),
-        plan=unpacked_mapping(row["plan"]),
-        stats=unpacked_stats(row["stats"]),
+        origin=unpacked_json(TurnOrigin, row["origin"]),
+        plan=unpacked_json(Mapping[str, object], row["plan"]) or {},
+        stats=unpacked_json(TurnStats, row["stats"]) or TurnStats(),
         thinking_s=row["thinking_s"],
         created_at=row["created_at"],
     )
 
 
-def piece_of(row: sqlite3.Row) -> Piece:
-    """The piece of a row of `pieces`."""
-    return Piece(
-        thinking=row["thinking"],
-        answer=row["answer"],
-        steered=unpacked_texts(row["steered"]),
-        start=row["start"],
-        tokens=unpacked_tokens(row["tokens"]),
-        thinking_tokens=row["thinking_tokens"],
-        thinking_s=row["thinking_s"],
+def kind_of(part: TurnPart) -> str:
+    """What a part is called in a row and in an export."""
+    return next(kind for kind, of in _KINDS.items() if isinstance(part, of))
+
+
+def part_values(part: TurnPart) -> tuple[object, ...]:
+    """The columns of a part: `kind`, `text`, `details`, `tokens`, `sampled` and `logprobs`."""
+    tokens = part.tokens
+    details = {field.name: getattr(part, field.name) for field in fields(part)}
+    del details["tokens"]
+    return (
+        kind_of(part),
+        storable(details.pop("text", "")),
+        packed_json(details),
+        packed_tokens(tokens.ids),
+        None if tokens.sampled is None else bytes(map(_SAMPLED.index, tokens.sampled)),
+        None if tokens.logprobs is None else packed_json(tokens.logprobs),
     )
 
 
-def with_pieces(turn: TurnRecord, pieces: Iterable[Piece]) -> TurnRecord:
-    """The turn as it stands after these pieces, its figures as far as they can be told from them."""
-    pieces = list(pieces)
-    if not pieces:
-        return turn
-    generated = list(turn.generated)
-    for piece in pieces:
-        if piece.start is not None:
-            generated[piece.start :] = piece.tokens
-    last = pieces[-1]
-    return replace(
-        turn,
-        thinking=turn.thinking + "".join(piece.thinking for piece in pieces),
-        answer=turn.answer + "".join(piece.answer for piece in pieces),
-        steered=turn.steered + tuple(text for piece in pieces for text in piece.steered),
-        generated=tuple(generated),
-        thinking_s=last.thinking_s,
-        stats=replace(
-            turn.stats,
-            prompt_tokens=len(turn.prompt) or turn.stats.prompt_tokens,
-            thinking_tokens=last.thinking_tokens,
-            answer_tokens=max(0, len(generated) - last.thinking_tokens),
-        ),
-    )
+def _part_of(row: sqlite3.Row) -> TurnPart | None:
+    ids = unpacked_tokens(row["tokens"])
+    sampled = None if row["sampled"] is None else tuple(_SAMPLED[byte % 3] for byte in row["sampled"])
+    logprobs = unpacked_json(tuple[TokenLogprob | None, ...], row["logprobs"])
+    tokens = TokenRun(ids, _fitting(sampled, ids), _fitting(logprobs, ids))
+    kind = _KINDS.get(row["kind"])
+    details = unpacked_json(Mapping[str, object], row["details"]) or {}
+    for values in ({**details, "text": row["text"]}, {"text": row["text"]}) if kind else ():
+        with suppress(ValueError):
+            part: TurnPart = replace(decoded(kind, values), tokens=tokens)
+            return part
+    return None
+
+
+def _fitting(values: tuple[Any, ...] | None, ids: Sequence[int]) -> tuple[Any, ...] | None:
+    """The values if there is one for each token."""
+    return values if values is not None and len(values) == len(ids) else None
 
 
 def _one_of(kind: type[_Member], value: str | None) -> _Member | None:

@@ -1,17 +1,50 @@
 """The tables of the history, their version, and the steps from older versions.
 
-A turn that runs appends to `pieces`, so that a second of it costs the same however long it is; at its end
-they become the columns of its row and are removed. `finds` is the index of the search, without a copy of the
+A running turn appends its events to `journal`, so that a second of it costs the same however long it is. At
+its end they become rows of `parts` and are removed. `finds` is the index of the search, without a copy of the
 texts: https://www.sqlite.org/fts5.html#external_content_tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-VERSION = 2
-APPLICATION_ID = 0x71777148  # "qwqH", where `file` and SQLite look for whose database it is
+from qwq_local.history.records import AnswerPart, ThinkingPart, TokenRun
+from qwq_local.history.rows import packed_json, part_values, unpacked_json, unpacked_texts, unpacked_tokens
+
+VERSION = 3
+APPLICATION_ID = 0x71777148  # "qwqH", where `file` and SQLite look for the owner of a database
+
+INSERT_PART = (
+    "INSERT INTO parts (turn, position, kind, text, details, tokens, sampled, logprobs) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_PARTS = """CREATE TABLE parts (
+        turn INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL,
+        details TEXT NOT NULL,
+        tokens BLOB NOT NULL,
+        sampled BLOB,
+        logprobs TEXT,
+        PRIMARY KEY (turn, position))"""
+_JOURNAL = """CREATE TABLE journal (
+        id INTEGER PRIMARY KEY,
+        turn INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+        events TEXT NOT NULL,
+        thinking_s REAL NOT NULL)"""
+_JOURNAL_INDEX = "CREATE INDEX journal_of_turn ON journal (turn)"
+_TEXT_OF_PARTS = (
+    "coalesce((SELECT group_concat(text, '') FROM "
+    "(SELECT text FROM parts WHERE turn = turns.id AND kind = '{}' ORDER BY position)), '')"
+)
+_TEXTS = (
+    "CREATE VIEW turn_texts AS SELECT id, conversation, number, is_indexed, question, "
+    f"{_TEXT_OF_PARTS.format('thinking')} AS thinking, {_TEXT_OF_PARTS.format('answer')} AS answer FROM turns"
+)
 
 TABLES = (
     """CREATE TABLE conversations (
@@ -23,7 +56,8 @@ TABLES = (
         profile TEXT NOT NULL,
         system TEXT NOT NULL,
         head INTEGER REFERENCES turns (id) DEFERRABLE INITIALLY DEFERRED,
-        forked_from INTEGER)""",
+        forked_from INTEGER,
+        command TEXT NOT NULL DEFAULT 'chat')""",
     """CREATE TABLE turns (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         conversation INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
@@ -33,11 +67,7 @@ TABLES = (
         question TEXT NOT NULL,
         content TEXT NOT NULL,
         files TEXT NOT NULL DEFAULT '[]',
-        thinking TEXT NOT NULL DEFAULT '',
-        answer TEXT NOT NULL DEFAULT '',
-        steered TEXT NOT NULL DEFAULT '[]',
         prompt BLOB NOT NULL DEFAULT x'',
-        generated BLOB NOT NULL DEFAULT x'',
         state TEXT NOT NULL,
         owner TEXT NOT NULL DEFAULT '',
         reason TEXT,
@@ -52,31 +82,89 @@ TABLES = (
     "CREATE INDEX turns_of_parent ON turns (parent)",
     "CREATE INDEX turns_of_an_owner ON turns (id) WHERE owner <> ''",
     "CREATE INDEX turns_to_index ON turns (id) WHERE is_indexed = 0",
-    """CREATE TABLE pieces (
-        id INTEGER PRIMARY KEY,
-        turn INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
-        thinking TEXT NOT NULL,
-        answer TEXT NOT NULL,
-        steered TEXT NOT NULL,
-        start INTEGER,
-        tokens BLOB NOT NULL,
-        thinking_tokens INTEGER NOT NULL,
-        thinking_s REAL NOT NULL)""",
-    "CREATE INDEX pieces_of_turn ON pieces (turn)",
+    _PARTS,
+    _JOURNAL,
+    _JOURNAL_INDEX,
+    _TEXTS,
 )
 
-# Only where this SQLite has the tokenizer; the rest works without.
+# Only where this SQLite has the tokenizer; the rest works without it.
 INDEX = """CREATE VIRTUAL TABLE finds USING fts5 (
-    question, thinking, answer, content = 'turns', content_rowid = 'id', tokenize = 'trigram')"""
+    question, thinking, answer, content = 'turn_texts', content_rowid = 'id', tokenize = 'trigram')"""
 
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+Step = str | Callable[[sqlite3.Connection], None]
+"""A statement, or a function that runs inside the transaction of the migration."""
+
+
+def _split_turns_into_parts(connection: sqlite3.Connection) -> None:
+    """Version 2 kept the texts and ids of a turn in one row, and those of a running turn in `pieces`."""
+    rows = connection.execute(
+        "SELECT id, thinking, answer, steered, generated, reason, stats, thinking_s FROM turns"
+    )
+    for turn, thinking, answer, steered, generated, reason, stats, thinking_s in rows.fetchall():
+        figures = unpacked_json(Mapping[str, object], stats) or {}
+        sentences, ids = unpacked_texts(steered), list(unpacked_tokens(generated))
+        pieces = connection.execute(
+            "SELECT thinking, answer, steered, start, tokens, thinking_tokens, thinking_s FROM pieces "
+            "WHERE turn = ? ORDER BY id",
+            (turn,),
+        ).fetchall()
+        for more_thinking, more_answer, more_steered, start, tokens, n_thinking, seconds in pieces:
+            thinking, answer = thinking + more_thinking, answer + more_answer
+            sentences += unpacked_texts(more_steered)
+            if start is not None:
+                ids[start:] = unpacked_tokens(tokens)
+            thinking_s = seconds
+            figures |= {"thinking_tokens": n_thinking, "answer_tokens": max(0, len(ids) - n_thinking)}
+        n_thinking = _thinking_ids(figures, len(ids), is_loop=reason == "loop")
+        run = TokenRun(tuple(ids))
+        parts = (
+            ThinkingPart(thinking, sentences, run.part(0, n_thinking)),
+            AnswerPart(answer, run.part(n_thinking)),
+        )
+        for position, part in enumerate(part for part in parts if part.text or part.tokens.ids):
+            connection.execute(INSERT_PART, (turn, position, *part_values(part)))
+        if pieces:
+            connection.execute(
+                "UPDATE turns SET stats = ?, thinking_s = ? WHERE id = ?",
+                (packed_json(figures), thinking_s, turn),
+            )
+
+
+def _thinking_ids(figures: Mapping[str, object], n_ids: int, *, is_loop: bool) -> int:
+    """How many of the ids are the thinking's. Counted from the end, since the closing sentence is no token.
+
+    After a loop in the answer the counts include what was cut: then the thinking's own count is nearer.
+    """
+    n_thinking, n_answer = figures.get("thinking_tokens"), figures.get("answer_tokens")
+    wanted = n_thinking if is_loop else n_ids - n_answer if isinstance(n_answer, int) else None
+    return min(max(wanted, 0), n_ids) if isinstance(wanted, int) else n_ids
+
+
+MIGRATIONS: Mapping[int, tuple[Step, ...]] = {
     1: (
         "ALTER TABLE conversations ADD COLUMN forked_from INTEGER",
         "ALTER TABLE turns ADD COLUMN is_indexed INTEGER NOT NULL DEFAULT 0",
         "CREATE INDEX turns_to_index ON turns (id) WHERE is_indexed = 0",
     ),
+    2: (
+        "ALTER TABLE conversations ADD COLUMN command TEXT NOT NULL DEFAULT 'chat'",
+        _PARTS,
+        _split_turns_into_parts,
+        # The columns stay: SQLite before 3.35 cannot drop one.
+        "UPDATE turns SET thinking = '', answer = '', steered = '', generated = x''",
+        "DROP TABLE pieces",
+        _JOURNAL,
+        _JOURNAL_INDEX,
+        _TEXTS,
+        # The index stays as it is: the texts of each turn are the same, they are only kept elsewhere.
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET sql = replace(sql, 'content = ''turns''', 'content = ''turn_texts''') "
+        "WHERE name = 'finds'",
+        "PRAGMA writable_schema = OFF",
+    ),
 }
-"""For each version the statements that lead to the next one."""
+"""For each version the steps that lead to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +174,7 @@ class Schema:
     version: int = VERSION
     tables: tuple[str, ...] = TABLES
     index: str = INDEX
-    migrations: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MIGRATIONS)
+    migrations: Mapping[int, tuple[Step, ...]] = field(default_factory=lambda: MIGRATIONS)
 
     @property
     def table_names(self) -> list[str]:

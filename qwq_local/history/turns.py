@@ -1,48 +1,38 @@
-"""Turns in the database: begun, written piece by piece, ended, taken up again, and found after a crash.
+"""Turns in the database: begun, journaled while they run, ended, taken up again, and found after a crash.
 
-Records and pieces in, rows out. A second of a turn is one short row, appended; the turn's own row is written
-at its beginning and its end, and where its plan or its prompt become known. Knows no conversation but by id.
+A second of a running turn is one short row, appended to the journal. Its own row is written when it begins
+and ends, and when its origin becomes known.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 from qwq_local.errors import HistoryError
-from qwq_local.events import FinishReason, TurnStats
+from qwq_local.events import Event
 from qwq_local.history.database import Database
-from qwq_local.history.index import add_turns, take_out
-from qwq_local.history.owners import Owner
-from qwq_local.history.packing import (
-    packed_json,
-    packed_origin,
-    packed_stats,
-    packed_texts,
-    packed_tokens,
-    storable,
-)
-from qwq_local.history.records import Origin, TurnRecord, TurnStart, TurnState
-from qwq_local.history.rows import WITH_TOKENS, WITHOUT_TOKENS, Piece, piece_of, turn_of, with_pieces
+from qwq_local.history.owner import Owner
+from qwq_local.history.records import TurnOrigin, TurnRecord, TurnStart, TurnState
+from qwq_local.history.rows import packed_json, packed_tokens, part_values, storable, turn_of
+from qwq_local.history.running_turn import RunningTurn
+from qwq_local.history.schema import INSERT_PART
+from qwq_local.history.search import add_to_index, take_out_of_index
+from qwq_local.wire import event_object, event_of
 
-_PIECES = "SELECT * FROM pieces WHERE turn = ? ORDER BY id"
 _PATH = """WITH RECURSIVE path (turn) AS (
         SELECT head FROM conversations WHERE conversations.id = ?
         UNION ALL SELECT parent FROM turns JOIN path ON turns.id = path.turn WHERE parent IS NOT NULL)
     SELECT {} FROM turns WHERE id IN (SELECT turn FROM path) ORDER BY number"""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a turn ended; None leaves what its pieces come to, `changes` are other fields."""
-
-    state: TurnState
-    reason: FinishReason | None = None
-    stats: TurnStats | None = None
-    thinking: str | None = None
-    answer: str | None = None
-    changes: Mapping[str, object] = field(default_factory=dict)
+_COLUMNS = """id, conversation, parent, number, question, content, files, {} AS prompt, state, reason, closed,
+    origin, plan, stats, thinking_s, created_at"""
+_PART_COLUMNS = "kind, text, details, {} AS tokens, {} AS sampled, {} AS logprobs"
+# Token ids of a long path are many and seldom needed.
+_WITH_TOKENS = _COLUMNS.format("prompt"), _PART_COLUMNS.format("tokens", "sampled", "logprobs")
+_WITHOUT_TOKENS = _COLUMNS.format("x''"), _PART_COLUMNS.format("x''", "NULL", "NULL")
 
 
 class Turns:
@@ -63,8 +53,7 @@ class Turns:
             if conversation is None:
                 raise HistoryError(f"there is no conversation {start.conversation}.")
             parent = self._parent(connection, start)
-            origin = Origin(conversation["model"], profile=start.profile, settings=start.settings)
-            now = self._clock()
+            origin = TurnOrigin(conversation["model"], profile=start.profile, settings=start.settings)
             turn = connection.execute(
                 "INSERT INTO turns (conversation, parent, root, number, question, content, files, "
                 "origin, state, owner, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -75,11 +64,11 @@ class Turns:
                     parent["number"] + 1 if parent else 1,
                     storable(start.question),
                     storable(start.content),
-                    packed_texts(start.files),
-                    packed_origin(origin),
+                    packed_json(start.files),
+                    packed_json(origin),
                     TurnState.RUNNING,
                     self._owner.token,
-                    now,
+                    self._clock(),
                 ),
             ).lastrowid
             connection.execute("UPDATE turns SET root = id WHERE id = ? AND root = 0", (turn,))
@@ -88,7 +77,7 @@ class Turns:
         return turn
 
     def take_up(self, turn: int) -> TurnRecord:
-        """Let a turn that has ended run on; as it stands. Raises HistoryError when it runs."""
+        """Let a turn that has ended run again; as it stands. Raises HistoryError when it runs."""
         with self._database.writing(is_lasting=True) as connection:
             self._owner.hold()
             row = self._row(connection, turn)
@@ -97,75 +86,68 @@ class Turns:
                     raise HistoryError(
                         f"turn {turn} is being answered by a qwq right now. Stop it there first."
                     )
-                self._settle(connection, self._assembled(connection, row), Ending(TurnState.LOST))
+                self._lose(connection, turn)
             if self._database.has_index:
-                take_out(connection, [turn])
+                take_out_of_index(connection, [turn])
             connection.execute(
                 "UPDATE turns SET state = ?, owner = ?, reason = NULL WHERE id = ?",
                 (TurnState.RUNNING, self._owner.token, turn),
             )
             self._stamp(connection, row["conversation"], turn)
-            return turn_of(self._row(connection, turn))
+            return self._read(connection, turn)
 
-    def append(self, turn: int, piece: Piece, changes: Mapping[str, object], wait_s: float) -> None:
-        """Write what came since the last piece. Raises HistoryBusy after `wait_s` seconds, HistoryError."""
+    def append(self, turn: int, events: Iterable[Event], thinking_s: float, wait_s: float) -> None:
+        """Write events to the journal. Raises HistoryBusy after `wait_s` seconds, HistoryError."""
+        lines = "\n".join(packed_json(event_object(event)) for event in events)
         with self._database.writing(wait_s=wait_s) as connection:
-            self._change(connection, turn, changes)
+            self._row(connection, turn)
             connection.execute(
-                "INSERT INTO pieces (turn, thinking, answer, steered, start, tokens, thinking_tokens, "
-                "thinking_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    turn,
-                    storable(piece.thinking),
-                    storable(piece.answer),
-                    packed_texts(piece.steered),
-                    piece.start,
-                    packed_tokens(piece.tokens),
-                    piece.thinking_tokens,
-                    piece.thinking_s,
-                ),
+                "INSERT INTO journal (turn, events, thinking_s) VALUES (?, ?, ?)", (turn, lines, thinking_s)
             )
 
-    def end(self, turn: int, piece: Piece, ending: Ending, wait_s: float) -> None:
-        """Write the last of a turn and put it together. Raises HistoryBusy, HistoryError."""
+    def end(self, turn: TurnRecord, wait_s: float) -> None:
+        """Write a turn that has ended. Raises HistoryBusy, HistoryError."""
         with self._database.writing(wait_s=wait_s, is_lasting=True) as connection:
-            self._change(connection, turn, ending.changes)
-            row = self._row(connection, turn)
-            self._settle(connection, self._assembled(connection, row, piece), ending)
-            self._stamp(connection, row["conversation"])
+            self._row(connection, turn.id)
+            self._settle(connection, turn)
+            self._stamp(connection, turn.conversation)
 
-    def change(self, turn: int, changes: Mapping[str, object]) -> None:
-        """Write fields of a turn that became known after its end. Raises HistoryError."""
-        with self._database.writing() as connection:
-            self._change(connection, turn, changes)
+    def set_origin(self, turn: int, origin: TurnOrigin, wait_s: float) -> None:
+        """Write what a turn was computed with; its conversation takes over model and profile."""
+        with self._database.writing(wait_s=wait_s) as connection:
+            connection.execute("UPDATE turns SET origin = ? WHERE id = ?", (packed_json(origin), turn))
+            connection.execute(
+                "UPDATE conversations SET model = ?, profile = ? "
+                "WHERE id = (SELECT conversation FROM turns WHERE id = ?)",
+                (storable(origin.model), storable(origin.profile), turn),
+            )
 
     def get(self, turn: int) -> TurnRecord:
         """A turn as it stands in the database. Raises HistoryError."""
-        row = self._database.row(f"SELECT {WITH_TOKENS} FROM turns WHERE id = ?", turn)
-        if row is None:
-            raise HistoryError(f"there is no turn {turn}.")
-        return self._with_pieces(row)
+        with self._database.reading() as connection:
+            return self._read(connection, turn)
 
     def path(self, conversation: int, *, with_tokens: bool = True) -> list[TurnRecord]:
         """The turns from the first to the head."""
-        columns = WITH_TOKENS if with_tokens else WITHOUT_TOKENS
-        return [self._with_pieces(row) for row in self._database.rows(_PATH.format(columns), conversation)]
+        columns, part_columns = _WITH_TOKENS if with_tokens else _WITHOUT_TOKENS
+        with self._database.reading() as connection:
+            rows = connection.execute(_PATH.format(columns), (conversation,)).fetchall()
+            return [self._assembled(connection, row, part_columns) for row in rows]
 
     def pick_up(self) -> None:
-        """Put together what dead processes left of their turns, and mark them LOST."""
+        """Put together the turns of dead processes, and mark them LOST."""
         query = "SELECT id, owner FROM turns WHERE state = 'running' AND owner <> ''"
         if all(row["owner"] == self._owner.token for row in self._database.rows(query)):
             return
         with self._database.writing(is_lasting=True) as connection:
             running = connection.execute(query).fetchall()
             is_alive = {owner: self._owner.is_alive(owner) for owner in {row["owner"] for row in running}}
-            lost = [row["id"] for row in running if not is_alive[row["owner"]]]
-            for turn in lost:
-                record = self._assembled(connection, self._row(connection, turn))
-                self._settle(connection, record, Ending(TurnState.LOST))
+            for row in running:
+                if not is_alive[row["owner"]]:
+                    self._lose(connection, row["id"])
 
-    def tell_lost(self) -> list[int]:
-        """The ids of lost turns that nobody was told of yet."""
+    def take_lost(self) -> list[int]:
+        """The ids of lost turns that were not returned before."""
         query = "SELECT id FROM turns WHERE state = 'lost' AND owner <> '' ORDER BY id"
         if self._database.row(query) is None:
             return []
@@ -184,19 +166,24 @@ class Turns:
     def insert(self, connection: sqlite3.Connection, turn: TurnRecord) -> int:
         """Write a whole turn under a new id, with the conversation and the parent that it names."""
         new = connection.execute(
-            "INSERT INTO turns (conversation, parent, number, question, content, files, state, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO turns (conversation, parent, number, question, content, files, origin, state, "
+            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(turn.conversation, turn.parent, turn.number, storable(turn.question)),
-                *(storable(turn.content), packed_texts(turn.files), turn.state, turn.created_at),
+                turn.conversation,
+                turn.parent,
+                turn.number,
+                storable(turn.question),
+                storable(turn.content),
+                packed_json(turn.files),
+                "" if turn.origin is None else packed_json(turn.origin),
+                turn.state,
+                turn.created_at,
             ),
         ).lastrowid
         assert new is not None
         root = "coalesce((SELECT root FROM turns AS up WHERE up.id = turns.parent), id)"
         connection.execute(f"UPDATE turns SET root = {root} WHERE id = ?", (new,))
-        known = {"prompt": turn.prompt, "plan": turn.plan, "origin": turn.origin, "closed": turn.closed}
-        self._change(connection, new, {name: value for name, value in known.items() if value is not None})
-        self._settle(connection, replace(turn, id=new), Ending(turn.state, turn.reason))
+        self._settle(connection, replace(turn, id=new))
         return new
 
     def _parent(self, connection: sqlite3.Connection, start: TurnStart) -> sqlite3.Row | None:
@@ -208,52 +195,60 @@ class Turns:
         return row
 
     def _row(self, connection: sqlite3.Connection, turn: int) -> sqlite3.Row:
-        row: sqlite3.Row | None = connection.execute("SELECT * FROM turns WHERE id = ?", (turn,)).fetchone()
+        row: sqlite3.Row | None = connection.execute(
+            "SELECT conversation, root, number, state, owner FROM turns WHERE id = ?", (turn,)
+        ).fetchone()
         if row is None:
             raise HistoryError(f"there is no turn {turn}; it was removed.")
         return row
 
-    def _with_pieces(self, row: sqlite3.Row) -> TurnRecord:
-        turn = turn_of(row)
+    def _read(self, connection: sqlite3.Connection, turn: int) -> TurnRecord:
+        columns, part_columns = _WITH_TOKENS
+        row = connection.execute(f"SELECT {columns} FROM turns WHERE id = ?", (turn,)).fetchone()
+        if row is None:
+            raise HistoryError(f"there is no turn {turn}.")
+        return self._assembled(connection, row, part_columns)
+
+    def _assembled(self, connection: sqlite3.Connection, row: sqlite3.Row, part_columns: str) -> TurnRecord:
+        """The turn of a row with its parts, and with the events of the journal if it runs."""
+        query = f"SELECT {part_columns} FROM parts WHERE turn = ? ORDER BY position"
+        turn = turn_of(row, connection.execute(query, (row["id"],)))
         if turn.state is not TurnState.RUNNING:
             return turn
-        return with_pieces(turn, map(piece_of, self._database.rows(_PIECES, turn.id)))
+        running = RunningTurn(turn)
+        for entry in connection.execute("SELECT * FROM journal WHERE turn = ? ORDER BY id", (turn.id,)):
+            for event in _events_of(entry["events"]):
+                running.take(event)
+            running.thinking_s = entry["thinking_s"]
+        return running.record
 
-    def _assembled(self, connection: sqlite3.Connection, row: sqlite3.Row, *more: Piece) -> TurnRecord:
-        written = map(piece_of, connection.execute(_PIECES, (row["id"],)))
-        return with_pieces(turn_of(row), [*written, *more])
+    def _lose(self, connection: sqlite3.Connection, turn: int) -> None:
+        """Mark a turn LOST with what the journal has of it."""
+        self._settle(connection, replace(self._read(connection, turn), state=TurnState.LOST))
 
-    def _settle(self, connection: sqlite3.Connection, turn: TurnRecord, ending: Ending) -> None:
-        """Write a whole turn into its row; its pieces are not needed any more."""
+    def _settle(self, connection: sqlite3.Connection, turn: TurnRecord) -> None:
+        """Write a turn that has ended into its row and its parts; its journal is not needed any more."""
         connection.execute(
-            "UPDATE turns SET thinking = ?, answer = ?, steered = ?, generated = ?, stats = ?, "
-            "thinking_s = ?, state = ?, reason = ?, owner = iif(? = 'lost', owner, '') WHERE id = ?",
+            "UPDATE turns SET prompt = ?, plan = ?, stats = ?, thinking_s = ?, closed = ?, state = ?, "
+            "reason = ?, owner = iif(? = 'lost', owner, '') WHERE id = ?",
             (
-                storable(turn.thinking if ending.thinking is None else ending.thinking),
-                storable(turn.answer if ending.answer is None else ending.answer),
-                packed_texts(turn.steered),
-                packed_tokens(turn.generated),
-                packed_stats(turn.stats if ending.stats is None else ending.stats),
+                packed_tokens(turn.prompt),
+                packed_json(turn.plan),
+                packed_json(turn.stats),
                 turn.thinking_s,
-                ending.state,
-                ending.reason,
-                ending.state,  # a lost turn keeps its owner until someone is told of it
+                turn.closed,
+                turn.state,
+                turn.reason,
+                turn.state,  # a lost turn keeps its owner until it was reported
                 turn.id,
             ),
         )
-        connection.execute("DELETE FROM pieces WHERE turn = ?", (turn.id,))
+        connection.execute("DELETE FROM journal WHERE turn = ?", (turn.id,))
+        connection.execute("DELETE FROM parts WHERE turn = ?", (turn.id,))
+        rows = [(turn.id, position, *part_values(part)) for position, part in enumerate(turn.parts)]
+        connection.executemany(INSERT_PART, rows)
         if self._database.has_index:
-            add_turns(connection, [turn.id])
-
-    def _change(self, connection: sqlite3.Connection, turn: int, changes: Mapping[str, object]) -> None:
-        for name, value in changes.items():
-            connection.execute(f"UPDATE turns SET {name} = ? WHERE id = ?", (_column(value), turn))
-            if name == "origin" and isinstance(value, Origin):
-                connection.execute(
-                    "UPDATE conversations SET model = ?, profile = ? "
-                    "WHERE id = (SELECT conversation FROM turns WHERE id = ?)",
-                    (value.model, value.profile, turn),
-                )
+            add_to_index(connection, [turn.id])
 
     def _stamp(self, connection: sqlite3.Connection, conversation: int, head: int | None = None) -> None:
         connection.execute(
@@ -262,12 +257,8 @@ class Turns:
         )
 
 
-def _column(value: object) -> object:
-    """A field of a turn that becomes known while it runs, as its column holds it."""
-    if isinstance(value, Origin):
-        return packed_origin(value)
-    if isinstance(value, Mapping):
-        return packed_json(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return packed_tokens([int(token) for token in value])
-    return value
+def _events_of(lines: str) -> Iterator[Event]:
+    """The events of some lines; those that are damaged are left out."""
+    for line in lines.split("\n"):
+        with suppress(ValueError, RecursionError):
+            yield event_of(json.loads(line))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from qwq_local.errors import HistoryError
 from qwq_local.events import Answer, Finished, FinishReason, Generated, Prompted, Thinking, TurnStats
 from qwq_local.history.archive import Archive
-from qwq_local.history.lines import clean_name, squeezed
-from qwq_local.history.packing import packed_tokens, storable, unpacked_tokens
+from qwq_local.history.labels import clean_name, squeezed
 from qwq_local.history.records import TurnStart, TurnState
+from qwq_local.history.rows import packed_tokens, storable, unpacked_tokens
 from qwq_local.terminal.sanitizer import cell_width
 
 

@@ -12,11 +12,11 @@ import pytest
 from qwq_local.backend.question import Question
 from qwq_local.events import Event, FinishReason, Generated, Planned, Steered
 from qwq_local.history.archive import Archive
-from qwq_local.history.packing import packed_origin, unpacked_origin
-from qwq_local.history.records import Origin
+from qwq_local.history.records import TurnOrigin
+from qwq_local.history.rows import packed_json, unpacked_json
 from tests.queued_backend import QueuedBackend, Script, Talking, planned, says, talking
 
-FIRST = Origin("m", "sha256:abc", "library 1", "math", {"temperature": "0.6"}, 3, 1.0, "f16", 12)
+FIRST = TurnOrigin("m", "sha256:abc", "library 1", "math", {"temperature": "0.6"}, 3, 1.0, "f16", 12)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def talk(archive: Archive, tmp_path: Path) -> Talking:
     return talking(archive, tmp_path)
 
 
-def origin_of(archive: Archive) -> Origin:
+def origin_of(archive: Archive) -> TurnOrigin:
     origin = archive.path(1)[-1].origin
     assert origin is not None
     return origin
@@ -42,13 +42,13 @@ def stopped(thinking: str, *generated: int) -> Script:
 
 def test_what_is_packed_comes_back() -> None:
     for origin in (FIRST, replace(FIRST, is_continued=True)):
-        assert unpacked_origin(packed_origin(origin)) == origin
+        assert unpacked_json(TurnOrigin, packed_json(origin)) == origin
 
 
 def test_a_row_of_an_older_version_is_read() -> None:
-    values = json.loads(packed_origin(FIRST))
+    values = json.loads(packed_json(FIRST))
     values |= {"is_fresh": True, "continuations": [{"generated": 7}]}
-    assert unpacked_origin(json.dumps(values)) == FIRST
+    assert unpacked_json(TurnOrigin, json.dumps(values)) == FIRST
 
 
 def test_a_continued_turn_keeps_what_it_began_with(talk: Talking, archive: Archive) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from qwq_local.errors import HistoryError
 from qwq_local.history.archive import Archive
-from qwq_local.history.inspecting import ALWAYS_CHECKED_BYTES
-from qwq_local.history.owners import Owner
+from qwq_local.history.database_file import ALWAYS_CHECKED_BYTES
+from qwq_local.history.owner import Owner
 from qwq_local.history.records import TurnStart, TurnState
 from qwq_local.history.schema import APPLICATION_ID, MIGRATIONS, VERSION, Schema
 from tests.history.programs import started, turn_events
@@ -100,7 +100,7 @@ def test_an_older_version_is_brought_up_to_date_after_a_copy(path: Path) -> None
     version_1(path)
     with Archive.open(path) as archive:
         copy = path.with_name("history.sqlite3.v1.bak")
-        assert archive.notices == (f"the history is of version 2 now; {copy.name} is as it was before.",)
+        assert archive.notices == (f"the history is of version {VERSION} now; {copy} is as it was before.",)
         record = archive.find("Physics")
         assert (record.n_turns, record.first_question, record.forked_from) == (2, "什么是量子纠缠?", None)
         assert [turn.generated for turn in archive.path(1)] == [(1, 256), (7,)]
@@ -130,9 +130,9 @@ def test_a_step_that_fails_leaves_the_old_version_as_it_was(path: Path) -> None:
 def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     filled(path)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     before = path.read_bytes()
-    with pytest.raises(HistoryError, match=r"of version 3, this qwq knows up to 2\. Install a newer qwq"):
+    with pytest.raises(HistoryError, match=r"of version 4, this qwq knows up to 3\. Install a newer qwq"):
         Archive.open(path)
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*damaged*"))
@@ -173,7 +173,7 @@ def emptied_beside_a_log(path: Path) -> None:
 
 def without_a_table(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE pieces")
+        connection.execute("DROP TABLE journal")
 
 
 @pytest.mark.parametrize(

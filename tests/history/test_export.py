@@ -15,8 +15,16 @@ from markdown_it import MarkdownIt
 
 from qwq_local.errors import HistoryError, UsageError
 from qwq_local.events import CloseReason, FinishReason, TurnStats
-from qwq_local.history.exporting import Format, exported, format_of, save_text, to_json
-from qwq_local.history.records import ConversationRecord, Origin, TurnRecord, TurnState
+from qwq_local.history.export import Format, exported, format_of, save_text, to_json
+from qwq_local.history.records import (
+    AnswerPart,
+    ConversationRecord,
+    ThinkingPart,
+    TokenRun,
+    TurnOrigin,
+    TurnRecord,
+    TurnState,
+)
 
 CONVERSATION = ConversationRecord(
     id=7,
@@ -46,15 +54,15 @@ def a_turn(
         question=question,
         content=question,
         files=("notes_a.txt",),
-        thinking=thinking,
-        answer=answer,
-        steered=("Count on fingers.",),
+        parts=(
+            ThinkingPart(thinking, ("Count on fingers.",), TokenRun((3, 4))),
+            AnswerPart(answer, TokenRun((5,))),
+        ),
         prompt=(1, 2),
-        generated=(3, 4, 5),
         state=state,
         reason=FinishReason.STOP,
         closed=CloseReason.MODEL,
-        origin=Origin("QwQ-32B Q4_K_M", settings={"temperature": "0.6"}, seed=9),
+        origin=TurnOrigin("QwQ-32B Q4_K_M", settings={"temperature": "0.6"}, seed=9),
         plan={"n_ctx": 4096},
         stats=TurnStats(thinking_tokens=2431),
         thinking_s=72.4,

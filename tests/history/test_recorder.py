@@ -25,7 +25,7 @@ from qwq_local.events import (
     TurnStats,
 )
 from qwq_local.history.archive import Archive
-from qwq_local.history.records import Origin, TurnStart, TurnState
+from qwq_local.history.records import TurnOrigin, TurnStart, TurnState
 from tests.history.programs import started, thoughts, turn_events
 
 TIMEOUT_S = 60
@@ -176,13 +176,13 @@ def test_ids_that_were_taken_back_after_they_were_written_are_gone(path: Path) -
         _, start = begun(archive)
         recorder = archive.begin_turn(start)
         recorder.feed(Generated(0, (1, 2, 3, 4), 4))
-        wait_for(lambda: n_pieces(path) == 1)
+        wait_for(lambda: n_entries(path) == 1)
         recorder.feed(Generated(1, (7,), 2))
         recorder.feed(Generated(2, (8, 9), 4))
-        wait_for(lambda: n_pieces(path) == 2)
+        wait_for(lambda: n_entries(path) == 2)
         recorder.feed(Generated(4, (10,), 4))
         recorder.close()
-        assert n_pieces(path) == 0
+        assert n_entries(path) == 0
         turn = archive.turn(recorder.turn_id)
     assert turn.generated == (1, 7, 8, 9, 10)
     assert (turn.state, turn.reason) == (TurnState.STOPPED, FinishReason.INTERRUPTED)
@@ -192,7 +192,9 @@ def test_text_is_written_no_further_than_the_ids_that_it_is_gone_on_with_from(pa
     def written() -> str:
         connection = sqlite3.connect(path)
         try:
-            return "".join(text for (text,) in connection.execute("SELECT thinking FROM pieces ORDER BY id"))
+            entries = connection.execute("SELECT events FROM journal ORDER BY id")
+            events = [json.loads(line) for (lines,) in entries for line in lines.split("\n")]
+            return "".join(event["text"] for event in events if event["event"] == "thinking")
         finally:
             connection.close()
 
@@ -202,21 +204,21 @@ def test_text_is_written_no_further_than_the_ids_that_it_is_gone_on_with_from(pa
         recorder.feed(Thinking("one "))
         recorder.feed(Generated(0, (1,), 1))
         recorder.feed(Thinking("two "))
-        wait_for(lambda: n_pieces(path) == 1)
+        wait_for(lambda: n_entries(path) == 1)
         assert written() == "one "
         assert archive.turn(recorder.turn_id).thinking == "one two "
         recorder.feed(Generated(1, (2,), 2))
         recorder.feed(Thinking("three"))
-        wait_for(lambda: n_pieces(path) == 2)
+        wait_for(lambda: n_entries(path) == 2)
         assert written() == "one two "
         recorder.close()
         assert archive.turn(recorder.turn_id).thinking == "one two three"
 
 
-def n_pieces(path: Path) -> int:
+def n_entries(path: Path) -> int:
     connection = sqlite3.connect(path)
     try:
-        return int(connection.execute("SELECT count(*) FROM pieces").fetchone()[0])
+        return int(connection.execute("SELECT count(*) FROM journal").fetchone()[0])
     finally:
         connection.close()
 
@@ -229,10 +231,10 @@ def test_a_long_turn_costs_no_more_to_write_than_a_short_one(path: Path) -> None
         log = path.with_name(path.name + "-wal")
 
         def growth(text: str, tokens: tuple[int, ...]) -> int:
-            written, before = n_pieces(path), log.stat().st_size
+            written, before = n_entries(path), log.stat().st_size
             recorder.feed(Thinking(text))
             recorder.feed(Generated(n_tokens, tokens, 1))
-            wait_for(lambda: n_pieces(path) > written)
+            wait_for(lambda: n_entries(path) > written)
             return log.stat().st_size - before
 
         n_tokens = 0
@@ -320,11 +322,13 @@ def test_a_history_that_another_process_writes_to_takes_the_end_when_it_can(path
 
 
 def test_what_a_turn_was_computed_with_is_kept_whenever_it_is_told(path: Path) -> None:
-    origin = Origin("QwQ-32B", "sha256:1", "0.3.36", "math", {"temperature": "0.6"}, 7, 4.0, "q8_0", 12, True)
+    origin = TurnOrigin(
+        "QwQ-32B", "sha256:1", "0.3.36", "math", {"temperature": "0.6"}, 7, 4.0, "q8_0", 12, True
+    )
     with Archive.open(path) as archive:
         conversation, start = begun(archive)
         recorder = archive.begin_turn(start)
-        assert archive.turn(recorder.turn_id).origin == Origin("miniature")
+        assert archive.turn(recorder.turn_id).origin == TurnOrigin("miniature")
         for event in turn_events(5):
             recorder.feed(event)
         recorder.set_origin(origin)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwq_local.events import Finished, FinishReason, TurnStats
 from qwq_local.history.archive import Archive
-from qwq_local.history.records import Part, TurnStart
+from qwq_local.history.records import TextKind, TurnStart
 from qwq_local.history.schema import Schema
 from qwq_local.history.search import EXCERPT_CHARS, excerpt, words_of
 
@@ -91,9 +91,9 @@ def test_every_word_is_looked_for_as_it_is(
 
 
 def test_a_search_can_keep_to_the_thoughts(archive: Archive) -> None:
-    assert [hit.part for hit in archive.search("量子纠缠", part=Part.THINKING)] == [Part.THINKING]
-    assert archive.search("share", part=Part.THINKING) == []
-    assert [hit.part for hit in archive.search("纠", part=Part.QUESTION)] == [Part.QUESTION]
+    assert [hit.part for hit in archive.search("量子纠缠", kind=TextKind.THINKING)] == [TextKind.THINKING]
+    assert archive.search("share", kind=TextKind.THINKING) == []
+    assert [hit.part for hit in archive.search("纠", kind=TextKind.QUESTION)] == [TextKind.QUESTION]
 
 
 def test_no_more_is_found_than_wanted(archive: Archive) -> None:

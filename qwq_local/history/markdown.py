@@ -1,7 +1,6 @@
-"""A conversation as Markdown: questions quoted, thoughts folded in <details>, answers as they came.
+"""A conversation as Markdown: questions quoted, thinking folded in <details>, answers as they came.
 
-What a text contains cannot break what follows it: HTML in it is shown, and a code block that it leaves open
-is closed.
+No text can break what follows it: HTML in it is shown, and a code block that it leaves open is closed.
 """
 
 from __future__ import annotations
@@ -13,14 +12,23 @@ from itertools import groupby
 
 from markdown_it import MarkdownIt
 
-from qwq_local.history.records import ConversationRecord, TurnRecord
-from qwq_local.history.wording import (
+from qwq_local.history.labels import (
     minute_of,
     model_of,
     state_line,
     steered_parts,
     thought_line,
     title_of,
+    tool_texts,
+)
+from qwq_local.history.records import (
+    AnswerPart,
+    ConversationRecord,
+    ThinkingPart,
+    ToolCallPart,
+    ToolResultPart,
+    TurnPart,
+    TurnRecord,
 )
 
 _CODE = ("fence", "code_block")
@@ -51,9 +59,8 @@ def turn_paragraphs(turn: TurnRecord) -> list[str]:
     paragraphs = [f"## {turn.number}", _quoted(turn.question)]
     if turn.files:
         paragraphs.append("Files: " + ", ".join(map(_plain, turn.files)))
-    if turn.thinking.strip():
-        paragraphs += _folded(thought_line(turn), _thought(turn))
-    paragraphs.append(_body(turn.answer))
+    for part in turn.parts:
+        paragraphs += _part_paragraphs(part, turn)
     if state := state_line(turn):
         paragraphs.append(f"*({state})*")
     return paragraphs
@@ -64,8 +71,19 @@ def _facts(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str
     return " · ".join(_plain(fact) for fact in facts if fact)
 
 
-def _thought(turn: TurnRecord) -> Iterator[str]:
-    for text, is_steered in steered_parts(turn.thinking, turn.steered):
+def _part_paragraphs(part: TurnPart, turn: TurnRecord) -> list[str]:
+    match part:
+        case ThinkingPart():
+            return _folded(thought_line(turn), _thought(part)) if part.text.strip() else []
+        case AnswerPart():
+            return [_body(part.text)]
+        case ToolCallPart() | ToolResultPart():
+            summary, content = tool_texts(part)
+            return _folded(_plain(summary), [_body(content)])
+
+
+def _thought(part: ThinkingPart) -> Iterator[str]:
+    for text, is_steered in steered_parts(part.text, part.steered):
         yield _quoted(f"**You:** {_body(text)}") if is_steered else _body(text)
 
 

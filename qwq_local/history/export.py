@@ -1,0 +1,206 @@
+"""A conversation as Markdown, JSON or a page of HTML, and how such a text becomes a file.
+
+The JSON has everything but the token ids. The page has no script and loads nothing; thinking is folded. In
+its answers Markdown is rendered, HTML is shown as text, images as links, and LaTeX as it was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from html import escape
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from qwq_local.errors import HistoryError, UsageError
+from qwq_local.files import atomic_file
+from qwq_local.history.labels import (
+    minute_of,
+    model_of,
+    state_line,
+    steered_parts,
+    thought_line,
+    title_of,
+    tool_texts,
+)
+from qwq_local.history.markdown import to_markdown
+from qwq_local.history.records import (
+    AnswerPart,
+    ConversationRecord,
+    ThinkingPart,
+    TokenRun,
+    ToolCallPart,
+    ToolResultPart,
+    TurnPart,
+    TurnRecord,
+)
+from qwq_local.history.rows import kind_of, storable
+
+JSON_FORMAT = "qwq-conversation"
+JSON_VERSION = 1
+# Not allowed in HTML, nor in a text that a person should see all of.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+_STYLE = """
+:root { color-scheme: light dark; --text: #1d1f21; --soft: #62676d; --line: #d5d8dc; --page: #ffffff;
+  --block: #f4f5f6; --mark: #fff1b8; }
+@media (prefers-color-scheme: dark) { :root { --text: #e3e5e8; --soft: #9aa0a6; --line: #3a3f45;
+  --page: #16181a; --block: #22262a; --mark: #4d4216; } }
+body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: var(--text); background: var(--page);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1rem; color: var(--soft); }
+.facts, .state, summary, .files { color: var(--soft); font-size: .9rem; }
+.question { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: .8rem; margin: 1rem 0; }
+.thinking { white-space: pre-wrap; color: var(--soft); border-left: 3px solid var(--line);
+  padding-left: .8rem; margin: .5rem 0; }
+mark { background: var(--mark); color: inherit; }
+summary { cursor: pointer; }
+pre { background: var(--block); padding: .7rem; overflow-x: auto; }
+code { font: .9em/1.4 ui-monospace, monospace; }
+table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .2rem .5rem; }
+"""
+
+
+class Format(StrEnum):
+    """What a conversation can be written as, by the ending of a file's name."""
+
+    MARKDOWN = "md"
+    JSON = "json"
+    HTML = "html"
+
+
+def format_of(name: str) -> Format:
+    """The format that a file's name asks for. Raises UsageError."""
+    ending = Path(name).suffix.lower().removeprefix(".")
+    try:
+        return Format({"markdown": "md", "htm": "html"}.get(ending, ending))
+    except ValueError:
+        raise UsageError(
+            f"{name[:200]!r}: end the name in .md, .json or .html, to say what to write."
+        ) from None
+
+
+def exported(kind: Format, conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
+    """The conversation with these turns in a format."""
+    write = {Format.MARKDOWN: to_markdown, Format.JSON: to_json, Format.HTML: _to_html}[kind]
+    return write(conversation, turns)
+
+
+def to_json(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
+    """A JSON object: `format`, `version`, the conversation's fields, and `turns` with theirs.
+
+    Times are ISO 8601 in UTC. Of the token ids only the counts are there.
+    """
+    content = {
+        "format": JSON_FORMAT,
+        "version": JSON_VERSION,
+        **asdict(conversation),
+        "created_at": _moment(conversation.created_at),
+        "changed_at": _moment(conversation.changed_at),
+        "turns": [_turn_object(turn) for turn in turns],
+    }
+    return storable(json.dumps(content, ensure_ascii=False, indent=1)) + "\n"
+
+
+def save_text(path: Path, text: str, *, replaces: bool = False, mend: str = "Choose another name.") -> None:
+    """Write a file, whole or not at all.
+
+    Raises HistoryError, with what to do, when it is there and must not be replaced.
+    """
+    try:
+        with atomic_file(path, overwrite=replaces) as file:
+            file.write(text.encode())
+    except FileExistsError:
+        raise HistoryError(f"{path} is there already; nothing was written. {mend}") from None
+    except OSError as error:
+        raise HistoryError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _turn_object(turn: TurnRecord) -> dict[str, object]:
+    values = asdict(replace(turn, parts=()))
+    del values["prompt"]
+    return {
+        **values,
+        "thinking": turn.thinking,
+        "answer": turn.answer,
+        "steered": turn.steered,
+        "parts": [_part_object(part) for part in turn.parts],
+        "created_at": _moment(turn.created_at),
+        "n_generated": len(turn.generated),
+    }
+
+
+def _part_object(part: TurnPart) -> dict[str, object]:
+    values = asdict(replace(part, tokens=TokenRun()))
+    del values["tokens"]
+    return {"kind": kind_of(part), **values, "n_tokens": len(part.tokens.ids)}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _to_html(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
+    """The conversation as a whole HTML document."""
+    title = _text(title_of(conversation))
+    facts = (model_of(conversation, turns), conversation.profile, minute_of(conversation.created_at))
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="">',
+        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        f"<title>{title}</title><style>{_STYLE}</style></head>",
+        f"<body><h1>{title}</h1>",
+        f'<p class="facts">{_text(" · ".join(filter(None, facts)))}</p>',
+    ]
+    if conversation.system.strip():
+        lines.append(_folded("System prompt", _text(conversation.system)))
+    for turn in turns:
+        lines += _turn_html(turn)
+    return "\n".join([*lines, "</body></html>", ""])
+
+
+def _turn_html(turn: TurnRecord) -> Iterator[str]:
+    yield f"<h2>{turn.number}</h2>"
+    yield f'<div class="question">{_text(turn.question)}</div>'
+    if turn.files:
+        yield f'<p class="files">Files: {_text(", ".join(turn.files))}</p>'
+    for part in turn.parts:
+        yield _part_html(part, turn)
+    if state := state_line(turn):
+        yield f'<p class="state">({_text(state)})</p>'
+
+
+def _part_html(part: TurnPart, turn: TurnRecord) -> str:
+    match part:
+        case ThinkingPart():
+            pieces = steered_parts(part.text.strip(), part.steered)
+            content = "".join(_mark(text) if is_steered else _text(text) for text, is_steered in pieces)
+            return _folded(thought_line(turn), content) if content else ""
+        case AnswerPart():
+            return f'<div class="answer">{_markdown().render(_CONTROL.sub("", part.text))}</div>'
+        case ToolCallPart() | ToolResultPart():
+            summary, content = tool_texts(part)
+            return _folded(summary, _text(content))
+
+
+def _folded(summary: str, content: str) -> str:
+    return f'<details><summary>{_text(summary)}</summary><div class="thinking">{content}</div></details>'
+
+
+def _mark(sentence: str) -> str:
+    return f'<mark title="yours">{_text(sentence)}</mark>'
+
+
+def _text(text: str) -> str:
+    return escape(_CONTROL.sub("", text))
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    """CommonMark with tables. Images would be loaded; a backslash is more often LaTeX's than Markdown's."""
+    return MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "escape"])
