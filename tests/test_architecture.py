@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Lower rooms first: a module imports from its own level and from those before it.
 LEVELS = (
-    ("qwq_local.errors", "qwq_local.events", "qwq_local.files", "qwq_local.text"),
+    ("qwq_local.errors", "qwq_local.events", "qwq_local.files", "qwq_local.text", "qwq_local.wire"),
     ("qwq_convert",),
     ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
     (
@@ -22,7 +22,7 @@ LEVELS = (
         *("qwq_local.hub", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
     ),
     ("qwq_local.profiles", "qwq_local.machine", "qwq_local.reading", "qwq_local.backend.question"),
-    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal", "qwq_local.wire"),
+    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal"),
     ("qwq_local.cli",),
 )
 DOORS = {
