@@ -1,148 +1,229 @@
-"""The rooms of the architecture, held to: who may import whom, and one door to each large library."""
+"""The rules of the architecture: imports point down, a library has one door, a class name is used once."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Lower rooms first: a module imports from its own level and from those before it.
-LEVELS = (
-    ("qwq_local.errors", "qwq_local.events", "qwq_local.files", "qwq_local.text", "qwq_local.wire"),
-    ("qwq_convert",),
-    ("qwq_local.paths", "qwq_local.engine", "qwq_local.planning"),
-    (
-        *("qwq_local.machine.memory", "qwq_local.machine.here"),
-        *("qwq_local.hub", "qwq_local.models", "qwq_local.dialogue", "qwq_local.history"),
-    ),
-    ("qwq_local.profiles", "qwq_local.machine", "qwq_local.reading", "qwq_local.backend.question"),
-    ("qwq_local.backend", "qwq_local.splitting", "qwq_local.chat", "qwq_local.terminal"),
-    ("qwq_local.cli",),
+# Every room, top first: a module imports from its own room and from those below it.
+ROOMS = (
+    "qwq_local.__main__",
+    "qwq_local.cli",
+    "qwq_local.terminal",
+    "qwq_local.chat",
+    "qwq_local.splitting",
+    "qwq_local.backend",
+    "qwq_local.dialogue",
+    "qwq_local.machine",
+    "qwq_local.profiles",
+    "qwq_local.models",
+    "qwq_local.hub",
+    "qwq_local.history",
+    "qwq_local.engine",
+    "qwq_local.planning",
+    "qwq_convert",
+    "qwq_local.wire",
+    "qwq_local.reading",
+    "qwq_local.files",
+    "qwq_local.paths",
+    "qwq_local.text",
+    "qwq_local.events",
+    "qwq_local.errors",
+    "qwq_local",
 )
 DOORS = {
-    "typer": ("qwq_local.cli",),
     "click": (),
-    "rich": ("qwq_local.terminal",),
-    "prompt_toolkit": ("qwq_local.terminal",),
-    "huggingface_hub": ("qwq_local.hub",),
-    "httpx2": ("qwq_local.hub",),
     "filelock": ("qwq_local.files",),
+    "gguf": ("qwq_convert", "qwq_local.models.architecture"),
+    "httpx2": ("qwq_local.hub",),
+    "huggingface_hub": ("qwq_local.hub",),
     "jinja2": (),
-    "llama_cpp": (
-        "qwq_local.engine",
-        "qwq_convert.ggml",
-        "qwq_convert.imatrix.collector",
-    ),
-    "gguf": ("qwq_convert", "qwq_local.models"),
+    "llama_cpp": ("qwq_local.engine", "qwq_convert.ggml", "qwq_convert.imatrix.collector"),
+    "platformdirs": ("qwq_local.paths",),
+    "prompt_toolkit": ("qwq_local.terminal",),
+    "rich": ("qwq_local.terminal",),
+    "tokenizers": ("qwq_convert.tokenizer_check",),
     "torch": (),
+    "typer": ("qwq_local.cli",),
+    "wcwidth": ("qwq_local.dialogue.excerpts",),
+    "yaml": ("qwq_convert.metadata",),
 }
-# Modules that must not be needed to print help: each costs more than the whole command line.
-SLOW = (
-    "llama_cpp",
-    "numpy",
-    "rich",
-    "huggingface_hub",
-    "httpx2",
-    "jinja2",
-    "gguf",
-    "platformdirs",
-    "tomllib",
-    "sqlite3",
+# A module of these may be short and have one importer: a command, a prompt format, an architecture.
+ONE_EACH = (
+    "qwq_local.cli",
+    "qwq_local.chat.commands",
+    "qwq_local.dialogue.prompts",
+    "qwq_convert.architectures",
 )
+FEWEST_LINES = 100
+# Modules that help must not load: each costs more time than the whole command line.
+SLOW = (
+    "gguf",
+    "httpx2",
+    "huggingface_hub",
+    "jinja2",
+    "llama_cpp",
+    "llguidance",
+    "numpy",
+    "platformdirs",
+    "prompt_toolkit",
+    "rich",
+    "sqlite3",
+    "tomllib",
+)
+POSIX_ONLY = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readline")
+
+# TODO: what is not yet as the rules ask. These lists only get shorter.
+TODO_SMALL = (
+    "qwq_local.backend",
+    "qwq_local.chat",
+    "qwq_local.dialogue",
+    "qwq_local.engine",
+    "qwq_local.history",
+    "qwq_local.hub",
+    "qwq_local.machine",
+    "qwq_local.models",
+    "qwq_local.terminal",
+)
+TODO_REPEATED = {
+    *("Asked", "Block", "Changed", "Choice", "Facts", "Fit", "Form", "Kind", "Layout", "Origin"),
+    *("PartialFile", "Piece", "Progress", "Record", "Row", "Said", "Shares", "Source", "State"),
+}
 
 
 @cache
-def sources() -> list[tuple[str, ast.Module]]:
-    return list(_sources())
-
-
-def _sources() -> Iterator[tuple[str, ast.Module]]:
-    for base in (ROOT, ROOT / "convert"):
-        package = base / ("qwq_local" if base == ROOT else "qwq_convert")
+def modules() -> dict[str, ast.Module]:
+    """Every module of the program by its name."""
+    found = {}
+    for package in (ROOT / "qwq_local", ROOT / "convert" / "qwq_convert"):
         for path in sorted(package.rglob("*.py")):
-            parts = path.relative_to(base).with_suffix("").parts
-            name = ".".join(part for part in parts if part != "__init__")
-            yield name, ast.parse(path.read_text())
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            found[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text())
+    return found
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """What the nodes import; `from package import module` counts as the module."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in modules() else node.module
 
 
-def within(module: str, places: tuple[str, ...]) -> bool:
+@cache
+def imports() -> frozenset[tuple[str, str]]:
+    """Every import in the program, inside functions too: importer and imported module."""
+    return frozenset(
+        (name, target) for name, tree in modules().items() for target in imported(ast.walk(tree))
+    )
+
+
+def within(module: str, places: Iterable[str]) -> bool:
     return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-def level(module: str) -> int | None:
-    return next((i for i, places in enumerate(LEVELS) if within(module, places)), None)
+def room(module: str) -> str | None:
+    """The room of a module: the longest of the names that contain it; only `__init__` is in `qwq_local`."""
+    found = [name for name in ROOMS if within(module, (name,)) and (name != "qwq_local" or module == name)]
+    return max(found, key=len, default=None)
 
 
-def test_every_module_has_a_level() -> None:
-    known = ("qwq_local", "qwq_local.__main__")
-    assert [name for name, _ in sources() if level(name) is None and name not in known] == []
+def test_every_module_is_in_a_room() -> None:
+    assert [name for name in modules() if room(name) is None] == []
 
 
-def test_no_lower_room_imports_a_higher_one() -> None:
+def test_no_room_imports_from_a_higher_one() -> None:
+    upward = []
+    for name, target in sorted(imports()):
+        own, other = room(name), room(target)
+        if own and other and ROOMS.index(other) < ROOMS.index(own):
+            upward.append(f"{name} imports {target}")
+    assert upward == []
+
+
+def test_the_converter_uses_only_errors_and_files_of_the_rest() -> None:
+    allowed = ("qwq_local.errors", "qwq_local.files")
     wrong = [
         f"{name} imports {target}"
-        for name, tree in sources()
-        for target in imported(tree)
-        if (own := level(name)) is not None and (other := level(target)) is not None and other > own
-    ]
-    assert wrong == []
-
-
-def test_the_converter_imports_only_errors_and_files() -> None:
-    wrong = [
-        f"{name} imports {target}"
-        for name, tree in sources()
-        for target in imported(tree)
-        if name.startswith("qwq_convert")
-        and target.startswith("qwq_local")
-        and not within(target, ("qwq_local.errors", "qwq_local.files"))
+        for name, target in sorted(imports())
+        if within(name, ("qwq_convert",)) and within(target, ("qwq_local",)) and not within(target, allowed)
     ]
     assert wrong == []
 
 
 @pytest.mark.parametrize("library", DOORS)
-def test_each_large_library_has_one_door(library: str) -> None:
-    wrong = [
-        name
-        for name, tree in sources()
-        if any(target.split(".")[0] == library for target in imported(tree))
-        and not within(name, DOORS[library])
-    ]
-    assert wrong == []
+def test_each_library_has_one_door(library: str) -> None:
+    users = {name for name, target in imports() if within(target, (library,))}
+    assert [name for name in sorted(users) if not within(name, DOORS[library])] == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Counts the imports that run when a module is imported."""
+    direct = {name: set(imported(tree.body)) & modules().keys() for name, tree in modules().items()}
+    free: set[str] = set()
+    while ready := [name for name in direct if name not in free and direct[name] <= free]:
+        free.update(ready)
+    assert sorted(direct.keys() - free) == []
+
+
+def test_a_small_module_serves_more_than_one() -> None:
+    importers = defaultdict(set)
+    for name, target in sorted(imports()):
+        importers[target].add(name)
+    small = []
+    for name, tree in modules().items():
+        n_lines = tree.body[-1].end_lineno or 0 if tree.body else 0
+        is_part = "." in name and name != "qwq_local.__main__" and not has_children(name)
+        if is_part and n_lines < FEWEST_LINES and len(importers[name]) < 2 and not within(name, ONE_EACH):
+            small.append(f"{name} has {n_lines} lines and {len(importers[name])} importer")
+    assert [line for line in small if not within(line.split()[0], TODO_SMALL)] == []
+
+
+def has_children(module: str) -> bool:
+    return any(name.startswith(f"{module}.") for name in modules())
+
+
+def test_no_class_name_is_used_twice() -> None:
+    """A leading underscore makes no other name."""
+    places = defaultdict(list)
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].append(name)
+    repeated = {name: where for name, where in places.items() if len(where) > 1}
+    assert {name: where for name, where in repeated.items() if name not in TODO_REPEATED} == {}
 
 
 def test_help_loads_nothing_slow() -> None:
-    program = (
-        "import sys\nfrom qwq_local.cli.main import main\n"
-        f"main(['--help']); print([m for m in {SLOW!r} if m in sys.modules])"
-    )
+    commands = ("ask", "chat", "convert", "imatrix", "plan", "pull", "verify")
+    program = f"""
+import sys
+from qwq_local.cli.main import main
+for command in [], *([name] for name in {commands!r}):
+    main([*command, "--help"])
+    print("loaded:", [module for module in {SLOW!r} if module in sys.modules])
+"""
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == "[]", result.stdout + result.stderr
+    loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded:")]
+    assert loaded == ["loaded: []"] * (1 + len(commands)), result.stdout + result.stderr
 
 
-def test_nothing_posix_only_is_imported_by_a_module() -> None:
-    posix = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readline")
+def test_no_module_imports_what_only_posix_has() -> None:
     wrong = [
         f"{name} imports {target}"
-        for name, tree in sources()
-        for node in tree.body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for target in imported(ast.Module([node], []))
-        if target in posix
+        for name, tree in modules().items()
+        for target in imported(tree.body)
+        if target in POSIX_ONLY
     ]
     assert wrong == []

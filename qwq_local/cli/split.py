@@ -79,7 +79,7 @@ def answer_in_parts(
     backend: SplitBackend, request: SplitRequest, plan: SplitPlan, output: SplitOutput
 ) -> int:
     """Asks every part, then for one answer from theirs; the exit status of the last pass. Raises QwqError."""
-    environment, run = output.environment, _Passes()
+    environment, run = output.environment, _PassTotals()
     writer = _writer(output)
     try:
         for event in answer_split(backend, request, plan):
@@ -105,7 +105,7 @@ def answer_in_parts(
     return STATUS[run.reason]
 
 
-class _Passes:
+class _PassTotals:
     """The passes so far: how many, their tokens and seconds, how the last one ended."""
 
     def __init__(self) -> None:
