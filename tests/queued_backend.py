@@ -14,7 +14,7 @@ from typing import Any
 from qwq_local.backend.question import Question
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import ChatEvent, Said, Shown
-from qwq_local.chat.setup import ChatSetup
+from qwq_local.chat.model import ChatSetup
 from qwq_local.errors import DoesNotFit, PromptTooLong, QwqError
 from qwq_local.events import (
     Answer,

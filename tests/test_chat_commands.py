@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qwq_local.backend.question import Question
-from qwq_local.chat.commands import COMMANDS, parse
+from qwq_local.chat.commands.output import code_blocks
+from qwq_local.chat.commands.registry import COMMANDS, parse
 from qwq_local.chat.events import Changed, Copy, Page, ThinkView, ViewChanged
-from qwq_local.chat.recalling import code_blocks
 from qwq_local.errors import DoesNotFit, ModelNotFound
 from qwq_local.events import Event, Finished, FinishReason, Steered, Thinking, TurnStats
 from qwq_local.history.archive import Archive

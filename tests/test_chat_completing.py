@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.chat.completing import MAX_ITEMS
+from qwq_local.chat.completion import MAX_ITEMS
 from qwq_local.chat.events import Completion
 from qwq_local.history.archive import Archive
 from tests.queued_backend import Talking, says, talking

@@ -12,7 +12,7 @@ import pytest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Asking, Changed, ChatEvent, Recalled
-from qwq_local.chat.setup import ChatSetup
+from qwq_local.chat.model import ChatSetup
 from qwq_local.engine.api import AbortFlag
 from qwq_local.events import (
     Answer,

@@ -333,7 +333,7 @@ def test_what_the_status_line_shows_is_told_after_every_turn_even_if_it_is_the_s
 def test_regen_draws_another_seed_where_one_is_fixed(talk: Talking) -> None:
     talk.submit("/seed 5")
     talk.submit("One?", says())
-    assert talk.backend.questions[-1].seed is None
+    assert talk.backend.questions[-1].seed == 5
     talk.submit("/regen", says())
     assert talk.backend.questions[-1].seed not in (None, 5)
 

@@ -1,7 +1,5 @@
-"""What a chat says to whoever shows it, besides the events of turns; and the seam between the two.
-
-A person's line goes into `Talk.submit`, prompt or command alike, and these values come out. They say what
-is to be shown, never how. Knows no terminal.
+"""The seam between a chat and a front end: lines go into `Talk.submit`, questions and commands alike, and
+the events of turns and these values come out. They say what to show, not how.
 """
 
 from __future__ import annotations
@@ -69,6 +67,11 @@ class CommandHelp:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyHelp:
+    """The keys of the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContextUse:
     """Who has the context: `prompt_tokens` of `n_ctx`, divided as the ledger says."""
 
@@ -84,7 +87,7 @@ class NextPlan:
     planned: Planned
 
 
-Shown = Said | TextTable | CommandHelp | ContextUse | NextPlan
+Shown = Said | TextTable | CommandHelp | KeyHelp | ContextUse | NextPlan
 """What a front end shows as lines; how they are laid out is for it to say."""
 
 

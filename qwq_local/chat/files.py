@@ -1,7 +1,7 @@
-"""Which files a person means: a path, a directory or a glob in, regular files under their names out.
+"""The files that a path, a directory, a glob or an `@path` in a question means, and their texts.
 
-Directories and globs are walked within limits, hidden files, version control and links to directories left
-out. Nothing is read here but, of files that were not named one by one, the first bytes.
+Directories and globs are walked within limits. Hidden files, version control and links to directories are
+left out. A file that is not text is refused by name and byte.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from qwq_local.dialogue.conversation import Attachment
 from qwq_local.errors import UsageError
+from qwq_local.reading import read_text
 
 MAX_BYTES = 8 << 20
 """Of all files together: far more than the largest window holds, and counted in a second or two."""
+
+MAX_FILES = 100
 
 MAX_LOOKED_AT = 20_000
 _MAX_DEPTH = 40
@@ -25,12 +29,16 @@ _SNIFFED_BYTES = 8192
 _GLOB = re.compile(r"[*?[]")
 _WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\\[ "']|\S)+""")
 _PIECE = re.compile(r""""([^"]*)"|'([^']*)'|\\([ "'])""")
+# A name in a question: at its start, after a space or an opening bracket, so never inside an e-mail address.
+_MENTION = re.compile(r'(?<![^\s(\[])@(?:"([^"\n]+)"|([^\s"]+))')
+_AFTER_A_NAME = ".,;:!?)]}'"
+_MAX_MENTIONS = 2000  # most of them are no files: a pasted source has many @
 _NOT_OURS = frozenset({"CVS", "_darcs", "__pycache__", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file under the name that it is shown and attached by; `was_named` when the person named it alone."""
+    """A file and the name it is shown under; `was_named` when the user named it by itself."""
 
     name: str
     path: Path
@@ -62,7 +70,7 @@ def find_files(given: str, cwd: Path, limit: int) -> Found:
 
 
 def resolved(given: str, cwd: Path) -> Path:
-    """Where a path as a person writes it leads, `~` expanded. Raises UsageError for what is no path."""
+    """The path that a user wrote, `~` expanded. Raises UsageError for a text that is no path."""
     try:
         path = Path(given).expanduser()
     except RuntimeError as error:
@@ -79,6 +87,30 @@ def is_file(given: str, cwd: Path) -> bool:
     except UsageError:
         return False
     return mode is not None and stat.S_ISREG(mode)
+
+
+def mentioned_files(question: str, cwd: Path) -> list[Attachment]:
+    """The files that a question names with @, in order. Raises UsageError for one that is not text."""
+    found: dict[str, Attachment] = {}
+    words = dict.fromkeys((match[1], match[2]) for match in _MENTION.finditer(question))
+    for quoted, word in list(words)[:_MAX_MENTIONS]:
+        # A sentence may continue after a name, with a comma or a bracket.
+        name = quoted or (word if is_file(word, cwd) else word.rstrip(_AFTER_A_NAME))
+        if name and name not in found and is_file(name, cwd):
+            found[name] = read_attachment(FoundFile(name, resolved(name, cwd), True))
+        if len(found) > MAX_FILES:
+            raise UsageError(f"the question names more than {MAX_FILES} files: attach fewer.")
+    return list(found.values())
+
+
+def read_attachment(file: FoundFile) -> Attachment:
+    """The text of a file. Raises UsageError for one that is too large or not text."""
+    if _is_larger(file.path, MAX_BYTES):
+        raise UsageError(
+            f"{file.name} is larger than {MAX_BYTES >> 20} MiB: no context holds it. "
+            "qwq ask --split reads such a file in parts."
+        )
+    return Attachment(file.name, read_text(file.path, MAX_BYTES, name=file.name))
 
 
 def split_arguments(text: str) -> list[str]:
@@ -164,7 +196,7 @@ def _walk(root: Path, patterns: Sequence[str]) -> Iterator[tuple[tuple[str, ...]
 
 
 def is_kind(asks: Callable[[], bool]) -> bool:
-    """What an entry of a folder says of itself; no for a link that leads in a circle or where none may go."""
+    """What an entry of a folder says of itself; False for a link in a circle and where access is denied."""
     try:
         return asks()
     except OSError:
@@ -172,7 +204,7 @@ def is_kind(asks: Callable[[], bool]) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; of one that is too large, as many as may be looked at."""
+    """The entries of a folder, by name; of a very large one, as many as may be looked at."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -186,8 +218,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether a path goes with the patterns; `**` stands for any folders, none too."""
-    # reached[i]: the parts so far go with the first i patterns.
+    """Whether a path matches the patterns; `**` stands for any number of folders, also none."""
+    # reached[i]: the parts so far match the first i patterns.
     reached = _past_stars([True, *[False] * len(patterns)], patterns)
     for part in parts:
         following = [False] * (len(patterns) + 1)
@@ -209,8 +241,8 @@ def _past_stars(reached: list[bool], patterns: Sequence[str]) -> list[bool]:
     return reached
 
 
-def is_larger(path: Path, n_bytes: int) -> bool:
-    """Whether a file has more bytes; one that cannot be looked at is for its reader to refuse."""
+def _is_larger(path: Path, n_bytes: int) -> bool:
+    """Whether a file has more bytes. A file that cannot be examined has not: its reader refuses it."""
     try:
         return path.stat().st_size > n_bytes
     except OSError:
@@ -218,7 +250,7 @@ def is_larger(path: Path, n_bytes: int) -> bool:
 
 
 def _why_not(path: Path) -> str:
-    """Why a file that nobody named alone is not attached; empty when it may be."""
+    """Why a file that was found in a folder is not attached; empty when it may be."""
     try:
         if path.stat().st_size > MAX_BYTES:
             return f"larger than {MAX_BYTES >> 20} MiB"

@@ -1,50 +1,113 @@
-"""The state of a chat, in one place for all its commands: who answers, what was said, what waits."""
+"""The state of a chat between two lines: its model, its conversation, waiting files, the running turn."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qwq_local.chat.answering import Answering
+from qwq_local.backend.question import Backend
 from qwq_local.chat.conversation import Conversation
 from qwq_local.chat.events import Changed
-from qwq_local.chat.running import Running
-from qwq_local.chat.setup import ChatSetup
-from qwq_local.dialogue.conversation import Attachment, Framing, fence
+from qwq_local.chat.model import ChatModel, ChatSetup
+from qwq_local.dialogue.control import TurnControl
+from qwq_local.dialogue.conversation import Attachment, Framing
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnRecord
 
 
+class RunningTurn:
+    """The turn that runs now, if any. Any thread may call its methods; without a turn they do nothing."""
+
+    def __init__(self) -> None:
+        # A signal handler may come in between on the thread that holds it.
+        self._lock = threading.RLock()
+        self._backend: Backend | None = None
+        self._control = TurnControl()
+        self._is_stopped = False
+
+    def begin(self, backend: Backend) -> TurnControl:
+        """Start a turn; returns the control for its question."""
+        with self._lock:
+            self._backend, self._control, self._is_stopped = backend, TurnControl(), False
+            return self._control
+
+    def end(self) -> None:
+        """The turn is over."""
+        with self._lock:
+            self._backend = None
+
+    def began(self) -> None:
+        """The first event is there. A stop that came before it may be lost, so it is repeated."""
+        with self._lock:
+            if self._is_stopped and self._backend is not None:
+                self._backend.stop()
+
+    def stop(self) -> None:
+        """End the turn."""
+        with self._lock:
+            if self._backend is not None:
+                self._is_stopped = True
+                self._backend.stop()
+
+    def answer_now(self) -> None:
+        """End the thinking and answer; ends a pause too."""
+        if (control := self._running()) is not None:
+            control.answer_now()
+            control.go_on()
+
+    def steer(self, text: str) -> None:
+        """Put a sentence into the thinking; ends a pause too."""
+        if (control := self._running()) is not None:
+            if text.strip():
+                control.steer(text)
+            control.go_on()
+
+    def pause(self) -> None:
+        """Let the turn wait."""
+        if (control := self._running()) is not None:
+            control.pause()
+
+    def go_on(self) -> None:
+        """End the pause."""
+        if (control := self._running()) is not None:
+            control.go_on()
+
+    def _running(self) -> TurnControl | None:
+        with self._lock:
+            return self._control if self._backend is not None else None
+
+
 @dataclass(frozen=True, slots=True)
-class Attached:
-    """A file that waits for the next question, with its tokens as it will stand there."""
+class WaitingFile:
+    """A file that waits for the next question; `tokens` is None where the backend does not count them."""
 
     attachment: Attachment
-    tokens: int
+    tokens: int | None
 
 
 @dataclass(slots=True)
 class Session:
-    """All that lasts from one line to the next.
+    """Everything that lasts from one line to the next.
 
-    `replacing` is the turn whose question is being edited, `notices` are what is to be said after the turn,
-    `offered` is the conversation with a lost turn that /continue takes up before anything is asked.
+    `edited_turn` is the turn whose question is being edited. `notices` are said after the turn. `offered` is
+    the conversation that /continue opens while nothing was asked yet.
     """
 
     setup: ChatSetup
-    answering: Answering
+    model: ChatModel
     conversation: Conversation
     archive: Archive
-    running: Running = field(default_factory=Running)
-    attached: dict[str, Attached] = field(default_factory=dict)
-    replacing: TurnRecord | None = None
+    running: RunningTurn = field(default_factory=RunningTurn)
+    attached: dict[str, WaitingFile] = field(default_factory=dict)
+    edited_turn: TurnRecord | None = None
     offered: int | None = None
     notices: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, setup: ChatSetup) -> Session:
-        """A session that nothing was said in. Raises what finding the model raises."""
-        return cls(setup, Answering(setup), Conversation(setup.archive), setup.archive)
+        """A session in which nothing was said. Raises ProfileError, ModelNotFound, UsageError."""
+        return cls(setup, ChatModel(setup), Conversation(setup.archive), setup.archive)
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -52,31 +115,30 @@ class Session:
         return tuple(waiting.attachment for waiting in self.attached.values())
 
     def content(self, question: str, attachments: Sequence[Attachment] = ()) -> str:
-        """The whole user message: files, question, the profile's suffix. Raises UsageError for nothing."""
-        framing = Framing("", tuple(attachments), self.answering.profile.question_suffix)
+        """The whole user message: files, question, the profile's suffix. Raises UsageError if it is empty."""
+        framing = Framing("", tuple(attachments), self.model.profile.question_suffix)
         return framing.messages(question)[-1].content
 
-    def go_on_in_memory(self) -> None:
-        """Keep what is said from here on in memory alone: the archive cannot be written."""
-        chosen = self.answering.chosen
+    def move_to_memory(self) -> None:
+        """Keep everything from here on in memory alone, because the archive cannot be written."""
         memory = Archive.private()
-        self.conversation.move_to(memory, chosen.model, chosen.profile or "", self.answering.profile.system)
+        model = self.model
+        self.conversation.move_to(memory, model.name, model.chosen.profile or "", model.profile.system)
         self.archive = memory
 
     def close(self) -> None:
-        """Free the model; the archive of the setup is its opener's."""
-        self.answering.close()
+        """Free the model; who opened the archive of the setup closes it."""
+        self.model.close()
         if self.archive is not self.setup.archive:
             self.archive.close()
 
     def changed(self) -> Changed:
-        """What the status line shows now; of the context what the next question finds taken."""
-        answering, last = self.answering, self.conversation.last
-        planned = answering.planned
+        """What the status line shows now: of the context, what the next question finds in use."""
+        last, planned = self.conversation.last, self.model.planned
         used = last.stats.prompt_tokens + last.stats.answer_tokens if last is not None else 0
         return Changed(
-            model=planned.model if planned is not None else answering.chosen.model,
-            n_ctx=answering.window,
+            model=planned.model if planned is not None else self.model.name,
+            n_ctx=planned.n_ctx if planned is not None else 0,
             used_tokens=used,
             yarn_factor=planned.yarn_factor if planned is not None else 1.0,
             conversation="not kept" if self.archive.is_private else self.conversation.name,
@@ -84,13 +146,8 @@ class Session:
         )
 
 
-def fences(attachments: Sequence[Attachment]) -> tuple[str, ...]:
-    """The files as they stand in a message."""
-    return tuple(map(fence, attachments))
-
-
-def thoughts(turns: Sequence[TurnRecord]) -> str:
-    """Which turns, by the numbers of their thoughts: `thought 3`, `thoughts 1-4`, `thoughts 1, 3`."""
+def thought_numbers(turns: Sequence[TurnRecord]) -> str:
+    """The numbers of some turns' thoughts: `thought 3`, `thoughts 1-4`, `thoughts 1, 3`."""
     numbers = [turn.number for turn in turns]
     if len(numbers) == 1:
         return f"thought {numbers[0]}"

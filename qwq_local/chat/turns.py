@@ -1,7 +1,6 @@
-"""How a turn runs: a question in, the backend's events out as they come, everything written to the archive.
+"""One turn of a chat: a question is sent, its events come out as they come, and the archive keeps them.
 
-A question that fails before it is planned is not written, and leaves the conversation as it was. Knows no
-command.
+A question that fails before anything comes is not kept, and leaves the conversation as it was.
 """
 
 from __future__ import annotations
@@ -12,24 +11,37 @@ from dataclasses import dataclass, replace
 from qwq_local.backend.question import Question
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.events import Asking, ChatEvent, Said, Shown
-from qwq_local.chat.mending import mends
-from qwq_local.chat.recording import Recording
-from qwq_local.chat.session import Session, thoughts
+from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.errors import HistoryError, QwqError
-from qwq_local.events import FinishReason
+from qwq_local.events import (
+    Answer,
+    CloseReason,
+    Event,
+    Finished,
+    FinishReason,
+    Loading,
+    Notice,
+    Planned,
+    Prefill,
+    Thinking,
+    ThinkingClosed,
+)
 from qwq_local.history.database import HistoryBusy
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import TurnRecord, TurnStart
+from qwq_local.history.records import TurnOrigin, TurnRecord, TurnStart
+from qwq_local.planning.window import Window
+from qwq_local.profiles.keys import Profile
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question as it is to be sent, after the turns `before` it.
+class ChatQuestion:
+    """A question to send after the turns `before` it.
 
-    `question` is what the person typed and `content` the whole message; `files` are the names of the files
-    in it and `file_texts` those as they stand there; `waiting` names those that wait no more once it is sent.
+    `question` is what the user typed and `content` the whole message. `files` are the names of the files in
+    the message, `file_texts` those files as they stand there. The files called `waiting` wait no longer once
+    it is sent.
     """
 
     question: str
@@ -41,13 +53,13 @@ class Asked:
     seed: int | None = None
 
 
-def question_of(session: Session, asked: Asked) -> Question:
-    """The question for the backend: the turns before it that are sent, without their thinking."""
+def backend_question(session: Session, asked: ChatQuestion) -> Question:
+    """The question as the backend gets it, after the turns that are sent, without their thinking."""
+    profile = session.model.profile
     sent = session.conversation.sent_of(asked.before)
-    messages = history_messages(session.answering.profile.system, sent)
     return Question(
-        [*messages, Message(Role.USER, asked.content)],
-        seed=asked.seed,
+        [*history_messages(profile.system, sent), Message(Role.USER, asked.content)],
+        seed=asked.seed if asked.seed is not None else profile.seed,
         files=asked.file_texts,
         spared=sum(turn.stats.thinking_tokens for turn in sent),
         wants_tokens=True,
@@ -55,60 +67,69 @@ def question_of(session: Session, asked: Asked) -> Question:
 
 
 def ask(
-    session: Session, asked: Asked, price_of: Callable[[Question], Iterable[Shown]] = lambda _: ()
+    session: Session,
+    asked: ChatQuestion,
+    price_of: Callable[[Question], Iterable[Shown]] = lambda _: (),
 ) -> Iterator[ChatEvent]:
-    """Ask the model and write down the turn. Raises QwqError, and Aborted when stopped while it loads.
+    """Ask the model and keep the turn. Raises QwqError, and Aborted when stopped while the model loads.
 
     The `price_of` the question is shown below it, before it is sent.
     """
-    question = question_of(session, asked)
+    question = backend_question(session, asked)
     yield Asking(asked.question, len(asked.before) + 1)
     yield from price_of(question)
-    for silent in session.conversation.newly_left_out(asked.before):
+    for turn in session.conversation.newly_unsent(asked.before):
         yield Said(
             (
-                f"{thoughts([silent])} had no answer: its question is left out of what the model sees; "
-                f"/retry-from {silent.number} asks it again.",
+                f"{thought_numbers([turn])} had no answer: its question is left out of what the model sees; "
+                f"/retry-from {turn.number} asks it again.",
             )
         )
-    yield from _answered(session, question, lambda: _begun(session, asked))
+    yield from _run(session, question, lambda: _begin(session, asked))
 
 
-def go_on(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
-    """Go on with a turn from its last token. Raises what `ask` raises."""
+def continue_turn(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
+    """Continue a turn after its last token. Raises what `ask` raises."""
     seed = turn.origin.seed if turn.origin is not None else None
-    asked = Asked(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
+    asked = ChatQuestion(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
     opening = Opening(turn.prompt, turn.generated, turn.steered)
-    question = replace(question_of(session, asked), opening=opening)
-    told = (turn.thinking, turn.answer, turn.steered, turn.thinking_s)
-    yield Asking(turn.question, turn.number, True, *told)
-    yield from _answered(session, question, lambda: session.archive.resume_turn(turn.id), turn)
+    question = replace(backend_question(session, asked), opening=opening)
+    yield Asking(
+        turn.question,
+        turn.number,
+        continued=True,
+        thinking=turn.thinking,
+        answer=turn.answer,
+        steered=turn.steered,
+        thinking_s=turn.thinking_s,
+    )
+    yield from _run(session, question, lambda: session.archive.resume_turn(turn.id), turn)
 
 
-def _begun(session: Session, asked: Asked) -> TurnRecorder:
-    """The turn in the archive; in memory when that cannot be written, since the person wants to talk."""
+def _begin(session: Session, asked: ChatQuestion) -> TurnRecorder:
+    """The turn in the archive, or in memory when the archive cannot be written: the user wants to talk."""
     try:
-        return _written(session, asked)
+        return _begin_in_archive(session, asked)
     except HistoryBusy:
         raise
     except HistoryError as error:
-        session.go_on_in_memory()
+        session.move_to_memory()
         session.notices.append(f"{error} This conversation goes on in memory alone: /save keeps it.")
-        upto = len(asked.before)
-        return _written(session, replace(asked, before=session.conversation.turns[:upto]))
+        before = session.conversation.turns[: len(asked.before)]
+        return _begin_in_archive(session, replace(asked, before=before))
 
 
-def _written(session: Session, asked: Asked) -> TurnRecorder:
-    answering, conversation = session.answering, session.conversation
-    profile = answering.chosen.profile or ""
+def _begin_in_archive(session: Session, asked: ChatQuestion) -> TurnRecorder:
+    model = session.model
+    profile = model.chosen.profile or ""
     start = TurnStart(
-        conversation.begin(answering.chosen.model, profile, answering.profile.system),
+        session.conversation.begin(model.name, profile, model.profile.system),
         parent=asked.before[-1].id if asked.before else None,
         question=asked.question,
         content=asked.content,
         files=asked.files,
         profile=profile,
-        settings=answering.settings,
+        settings=model.settings,
     )
     recorder = session.archive.begin_turn(start)
     for name in asked.waiting:
@@ -116,22 +137,25 @@ def _written(session: Session, asked: Asked) -> TurnRecorder:
     return recorder
 
 
-def _answered(
-    session: Session, question: Question, begin: Callable[[], TurnRecorder], resumed: TurnRecord | None = None
+def _run(
+    session: Session,
+    question: Question,
+    begin: Callable[[], TurnRecorder],
+    continued: TurnRecord | None = None,
 ) -> Iterator[ChatEvent]:
-    """The events of a turn, what can be done about its end, and what keeping its prefill says.
+    """The events of a turn, and after it what the user can do about its end.
 
-    A turn that goes on is `resumed` as it stood.
+    A `continued` turn is given as it was recorded so far.
     """
-    answering, running = session.answering, session.running
-    backend, before = answering.backend, answering.planned
-    recording = Recording(session, begin, resumed)
+    model, running = session.model, session.running
+    before = model.planned
+    recording = _Recording(session, question, begin, continued)
     turn: TurnRecord | None = None
     failure: QwqError | None = None
-    control = running.begin(backend)
+    control = running.begin(model.backend)
     try:
         is_first = True
-        for event in backend.reply(replace(question, control=control)):
+        for event in model.backend.reply(replace(question, control=control)):
             if is_first:
                 running.began()
                 is_first = False
@@ -143,19 +167,146 @@ def _answered(
         running.end()
         turn = recording.close()
     if failure is not None:
-        if turn is None or not recording.has_grown:
+        if turn is None or not recording.has_text:
             raise failure
         yield Said((f"{failure}", "what came is kept: /continue goes on."), is_error=True)
         return
-    if turn is None or answering.planned is None:
+    if turn is None:
         return
-    lines = [
-        *session.notices,
-        *recording.problems,
-        *mends(recording.closed, recording.reason, (before, answering.planned), answering.profile),
-    ]
+    lines = [*session.notices, *recording.problems]
+    lines += _end_lines(recording, before, model.planned, model.profile)
     session.notices.clear()
     if lines:
         yield Said(tuple(lines))
     if recording.reason is not FinishReason.INTERRUPTED:
-        yield from backend.keep()
+        yield from model.keep()
+
+
+class _Recording:
+    """Writes the events of a turn to the archive and the turn itself to the conversation.
+
+    `has_text` once text came. `closed` and `reason` say why the thinking and the turn ended, once they did.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        question: Question,
+        begin: Callable[[], TurnRecorder],
+        continued: TurnRecord | None,
+    ) -> None:
+        self._session = session
+        self._seed = question.seed
+        self._begin = begin
+        self._continued = continued
+        self._recorder: TurnRecorder | None = None
+        self._has_prefill = False
+        self.has_text = False
+        self.closed: CloseReason | None = None
+        self.reason: FinishReason | None = None
+
+    def take(self, event: Event) -> None:
+        """Write the next event; the first that is the turn's own begins it. Raises HistoryError."""
+        model = self._session.model
+        if isinstance(event, Planned):
+            model.planned = event
+        if self._recorder is None and not isinstance(event, Loading | Notice):
+            self._recorder = self._begin()
+            self._recorder.set_origin(self._origin(0))
+        if self._recorder is None:
+            return
+        if isinstance(event, Prefill) and not self._has_prefill:
+            # Only the first one says what was cached before it began.
+            self._has_prefill = True
+            self._recorder.set_origin(self._origin(event.cached))
+        self._recorder.feed(event)
+        match event:
+            case Thinking() | Answer():
+                self.has_text = True
+            case ThinkingClosed():
+                self.closed = event.reason
+            case Finished():
+                self.reason = event.reason
+            case _:
+                pass
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the turn could not be written, if so."""
+        problem = self._recorder.problem if self._recorder is not None else None
+        return [problem] if problem else []
+
+    def close(self) -> TurnRecord | None:
+        """The turn as it was written; None when it failed before anything came."""
+        if self._recorder is None:
+            return None
+        self._recorder.close()
+        conversation = self._session.conversation
+        turn = self._session.archive.turn(self._recorder.turn_id)
+        if not (self.reason or turn.thinking or turn.answer):
+            conversation.back_to(conversation.last)
+            return None
+        conversation.add(turn)
+        return turn
+
+    def _origin(self, cached_tokens: int) -> TurnOrigin:
+        """What the turn is computed with; a continued turn keeps what it began with."""
+        if self._continued is not None and self._continued.origin is not None:
+            return replace(self._continued.origin, is_continued=True)
+        model = self._session.model
+        return model.origin(model.planned, cached_tokens, self._seed)
+
+
+def _end_lines(
+    recording: _Recording, before: Planned | None, planned: Planned | None, profile: Profile
+) -> Iterator[str]:
+    """What the user can do after a turn that was cut or closed, or that switched YaRN on.
+
+    `before` is the plan of the turn before it.
+    """
+    n_ctx = f" of {planned.n_ctx:,} tokens" if planned is not None else ""
+    if recording.reason is not FinishReason.INTERRUPTED:
+        match recording.closed:
+            case CloseReason.BUDGET:
+                budget = f" of {planned.thinking_budget:,} tokens" if planned is not None else ""
+                yield (f"the thinking was ended at its budget{budget}: /set thinking_budget N, then /regen.")
+            case CloseReason.CONTEXT:
+                yield (
+                    f"the thinking was ended, the context{n_ctx} was nearly full: "
+                    "/drop leaves out the oldest turns, then /regen."
+                )
+            case CloseReason.LOOP:
+                yield "the thinking repeated itself and was cut: /regen tries another seed."
+            case _:
+                pass
+    match recording.reason:
+        case FinishReason.MAX_TOKENS:
+            yield (
+                f"the answer was cut at max_tokens, {profile.max_tokens:,}: /continue goes on, "
+                "/set max_tokens N raises it."
+            )
+        case FinishReason.CONTEXT:
+            yield f"the answer was cut, the context{n_ctx} is full: {_larger_context(profile)}"
+        case FinishReason.LOOP:
+            yield "the answer was ended, it repeated itself: /regen tries another seed."
+        case FinishReason.NO_ANSWER:
+            yield "no answer came out of the thinking: /continue goes on, /regen tries another seed."
+        case _:
+            pass
+    factor = before.yarn_factor if before is not None else 1.0
+    if planned is not None and planned.yarn_factor > max(factor, 1.0):
+        yield (
+            f"YaRN {planned.yarn_factor:g} is on from here: /drop leaves out the oldest turns, "
+            "/clear begins anew without it."
+        )
+
+
+def _larger_context(profile: Profile) -> str:
+    """How to get a larger context, or what to leave out where there is none."""
+    window = Window(profile.native_window, profile.yarn_factors, profile.yarn)
+    if profile.n_ctx is not None and profile.n_ctx < window.largest:
+        return "/set n_ctx default, then /continue."
+    larger = [factor for factor in sorted(window.factors) if factor > window.allowed_factors[-1]]
+    if larger:
+        return f"/set yarn {larger[0]:g}, then /continue."
+    return "/drop leaves out the oldest turns, then /regen."

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
 
+from qwq_local.backend.question import Backend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Said, Shown, Talk, ThinkView
-from qwq_local.chat.setup import ChatBackend, ChatSetup
+from qwq_local.chat.model import ChatSetup
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, interrupts_call
 from qwq_local.cli.flags import DEFAULT_PROFILE, ChatFlags
@@ -82,7 +83,7 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
     def resolved(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:
         return resolve(model, profile, folders, environment.variables, settings)
 
-    def made(model: str, resolved: ResolvedProfile) -> ChatBackend:
+    def made(model: str, resolved: ResolvedProfile) -> Backend:
         return local_backend(model, resolved, places, is_private=flags.private, is_roomy=True)[0]
 
     def model_names() -> list[str]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from qwq_local.engine.api import DEFAULT_ORDER, SamplerSettings
 from qwq_local.errors import ProfileError
@@ -155,6 +155,15 @@ RULES: Mapping[str, Rule] = {
     "question_suffix": Text(),
     "loop_guard": Switch(),
 }
+
+_SAMPLER_KEYS = tuple(each.name for each in fields(SamplerSettings) if each.name not in ("seed", "order"))
+RECORDED_KEYS = (
+    *_SAMPLER_KEYS,
+    "sampler_order",
+    *("thinking_budget", "answer_reserve", "max_tokens", "loop_guard"),
+    *("n_batch", "n_ubatch", "flash_attention", "threads"),
+)
+"""What decides which tokens come, besides the plan: the sampler, the budgets, how it is computed."""
 
 
 def accepted(key: str, value: object, source: str) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwq_local.chat.events import CommandHelp, ContextUse, NextPlan, Said, Shown, TextTable
+from qwq_local.chat.events import CommandHelp, ContextUse, KeyHelp, NextPlan, Said, Shown, TextTable
 from qwq_local.planning.words import choice_lines, ledger_line
 from qwq_local.terminal.sanitizer import cell_width, sanitize
 
@@ -17,6 +17,24 @@ _CONTEXT_PARTS = (("system", "█"), ("files", "▓"), ("history", "▒"), ("pro
 _FREE = "·"
 _GAP = "  "
 
+# What the keys of terminal/repl do; docs/chat.md says more.
+KEYS = (
+    ("Ctrl-T", "while it thinks: fold, unfold; else open the last thought"),
+    ("Ctrl-G", "answer now: end the thinking"),
+    ("Ctrl-S", "steer: put a sentence of yours into the thinking"),
+    ("Ctrl-C", "stop, or clear the line; on an empty one twice: leave"),
+    ("Ctrl-D", "leave, on an empty line"),
+    ("Enter", "send; while it works your line waits its turn"),
+    ("Alt-Enter, Ctrl-J", "a new line"),
+    ('"""', "begin and end a text of many lines"),
+    ("Up", "take back the line that waits; else earlier lines"),
+    ("Ctrl-R", "search earlier lines"),
+    ("Ctrl-X Ctrl-E", "write the line in your editor"),
+    ("Tab", "complete a command, file, key or name"),
+    ("Right, Ctrl-E", "take what is suggested behind the cursor"),
+    ("Ctrl-L, Ctrl-Z", "draw anew; to the shell, fg comes back"),
+)
+
 
 def lines_of(event: Shown) -> list[str]:
     """The lines of an event, sanitized."""
@@ -25,6 +43,8 @@ def lines_of(event: Shown) -> list[str]:
             return [sanitize(line[:_LINE_LIMIT]) for line in lines]
         case TextTable():
             return list(_table_lines(event))
+        case KeyHelp():
+            return list(_table_lines(TextTable(KEYS)))
         case CommandHelp(usage, lines):
             return [usage, *(f"  {line}" for line in lines)]
         case ContextUse():

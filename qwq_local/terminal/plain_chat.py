@@ -17,6 +17,7 @@ from qwq_local.chat.events import (
     ContextUse,
     Copy,
     Edit,
+    KeyHelp,
     Leave,
     NextPlan,
     Page,
@@ -103,7 +104,7 @@ class PlainChat:
 
     def _show_one(self, event: ChatEvent, screen: AskScreen) -> None:
         match event:
-            case Said() | TextTable() | CommandHelp() | ContextUse() | NextPlan():
+            case Said() | TextTable() | CommandHelp() | KeyHelp() | ContextUse() | NextPlan():
                 self._has_failed |= isinstance(event, Said) and event.is_error
                 self._lines(screen, lines_of(event))
             case Page(title, text):

@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from qwq_local.chat.commands import COMMANDS
+from qwq_local.chat.commands.registry import COMMANDS
 from tests.terminal.chat_terminal import (
     CERTAIN,
     COUNT,

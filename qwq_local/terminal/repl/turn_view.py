@@ -16,6 +16,7 @@ from qwq_local.chat.events import (
     ChatEvent,
     CommandHelp,
     ContextUse,
+    KeyHelp,
     NextPlan,
     Recalled,
     Said,
@@ -316,7 +317,7 @@ class TurnView:
         match event:
             case Notice(text):
                 said = partial(scrollback.notice_rows, text)
-            case Said() | TextTable() | CommandHelp() | ContextUse() | NextPlan():
+            case Said() | TextTable() | CommandHelp() | KeyHelp() | ContextUse() | NextPlan():
                 said = partial(scrollback.said_rows, event)
             case Planned() if self._is_new(event):
                 said = partial(scrollback.plan_rows, event)
