@@ -39,7 +39,7 @@ from qwq_local.cli.environment import Environment, refuse_stdout
 from qwq_local.cli.flags import ConvertFlags
 from qwq_local.cli.local import default_profile, measured_fit
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
-from qwq_local.hub.snapshots import find_snapshot, is_repository
+from qwq_local.hub.cache import find_snapshot, is_repository
 from qwq_local.models.architecture import Shape
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine

@@ -18,7 +18,7 @@ from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile, measured_fit, model_places
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
-from qwq_local.hub.content_hash import hash_file
+from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import Shape, check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
 from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256

@@ -14,26 +14,29 @@ from qwq_local.cli.flags import PullFlags
 from qwq_local.cli.local import default_profile, measured_fit, model_places
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
 from qwq_local.hub.client import Hub, Listing
-from qwq_local.hub.download import Hashing, Progress, StartedOver
 from qwq_local.hub.pull import (
+    BytesHashed,
+    BytesReceived,
+    DownloadRestarted,
     FileDone,
+    FileLocked,
     FileStarted,
-    Freed,
-    Locked,
     Puller,
     PullEvent,
+    SpaceFreed,
     pull_files,
 )
-from qwq_local.hub.source import OFFLINE
-from qwq_local.hub.workers import Pace, Wait
-from qwq_local.models.catalog import (
-    OFFICIAL_BYTES,
+from qwq_local.hub.transfer import OFFLINE, RetryWait, TransferSettings
+from qwq_local.models.catalog import OFFICIAL_BYTES
+from qwq_local.models.inventory import Places, hub_name
+from qwq_local.models.offers import (
     Offer,
+    best_offer,
+    check_remote_header,
     offer_of_file,
     offer_of_type,
     offers,
 )
-from qwq_local.models.inventory import Places, hub_name
 from qwq_local.models.registry import State
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
@@ -60,7 +63,7 @@ def pull(environment: Environment, flags: PullFlags) -> int:
         return pull_weights(flags, environment, resolved, places)
     screen = PullScreen(Output.of(environment.stderr, environment.variables), time.monotonic)
     repo = flags.repo or resolved.profile.repo
-    hub = Hub(Pace())
+    hub = Hub(TransferSettings())
     try:
         with screen.closed_at_the_end():
             if flags.show_list:
@@ -101,7 +104,7 @@ def _download(
     except PullError as error:
         if (path := _offline(flags, error, places, repo)) is None:
             raise
-        screen.say(f"{path.name} is here already; the hub was not flags.")
+        screen.say(f"{path.name} is here already; the hub was not asked.")
         return ExitStatus.ANSWERED
     available = offers(listing)
     if flags.file is not None:
@@ -109,9 +112,6 @@ def _download(
     elif flags.file_type:
         offer = offer_of_type(repo, available, flags.file_type)
     else:
-        # Imports numpy, which a pull of a named type that is already here does not need.
-        from qwq_local.models.choose import best_offer
-
         choice = best_offer(repo, available, measured_fit(resolved.profile))
         screen.say(f"{choice.reason}.")
         offer = choice.offer
@@ -132,11 +132,9 @@ def _download(
 
 def _look_first(puller: Puller, listing: Listing, offer: Offer, screen: PullScreen) -> None:
     """Raises ModelFileError for a model that qwq cannot run, before gigabytes of it are fetched."""
-    from qwq_local.models.first_look import look_first
-
     first = offer.files[0]
-    if not puller.cache.blob(listing.repo, first.content_hash.hexadecimal).is_file():
-        drained(look_first(puller.hub, listing, first, puller.pace), screen)
+    if not puller.cache.blob(listing.repo, first.digest.hex).is_file():
+        drained(check_remote_header(puller.hub, listing, first), screen)
 
 
 def _problem(path: Path) -> ModelFileError | None:
@@ -168,7 +166,7 @@ def _register(
                 origin="pull",
                 file_type=offer.file_type,
                 repo=listing.repo,
-                sha256=file.content_hash.hexadecimal,
+                sha256=file.digest.hex,
                 n_bytes=status.st_size,
                 mtime_ns=status.st_mtime_ns,
                 verified_at=now,
@@ -250,17 +248,17 @@ class PullScreen:
         match event:
             case FileStarted():
                 self._start(event)
-            case Progress(done):
+            case BytesReceived(done):
                 self._update(done, "")
-            case Hashing(done):
+            case BytesHashed(done):
                 self._check(done)
-            case Wait(reason, seconds) if seconds >= LEAST_WAIT_SHOWN_S:
+            case RetryWait(reason, seconds) if seconds >= LEAST_WAIT_SHOWN_S:
                 self.say(f"{reason}: waiting {time_left(seconds)}.")
-            case StartedOver(reason):
+            case DownloadRestarted(reason):
                 self.say(f"{reason}.")
-            case Locked(name):
+            case FileLocked(name):
                 self.say(f"another process is downloading {name}: waiting for it.")
-            case Freed(n_bytes):
+            case SpaceFreed(n_bytes):
                 self.say(f"{decimal_size(n_bytes)} of abandoned downloads were removed.")
             case FileDone(name, _, fetched):
                 self.say(f"{name} is whole: sha256 verified." if fetched else f"{name} is here already.")

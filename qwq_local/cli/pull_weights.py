@@ -26,10 +26,9 @@ from qwq_local.errors import ExitStatus
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.client import Hub
 from qwq_local.hub.conversion import ShardsPlanned, WeightsEvent, convert_weights
-from qwq_local.hub.download import Progress
-from qwq_local.hub.pull import FileDone, FileStarted, Puller
-from qwq_local.hub.shards import Keeping
-from qwq_local.hub.workers import Pace
+from qwq_local.hub.pull import BytesReceived, FileDone, FileStarted, Puller
+from qwq_local.hub.shards import ShardCaches
+from qwq_local.hub.transfer import TransferSettings
 from qwq_local.models.inventory import Places
 from qwq_local.models.registry import State
 from qwq_local.paths import make_private
@@ -52,11 +51,11 @@ def pull_weights(
         screen.say(f"{out} is here already. Remove it to make it anew, or choose another --out.")
         return ExitStatus.ANSWERED
     registry = places.registry
-    puller = Puller(Hub(Pace()), places.hub_cache, is_verified=registry.read().is_verified)
+    puller = Puller(Hub(TransferSettings()), places.hub_cache, is_verified=registry.read().is_verified)
     own = HubCache(make_private(places.directories.cache) / "weights")
     request = ConvertRequest(Path(repo), file_type, out, imatrix=flags.imatrix)
     try:
-        keeping = Keeping(places.hub_cache, own, flags.keep_weights)
+        keeping = ShardCaches(places.hub_cache, own, flags.keep_weights)
         with screen.closed_at_the_end(), closing(convert_weights(puller, repo, request, keeping)) as events:
             for event in events:
                 screen.show_weights(event)
@@ -114,7 +113,7 @@ class WeightsScreen(PullScreen):
             case FileStarted():
                 self._arriving, self._arrived = event, event.here
                 self._draw()
-            case Progress():
+            case BytesReceived():
                 self._arrived = event.done
                 self._draw()
             case FileDone():

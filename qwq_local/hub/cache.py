@@ -1,27 +1,103 @@
-"""The Hugging Face cache on this machine: where blobs, snapshots, refs and locks of a repository lie.
+"""The Hugging Face cache on this machine, and the hashes that name its files.
 
 The layout is huggingface_hub's (its guide "Understand caching"): `blobs/<etag>`, `snapshots/<commit>/<name>`
-linking there, `refs/main`, and `.locks/<repo>/<etag>.lock`, the very lock that its own downloads take. Knows
-no network.
+linking to it, `refs/main`, and `.locks/<repo>/<etag>.lock`, the same lock that huggingface_hub's downloads
+take.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 from huggingface_hub import constants
 
-from qwq_local.errors import PullError
+from qwq_local.errors import ModelNotFound, PullError
 from qwq_local.files import LockHeld, allocated_bytes, free_bytes, lock_file, write_atomically
-from qwq_local.hub.partial import PARTIAL, remove_partial
 
+BLOCK_BYTES = 2**20
+PARTIAL = ".qwq-partial"
+JOURNAL = ".qwq-journal"
 STALE_AFTER_S = 14 * 24 * 3600
-"""A partial file that no run has touched for so long is taken for abandoned."""
+"""After this time without a change a partial file counts as abandoned."""
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_DIGEST_FORMS = {"sha256": re.compile(r"[0-9a-f]{64}"), "git-sha1": re.compile(r"[0-9a-f]{40}")}
+
+Algorithm = Literal["sha256", "git-sha1"]
+
+
+class RunningHash(Protocol):
+    """What hashlib's objects do."""
+
+    def update(self, content: bytes, /) -> None:
+        """Hash more bytes."""
+
+    def hexdigest(self) -> str:
+        """The hash of all bytes so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The hash that the hub states for a file, in lower-case hexadecimal. Anything else is a ValueError.
+
+    Large files have a sha256 (Git LFS). Small ones have git's blob id, the sha1 of a header and the content
+    (git-hash-object(1)). The hub's ETag is this digest, and names the file in the cache.
+    """
+
+    algorithm: Algorithm
+    hex: str
+
+    def __post_init__(self) -> None:
+        if not _DIGEST_FORMS[self.algorithm].fullmatch(self.hex):
+            raise ValueError(f"{self.hex[:80]!r} is no {self.algorithm}")
+
+    def matches(self, content: bytes) -> bool:
+        """Whether this is the digest of `content`."""
+        running = new_hash(self.algorithm, len(content))
+        running.update(content)
+        return running.hexdigest() == self.hex
+
+
+def new_hash(algorithm: Algorithm, n_bytes: int) -> RunningHash:
+    """A running hash for a file of `n_bytes`."""
+    if algorithm == "sha256":
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
+
+
+def hash_file(path: Path, algorithm: Algorithm) -> Generator[int, None, str]:
+    """The hexadecimal hash of a file; yields the number of bytes hashed, after each block. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        running, done = new_hash(algorithm, path.stat().st_size), 0
+        while block := file.read(BLOCK_BYTES):
+            running.update(block)
+            done += len(block)
+            yield done
+    return running.hexdigest()
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` has the form OWNER/NAME."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
+def find_snapshot(repo: str) -> Path:
+    """The snapshot folder of a repository that was downloaded before. Raises ModelNotFound."""
+    found = HubCache.here().find(repo, "config.json")
+    if found is None:
+        raise ModelNotFound(
+            f"{repo}: no such folder, and no such repository was downloaded to this machine. "
+            f"Download it first: hf download {repo}"
+        )
+    return found.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +108,7 @@ class HubCache:
 
     @classmethod
     def here(cls) -> HubCache:
-        """The one that HF_HUB_CACHE or HF_HOME name."""
+        """The cache that HF_HUB_CACHE or HF_HOME name."""
         return cls(Path(constants.HF_HUB_CACHE))
 
     def folder(self, repo: str) -> Path:
@@ -40,11 +116,11 @@ class HubCache:
         return self.root / f"models--{repo.replace('/', '--')}"
 
     def blob(self, repo: str, etag: str) -> Path:
-        """Where the content with that hash lies or would lie."""
+        """The place of the content with that hash, whether it is there or not."""
         return self.folder(repo) / "blobs" / etag
 
     def snapshot(self, repo: str, commit: str, name: str) -> Path:
-        """Where the file of that name lies or would lie. ValueError should it leave the snapshot."""
+        """The place of the file of that name. Raises ValueError for a name that leaves the snapshot."""
         folder = self.folder(repo) / "snapshots" / commit
         path = folder.joinpath(*name.split("/"))
         if folder not in path.parents or ".." in path.parts:
@@ -52,7 +128,7 @@ class HubCache:
         return path
 
     def find(self, repo: str, name: str) -> Path | None:
-        """The file as huggingface_hub finds it offline, or None."""
+        """The file where huggingface_hub finds it offline, or None."""
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(repo, name, cache_dir=self.root)
@@ -77,7 +153,7 @@ class HubCache:
             yield is_mine
 
     def publish(self, repo: str, commit: str, name: str, etag: str) -> Path:
-        """Link the blob into its snapshot, make that snapshot `main`; the linked path. Raises PullError."""
+        """Link the blob into its snapshot, make that snapshot `main`, return the link. Raises PullError."""
         path = self.snapshot(repo, commit, name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,15 +166,15 @@ class HubCache:
         return path
 
     def free_bytes(self, repo: str) -> int:
-        """What is free on the disk that a repository's blobs lie on."""
+        """The free bytes on the disk of a repository's blobs."""
         return free_bytes(self.folder(repo))
 
     def used_bytes(self) -> int:
-        """What all blobs and partial files take on the disk."""
+        """The bytes that all blobs and partial files take on the disk."""
         return sum(allocated_bytes(path) for path in self.root.glob("models--*/blobs/*"))
 
     def remove_stale(self, now: float) -> None:
-        """Delete what nothing has touched for two weeks. Only for a cache that is ours alone."""
+        """Delete everything that was not touched for two weeks. Only for a cache of our own."""
         self.remove_stale_partials(now)
         for path in self.root.glob("models--*/blobs/*"):
             with suppress(OSError):
@@ -106,9 +182,9 @@ class HubCache:
                     path.unlink()
 
     def remove_stale_partials(self, now: float) -> int:
-        """Delete our own partial files that nobody works on and nobody needs; the bytes that this frees.
+        """Delete partial files of ours that were abandoned. Returns the bytes that this frees.
 
-        Those are the ones untouched for two weeks, and those whose blob has come by another way.
+        A partial file is abandoned after two weeks without a change, or when its blob came in another way.
         """
         freed = 0
         for path in self.root.glob(f"models--*/blobs/*{PARTIAL}"):
@@ -128,7 +204,7 @@ class HubCache:
 
 
 def _link(blob: Path, path: Path) -> None:
-    """Make `path` the blob: by a relative link, by the same file under two names, or by moving it there."""
+    """Make `path` the blob: a relative link, else a hard link, else the moved blob itself."""
     if path.exists() and path.samefile(blob):
         return
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
@@ -142,3 +218,15 @@ def _link(blob: Path, path: Path) -> None:
         except OSError:
             blob.replace(beside)
     beside.replace(path)
+
+
+def partial_path(blob: Path) -> Path:
+    """Where the bytes of a blob are until it is complete."""
+    return blob.with_name(blob.name + PARTIAL)
+
+
+def remove_partial(path: Path) -> None:
+    """Delete a partial file, its journal and the journal's replacement, as far as they are there."""
+    stem = path.name.removesuffix(PARTIAL)
+    for name in (path.name, stem + JOURNAL, stem + JOURNAL + ".new"):
+        path.with_name(name).unlink(missing_ok=True)

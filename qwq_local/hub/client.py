@@ -1,13 +1,14 @@
-"""A repository on the hub in, its files with sizes and hashes out. The door to huggingface_hub's metadata.
+"""The hub's list of a repository's files, with sizes and hashes.
 
-`HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and proxies are huggingface_hub's own affair: its client asks.
-What comes back is checked here before anyone trusts it. Knows no disk.
+huggingface_hub's own client asks, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies work as it documents
+them. Everything that comes back is checked here before it is used.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -19,36 +20,44 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers
 
 from qwq_local import __version__
 from qwq_local.errors import PullError, UsageError
-from qwq_local.hub.content_hash import ContentHash
-from qwq_local.hub.faults import Transient, in_short, told_wait_s
-from qwq_local.hub.source import OFFLINE, RemoteContent
-from qwq_local.hub.workers import Pace, Wait, still
+from qwq_local.hub.cache import Digest
+from qwq_local.hub.ranges import ByteRange
+from qwq_local.hub.source import RemoteContent, Source
+from qwq_local.hub.transfer import (
+    ContentChanged,
+    NoRangeSupport,
+    RetryWait,
+    TransferSettings,
+    TransientError,
+    connection_errors,
+    retry_after_s,
+    with_retries,
+)
 
 MAX_FILE_BYTES = 2**50
 MAX_NAME_CHARS = 500
 MAX_FILES = 20_000
-ATTEMPTS = 4  # a user waits for the first answer
+ATTEMPTS = 4  # fewer than for a download: a user waits for the first answer
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: its checked name (with folders), length and hash."""
+    """A file of a repository: its name (folders included, checked), length and hash."""
 
     name: str
     n_bytes: int
-    content_hash: ContentHash
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """The files of a repository at one commit."""
 
     repo: str
     commit: str
@@ -69,44 +78,56 @@ class Listing:
 class Hub:
     """The hub that HF_ENDPOINT names, or another one that is given."""
 
-    def __init__(self, pace: Pace, endpoint: str | None = None) -> None:
-        self._pace = pace
+    def __init__(self, settings: TransferSettings, endpoint: str | None = None) -> None:
+        self._settings = settings
         self._endpoint = endpoint or constants.ENDPOINT
         self._api = HfApi(endpoint=self._endpoint, library_name="qwq-local", library_version=__version__)
 
-    def list_files(self, repo: str) -> Generator[Wait, None, Listing]:
-        """The files of a repository as its branch `main` has them; the waits on the way are told.
+    def list_files(self, repo: str) -> Generator[RetryWait, None, Listing]:
+        """The files of a repository on its branch `main`; yields the waits between tries.
 
-        Raises PullError when the hub does not answer, refuses, or answers nonsense, UsageError for a name
-        that is none.
+        Raises PullError when the hub does not answer, refuses, or answers nonsense, and UsageError when the
+        name is not of the form OWNER/NAME.
         """
-        failures, patience = 0, replace(self._pace.patience, attempts=ATTEMPTS)
-        while True:
-            try:
-                return _checked_listing(repo, self._ask(repo))
-            except Transient as fault:
-                failures += 1
-                seconds = patience.wait_s(fault, failures)
-                yield Wait(fault.reason, seconds)
-                self._pace.pause(still(), seconds)
+        retry = replace(self._settings.retry, attempts=ATTEMPTS)
+        return (yield from with_retries(lambda: self._list_files(repo), self._settings, retry))
 
-    def content(self, listing: Listing, file: RemoteFile) -> RemoteContent:
-        """Where the bytes of a file are, of this very commit."""
+    def source(self, listing: Listing, file: RemoteFile, etag: str = "") -> Source:
+        """The bytes of a file at the listing's commit; `etag` as for Source."""
         url = hf_hub_url(listing.repo, file.name, revision=listing.commit, endpoint=self._endpoint)
         headers = build_hf_headers(library_name="qwq-local", library_version=__version__)
-        return RemoteContent(file.name, url, headers, file.n_bytes)
+        return Source(RemoteContent(file.name, url, headers, file.n_bytes), etag)
 
-    def _ask(self, repo: str) -> Any:
+    def read_range(
+        self, listing: Listing, file: RemoteFile, wanted: ByteRange
+    ) -> Generator[RetryWait, None, bytes]:
+        """The bytes of a range, in memory. Raises PullError, also when the server sends whole files only."""
+        if not wanted.n_bytes:
+            return b""
+        source = self.source(listing, file)
+
+        def read() -> bytes:
+            is_whole = wanted.n_bytes == file.n_bytes
+            with source.open_whole() if is_whole else source.open(wanted) as chunks:
+                return b"".join(chunks)
+
+        try:
+            return (yield from with_retries(read, self._settings, self._settings.retry))
+        except (ContentChanged, NoRangeSupport):
+            raise PullError(
+                f"{file.name}: the server sends no parts of files: --convert needs that."
+            ) from None
+
+    def _list_files(self, repo: str) -> Listing:
         host = urlsplit(self._endpoint).hostname or self._endpoint
         try:
             timeout = constants.HF_HUB_ETAG_TIMEOUT
-            return self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
+            with connection_errors(host), _endpoint_errors(self._endpoint):
+                info = self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
         except HFValidationError:
             raise UsageError(
                 f"--repo {repo[:100]}: write it as owner/name, such as Qwen/QwQ-32B-GGUF."
             ) from None
-        except OfflineModeIsEnabled:
-            raise PullError(OFFLINE) from None
         except GatedRepoError:
             raise PullError(
                 f"{repo} is gated. Accept its terms at {self._endpoint}/{repo}, then set HF_TOKEN to a token "
@@ -116,17 +137,6 @@ class Hub:
             raise PullError(self._no_such(repo)) from None
         except HfHubHTTPError as error:
             raise _refused(repo, host, error) from None
-        except httpx2.TimeoutException:
-            raise Transient(f"{host} does not answer") from None
-        except httpx2.ProxyError as error:
-            raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
-            raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
-        except httpx2.ConnectError as error:
-            raise Transient(f"no connection to {host} ({in_short(error)})") from None
-        except httpx2.TransportError:
-            # Its text may hold a header, and with it the token.
-            raise Transient(f"the connection to {host} was cut") from None
         except UnicodeEncodeError:
             raise PullError("HF_TOKEN holds characters that no token has. Set it again.") from None
         except httpx2.TooManyRedirects:
@@ -136,6 +146,7 @@ class Hub:
                 f"{host} did not answer as a hub does. Check HF_ENDPOINT, or open a browser: "
                 "a login page may be in the way."
             ) from None
+        return _checked_listing(repo, info)
 
     def _no_such(self, repo: str) -> str:
         name = repo.rpartition("/")[2]
@@ -151,13 +162,21 @@ class Hub:
         )
 
 
+@contextmanager
+def _endpoint_errors(endpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
+        raise PullError(f"HF_ENDPOINT is {endpoint[:100]!r}: give it as https://HOST.") from None
+
+
 def _refused(repo: str, host: str, error: HfHubHTTPError) -> Exception:
     status = error.response.status_code
     if status == 429:
-        wait = told_wait_s(error.response.headers, time.time())
-        return Transient(f"{host} limits the rate (429)", wait)
+        wait = retry_after_s(error.response.headers, time.time())
+        return TransientError(f"{host} limits the rate (429)", wait)
     if status == 408 or status >= 500:
-        return Transient(f"{host} answered {status}", told_wait_s(error.response.headers, time.time()))
+        return TransientError(f"{host} answered {status}", retry_after_s(error.response.headers, time.time()))
     if status in (401, 403):
         return PullError(
             f"{host} refuses {repo} ({status}): the token is wrong or may not read it. "
@@ -167,7 +186,7 @@ def _refused(repo: str, host: str, error: HfHubHTTPError) -> Exception:
 
 
 def _checked_listing(repo: str, info: Any) -> Listing:
-    """What the hub said, as far as it is believable. Raises PullError."""
+    """The hub's answer as a listing. Raises PullError for one that cannot be right."""
     commit, siblings = getattr(info, "sha", None), getattr(info, "siblings", None)
     if not isinstance(commit, str) or not constants.REGEX_COMMIT_OID.fullmatch(commit) or len(commit) != 40:
         raise PullError(f"the hub states no commit for {repo}. Check HF_ENDPOINT.")
@@ -186,14 +205,14 @@ def _checked_file(repo: str, sibling: Any) -> RemoteFile:
         raise PullError(f"{repo}: the hub states no believable size for {name}. Try again later.")
     try:
         if lfs is not None:
-            return RemoteFile(name, n_bytes, ContentHash("sha256", lfs.sha256))
-        return RemoteFile(name, n_bytes, ContentHash("git-sha1", sibling.blob_id))
+            return RemoteFile(name, n_bytes, Digest("sha256", lfs.sha256))
+        return RemoteFile(name, n_bytes, Digest("git-sha1", sibling.blob_id))
     except (ValueError, TypeError):
         raise PullError(f"{repo}: the hub states no hash for {name}, so it cannot be verified.") from None
 
 
 def checked_name(repo: str, name: object) -> str:
-    """A file's name as the hub gave it, made sure that it stays in its folder. Raises PullError."""
+    """A file's name from the hub. Raises PullError for one that leaves its folder."""
     if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable():
         parts = name.split("/")
         if all(part not in ("", ".", "..") and not any(sign in part for sign in "\\:") for part in parts):

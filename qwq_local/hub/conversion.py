@@ -1,8 +1,8 @@
-"""A repository of weights and a file type in, a quantized GGUF out, its shards passing through a small disk.
+"""Converts the weights of a repository while they are downloaded.
 
-Download and conversion overlap: shards come one ahead of the one that is quantized and go when their tensors
-are on the disk for good, so the peak is the output and two shards. Whatever ends it, the same request
-goes on from there.
+One shard is quantized while the next one is downloaded. A shard is deleted as soon as its tensors are on the
+disk for good. So the disk needs room for the output and two shards. However a run ends, the same request
+continues it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from qwq_convert.plan import ConversionPlan, ConvertRequest, plan_conversion
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes, free_bytes
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.checkpoint import RemoteCheckpoint, headers_of
+from qwq_local.hub.checkpoint import DOCUMENTS, RemoteCheckpoint, fetch_headers, headers_of, shards_of
 from qwq_local.hub.pull import SPARE_BYTES, Puller, PullEvent, pull_files
-from qwq_local.hub.shards import MOST_SHARDS, ArrivingShards, Headers, Keeping
-from qwq_local.hub.skeleton import DOCUMENTS, fetch_skeleton, shards_of
+from qwq_local.hub.shards import MAX_SHARDS, ShardCaches, ShardDownloads, ShardHeaders
 from qwq_local.text import binary_size
 
-LOOK_S = 0.2
-JOURNAL_EVERY_S = 1.0
+EVENT_WAIT_S = 0.2
+RELEASE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ShardsPlanned:
-    """All headers are read and checked: how many shards there are, their bytes, and those of the output."""
+    """All headers are checked: the number of shards, their bytes, and the bytes of the output."""
 
     count: int
     bytes_total: int
@@ -47,60 +46,60 @@ WeightsEvent = PullEvent | ConvertEvent | ShardsPlanned
 
 
 def convert_weights(
-    puller: Puller, repo: str, request: ConvertRequest, keeping: Keeping
+    puller: Puller, repo: str, request: ConvertRequest, caches: ShardCaches
 ) -> Generator[WeightsEvent, None, None]:
-    """Convert a repository's weights as asked; `request.source` is not looked at.
+    """Convert a repository's weights; `request.source` is ignored.
 
-    Raises PullError and ConvertError, for everything that headers show before the first shard is fetched.
+    Raises PullError and ConvertError. What the headers show is refused before the first shard is fetched.
     """
-    keeping.own.remove_stale(time.time())
+    caches.own.remove_stale(time.time())
     listing = yield from puller.hub.list_files(repo)
     shards = shards_of(listing)
-    if keeping.keep:
+    if caches.keep:
         documents = [file for file in listing.files if file.name in DOCUMENTS]
-        yield from pull_files(replace(puller, cache=keeping.shared), listing, documents)
+        yield from pull_files(replace(puller, cache=caches.shared), listing, documents)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qwq-headers-")))
-        yield from fetch_skeleton(puller.hub, listing, folder, puller.pace)
-        skeleton = stack.enter_context(CheckpointFolder(folder))
-        headers = headers_of(shards, skeleton)
-        arriving = stack.enter_context(ArrivingShards(puller, listing, headers, keeping))
-        checkpoint = RemoteCheckpoint(repo, headers, skeleton, arriving)
+        yield from fetch_headers(puller.hub, listing, folder)
+        headers = stack.enter_context(CheckpointFolder(folder))
+        with_tensors = headers_of(shards, headers)
+        downloads = stack.enter_context(ShardDownloads(puller, listing, with_tensors, caches))
+        checkpoint = RemoteCheckpoint(repo, with_tensors, headers, downloads)
         plan = plan_conversion(checkpoint, request)
         if not any(file.path.exists() for file in plan.files):
-            _check_space(plan, headers, keeping.own)
-        yield ShardsPlanned(len(headers), sum(shard.n_bytes for shard in headers), plan.n_bytes)
-        yield from _Run(request, plan, checkpoint, arriving).events()
+            _check_space(plan, with_tensors, caches.own)
+        yield ShardsPlanned(len(with_tensors), sum(shard.n_bytes for shard in with_tensors), plan.n_bytes)
+        yield from _Conversion(request, plan, checkpoint, downloads).events()
 
 
-class _Run:
-    """The conversion in a thread of its own, so that the download can be told of while it waits."""
+class _Conversion:
+    """The conversion in a thread of its own, so that events of the download are yielded while it waits."""
 
     def __init__(
         self,
         request: ConvertRequest,
         plan: ConversionPlan,
         checkpoint: RemoteCheckpoint,
-        arriving: ArrivingShards,
+        downloads: ShardDownloads,
     ) -> None:
         self._request = request
         self._checkpoint = checkpoint
-        self._arriving = arriving
+        self._downloads = downloads
         self._source_names = {tensor.name: tensor.source.name for tensor in plan.tensors}
         self._journal = journal_path(plan.files)
-        self._told: queue.SimpleQueue[ConvertEvent] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[ConvertEvent] = queue.SimpleQueue()
         self._written: set[str] = set()
-        self._next_look = 0.0
+        self._next_release = 0.0
         self._failure: BaseException | None = None
 
     def events(self) -> Generator[WeightsEvent, None, None]:
         thread = threading.Thread(target=self._convert, name="convert", daemon=True)
         thread.start()
         try:
-            while thread.is_alive() or not self._told.empty():
-                yield from self._waiting_events()
+            while thread.is_alive() or not self._events.empty():
+                yield from self._new_events()
         finally:
-            self._arriving.stop()
+            self._downloads.stop()
             thread.join()
         if self._failure is not None:
             raise self._failure
@@ -109,16 +108,16 @@ class _Run:
     def _convert(self) -> None:
         try:
             for event in convert(self._request, self._checkpoint):
-                self._told.put(event)
+                self._events.put(event)
         except BaseException as error:
             self._failure = error
 
-    def _waiting_events(self) -> Generator[WeightsEvent, None, None]:
-        """What happened since, at most a moment after it did; finished shards are let go on the way."""
-        while not self._arriving.events.empty():
-            yield self._arriving.events.get()
+    def _new_events(self) -> Generator[WeightsEvent, None, None]:
+        """The events since the last call; releases finished shards on the way."""
+        while not self._downloads.events.empty():
+            yield self._downloads.events.get()
         try:
-            event = self._told.get(timeout=LOOK_S)
+            event = self._events.get(timeout=EVENT_WAIT_S)
         except queue.Empty:
             event = None
         if isinstance(event, TensorDone):
@@ -128,11 +127,11 @@ class _Run:
         self._release()
 
     def _release(self) -> None:
-        """Let shards go whose tensors are on the disk for good, or only written before all stands still."""
-        if self._arriving.is_starved:
+        """Release shards whose tensors are on the disk for good. When all else waits, written is enough."""
+        if self._downloads.is_starved:
             self._checkpoint.release_finished(self._written | self._durable())
-        elif time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + JOURNAL_EVERY_S
+        elif time.monotonic() >= self._next_release:
+            self._next_release = time.monotonic() + RELEASE_EVERY_S
             self._checkpoint.release_finished(self._durable())
 
     def _durable(self) -> set[str]:
@@ -140,16 +139,16 @@ class _Run:
         return set() if record is None else {self._source_names.get(name, "") for name in record.finished}
 
 
-def _check_space(plan: ConversionPlan, headers: Headers, own: HubCache) -> None:
-    """Raise PullError unless output and two shards fit, on one disk or on two."""
+def _check_space(plan: ConversionPlan, shards: ShardHeaders, own: HubCache) -> None:
+    """Raise PullError unless the output and two shards fit, on one disk or on two."""
     folder = plan.files[0].path.parent
     output = plan.n_bytes - sum(allocated_bytes(partial_path(file.path)) for file in plan.files)
-    shards = sum(sorted(shard.n_bytes for shard in headers)[-MOST_SHARDS:]) - own.used_bytes()
+    largest = sum(sorted(shard.n_bytes for shard in shards)[-MAX_SHARDS:]) - own.used_bytes()
     root = own.root
     while not root.is_dir():
         root = root.parent
     same = root.stat().st_dev == folder.stat().st_dev
-    needed = {folder: output + shards if same else output} | ({} if same else {root: shards})
+    needed = {folder: output + largest if same else output} | ({} if same else {root: largest})
     for place, n_bytes in needed.items():
         free = free_bytes(place)
         if free < n_bytes + SPARE_BYTES:

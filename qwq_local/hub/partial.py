@@ -1,9 +1,10 @@
-"""A file that is still arriving: its bytes and the journal of which of them are there, on disk.
+"""A blob that is not complete yet: its bytes and the journal of what is there, both on disk.
 
-Beside the blob it will become lie `<etag>.qwq-partial`, which may have holes, and `<etag>.qwq-journal`: lines
-of JSON, the first says what of, the others are spans that are written or the entity tag they came with. Lines
-are only appended, so a process killed at any moment leaves at worst one torn line, which is skipped. What is
-found after a loss of power may be wrong: the hash of the whole tells.
+`<etag>.qwq-partial` has the bytes and may have holes. `<etag>.qwq-journal` has lines of JSON: the first says
+which blob it is for, each further one is a range that was written, or the entity tag of the bytes. Lines are
+only appended, so a process that is killed leaves at most one torn line, which the next run skips. After a
+power failure the journal may be ahead of the bytes; then the hash of the whole file is wrong, and the file is
+fetched again.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ from pathlib import Path
 
 from qwq_local.errors import PullError
 from qwq_local.files import BINARY, PartialFile, append, sync_folder, write_atomically
-from qwq_local.hub.ranges import Span, Spans
+from qwq_local.hub.cache import JOURNAL, partial_path, remove_partial
+from qwq_local.hub.ranges import ByteRange, ByteRanges
 
-PARTIAL = ".qwq-partial"
-JOURNAL = ".qwq-journal"
 FORMAT = 1
 MAX_JOURNAL_BYTES = 64 * 2**20
 MAX_LINE_CHARS = 1000
 
 
-class Partial:
-    """The bytes of one file so far. Only the holder of the file's lock may open one."""
+class PartialBlob:
+    """The bytes of one blob so far. Only the process that holds the blob's lock may open one.
+
+    `done` are the ranges that are here, `etag` is the entity tag that they came with.
+    """
 
     def __init__(self, blob: Path, n_bytes: int) -> None:
-        """Pick up what an earlier run left for the same blob, or start with nothing. Raises PullError."""
+        """Continue with what an earlier run left for the same blob, or start empty. Raises PullError."""
         self.path = partial_path(blob)
         self._journal_path = blob.with_name(blob.name + JOURNAL)
         self._blob = blob
         self.n_bytes = n_bytes
-        self.done = Spans()
+        self.done = ByteRanges()
         self.etag = ""
         self._journal = -1
         try:
@@ -40,31 +43,31 @@ class Partial:
             self._read_journal()
             self._file = PartialFile(self.path)
             try:
-                self._keep(self._file.n_bytes)
+                self._check_against_file()
             except BaseException:
                 self.close()
                 raise
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self._not_writable(error) from None
 
-    def write(self, position: int, content: bytes) -> None:
-        """Put bytes at their place. Raises PullError when the disk does not take them."""
+    def write(self, offset: int, content: bytes) -> None:
+        """Write bytes at their place. Raises PullError when the disk refuses them."""
         try:
-            self._file.write(content, position)
+            self._file.write(content, offset)
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self._not_writable(error) from None
 
-    def read(self, start: int, n_bytes: int) -> bytes:
-        """At most `n_bytes` that were written from `start` on. Raises PullError when the disk fails."""
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Up to `n_bytes` of what was written at `offset`. Raises PullError when the disk fails."""
         try:
-            return self._file.read(n_bytes, start)
+            return self._file.read(n_bytes, offset)
         except OSError as error:
             raise PullError(f"{self.path} cannot be read ({error.strerror}).") from None
 
-    def record(self, span: Span) -> None:
-        """Note that the bytes of a span are written, so that no later run fetches them."""
-        self.done.add(span)
-        self._append([span.start, span.end])
+    def record(self, written: ByteRange) -> None:
+        """Note a range as written, so that no later run fetches it."""
+        self.done.add(written)
+        self._append([written.start, written.end])
 
     def record_etag(self, etag: str) -> None:
         """Note the entity tag that the bytes come with."""
@@ -72,16 +75,16 @@ class Partial:
         self._append({"etag": etag})
 
     def restart(self) -> None:
-        """Forget everything that came."""
-        self.done, self.etag = Spans(), ""
+        """Drop everything that came."""
+        self.done, self.etag = ByteRanges(), ""
         try:
             self._file.truncate(0)
             self._rewrite_journal()
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self._not_writable(error) from None
 
     def publish(self) -> None:
-        """Bring the bytes to the disk and give them the blob's name, in place of what had it before."""
+        """Sync the bytes to the disk and give them the blob's name, in place of a blob that is there."""
         try:
             self._file.sync()
             self.close()
@@ -89,23 +92,23 @@ class Partial:
             self._journal_path.unlink(missing_ok=True)
             sync_folder(self._blob.parent)
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self._not_writable(error) from None
 
     def remove(self) -> None:
-        """Delete partial file and journal."""
+        """Delete the bytes and the journal."""
         self.close()
         remove_partial(self.path)
 
     def close(self) -> None:
-        """Close both files; a second call does nothing."""
+        """Close both files and keep them. A second call does nothing."""
         self._file.close()
         self._close_journal()
 
-    def _keep(self, file_bytes: int) -> None:
-        """Trust the journal no further than the file reaches, and write it anew without its torn line."""
-        reach = [Span(span.start, min(span.end, file_bytes)) for span in self.done]
-        self.done = Spans(span for span in reach if span.n_bytes > 0)
-        if not self.done:
+    def _check_against_file(self) -> None:
+        """Drop ranges beyond the end of the file, and rewrite the journal without a torn line."""
+        file_bytes = self._file.n_bytes
+        self.done = ByteRanges(ByteRange(each.start, min(each.end, file_bytes)) for each in self.done)
+        if not self.done.n_bytes:
             self.etag = ""
             self._file.truncate(0)
         self._rewrite_journal()
@@ -117,7 +120,7 @@ class Partial:
             lines = self._journal_path.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return
-        # The last piece is empty, or a line that was torn.
+        # The last piece is empty or torn.
         entries = [_entry(line) for line in lines[:-1]]
         if not entries or entries[0] != {"qwq-pull": FORMAT, "n_bytes": self.n_bytes}:
             return
@@ -125,14 +128,14 @@ class Partial:
             if isinstance(entry, dict):
                 etag = entry.get("etag")
                 self.etag = etag if isinstance(etag, str) and etag.isprintable() else ""
-            elif (span := _span(entry, self.n_bytes)) is not None:
-                self.done.add(span)
+            elif (written := _range(entry, self.n_bytes)) is not None:
+                self.done.add(written)
 
     def _rewrite_journal(self) -> None:
         entries: list[object] = [{"qwq-pull": FORMAT, "n_bytes": self.n_bytes}]
         if self.etag:
             entries.append({"etag": self.etag})
-        entries += [[span.start, span.end] for span in self.done]
+        entries += [[each.start, each.end] for each in self.done]
         content = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
         self._close_journal()
         beside = self._journal_path.with_name(f"{self._journal_path.name}.new")
@@ -148,25 +151,13 @@ class Partial:
         try:
             append(self._journal, (json.dumps(entry) + "\n").encode())
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self._not_writable(error) from None
 
-    def _cannot_write(self, error: OSError) -> PullError:
+    def _not_writable(self, error: OSError) -> PullError:
         return PullError(
             f"{self.path.parent} cannot be written ({error.strerror}). What came is kept: "
             "free some space or set HF_HUB_CACHE to a folder on another disk, and run the command again."
         )
-
-
-def partial_path(blob: Path) -> Path:
-    """Where the bytes of a blob lie while it arrives."""
-    return blob.with_name(blob.name + PARTIAL)
-
-
-def remove_partial(path: Path) -> None:
-    """Delete a partial file and what belongs to it; what is gone already is no error."""
-    stem = path.name.removesuffix(PARTIAL)
-    for name in (path.name, stem + JOURNAL, stem + JOURNAL + ".new"):
-        path.with_name(name).unlink(missing_ok=True)
 
 
 def _entry(line: str) -> object:
@@ -178,8 +169,8 @@ def _entry(line: str) -> object:
         return None
 
 
-def _span(entry: object, n_bytes: int) -> Span | None:
+def _range(entry: object, n_bytes: int) -> ByteRange | None:
     match entry:
         case [int(start), int(end)] if 0 <= start < end <= n_bytes:
-            return Span(start, end)
+            return ByteRange(start, end)
     return None

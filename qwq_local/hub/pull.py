@@ -1,7 +1,8 @@
-"""Files of a repository in, verified files in the Hugging Face cache out, told as events.
+"""Files of a repository, downloaded and verified into the Hugging Face cache, with an event for each step.
 
-Each file: its lock, what is there already, room on the disk, the bytes, their hash, the snapshot link. A file
-whose hash is wrong is fetched once more, whole; after that it is an error and nothing of it stays.
+For each file: take its lock, look for what is there, check the room on the disk, fetch the bytes, check their
+hash, link the file into its snapshot. A file with a wrong hash is fetched once more, whole. When the hash is
+wrong again, the file is deleted and the pull fails.
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ from pathlib import Path
 
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes
-from qwq_local.hub.cache import HubCache
+from qwq_local.hub.cache import Digest, HubCache, hash_file, new_hash, partial_path
 from qwq_local.hub.client import Hub, Listing, RemoteFile
-from qwq_local.hub.content_hash import hash_file
-from qwq_local.hub.download import Hashing, StartedOver, TransferEvent, download
-from qwq_local.hub.faults import Changed
-from qwq_local.hub.partial import Partial, partial_path
+from qwq_local.hub.partial import PartialBlob
+from qwq_local.hub.ranges import ByteRange
 from qwq_local.hub.source import Source
-from qwq_local.hub.workers import Pace, still
+from qwq_local.hub.transfer import (
+    ContentChanged,
+    NoRangeSupport,
+    RetryWait,
+    TransferSettings,
+    TransientError,
+)
+from qwq_local.hub.workers import DownloadWorkers
 from qwq_local.text import binary_size
 
 SPARE_BYTES = 64 * 2**20
-LOCK_LOOK_S = 0.5
+LOCK_RETRY_S = 0.5
+PROGRESS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,29 @@ class FileStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class BytesReceived:
+    """`done` bytes of the file are here."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesHashed:
+    """All bytes are here; `done` of them are hashed."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadRestarted:
+    """The bytes so far are of no use, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FileDone:
-    """A file is whole, verified and in its place; `fetched` is False when it was there already."""
+    """A file is complete, verified and in its place; `fetched` is false when it was there already."""
 
     name: str
     path: Path
@@ -48,62 +76,62 @@ class FileDone:
 
 
 @dataclass(frozen=True, slots=True)
-class Locked:
-    """Another process downloads this very file; this one waits for it."""
+class FileLocked:
+    """Another process downloads this file, and this process waits for it."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Freed:
-    """Partial files that earlier runs abandoned are gone, and with them so many bytes."""
+class SpaceFreed:
+    """Abandoned partial files of earlier runs were deleted."""
 
     n_bytes: int
 
 
-PullEvent = TransferEvent | FileStarted | FileDone | Locked | Freed
+TransferEvent = BytesReceived | BytesHashed | RetryWait | DownloadRestarted
+PullEvent = TransferEvent | FileStarted | FileDone | FileLocked | SpaceFreed
 
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Where files come from and go to, and what is known of those that are there."""
+    """Where files come from and go to. `is_verified` says whether a file's content is known to be right."""
 
     hub: Hub
     cache: HubCache
-    pace: Pace = field(default_factory=Pace)
+    settings: TransferSettings = field(default_factory=TransferSettings)
     is_verified: Callable[[Path], bool] = lambda _path: False
 
 
 def pull_files(
     puller: Puller, listing: Listing, files: Sequence[RemoteFile]
 ) -> Generator[PullEvent, None, list[Path]]:
-    """Bring all the files; the value is their paths in the snapshot.
+    """Bring all the files. Returns their paths in the snapshot.
 
-    Raises PullError when the disk lacks room, before a byte is fetched, and when a file cannot be had.
+    Raises PullError when the disk lacks room, before a byte is fetched, and when a file does not come.
     """
     if freed := puller.cache.remove_stale_partials(time.time()):
-        yield Freed(freed)
+        yield SpaceFreed(freed)
     check_space(puller.cache, listing.repo, files)
     paths = []
     for index, file in enumerate(files):
-        etag = file.content_hash.hexadecimal
-        told = False
+        started = FileStarted(file.name, index, len(files), file.n_bytes, 0)
+        is_reported = False
         while True:
-            with puller.cache.lock(listing.repo, etag) as is_mine:
+            with puller.cache.lock(listing.repo, file.digest.hex) as is_mine:
                 if is_mine:
-                    started = FileStarted(file.name, index, len(files), file.n_bytes, 0)
                     paths.append((yield from _pull_file(puller, listing, file, started)))
                     break
-            if not told:
-                yield Locked(file.name)
-                told = True
-            puller.pace.pause(still(), LOCK_LOOK_S)
+            if not is_reported:
+                yield FileLocked(file.name)
+                is_reported = True
+            puller.settings.sleep(LOCK_RETRY_S)
     return paths
 
 
 def check_space(cache: HubCache, repo: str, files: Sequence[RemoteFile]) -> None:
     """Raise PullError unless the cache's disk has room for what is missing of the files."""
-    blobs = [(file, cache.blob(repo, file.content_hash.hexadecimal)) for file in files]
+    blobs = [(file, cache.blob(repo, file.digest.hex)) for file in files]
     missing = sum(
         file.n_bytes - allocated_bytes(partial_path(blob)) for file, blob in blobs if not blob.is_file()
     )
@@ -118,13 +146,13 @@ def check_space(cache: HubCache, repo: str, files: Sequence[RemoteFile]) -> None
 def _pull_file(
     puller: Puller, listing: Listing, file: RemoteFile, started: FileStarted
 ) -> Generator[PullEvent, None, Path]:
-    repo, etag = listing.repo, file.content_hash.hexadecimal
+    repo, etag = listing.repo, file.digest.hex
     blob = puller.cache.blob(repo, etag)
-    is_here = yield from _is_here_and_right(puller, blob, file)
+    is_here = yield from _is_complete(puller, blob, file)
     if not is_here and not blob.is_file():
-        # Where there are neither symbolic nor hard links, the blob itself was moved to its snapshot.
+        # Without symbolic and hard links, the blob itself was moved into its snapshot.
         path = puller.cache.snapshot(repo, listing.commit, file.name)
-        if (yield from _is_here_and_right(puller, path, file)):
+        if (yield from _is_complete(puller, path, file)):
             yield FileDone(file.name, path, fetched=False)
             return path
     if not is_here:
@@ -134,48 +162,118 @@ def _pull_file(
     return path
 
 
-def _is_here_and_right(puller: Puller, blob: Path, file: RemoteFile) -> Generator[PullEvent, None, bool]:
-    """Whether the blob is there whole, as the hub's own client or an earlier run may have left it."""
-    if not blob.is_file():
+def _is_complete(puller: Puller, path: Path, file: RemoteFile) -> Generator[PullEvent, None, bool]:
+    """Whether the file is there with the right content, from huggingface_hub or an earlier run."""
+    if not path.is_file():
         return False
-    if blob.stat().st_size == file.n_bytes:
-        if puller.is_verified(blob):
+    if path.stat().st_size == file.n_bytes:
+        if puller.is_verified(path):
             return True
-        found: int | str = ""
-        try:
-            for found in hash_file(blob, file.content_hash.kind):
-                if isinstance(found, int):
-                    yield Hashing(found)
-        except OSError as error:
-            raise PullError(f"{blob} cannot be read ({error.strerror}).") from None
-        if found == file.content_hash.hexadecimal:
+        if (yield from _hash_of(path, file.digest)) == file.digest.hex:
             return True
-    yield StartedOver(f"{file.name} is here, but damaged")
+    yield DownloadRestarted(f"{file.name} is here, but damaged")
     return False
+
+
+def _hash_of(path: Path, digest: Digest) -> Generator[PullEvent, None, str]:
+    hashing = hash_file(path, digest.algorithm)
+    try:
+        while True:
+            yield BytesHashed(next(hashing))
+    except StopIteration as finished:
+        return str(finished.value)
+    except OSError as error:
+        raise PullError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def _fetch(
     puller: Puller, listing: Listing, file: RemoteFile, started: FileStarted
 ) -> Generator[PullEvent, None, None]:
     """Fetch a file until its hash is right, at most twice. Raises PullError."""
-    partial = Partial(puller.cache.blob(listing.repo, file.content_hash.hexadecimal), file.n_bytes)
+    blob = PartialBlob(puller.cache.blob(listing.repo, file.digest.hex), file.n_bytes)
     try:
         for is_last in (False, True):
-            yield FileStarted(file.name, started.index, started.count, file.n_bytes, partial.done.n_bytes)
-            source = Source(puller.hub.content(listing, file), partial.etag)
+            yield FileStarted(file.name, started.index, started.count, file.n_bytes, blob.done.n_bytes)
+            source = puller.hub.source(listing, file, blob.etag)
             try:
-                if (yield from download(source, partial, file.content_hash, puller.pace)):
-                    return partial.publish()
-                reason = f"what came has another {file.content_hash.kind} than the hub states"
-            except Changed:
+                if (yield from _download(source, blob, file.digest, puller.settings)):
+                    return blob.publish()
+                reason = f"what came has another {file.digest.algorithm} than the hub states"
+            except ContentChanged:
                 reason = "the file on the server changed meanwhile"
             if not is_last:
-                partial.restart()
-                yield StartedOver(f"{reason}; it is fetched once more, whole")
-        partial.remove()
+                blob.restart()
+                yield DownloadRestarted(f"{reason}; it is fetched once more, whole")
+        blob.remove()
         raise PullError(
             f"{file.name}: {reason}, twice. Nothing of it was kept. "
             "Try again later, or another source with --repo."
         )
     finally:
-        partial.close()
+        blob.close()
+
+
+def _download(
+    source: Source, blob: PartialBlob, digest: Digest, settings: TransferSettings
+) -> Generator[TransferEvent, None, bool]:
+    """Fetch what `blob` lacks. Returns whether the whole has the hash that the hub states.
+
+    The hash is computed from the bytes on the disk. Raises ContentChanged when the server has another file
+    now, and PullError when it cannot continue. Even then, and when the generator is closed, everything that
+    came is in the journal.
+    """
+    try:
+        hexdigest = yield from _download_ranges(source, blob, digest, settings)
+    except NoRangeSupport:
+        yield DownloadRestarted("the server sends whole files only, so this one cannot be resumed")
+        hexdigest = yield from _download_whole(source, blob, digest, settings)
+    return hexdigest == digest.hex
+
+
+def _download_ranges(
+    source: Source, blob: PartialBlob, digest: Digest, settings: TransferSettings
+) -> Generator[TransferEvent, None, str]:
+    workers = DownloadWorkers(source, blob, digest, settings)
+    try:
+        workers.start()
+        while not workers.is_complete and workers.failure is None:
+            yield BytesReceived(workers.n_received)
+            yield from workers.wait(PROGRESS_S)
+            workers.concurrency.observe(time.monotonic(), workers.n_received)
+            workers.adapt()
+        yield BytesReceived(workers.n_received)
+        while workers.n_hashed < blob.n_bytes and workers.failure is None:
+            yield BytesHashed(workers.n_hashed)
+            workers.wait(PROGRESS_S)
+    finally:
+        workers.stop()
+    if workers.failure is not None:
+        raise workers.failure
+    return workers.hexdigest
+
+
+def _download_whole(
+    source: Source, blob: PartialBlob, digest: Digest, settings: TransferSettings
+) -> Generator[TransferEvent, None, str]:
+    """Fetch everything over one connection, from the first byte again when the connection is cut."""
+    failures, next_report = 0, time.monotonic() + PROGRESS_S
+    while True:
+        blob.restart()
+        running, done = new_hash(digest.algorithm, blob.n_bytes), 0
+        try:
+            with source.open_whole() as chunks:
+                for chunk in chunks:
+                    blob.write(done, chunk)
+                    running.update(chunk)
+                    done += len(chunk)
+                    if time.monotonic() >= next_report:
+                        next_report = time.monotonic() + PROGRESS_S
+                        yield BytesReceived(done)
+        except TransientError as error:
+            failures += 1
+            seconds = settings.retry.wait_s(error, failures)
+            yield RetryWait(error.reason, seconds)
+            settings.sleep(seconds)
+            continue
+        blob.record(ByteRange(0, done))
+        return running.hexdigest()

@@ -1,7 +1,4 @@
-"""Byte ranges of a file: which are there, which are under way, which are still to be fetched.
-
-Arithmetic only. A span is half open, [start, end).
-"""
+"""Byte ranges of a file: the ones that are here, and the ones that are still to be fetched."""
 
 from __future__ import annotations
 
@@ -10,78 +7,77 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """Bytes `start` up to, not including, `end`."""
+class ByteRange:
+    """The bytes from `start` up to `end`, without `end` itself."""
 
     start: int
     end: int
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return self.end - self.start
 
 
-class Spans:
-    """A set of bytes as sorted spans that neither touch nor overlap."""
+class ByteRanges:
+    """A set of bytes, kept as sorted ranges that neither touch nor overlap."""
 
-    def __init__(self, spans: Iterable[Span] = ()) -> None:
-        self._spans: list[Span] = []
-        for span in spans:
-            self.add(span)
+    def __init__(self, ranges: Iterable[ByteRange] = ()) -> None:
+        self._ranges: list[ByteRange] = []
+        for each in ranges:
+            self.add(each)
 
-    def __iter__(self) -> Iterator[Span]:
-        return iter(self._spans)
+    def __iter__(self) -> Iterator[ByteRange]:
+        return iter(self._ranges)
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes are in the set."""
-        return sum(span.n_bytes for span in self._spans)
+        """The number of bytes in the set."""
+        return sum(each.n_bytes for each in self._ranges)
 
     @property
     def front(self) -> int:
-        """Up to where the set has every byte from 0 on."""
-        return self._spans[0].end if self._spans and self._spans[0].start == 0 else 0
+        """The set has every byte before this one."""
+        return self._ranges[0].end if self._ranges and self._ranges[0].start == 0 else 0
 
-    def add(self, span: Span) -> None:
-        """Put the bytes of a span into the set."""
-        if span.n_bytes <= 0:
+    def add(self, new: ByteRange) -> None:
+        """Add the bytes of a range."""
+        if new.n_bytes <= 0:
             return
-        apart = [other for other in self._spans if other.end < span.start or other.start > span.end]
-        joined = [other for other in self._spans if not (other.end < span.start or other.start > span.end)]
-        start = min([span.start, *(other.start for other in joined)])
-        end = max([span.end, *(other.end for other in joined)])
-        self._spans = sorted([*apart, Span(start, end)])
+        apart = [each for each in self._ranges if each.end < new.start or each.start > new.end]
+        joined = [new, *(each for each in self._ranges if each not in apart)]
+        whole = ByteRange(min(each.start for each in joined), max(each.end for each in joined))
+        self._ranges = sorted([*apart, whole])
 
-    def gaps(self, n_bytes: int) -> list[Span]:
-        """What a file of `n_bytes` lacks, in order."""
-        edges = [0, *(edge for span in self._spans for edge in (span.start, span.end)), n_bytes]
+    def gaps(self, n_bytes: int) -> list[ByteRange]:
+        """The ranges that a file of `n_bytes` lacks, in order."""
+        edges = [0, *(edge for each in self._ranges for edge in (each.start, each.end)), n_bytes]
         pairs = zip(edges[::2], edges[1::2], strict=True)
-        return [Span(start, end) for start, end in pairs if start < end]
+        return [ByteRange(start, end) for start, end in pairs if start < end]
 
 
-class Schedule:
-    """The bytes still to be fetched, handed out from the front in spans of a bounded length."""
+class PendingRanges:
+    """The bytes that are still to be fetched, handed out from the front of the file."""
 
-    def __init__(self, todo: Iterable[Span]) -> None:
-        self._todo = list(todo)
+    def __init__(self, ranges: Iterable[ByteRange]) -> None:
+        self._ranges = list(ranges)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left to hand out."""
-        return not self._todo
+        return not self._ranges
 
-    def take(self, most_bytes: int) -> Span:
-        """The first `most_bytes` or fewer that are left; IndexError when none are."""
-        first = self._todo[0]
-        taken = Span(first.start, min(first.end, first.start + most_bytes))
+    def take(self, max_bytes: int) -> ByteRange:
+        """The first range that is left, cut to `max_bytes`. Raises IndexError when none is left."""
+        first = self._ranges[0]
+        taken = ByteRange(first.start, min(first.end, first.start + max_bytes))
         if taken.end < first.end:
-            self._todo[0] = Span(taken.end, first.end)
+            self._ranges[0] = ByteRange(taken.end, first.end)
         else:
-            del self._todo[0]
+            del self._ranges[0]
         return taken
 
-    def give_back(self, span: Span) -> None:
-        """Put a span that was taken and not fetched back in its place."""
-        if span.n_bytes > 0:
-            self._todo = sorted([*self._todo, span])
+    def give_back(self, rest: ByteRange) -> None:
+        """Put back what was taken and not fetched."""
+        if rest.n_bytes > 0:
+            self._ranges = sorted([*self._ranges, rest])

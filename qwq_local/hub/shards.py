@@ -1,7 +1,7 @@
-"""Shards of weights that come one after the other and go again: names in, bytes out while they are here.
+"""Shards of weights, downloaded in order for one pass over them.
 
-A thread fetches them in order, verified, at most two on the disk at a time: one being read and one ahead. A
-shard goes when the caller says that it is done with. Readers wait for theirs. Knows no tensor and no GGUF.
+A thread downloads and verifies them, with at most two on the disk at a time: one that is read and the next
+one. Readers wait until their shard is here. A shard is deleted when the caller releases it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from qwq_local.hub.cache import HubCache
 from qwq_local.hub.client import Listing, RemoteFile
 from qwq_local.hub.pull import Puller, PullEvent, pull_files
 
-MOST_SHARDS = 2
-_LOOK_S = 0.2
+MAX_SHARDS = 2
+_WAIT_S = 0.2
+
+ShardHeaders = Mapping[RemoteFile, frozenset[SourceTensor]]
+"""The shards in the order in which they are read, each with its tensors."""
 
 
-Headers = Mapping[RemoteFile, frozenset[SourceTensor]]
-
-
-class Stopped(Exception):
-    """The work was ended from outside; not an error."""
+class ShardsStopped(Exception):
+    """`stop` was called while a reader waited; not an error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """Where shards lie: `shared` is the Hugging Face cache, `own` a cache for what goes again.
+class ShardCaches:
+    """Where shards are stored: `shared` is the Hugging Face cache, `own` a cache for shards that are deleted.
 
-    What the shared cache has is read there; with `keep`, what it lacks is put there too.
+    A shard in the shared cache is read there. With `keep`, every other shard is downloaded into it too.
     """
 
     shared: HubCache
@@ -42,26 +42,25 @@ class Keeping:
     keep: bool = False
 
 
-class ArrivingShards:
-    """The shards of one repository; a context manager that ends all work when it is left."""
+class ShardDownloads:
+    """The shards of one repository. A context manager that stops the download at the end of its block."""
 
-    def __init__(self, puller: Puller, listing: Listing, headers: Headers, keeping: Keeping) -> None:
-        """`headers` are the shards in the order in which they are read, each with its tensors."""
+    def __init__(self, puller: Puller, listing: Listing, headers: ShardHeaders, caches: ShardCaches) -> None:
         self._puller = puller
         self._listing = listing
         self._order = list(headers)
         self._headers = headers
-        self._keeping = keeping
+        self._caches = caches
         self._changed = threading.Condition()
         self._here: dict[str, Shard] = {}
         self._present: set[str] = set()
         self._stopped = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._n_waiting = 0
+        self._n_waiting_readers = 0
         self.events: queue.SimpleQueue[PullEvent] = queue.SimpleQueue()
 
-    def __enter__(self) -> ArrivingShards:
+    def __enter__(self) -> ShardDownloads:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,46 +70,46 @@ class ArrivingShards:
 
     @property
     def is_starved(self) -> bool:
-        """Whether a reader waits for a shard while both places are taken by others."""
+        """Whether a reader waits for a shard while two other shards take the room."""
         with self._changed:
-            return self._n_waiting > 0 and len(self._present) >= MOST_SHARDS
+            return self._n_waiting_readers > 0 and len(self._present) >= MAX_SHARDS
 
     def read(self, name: str, offset: int, n_bytes: int) -> bytes:
-        """`n_bytes` of a shard from `offset`, when it has come; for several threads at once.
+        """`n_bytes` of a shard from `offset`. Waits for the shard. Several threads may read at once.
 
-        Raises Stopped, and what went wrong with the download.
+        Raises ShardsStopped, and the error that ended the download.
         """
         with self._changed:
             if self._thread is None:
                 self._start_from(name)
-            self._n_waiting += 1
+            self._n_waiting_readers += 1
             try:
                 while name not in self._here:
                     if self._failure is not None:
                         raise self._failure
                     if self._stopped:
-                        raise Stopped
-                    self._changed.wait(_LOOK_S)
+                        raise ShardsStopped
+                    self._changed.wait(_WAIT_S)
             finally:
-                self._n_waiting -= 1
+                self._n_waiting_readers -= 1
             if self._stopped:
-                raise Stopped
+                raise ShardsStopped
             shard = self._here[name]
         return shard.read(offset, n_bytes)
 
     def release(self, name: str) -> None:
-        """Nobody needs the shard any more: it is closed, and deleted where it was only passing through."""
+        """Close a shard that is no longer needed, and delete it unless it is in the shared cache."""
         with self._changed:
             shard = self._here.pop(name, None)
             if shard is not None:
                 shard.close()
-            # An earlier run that was killed may have left it, so it need not have come in this one.
+            # Even when it was not downloaded in this run: an earlier run that was killed may have left it.
             self._delete(name)
             self._present.discard(name)
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End the download, which keeps what came, and wake all readers."""
+        """Stop the download, keep what came, and wake all readers."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -125,7 +124,7 @@ class ArrivingShards:
     def _fetch_all(self, first: int) -> None:
         try:
             for file in self._order[first:]:
-                if not self._take_place(file.name):
+                if not self._wait_for_room(file.name):
                     return
                 path = self._fetch(file)
                 if path is None:
@@ -142,11 +141,11 @@ class ArrivingShards:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _take_place(self, name: str) -> bool:
-        """Wait until fewer than two shards are on the disk; False when the work is ended."""
+    def _wait_for_room(self, name: str) -> bool:
+        """Wait until fewer than two shards are on the disk; false after `stop`."""
         with self._changed:
-            while len(self._present) >= MOST_SHARDS and not self._stopped:
-                self._changed.wait(_LOOK_S)
+            while len(self._present) >= MAX_SHARDS and not self._stopped:
+                self._changed.wait(_WAIT_S)
             self._present.add(name)
             return not self._stopped
 
@@ -164,13 +163,13 @@ class ArrivingShards:
                 return None
 
     def _cache_for(self, file: RemoteFile) -> HubCache:
-        keeping = self._keeping
-        is_there = keeping.shared.blob(self._listing.repo, file.content_hash.hexadecimal).is_file()
-        return keeping.shared if keeping.keep or is_there else keeping.own
+        caches = self._caches
+        is_there = caches.shared.blob(self._listing.repo, file.digest.hex).is_file()
+        return caches.shared if caches.keep or is_there else caches.own
 
     def _delete(self, name: str) -> None:
-        """Remove a shard from our own cache; the shared one is never touched."""
-        own, listing = self._keeping.own, self._listing
+        """Delete a shard from our own cache. The shared cache is never touched."""
+        own, listing = self._caches.own, self._listing
         file = next(file for file in self._order if file.name == name)
         own.snapshot(listing.repo, listing.commit, name).unlink(missing_ok=True)
-        own.blob(listing.repo, file.content_hash.hexadecimal).unlink(missing_ok=True)
+        own.blob(listing.repo, file.digest.hex).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""A file on the hub and a span of it in, its bytes out: one ranged request with all that it must survive.
+"""A file on the hub, read in byte ranges.
 
-Redirects are followed by hand, so that the token goes to the hub alone and the storage behind it is asked
-directly the next time. Knows no disk and does not try again: it says by its faults what would help.
+Redirects are followed here, for two reasons: the token goes to the hub alone, and the next request goes
+directly to the storage behind the hub. Nothing is retried: the errors say what would help.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 from huggingface_hub import constants, get_session
-from huggingface_hub.errors import OfflineModeIsEnabled
 
 from qwq_local.errors import PullError
-from qwq_local.hub.faults import Changed, NoRanges, Transient, in_short, told_wait_s
-from qwq_local.hub.ranges import Span
+from qwq_local.hub.ranges import ByteRange
+from qwq_local.hub.transfer import (
+    ContentChanged,
+    NoRangeSupport,
+    TransientError,
+    connection_errors,
+    retry_after_s,
+)
 
 MAX_REDIRECTS = 8
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
-OFFLINE = "HF_HUB_OFFLINE is set: nothing is downloaded. Unset it and run the command again."
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteContent:
-    """Where a file is: its address on the hub, the headers to ask with (the token among them), its length."""
+    """Where a file is: its address on the hub, the headers of a request with the token, its length."""
 
     name: str
     url: str
@@ -39,35 +43,35 @@ class RemoteContent:
 
 
 class Source:
-    """One file on the hub, asked for in spans, by several threads at once."""
+    """One file on the hub. Several threads may read it at once."""
 
     def __init__(self, content: RemoteContent, etag: str = "") -> None:
-        """`etag` is the strong entity tag that earlier bytes came with, empty when there are none."""
+        """`etag` is the strong entity tag of the bytes that came earlier; empty when there are none."""
         self.content = content
         self.etag = etag
         self._location = ""
         self._lock = threading.Lock()
 
     @contextmanager
-    def open(self, span: Span) -> Iterator[Iterator[bytes]]:
-        """The bytes of a span as they come, never more of them than asked for.
+    def open(self, wanted: ByteRange) -> Iterator[Iterator[bytes]]:
+        """The bytes of a range as they come, never more than that.
 
-        Raises Transient, Changed, NoRanges, and PullError for what no repetition mends.
+        Raises TransientError, ContentChanged, NoRangeSupport, and PullError where a retry does not help.
         """
-        headers = {"Range": f"bytes={span.start}-{span.end - 1}"}
+        headers = {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
         if self.etag:
             headers["If-Range"] = self.etag
-        with closing(self._send(headers)) as response, _connection_faults(response.url.host):
+        with closing(self._send(headers)) as response, connection_errors(response.url.host):
             self._check_kind(response)
             if response.status_code == 200:
-                raise Changed if self._is_another(response) else NoRanges
-            self._check_range(response, span)
-            yield _bounded(response.iter_raw(), span.n_bytes)
+                raise ContentChanged if self._is_another(response) else NoRangeSupport
+            self._check_range(response, wanted)
+            yield _bounded(response.iter_raw(), wanted.n_bytes)
 
     @contextmanager
     def open_whole(self) -> Iterator[Iterator[bytes]]:
-        """All bytes from the first on, for a server that knows no ranges. Raises as `open` does."""
-        with closing(self._send({})) as response, _connection_faults(response.url.host):
+        """All bytes from the first, for a server without ranges. Raises as `open` does."""
+        with closing(self._send({})) as response, connection_errors(response.url.host):
             self._check_kind(response)
             length = response.headers.get("content-length", "")
             if length.isdecimal() and int(length) != self.content.n_bytes:
@@ -75,11 +79,11 @@ class Source:
             yield _bounded(response.iter_raw(), self.content.n_bytes)
 
     def _send(self, extra: Mapping[str, str]) -> httpx2.Response:
-        """The answer to a request, its body not read yet and its status one that carries bytes."""
+        """The answer that carries the bytes, with its body still to be read."""
         with self._lock:
             url = self._location or self.content.url
         for _ in range(MAX_REDIRECTS):
-            with _connection_faults(urlsplit(url).hostname or ""):
+            with connection_errors(urlsplit(url).hostname or ""):
                 response = self._request(url, extra)
             if response.has_redirect_location:
                 response.close()
@@ -121,15 +125,16 @@ class Source:
         with self._lock:
             was_remembered, self._location = url == self._location, ""
         if status == 429:
-            return Transient(f"{host} limits the rate (429)", told_wait_s(response.headers, time.time()))
+            return TransientError(
+                f"{host} limits the rate (429)", retry_after_s(response.headers, time.time())
+            )
         if status in (408, 425) or status >= 500:
-            wait = told_wait_s(response.headers, time.time())
-            return Transient(f"{host} answered {status}", wait)
+            return TransientError(f"{host} answered {status}", retry_after_s(response.headers, time.time()))
         if was_remembered:
-            # The address of the storage is good for some minutes only: the hub gives a new one.
-            return Transient(f"{host} answered {status}")
+            # The storage's address expires after some minutes. The next try gets a new one from the hub.
+            return TransientError(f"{host} answered {status}")
         if status == 416:
-            return Changed()
+            return ContentChanged()
         return PullError(refusal(self.content.name, status, host))
 
     def _check_kind(self, response: httpx2.Response) -> None:
@@ -141,17 +146,17 @@ class Source:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise PullError(f"{self.content.name}: came compressed, though it was not asked for that way.")
 
-    def _check_range(self, response: httpx2.Response, span: Span) -> None:
+    def _check_range(self, response: httpx2.Response, wanted: ByteRange) -> None:
         if self._is_another(response):
-            raise Changed
+            raise ContentChanged
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-        if match is None or int(match[1]) != span.start or int(match[2]) >= span.end:
-            raise Transient(f"{response.url.host} answered another range than was asked for")
+        if match is None or int(match[1]) != wanted.start or int(match[2]) >= wanted.end:
+            raise TransientError(f"{response.url.host} answered another range than was asked for")
         if int(match[3]) != self.content.n_bytes:
             raise PullError(self._wrong_length(int(match[3])))
 
     def _is_another(self, response: httpx2.Response) -> bool:
-        """Whether the answer is about another file than before; the first answer's tag is remembered."""
+        """Whether the answer belongs to another file than the first answer, by its entity tag."""
         etag = response.headers.get("etag", "")
         if not _STRONG_ETAG.fullmatch(etag):
             return False
@@ -167,7 +172,7 @@ class Source:
 
 
 def refusal(name: str, status: int, host: str) -> str:
-    """One line for an answer that refuses a file, with what to do."""
+    """The message for an answer that refuses a file, with what to do."""
     if status in (401, 403):
         return (
             f"{name}: {host} refuses it ({status}). Accept the model's terms on its page if it has any, "
@@ -179,32 +184,14 @@ def refusal(name: str, status: int, host: str) -> str:
 
 
 def _bounded(chunks: Iterator[bytes], n_bytes: int) -> Iterator[bytes]:
-    """Exactly `n_bytes`, read to the end of the answer, so that the connection can be used again."""
+    """Exactly `n_bytes`. Reads to the end of the answer, so that the connection can be used again."""
     for chunk in chunks:
         yield chunk[:n_bytes]
         n_bytes -= len(chunk)
         if n_bytes <= 0:
             next(chunks, None)
             return
-    raise Transient("the connection was cut")
-
-
-@contextmanager
-def _connection_faults(host: str) -> Iterator[None]:
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        raise PullError(OFFLINE) from None
-    except httpx2.TimeoutException:
-        raise Transient(f"{host} does not answer") from None
-    except httpx2.ProxyError as error:
-        raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
-    except httpx2.ConnectError as error:
-        raise Transient(f"no connection to {host} ({in_short(error)})") from None
-    except (httpx2.TransportError, httpx2.StreamError):
-        raise Transient(f"the connection to {host} was cut") from None
-    except (httpx2.InvalidURL, httpx2.DecodingError) as error:
-        raise PullError(f"{host} answered nonsense ({in_short(error)}). Check HF_ENDPOINT.") from None
+    raise TransientError("the connection was cut")
 
 
 def _origin(url: str) -> tuple[str, str, int]:

@@ -1,133 +1,147 @@
-"""Several connections that fetch the missing spans of one file, and a thread that hashes behind them.
+"""Connections that fetch the missing ranges of one file in parallel, and a thread that hashes behind them.
 
-Comes in: a source and a partial file. Goes out: the file's bytes on the disk, every finished span in the
-journal. What is asked for and not yet in the journal never exceeds `OUTSTANDING_BYTES`, whatever the buffers
-on the way hold: that is all that a killed process can lose. Knows no events and no user.
+At most `MAX_UNRECORDED_BYTES` are requested and not yet in the journal, whatever the buffers on the way hold:
+a process that is killed loses no more than that.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from qwq_local.errors import PullError
-from qwq_local.hub.content_hash import BLOCK_BYTES, ContentHash
-from qwq_local.hub.faults import Patience, Transient
-from qwq_local.hub.partial import Partial
-from qwq_local.hub.ranges import Schedule, Span
+from qwq_local.hub.cache import BLOCK_BYTES, Digest, new_hash
+from qwq_local.hub.partial import PartialBlob
+from qwq_local.hub.ranges import ByteRange, PendingRanges
 from qwq_local.hub.source import Source
-from qwq_local.hub.tempo import Tempo, TempoSettings
+from qwq_local.hub.transfer import ConcurrencySettings, RetryWait, TransferSettings, TransientError
 
-OUTSTANDING_BYTES = 12 * 2**20
-_LEAST_SPAN = 256 * 1024
-_WAIT_S = 0.5  # a thread that sleeps looks up this often, should a wake-up be missed
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How patient and how parallel a download is; `pause` waits on an event for some seconds."""
-
-    patience: Patience = field(default_factory=Patience)
-    tempo: TempoSettings = field(default_factory=TempoSettings)
-    pause: Callable[[threading.Event, float], object] = threading.Event.wait
+MAX_UNRECORDED_BYTES = 12 * 2**20
+_MIN_RANGE_BYTES = 256 * 1024
+_WAIT_S = 0.5  # a thread that waits looks this often, in case it misses a wake-up
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """A connection waits before it tries again: why, and for how many seconds."""
+class Concurrency:
+    """How many connections to use, found by trying while the bytes come.
 
-    reason: str
-    seconds: float
+    It starts with two: one receives while the other waits for an answer. It adds another as long as the last
+    one made the whole faster by a tenth, and drops the one that did not.
+    """
+
+    def __init__(self, settings: ConcurrencySettings) -> None:
+        self._settings = settings
+        self._trial: tuple[float, int] | None = None
+        self._best_rate = 0.0
+        self._is_fixed = settings.first >= settings.max
+        self.connections = settings.first
+
+    def observe(self, now: float, n_bytes: int) -> None:
+        """Take the number of bytes that are here, and the time of any clock in seconds."""
+        if self._is_fixed:
+            return
+        if self._trial is None:
+            self._trial = now, n_bytes
+            return
+        elapsed, received = now - self._trial[0], n_bytes - self._trial[1]
+        if elapsed < self._settings.trial_s or received < self._settings.trial_bytes:
+            return
+        rate = received / elapsed
+        if rate < self._best_rate * self._settings.gain:
+            self.connections -= 1
+            self._is_fixed = True
+        elif self.connections == self._settings.max:
+            self._is_fixed = True
+        else:
+            self._best_rate, self._trial = rate, None
+            self.connections += 1
+
+    def fix(self, connections: int) -> None:
+        """Use this many from now on, as when the server complains of too many requests."""
+        self.connections, self._is_fixed = connections, True
 
 
-def still() -> threading.Event:
-    """An event that never comes, for a wait that nothing cuts short."""
-    return threading.Event()
-
-
-class _Lane:
-    """One connection: the span it fetches and how far it is."""
+class _Connection:
+    """One connection: the range that it fetches, and the position in it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.span: Span | None = None
-        self.at = 0
+        self.range: ByteRange | None = None
+        self.position = 0
 
     @property
-    def arrived(self) -> int:
-        span = self.span
-        return self.at - span.start if span is not None else 0
+    def n_received(self) -> int:
+        fetching = self.range
+        return self.position - fetching.start if fetching is not None else 0
 
 
-class Crew:
-    """The threads of one download; `start`, look at it from time to time, `stop` whatever happened."""
+class DownloadWorkers:
+    """The threads of one download. Call `start`, look at it from time to time, and `stop` in every case."""
 
-    def __init__(self, source: Source, arriving: Partial, content_hash: ContentHash, pace: Pace) -> None:
+    def __init__(self, source: Source, blob: PartialBlob, digest: Digest, settings: TransferSettings) -> None:
         self._source = source
-        self._partial = arriving
-        self._pace = pace
+        self._blob = blob
+        self._settings = settings
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._schedule = Schedule(arriving.done.gaps(arriving.n_bytes))
-        self._lanes: list[_Lane] = []
-        self._live: set[int] = set()
+        self._pending = PendingRanges(blob.done.gaps(blob.n_bytes))
+        self._connections: list[_Connection] = []
+        self._running: set[int] = set()
         self._n_waiting = 0
-        self._waits: list[Wait] = []
-        self._hash = content_hash.start(arriving.n_bytes)
-        self._hasher = threading.Thread(target=self._guarded(self._follow), name="hash", daemon=True)
-        self.tempo = Tempo(pace.tempo)
-        self.hashed = 0
+        self._waits: list[RetryWait] = []
+        self._hash = new_hash(digest.algorithm, blob.n_bytes)
+        self._hasher = threading.Thread(target=self._guarded(self._hash_blocks), name="hash", daemon=True)
+        self.concurrency = Concurrency(settings.concurrency)
+        self.n_hashed = 0
         self.failure: BaseException | None = None
 
     @property
-    def arrived(self) -> int:
-        """How many bytes of the file are here."""
-        return self._partial.done.n_bytes + sum(lane.arrived for lane in self._lanes)
+    def n_received(self) -> int:
+        """The number of bytes of the file that are here."""
+        return self._blob.done.n_bytes + sum(each.n_received for each in self._connections)
 
     @property
     def is_complete(self) -> bool:
         """Whether every byte is here and in the journal."""
-        return self._partial.done.n_bytes == self._partial.n_bytes
+        return self._blob.done.n_bytes == self._blob.n_bytes
 
     @property
     def hexdigest(self) -> str:
-        """The hash of the file, once `hashed` is its length."""
+        """The hash of the file, once `n_hashed` is its length."""
         return self._hash.hexdigest()
 
     def start(self) -> None:
-        """Start hashing what is there and fetching what is not."""
+        """Start to hash the bytes that are here and to fetch the others."""
         self._hasher.start()
         self.adapt()
 
     def adapt(self) -> None:
-        """Bring the number of connections to what the tempo says; superfluous ones end with their span."""
-        if self._schedule.is_empty or self.failure:
+        """Start connections up to the current number. One too many ends with its range."""
+        if self._pending.is_empty or self.failure:
             return
-        for _ in range(self.tempo.connections - len(self._live)):
+        for _ in range(self.concurrency.connections - len(self._running)):
             with self._changed:
-                number = len(self._lanes)
-                self._lanes.append(_Lane())
-                self._live.add(number)
+                number = len(self._connections)
+                self._connections.append(_Connection())
+                self._running.add(number)
             work = self._guarded(partial(self._work, number), number)
             threading.Thread(target=work, name=f"fetch-{number}", daemon=True).start()
 
-    def wait(self, seconds: float) -> list[Wait]:
-        """Sleep until something happens, at most `seconds`; the waits that connections began since."""
+    def wait(self, seconds: float) -> list[RetryWait]:
+        """Sleep until something happens, at most `seconds`. Returns the waits since the last call."""
         with self._changed:
             self._changed.wait(seconds)
             waits, self._waits = self._waits, []
         return waits
 
     def stop(self) -> None:
-        """End all work; what has arrived is in the journal, and nothing is written any more."""
+        """End all work. Afterwards everything received is in the journal, and nothing more is written."""
         self._stopping.set()
-        for lane in self._lanes:
-            # Afterwards the lane writes no more: it asks under its lock whether to stop.
-            with lane.lock:
+        for connection in self._connections:
+            # A connection checks under its lock whether to stop, so afterwards it writes no more.
+            with connection.lock:
                 try:
-                    self._settle(lane)
+                    self._record(connection)
                 except PullError as error:
                     self.failure = self.failure or error
         with self._changed:
@@ -136,110 +150,108 @@ class Crew:
             self._hasher.join()
 
     def _work(self, number: int) -> None:
-        lane, failures = self._lanes[number], 0
-        while self._take(number):
+        connection, failures = self._connections[number], 0
+        while self._take_range(number):
             try:
-                before = lane.at
-                self._fetch(lane)
+                before = connection.position
+                self._fetch(connection)
                 failures = 0
-            except Transient as fault:
-                failures = 1 if lane.at > before else failures + 1
-                self._settle(lane)
-                if not self._be_patient(number, fault, failures):
+            except TransientError as error:
+                failures = 1 if connection.position > before else failures + 1
+                self._record(connection)
+                if not self._wait_for_retry(number, error, failures):
                     return
             finally:
-                self._settle(lane)
+                self._record(connection)
 
-    def _take(self, number: int) -> bool:
-        """Give the lane its next span; False when there will be none."""
-        lane = self._lanes[number]
+    def _take_range(self, number: int) -> bool:
+        """Give the connection its next range; false when there is none and will be none."""
+        connection = self._connections[number]
         with self._changed:
             while not (self._stopping.is_set() or self.failure or self.is_complete):
-                if len(self._live) > self.tempo.connections:
-                    self._live.discard(number)
+                if len(self._running) > self.concurrency.connections:
+                    self._running.discard(number)
                     break
-                under_way = sum(other.span.n_bytes for other in self._lanes if other.span is not None)
-                # A share for each connection there may be, so that one more starts at once.
-                share = OUTSTANDING_BYTES // self._pace.tempo.most
-                room = min(share, OUTSTANDING_BYTES - under_way)
-                if not self._schedule.is_empty and room >= _LEAST_SPAN:
-                    span = self._schedule.take(room)
-                    lane.at, lane.span = span.start, span
+                unrecorded = sum(each.range.n_bytes for each in self._connections if each.range is not None)
+                # A share for every possible connection, so that a further one starts at once.
+                share = MAX_UNRECORDED_BYTES // self._settings.concurrency.max
+                room = min(share, MAX_UNRECORDED_BYTES - unrecorded)
+                if not self._pending.is_empty and room >= _MIN_RANGE_BYTES:
+                    taken = self._pending.take(room)
+                    connection.position, connection.range = taken.start, taken
                     return True
                 self._changed.wait(_WAIT_S)
         return False
 
-    def _fetch(self, lane: _Lane) -> None:
-        span = lane.span
-        if span is None:
+    def _fetch(self, connection: _Connection) -> None:
+        fetching = connection.range
+        if fetching is None:
             return
-        with self._source.open(span) as chunks:
+        with self._source.open(fetching) as chunks:
             with self._changed:
-                if self._source.etag != self._partial.etag and not self._stopping.is_set():
-                    self._partial.record_etag(self._source.etag)
+                if self._source.etag != self._blob.etag and not self._stopping.is_set():
+                    self._blob.record_etag(self._source.etag)
             for chunk in chunks:
-                with lane.lock:
+                with connection.lock:
                     if self._stopping.is_set():
                         return
-                    self._partial.write(lane.at, chunk)
-                    lane.at += len(chunk)
+                    self._blob.write(connection.position, chunk)
+                    connection.position += len(chunk)
 
-    def _settle(self, lane: _Lane) -> None:
-        """Note in the journal what the lane brought and give back what it did not."""
+    def _record(self, connection: _Connection) -> None:
+        """Note in the journal what the connection wrote, and give back the rest of its range."""
         with self._changed:
-            span, lane.span = lane.span, None
-            if span is None:
+            fetching, connection.range = connection.range, None
+            if fetching is None:
                 return
-            if lane.at > span.start:
-                self._partial.record(Span(span.start, lane.at))
-            self._schedule.give_back(Span(lane.at, span.end))
+            if connection.position > fetching.start:
+                self._blob.record(ByteRange(fetching.start, connection.position))
+            self._pending.give_back(ByteRange(connection.position, fetching.end))
             self._changed.notify_all()
 
-    def _be_patient(self, number: int, fault: Transient, failures: int) -> bool:
-        """Wait before the next try; False when this connection is given up and others still work."""
+    def _wait_for_retry(self, number: int, error: TransientError, failures: int) -> bool:
+        """Wait before the next try; false when this connection gives up and others still work."""
         try:
-            seconds = self._pace.patience.wait_s(fault, failures)
+            seconds = self._settings.retry.wait_s(error, failures)
         except PullError:
             with self._changed:
-                if len(self._live) == 1:
+                if len(self._running) == 1:
                     raise
-                self._live.discard(number)
-                self.tempo.settle(len(self._live))
+                self._running.discard(number)
+                self.concurrency.fix(len(self._running))
             return False
         with self._changed:
-            if fault.retry_after_s is not None:
-                self.tempo.settle(1)
+            if error.retry_after_s is not None:
+                self.concurrency.fix(1)
             if not self._n_waiting:
-                self._waits.append(Wait(fault.reason, seconds))
+                self._waits.append(RetryWait(error.reason, seconds))
                 self._changed.notify_all()
             self._n_waiting += 1
-        self._pace.pause(self._stopping, seconds)
+        self._settings.pause(self._stopping, seconds)
         with self._changed:
             self._n_waiting -= 1
         return True
 
-    def _follow(self) -> None:
-        """Hash the bytes from the first on as they come to lie behind the front, read back from the disk."""
-        while self.hashed < self._partial.n_bytes:
+    def _hash_blocks(self) -> None:
+        """Hash the file from its first byte, read back from the disk, as far as it has no gap."""
+        while self.n_hashed < self._blob.n_bytes:
             with self._changed:
-                while self._partial.done.front <= self.hashed:
+                while self._blob.done.front <= self.n_hashed:
                     if self._stopping.is_set() or self.failure:
                         return
                     self._changed.wait(_WAIT_S)
-                front = self._partial.done.front
-            while self.hashed < front and not self._stopping.is_set():
-                block = self._partial.read(self.hashed, min(BLOCK_BYTES, front - self.hashed))
+                front = self._blob.done.front
+            while self.n_hashed < front and not self._stopping.is_set():
+                block = self._blob.read(self.n_hashed, min(BLOCK_BYTES, front - self.n_hashed))
                 if not block:
-                    raise PullError(
-                        f"{self._partial.path} was cut by another program. Run the command again."
-                    )
+                    raise PullError(f"{self._blob.path} was cut by another program. Run the command again.")
                 self._hash.update(block)
-                self.hashed += len(block)
+                self.n_hashed += len(block)
             if self._stopping.is_set():
                 return
 
     def _guarded(self, work: Callable[[], None], number: int = -1) -> Callable[[], None]:
-        """The work of a thread, its failure kept for whoever looks."""
+        """The work of a thread, with its error kept in `failure`."""
 
         def run() -> None:
             try:
@@ -249,7 +261,7 @@ class Crew:
                     self.failure = self.failure or error
             finally:
                 with self._changed:
-                    self._live.discard(number)
+                    self._running.discard(number)
                     self._changed.notify_all()
 
         return run

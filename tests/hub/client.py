@@ -11,11 +11,9 @@ from typing import TypeVar
 
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.client import Hub, Listing
-from qwq_local.hub.faults import Patience
 from qwq_local.hub.pull import Puller, PullEvent, pull_files
-from qwq_local.hub.tempo import TempoSettings
-from qwq_local.hub.workers import Pace
-from qwq_local.models.catalog import Offer, offers
+from qwq_local.hub.transfer import ConcurrencySettings, RetryPolicy, TransferSettings
+from qwq_local.models.offers import Offer, offers
 from tests.hub_server import LocalHub, StoredFile
 
 REPO = "Qwen/QwQ-32B-GGUF"
@@ -23,6 +21,7 @@ NAME = "qwq-32b-q4_k_m.gguf"
 MIB = 2**20
 
 Result = TypeVar("Result")
+Event = TypeVar("Event")
 
 
 def content(n_bytes: int, seed: int = 1) -> bytes:
@@ -37,11 +36,11 @@ def hub_with(*contents: bytes, stated: bytes | None = None) -> LocalHub:
 
 @dataclass
 class Client:
-    """A puller whose waits are noted instead of waited, and everything that it told."""
+    """A puller that notes its waits instead of waiting, and its events."""
 
     endpoint: str
     root: Path
-    tempo: TempoSettings = field(default_factory=TempoSettings)
+    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     attempts: int = 6
     waits: list[float] = field(default_factory=list)
     events: list[PullEvent] = field(default_factory=list)
@@ -52,8 +51,8 @@ class Client:
 
     @property
     def puller(self) -> Puller:
-        pace = Pace(Patience(attempts=self.attempts), self.tempo, self._pause)
-        return Puller(Hub(pace, self.endpoint), self.cache, pace)
+        settings = TransferSettings(RetryPolicy(attempts=self.attempts), self.concurrency, self._pause)
+        return Puller(Hub(settings, self.endpoint), self.cache, settings)
 
     def list_files(self, repo: str = REPO) -> Listing:
         return self._drained(self.puller.hub.list_files(repo))
@@ -65,7 +64,7 @@ class Client:
     def offer(self, listing: Listing) -> Offer:
         return offers(listing)[0]
 
-    def told(self, kind: type[PullEvent]) -> list[PullEvent]:
+    def events_of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
     def _pause(self, _stop: threading.Event, seconds: float) -> None:

@@ -17,10 +17,9 @@ from qwq_convert.pipeline import ConversionDone, TensorDone, run_conversion
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.checkpoint import headers_of
+from qwq_local.hub.checkpoint import headers_of, shards_of
 from qwq_local.hub.conversion import convert_weights
-from qwq_local.hub.shards import ArrivingShards, Keeping
-from qwq_local.hub.skeleton import shards_of
+from qwq_local.hub.shards import ShardCaches, ShardDownloads
 from tests.checkpoints import INDEX, CheckpointSpec, edit_json, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
 from tests.hub.client import Client, content
@@ -221,7 +220,7 @@ def test_every_event_is_told_however_far_ahead_of_them_the_work_is(tmp_path: Pat
         client = Client(url, tmp_path / "own")
         request = ConvertRequest(Path("unused"), "Q8_0", tmp_path / "out.gguf")
         events = convert_weights(
-            client.puller, REPO, request, Keeping(HubCache(tmp_path / "shared"), client.cache)
+            client.puller, REPO, request, ShardCaches(HubCache(tmp_path / "shared"), client.cache)
         )
         while not (working := [thread for thread in threading.enumerate() if thread.name == "convert"]):
             next(events)
@@ -238,14 +237,14 @@ def test_one_shard_comes_ahead_and_a_third_only_when_one_may_go(
     client = Client(hub.hub_url, tmp_path / "own")
     listing = client.list_files(REPO)
     shards = shards_of(listing)
-    keeping = Keeping(HubCache(tmp_path / "shared"), client.cache)
+    keeping = ShardCaches(HubCache(tmp_path / "shared"), client.cache)
 
     def asked_for() -> set[str]:
         return {asked.path.rpartition("/")[2].partition("?")[0] for asked in hub.storage_requests()}
 
     with (
         CheckpointFolder(folder) as checkpoint,
-        ArrivingShards(client.puller, listing, headers_of(shards, checkpoint), keeping) as arriving,
+        ShardDownloads(client.puller, listing, headers_of(shards, checkpoint), keeping) as arriving,
         ThreadPoolExecutor(1) as pool,
     ):
         first, second, third = (shard.name for shard in shards[:3])

@@ -11,10 +11,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from qwq_local.errors import PullError, UsageError
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.download import Progress, StartedOver
-from qwq_local.hub.faults import told_wait_s
-from qwq_local.hub.tempo import Tempo, TempoSettings
-from qwq_local.hub.workers import Wait
+from qwq_local.hub.pull import BytesReceived, DownloadRestarted
+from qwq_local.hub.transfer import ConcurrencySettings, RetryWait, retry_after_s
+from qwq_local.hub.workers import Concurrency
 from tests.hub.client import MIB, NAME, REPO, Client, content, hub_with, leftovers
 from tests.hub_server import (
     Fault,
@@ -30,30 +29,30 @@ from tests.hub_server import (
 )
 
 DATA = content(14 * MIB + 12_345)
-ONE = TempoSettings(first=1, most=1)
+ONE = ConcurrencySettings(first=1, max=1)
 
 
 @pytest.mark.parametrize(
-    ("faults", "tempo"),
+    ("faults", "concurrency"),
     [
-        ([], TempoSettings()),
-        ([cut(0), cut(1), cut(65_536), cut(3 * MIB + 7)], TempoSettings()),
+        ([], ConcurrencySettings()),
+        ([cut(0), cut(1), cut(65_536), cut(3 * MIB + 7)], ConcurrencySettings()),
         ([cut(12 * MIB - 1)], ONE),
-        ([status(500), status(503), status(502)], TempoSettings()),
-        ([status(429, Retry_After="7")], TempoSettings()),
-        ([another_range, another_range], TempoSettings()),
+        ([status(500), status(503), status(502)], ConcurrencySettings()),
+        ([status(429, Retry_After="7")], ConcurrencySettings()),
+        ([another_range, another_range], ConcurrencySettings()),
         ([fine, status(403)], ONE),
         ([fine, cut(100), status(404), cut(5)], ONE),
     ],
     ids=["none", "cuts", "cut-before-the-end", "5xx", "429", "other-range", "expired-address", "mixed"],
 )
 def test_a_fault_that_passes_ends_in_the_whole_file(
-    tmp_path: Path, faults: list[Fault], tempo: TempoSettings
+    tmp_path: Path, faults: list[Fault], concurrency: ConcurrencySettings
 ) -> None:
     hub = hub_with(DATA)
     hub.faults += faults
     with hub.served() as url:
-        client = Client(url, tmp_path, tempo)
+        client = Client(url, tmp_path, concurrency)
         (path,) = client.pull()
     assert path.read_bytes() == DATA
     digest = hashlib.sha256(DATA).hexdigest()
@@ -78,7 +77,7 @@ def test_a_wait_that_the_server_asks_for_is_waited_and_told(tmp_path: Path) -> N
     with hub.served() as url:
         client = Client(url, tmp_path, ONE)
         client.pull()
-    assert [wait.seconds for wait in client.told(Wait) if isinstance(wait, Wait)] == [11, 1.0, 7]
+    assert [wait.seconds for wait in client.events_of(RetryWait)] == [11, 1.0, 7]
     assert client.waits == [11, 1.0, 7]
 
 
@@ -127,7 +126,7 @@ def test_wrong_bytes_are_fetched_again_once_and_whole(tmp_path: Path) -> None:
         (path,) = client.pull()
     assert path.read_bytes() == DATA
     assert hub.sent == 2 * len(DATA)
-    assert len(client.told(StartedOver)) == 1
+    assert len(client.events_of(DownloadRestarted)) == 1
 
 
 def test_a_hash_that_is_never_right_leaves_nothing(tmp_path: Path) -> None:
@@ -149,9 +148,9 @@ def test_a_server_without_ranges_sends_the_file_whole(tmp_path: Path) -> None:
         client = Client(url, tmp_path, ONE)
         (path,) = client.pull()
     assert path.read_bytes() == DATA
-    assert [type(event) for event in client.events if isinstance(event, StartedOver | Wait)] == [
-        StartedOver,
-        Wait,
+    assert [type(event) for event in client.events if isinstance(event, DownloadRestarted | RetryWait)] == [
+        DownloadRestarted,
+        RetryWait,
     ]
 
 
@@ -166,9 +165,8 @@ def test_a_file_that_changes_between_two_requests_is_never_mixed(tmp_path: Path)
         client = Client(url, tmp_path, ONE)
         (path,) = client.pull()
     assert path.read_bytes() == other
-    (told,) = client.told(StartedOver)
-    assert isinstance(told, StartedOver)
-    assert "changed meanwhile" in told.reason
+    (restarted,) = client.events_of(DownloadRestarted)
+    assert "changed meanwhile" in restarted.reason
 
 
 def test_a_file_that_keeps_changing_is_an_error(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> Non
     hub = hub_with(data)
     hub.bytes_per_s_and_connection = 8 * MIB
     with hub.served() as url:
-        eager = TempoSettings(first=1, trial_s=0.0, trial_bytes=1, gain=0.0)
+        eager = ConcurrencySettings(first=1, trial_s=0.0, trial_bytes=1, gain=0.0)
         (path,) = Client(url, tmp_path, eager).pull()
     assert path.read_bytes() == data
     assert hub.most_open == 4
@@ -212,11 +210,11 @@ def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> Non
 
 
 def test_a_connection_that_brings_nothing_is_given_up_again() -> None:
-    tempo = Tempo(TempoSettings(trial_s=1.0, trial_bytes=10))
+    concurrency = Concurrency(ConcurrencySettings(trial_s=1.0, trial_bytes=10))
     seen = []
     for second, n_bytes in enumerate([0, 100, 100, 250, 250, 405, 1000, 1600, 2200]):
-        tempo.observe(float(second), n_bytes)
-        seen.append(tempo.connections)
+        concurrency.observe(float(second), n_bytes)
+        seen.append(concurrency.connections)
     # 100 a second with two, 150 with three, 155 with four: back to three, for good.
     assert seen == [2, 3, 3, 4, 4, 3, 3, 3, 3]
 
@@ -237,7 +235,7 @@ def test_progress_reaches_the_whole_length(tmp_path: Path) -> None:
     with hub.served() as url:
         client = Client(url, tmp_path)
         client.pull()
-    done = [event.done for event in client.told(Progress) if isinstance(event, Progress)]
+    done = [event.done for event in client.events_of(BytesReceived)]
     assert done[-1] == len(DATA)
     assert max(done) == len(DATA)
 
@@ -344,7 +342,7 @@ def test_a_part_that_is_wrong_on_the_disk_is_found_by_the_hash(tmp_path: Path) -
         client = Client(url, tmp_path)
         (path,) = client.pull()
     assert path.read_bytes() == DATA
-    assert len(client.told(StartedOver)) == 1
+    assert len(client.events_of(DownloadRestarted)) == 1
 
 
 @pytest.mark.parametrize(
@@ -364,4 +362,4 @@ def test_a_part_that_is_wrong_on_the_disk_is_found_by_the_hash(tmp_path: Path) -
 def test_what_a_server_asks_to_wait_is_read_in_every_form(
     headers: dict[str, str], seconds: float | None
 ) -> None:
-    assert told_wait_s(headers, now=1000.0) == seconds
+    assert retry_after_s(headers, now=1000.0) == seconds

@@ -17,8 +17,7 @@ import gguf
 import pytest
 
 from qwq_local.cli.pull import PullScreen, list_lines
-from qwq_local.hub.download import Progress, StartedOver
-from qwq_local.hub.pull import FileStarted
+from qwq_local.hub.pull import BytesReceived, DownloadRestarted, FileStarted
 from qwq_local.models.fit import Fit, Memory
 from qwq_local.terminal.output import Output
 from tests.command import QWQ, ROOT, Ran, Terminal, environment, qwq
@@ -323,10 +322,10 @@ def test_the_amount_shown_never_goes_backwards(is_terminal: bool) -> None:
     )
     screen.show(FileStarted("model.gguf", 0, 1, 10 * 10**9, 0))
     for done in (2, 5):
-        screen.show(Progress(done * 10**9))
-    screen.show(StartedOver("the server sends whole files only"))
+        screen.show(BytesReceived(done * 10**9))
+    screen.show(DownloadRestarted("the server sends whole files only"))
     for done in (1, 4, 6, 10):
-        screen.show(Progress(done * 10**9))
+        screen.show(BytesReceived(done * 10**9))
     text = stream.getvalue()
     amounts = [float(amount) for amount in re.findall(r"([\d.]+) / 10\.00 GB", text)]
     assert amounts == sorted(amounts)

@@ -1,0 +1,171 @@
+"""What every transfer from the hub shares: its settings, the errors of a single request, and retries.
+
+The errors here tell the caller what would help. None of them reaches the user as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers
+
+from qwq_local.errors import PullError
+
+Result = TypeVar("Result")
+OFFLINE = "HF_HUB_OFFLINE is set: nothing is downloaded. Unset it and run the command again."
+
+
+class RequestFailed(Exception):
+    """A request did not bring the bytes."""
+
+
+class TransientError(RequestFailed):
+    """Another try may help. `retry_after_s` is how long the server asks to wait, if it does."""
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class ContentChanged(RequestFailed):
+    """The file on the server is no longer the file that the earlier bytes come from."""
+
+
+class NoRangeSupport(RequestFailed):
+    """The server sends whole files only."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryWait:
+    """A connection waits before it tries again: the reason, and for how many seconds."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a request that brings nothing is repeated, and after how many seconds.
+
+    Waits double from `first_wait_s` up to `max_wait_s`. A server that states a wait gets it, up to
+    `max_stated_wait_s`: the hub counts its rate limits over five minutes.
+    """
+
+    attempts: int = 8
+    first_wait_s: float = 0.5
+    max_wait_s: float = 16.0
+    max_stated_wait_s: float = 600.0
+
+    def wait_s(self, error: TransientError, failures: int) -> float:
+        """Seconds to wait after `failures` failures in a row. Raises PullError when it is time to give up."""
+        if error.retry_after_s is not None and error.retry_after_s > self.max_stated_wait_s:
+            raise PullError(
+                f"{error.reason}, and asks to wait {error.retry_after_s / 60:.0f} minutes. "
+                "What came is kept: run the same command again then."
+            )
+        if failures >= self.attempts:
+            raise PullError(
+                f"{error.reason}; gave up after {failures} attempts. Check the network, then run the same "
+                "command again: it goes on from what is here."
+            )
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        return min(self.max_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencySettings:
+    """The number of connections at first and at most, and how long a number is tried.
+
+    A further connection is kept when it makes the whole faster by the factor `gain`.
+    """
+
+    first: int = 2
+    max: int = 4
+    trial_s: float = 4.0
+    trial_bytes: int = 32 * 2**20
+    gain: float = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """Retries and connections of a transfer. `pause` waits for an event, at most some seconds."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+    pause: Callable[[threading.Event, float], object] = threading.Event.wait
+
+    def sleep(self, seconds: float) -> None:
+        """Wait that long, whatever happens."""
+        self.pause(threading.Event(), seconds)
+
+
+def with_retries(
+    request: Callable[[], Result], settings: TransferSettings, retry: RetryPolicy
+) -> Generator[RetryWait, None, Result]:
+    """The result of a request, repeated after transient errors; yields each wait before it begins.
+
+    Raises PullError when the policy gives up, and what else the request raises.
+    """
+    failures = 0
+    while True:
+        try:
+            return request()
+        except TransientError as error:
+            failures += 1
+            seconds = retry.wait_s(error, failures)
+            yield RetryWait(error.reason, seconds)
+            settings.sleep(seconds)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """The seconds that an answer asks to wait: its Retry-After in either form, or the hub's RateLimit header.
+
+    `now` is the time in seconds since 1970.
+    """
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    stated = headers.get("retry-after", "").strip()
+    if not stated:
+        return None
+    if stated.isdecimal() and len(stated) < 12:
+        return float(stated)
+    try:
+        return max(0.0, parsedate_to_datetime(stated).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def short_reason(error: Exception) -> str:
+    """The text of a client's error, at most 200 characters, without the number of the system's error."""
+    return re.sub(r"\[Errno -?\d+\] ", "", str(error) or type(error).__name__)[:200]
+
+
+@contextmanager
+def connection_errors(host: str) -> Iterator[None]:
+    """Turns the HTTP client's errors within the block into TransientError, or PullError with what to do."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise PullError(OFFLINE) from None
+    except httpx2.TimeoutException:
+        raise TransientError(f"{host} does not answer") from None
+    except httpx2.ProxyError as error:
+        raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
+    except httpx2.ConnectError as error:
+        raise TransientError(f"no connection to {host} ({short_reason(error)})") from None
+    except (httpx2.TransportError, httpx2.StreamError):
+        # The text of such an error may hold a header, and with it the token.
+        raise TransientError(f"the connection to {host} was cut") from None
+    except (httpx2.InvalidURL, httpx2.DecodingError) as error:
+        raise PullError(f"{host} answered nonsense ({short_reason(error)}). Check HF_ENDPOINT.") from None
