@@ -148,8 +148,10 @@ def test_the_line_of_a_view_follows_the_turn(columns: int) -> None:
         rows = viewer.show(event, each_s=1).frame().status
         assert all(cell_width(row) < columns for row in rows)
         shown.append(rows[0].split(" ")[0])
-    phases = ["starting", "loading", "loading", "reading", "thinking", "answering", "answering"]
-    assert shown == [*phases, "^T"]
+    phases = ["starting", "loading", "loading", "reading", "thinking", "answering", "answering", "saving"]
+    assert shown == phases
+    viewer.view.end_line()
+    assert viewer.status().startswith("^T")
 
 
 def test_counts_are_exact_where_told_and_grow_by_the_pieces_since() -> None:
@@ -241,6 +243,8 @@ def test_after_a_turn_the_context_is_what_the_turn_left() -> None:
     bigger = Planned("QwQ-32B", 65_536, 4000, 16_384, 4096, 2.0, "q8_0", 65, 1)
     viewer = Viewer(size=(120, 24)).show(changed, ASKING, bigger, Thinking("x"), CLOSED, Answer("y"))
     viewer.show(Generated(0, (1,) * 20, 9), FINISHED)
+    assert viewer.status().startswith("saving 0s · ctx 4,020/65,536")
+    viewer.view.end_line()
     assert viewer.status() == "QwQ-32B · ctx 4,020/65,536 · YaRN 2 · ^T thought /help"
     assert viewer.show(changed).status() == "QwQ-32B · ctx 100/32,768 · 3 files attached · ^T thought /help"
 

@@ -404,7 +404,7 @@ def test_an_abandoned_turn_leaves_a_view_ready_for_the_next(event: ChatEvent) ->
     viewer = Viewer(ThinkView.FULL).show(ASKING, event)
     viewer.frame()
     viewer.clock.now += 1
-    viewer.view.abandon()
+    viewer.view.end_line()
     assert viewer.live() == []
     assert not viewer.view.is_busy
     assert not viewer.view.is_thinking
@@ -419,7 +419,7 @@ def test_an_abandoned_turn_leaves_a_view_ready_for_the_next(event: ChatEvent) ->
 
 def test_what_came_before_a_turn_was_abandoned_is_committed() -> None:
     viewer = Viewer(ThinkView.FULL).show(ASKING, Thinking("Okay"), CLOSED, Answer("thr"))
-    viewer.view.abandon()
+    viewer.view.end_line()
     assert viewer.committed() == ["❯ How many r?", "", "Okay", FOLDED, "", "thr"]
 
 

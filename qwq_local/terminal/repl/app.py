@@ -221,7 +221,7 @@ class Repl:
             case Leave():
                 self.leave(0)
             case _:
-                self._view.show(event)
+                self._conversing.show(event)
 
     def _take_frame(self) -> Sequence[Row]:
         frame = self._view.frame()
@@ -344,7 +344,6 @@ class Repl:
             event = self._talking.events.popleft()
             if not isinstance(event, LineEnded | TalkFailed | Page | Copy | Edit | Leave):
                 self._view.show(event)
-        if self._view.is_busy:
-            self._view.abandon()
+        self._view.end_line()
         with contextlib.suppress(OSError):
             self._output.write("".join(f"{row.written}\n" for row in self._view.frame().final))

@@ -156,6 +156,8 @@ class EntryRunner:
         self._pastes = pastes
         self._bottom = bottom
         self._is_busy = self._is_stopping = self._is_leaving = False
+        self._is_silent = False  # nothing came of the running line yet
+        self._command = ""  # of a key that was pressed while a finished turn was being written
 
     @property
     def is_busy(self) -> bool:
@@ -164,8 +166,9 @@ class EntryRunner:
 
     @property
     def can_stop(self) -> bool:
-        """Whether there is something to stop: not what is done and only waits to be shown."""
-        return self._is_busy and not self._is_stopping and not self._talking.is_done
+        """Whether Ctrl-C stops something: a turn, or a line that has not said yet what it is."""
+        runs = self._view.is_busy or self._is_silent
+        return runs and not self._is_stopping and not self._talking.is_done
 
     @property
     def has_waiting(self) -> bool:
@@ -194,18 +197,22 @@ class EntryRunner:
         self._go_on()
 
     def look_up(self, command: str) -> None:
-        """Do a command that a key stands for; nothing while something runs."""
-        if self._is_busy:
+        """Do a command that a key stands for; not while a turn runs."""
+        if self._view.is_busy:
             self._bottom.hint("a turn still runs")
         else:
-            self._is_busy = True
-            self._talking.submit(command)
+            self._command = command
+            self._go_on()
+
+    def show(self, event: ChatEvent) -> None:
+        """Draw what the running line says."""
+        self._is_silent = False
+        self._view.show(event)
 
     def ended(self) -> None:
-        """The running line was done: the next one's turn."""
-        self._is_busy = self._is_stopping = False
-        if self._view.is_busy:
-            self._view.abandon()
+        """The running line is done: start the next one."""
+        self._is_busy = self._is_stopping = self._is_silent = False
+        self._view.end_line()
         self._go_on()
 
     def stop(self) -> str:
@@ -250,11 +257,18 @@ class EntryRunner:
     def _go_on(self) -> None:
         if self._is_busy or self._is_leaving:
             return
+        if self._command:
+            command, self._command = self._command, ""
+            self._submit(command)
+            return
         entry = self._waiting.next()
         if entry is None:
             return
         if COMMAND.fullmatch(entry):
             # A question is shown by the turn that answers it.
             self._view.show(Said(("", f"❯ {self._pastes.shown(entry)}")))
-        self._is_busy = True
-        self._talking.submit(self._pastes.expand(entry))
+        self._submit(self._pastes.expand(entry))
+
+    def _submit(self, line: str) -> None:
+        self._is_busy = self._is_silent = True
+        self._talking.submit(line)

@@ -136,6 +136,7 @@ class Phase(Enum):
     READING = "reading"
     THINKING = "thinking"
     ANSWERING = "answering"
+    SAVING = "saving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,8 @@ def _parts(figures: StatusFigures) -> dict[str, tuple[str, ...]]:
 
 
 def _keys(figures: StatusFigures) -> dict[str, tuple[str, ...]]:
+    if figures.phase is Phase.SAVING:
+        return {}
     stop: dict[str, tuple[str, ...]] = {"stop": ("^C stop", "^C")}
     if figures.phase is not Phase.THINKING:
         return stop
@@ -297,19 +300,25 @@ class TurnStatus:
                 self._has_thought = self._has_thought or tokens > 0
                 self._enter(Phase.ANSWERING)
             case Finished():
-                self.end()
+                self._finish()
             case _:
                 self._note(event)
 
-    def end(self) -> None:
-        """The turn is over, however it ended."""
+    def end_line(self) -> None:
+        """Show that nothing runs."""
+        if self._is_turn:
+            self._finish()
+        self._enter(Phase.IDLE)
+
+    def _finish(self) -> None:
+        """The turn is over, however it ended; what is written after it still takes time."""
         if self.standing and self._meter.n_ctx:
             used, factor = self._meter.used_tokens, self._meter.yarn_factor
             self.standing = replace(
                 self.standing, n_ctx=self._meter.n_ctx, used_tokens=used, yarn_factor=factor, attached=0
             )
         self._is_turn = False
-        self._enter(Phase.IDLE)
+        self._enter(Phase.SAVING)
 
     def figures(self, view: str) -> StatusFigures:
         """Where things stand; `view` says what the key for it does."""
@@ -355,7 +364,7 @@ class TurnStatus:
                 self._meter.prompt(len(tokens))
             case Changed():
                 self.standing, self._model = event, event.model
-        if not self._is_turn and not isinstance(event, _SILENT):
+        if not self._is_turn and self.phase is not Phase.SAVING and not isinstance(event, _SILENT):
             self._enter(Phase.IDLE)
 
     def _enter(self, phase: Phase) -> None:

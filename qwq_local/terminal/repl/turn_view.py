@@ -159,7 +159,7 @@ class TurnView:
     @property
     def is_busy(self) -> bool:
         """Whether a turn runs, or a model is loaded."""
-        return self._figures.phase is not Phase.IDLE
+        return self._figures.phase not in (Phase.IDLE, Phase.SAVING)
 
     @property
     def is_full(self) -> bool:
@@ -195,10 +195,10 @@ class TurnView:
         self._figures.take(event)
         self._has_news = True
 
-    def abandon(self) -> None:
-        """End a turn that broke off: what came is committed, the next turn can begin."""
+    def end_line(self) -> None:
+        """The line is done. Commits what a turn that broke off has left, and shows that nothing runs."""
         self._end_texts()
-        self._figures.end()
+        self._figures.end_line()
         self._has_news = True
 
     def frame(self) -> TurnRows:
