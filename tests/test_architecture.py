@@ -34,6 +34,7 @@ ROOMS = (
     "qwq_local.reading",
     "qwq_local.files",
     "qwq_local.paths",
+    "qwq_local.settings",
     "qwq_local.text",
     "qwq_local.events",
     "qwq_local.errors",

@@ -220,7 +220,7 @@ def test_the_sampler_chain_follows_the_order_of_the_settings(loaded: LoadedModel
     assert chain_steps(loaded, everything) == usual
 
     order = ("temperature", "xtc", "typical", "min_p", "top_p", "top_k", "dry", "penalties")
-    assert chain_steps(loaded, replace(everything, order=order)) == [*reversed(usual[:-1]), "dist"]
+    assert chain_steps(loaded, replace(everything, sampler_order=order)) == [*reversed(usual[:-1]), "dist"]
 
 
 def test_neutral_steps_are_left_out_and_greedy_is_greedy(loaded: LoadedModel) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwq_local.chat.events import Completion
 from qwq_local.chat.files import is_kind, resolved
-from qwq_local.profiles.rules import Choice, Number, Rule, Switch
+from qwq_local.settings import Choice, Number, Rule, Switch
 
 MAX_ITEMS = 200
 _MAX_ENTRIES = 5000

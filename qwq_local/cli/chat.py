@@ -27,8 +27,7 @@ from qwq_local.models.inventory import local_models
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles import DEFAULT_MODEL
-from qwq_local.profiles.files import Kind
-from qwq_local.profiles.layers import ResolvedProfile, list_profiles, profile_folders, resolve
+from qwq_local.profiles.layers import Kind, ResolvedProfile, list_profiles, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output

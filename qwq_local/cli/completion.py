@@ -32,8 +32,7 @@ def _models() -> Iterable[str]:
 
 def _tasks() -> Iterable[str]:
     from qwq_local.paths import directories
-    from qwq_local.profiles.files import Kind, list_profiles
-    from qwq_local.profiles.layers import profile_folders
+    from qwq_local.profiles.layers import Kind, list_profiles, profile_folders
 
     folders = profile_folders(directories(os.environ))
     return [entry.name for entry in list_profiles(folders) if entry.kind is Kind.TASK]

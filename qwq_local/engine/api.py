@@ -10,33 +10,52 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwq_local.settings import Choice, Number, Several, setting, tokens
+
 DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
 
 
-@dataclass(frozen=True, slots=True)
-class SamplerSettings:
-    """How the next token is chosen; a value at its neutral setting leaves its step out of the chain.
+_SHARE = Number(0, 1)
+_SHARE_ABOVE_0 = Number(0, 1, above_low=True)
 
-    `order` names the steps first to last. `temperature` 0 is greedy and ignores everything but the
-    penalties. Penalties and DRY look at what follows the prompt, never at the prompt.
+
+@dataclass(frozen=True, slots=True)
+class SamplerKeys:
+    """How the next token is chosen, as profiles set it; see docs/extending.md for how to add a key.
+
+    A value at its neutral setting leaves its step out of the chain. Penalties and DRY look at what follows
+    the prompt, never at the prompt.
     """
 
-    temperature: float = 0.6
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.0
-    typical: float = 1.0
-    penalty_window: int = 64
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_window: int = -1
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    order: tuple[str, ...] = DEFAULT_ORDER
+    temperature: float = setting(0.6, Number(0, 5), "how freely tokens are drawn; 0 takes the likeliest")
+    top_k: int = setting(40, Number(0, 1_000_000, whole=True), "draw from this many likeliest tokens; 0: all")
+    top_p: float = setting(0.95, _SHARE_ABOVE_0, "draw from the likeliest that share this much; 1: all")
+    min_p: float = setting(0.0, _SHARE, "leave out tokens below this share of the likeliest; 0: none")
+    typical: float = setting(1.0, _SHARE_ABOVE_0, "draw from the most typical likewise; 1: all")
+    penalty_window: int = setting(64, tokens(-1), "tokens that the penalties look back at; -1: all")
+    repeat_penalty: float = setting(1.0, Number(0, 10, above_low=True), "penalty for repeated tokens; 1: off")
+    frequency_penalty: float = setting(0.0, Number(-2, 2), "penalty for each time a token came; 0: off")
+    presence_penalty: float = setting(0.0, Number(-2, 2), "penalty for a token that came at all; 0: off")
+    dry_multiplier: float = setting(0.0, Number(0, 10), "strength of DRY, against repeated sequences; 0: off")
+    dry_base: float = setting(1.75, Number(1, 10), "growth of DRY with each further token of a repetition")
+    dry_allowed_length: int = setting(2, tokens(1), "tokens that may repeat before DRY begins")
+    dry_window: int = setting(-1, tokens(-1), "tokens that DRY looks back at; -1: all")
+    xtc_probability: float = setting(0.0, _SHARE, "how often XTC leaves the likeliest tokens out; 0: never")
+    xtc_threshold: float = setting(0.1, _SHARE, "the share above which XTC leaves a token out")
+    sampler_order: tuple[str, ...] = setting(
+        DEFAULT_ORDER,
+        Several(Choice(DEFAULT_ORDER)),
+        "the steps, first to last; others are left out",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings(SamplerKeys):
+    """How the next token is chosen, with the seed that is in force.
+
+    A `temperature` of 0 is greedy and ignores everything but the penalties.
+    """
+
     seed: int = 0
 
 

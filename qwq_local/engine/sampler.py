@@ -27,7 +27,7 @@ class SamplerChain:
         makers = self._makers(settings, vocab, n_vocab, windows)
         self._memories: list[tuple[Any, int]] = []  # what looks back, and how many tokens
         greedy = settings.temperature == 0
-        for step in settings.order:
+        for step in settings.sampler_order:
             if greedy and step not in windows:
                 continue
             made = makers[step]()

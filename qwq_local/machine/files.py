@@ -11,9 +11,9 @@ from pathlib import Path
 
 from qwq_local.errors import ProfileError
 from qwq_local.planning.devices import Device, DeviceKind, Machine
-from qwq_local.profiles.files import NAME_FORM, ProfileFolders, read_table
 from qwq_local.profiles.keys import excerpt, nearest
-from qwq_local.profiles.rules import Number, Rule, Switch, Text
+from qwq_local.profiles.layers import NAME_FORM, ProfileFolders, read_table
+from qwq_local.settings import Number, Rule, Switch, Text
 from qwq_local.text import GIB
 
 MAX_GPUS = 16

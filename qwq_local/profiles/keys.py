@@ -1,7 +1,7 @@
-"""What a profile may say: its keys, the type and range of each, and the value that comes of them.
+"""What a profile may say: its keys, and the Profile that comes of them.
 
-`Profile` is the result, one field per key; `RULES` holds what each key accepts. Values come in from TOML
-(`accepted`) or as the text of a flag or an environment variable (`accepted_text`). Knows no layers.
+Each key is declared once, as a field of `Profile` or of engine.api.SamplerKeys, with its default, what it
+accepts and what it means. Profile files, environment variables, `--set`, `/set` and docs/keys.md follow.
 """
 
 from __future__ import annotations
@@ -9,161 +9,118 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
-from qwq_local.engine.api import DEFAULT_ORDER, SamplerSettings
+from qwq_local.engine.api import SamplerKeys, SamplerSettings
 from qwq_local.errors import ProfileError
 from qwq_local.planning.shape import KV_TYPES
-from qwq_local.profiles.rules import Choice, Files, Number, Rule, Several, Switch, Text, quoted
+from qwq_local.settings import (
+    Choice,
+    Files,
+    Number,
+    Rule,
+    Several,
+    Switch,
+    Text,
+    meanings_of,
+    quoted,
+    rules_of,
+    setting,
+    tokens,
+)
 
-MAX_TOKENS = 1 << 20  # no window is near it; keeps a slip of the finger out of the memory plan
 MAX_SEED = 0xFFFFFFFE  # llama.cpp reads 0xFFFFFFFF as "draw one"
 EXCERPT_CHARS = 60
+_FILES = "file name of each quantization type in the repository"
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """Everything that can be set about a run; each field but the first is a key of the same name.
+class Profile(SamplerKeys):
+    """Everything that can be set about a run. Every field but `is_window_known` is a key of the same name.
 
-    Windows and budgets are in tokens. None means: let the program choose.
+    Windows and budgets are in tokens. None means: let the program choose. `is_window_known` is False when
+    the window is QwQ-32B's because no profile names that of this model.
     """
 
-    is_window_known: bool = True  # False: the window is QwQ-32B's because nobody told that of this model
-
-    description: str = ""
-
     # The model: where its files are, what window it was trained with.
-    repo: str = ""  # owner/name on the hub
-    files: Mapping[str, str] = field(default_factory=dict)  # quantization type -> file name in the repo
-    native_window: int = 32_768
-    yarn_origin: int = 32_768  # the window that YaRN scales from
-    yarn_factors: tuple[float, ...] = (1.0,)  # factors the model was tried with
-    max_thinking_budget: int = 0  # what a task may ask for at most; 0: anything
-    max_answer_reserve: int = 0
-
-    # Sampling: see engine.api.SamplerSettings.
-    temperature: float = 0.6
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.0
-    typical: float = 1.0
-    penalty_window: int = 64
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_window: int = -1
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    sampler_order: tuple[str, ...] = DEFAULT_ORDER  # a step that is not named is left out
-    seed: int | None = None  # None: a new one every run
+    description: str = setting("", Text(), "what the profile is for")
+    repo: str = setting(
+        "",
+        Text(r"[\w.-]+/[\w.-]+", "owner/name of a repository on the hub"),
+        "where qwq pull finds the model",
+    )
+    files: Mapping[str, str] = field(default_factory=dict, metadata={"rule": Files(), "meaning": _FILES})
+    native_window: int = setting(32_768, tokens(64), "the window that the model was trained with")
+    yarn_origin: int = setting(32_768, tokens(64), "the window that YaRN scales from")
+    yarn_factors: tuple[float, ...] = setting(
+        (1.0,), Several(Number(1, 64)), "YaRN factors that the model was tried with"
+    )
+    max_thinking_budget: int = setting(0, tokens(0), "the most thinking that a task may ask for; 0: any")
+    max_answer_reserve: int = setting(0, tokens(0), "the largest reserve that a task may ask for; 0: any")
 
     # The context: see engine.api.ContextSettings.
-    n_ctx: int | None = None  # None: as large as prompt and budgets need
-    yarn: float | None = None  # 1: off; None: on when prompt and budgets need more than the native window
-    kv_type: str | None = None  # of both K and V; None: f16, or what the memory allows
-    flash_attention: bool | None = None  # None: wherever the device has it
-    n_batch: int = 512
-    n_ubatch: int = 512
-    threads: int = 0  # 0: the physical cores
-    n_gpu_layers: int | None = None  # -1: all; None: as many as the memory allows
-    memory_reserve: int = 512  # MiB of every device that a plan leaves free
-    use_mmap: bool = True
-    kv_store: float | None = None  # GiB of disk for what was prefilled; None: a tenth of what is free; 0: off
-    kv_store_min_tokens: int = 1024  # what is worth storing
+    seed: int | None = setting(
+        None, Number(0, MAX_SEED, whole=True, words={"random": None}), "what sampling starts from"
+    )
+    n_ctx: int | None = setting(None, tokens(64, auto=None), "context size; auto: as prompt and budgets need")
+    yarn: float | None = setting(
+        None,
+        Number(1, 64, words={"off": 1.0, "auto": None}),
+        "factor that stretches the window; auto: when prompt and budgets need more than the native window",
+    )
+    kv_type: str | None = setting(
+        None, Choice(tuple(KV_TYPES), auto=True), "type of the KV cache; auto: f16, or what the memory allows"
+    )
+    flash_attention: bool | None = setting(
+        None, Switch(auto=True), "flash attention; auto: wherever the device has it"
+    )
+    n_batch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are submitted at once")
+    n_ubatch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are computed at once")
+    threads: int = setting(0, Number(0, 1024, whole=True), "CPU threads; 0: the physical cores")
+    n_gpu_layers: int | None = setting(
+        None,
+        Number(-1, 10_000, whole=True, words={"auto": None}),
+        "layers on the GPU; -1: all; auto: as many as the memory allows",
+    )
+    memory_reserve: int = setting(
+        512, Number(0, 1 << 20, whole=True), "MiB of each device that a plan leaves free"
+    )
+    use_mmap: bool = setting(True, Switch(), "map the model file into memory instead of reading it")
+    kv_store: float | None = setting(
+        None,
+        Number(0, 1 << 20, words={"off": 0.0, "auto": None}),
+        "GiB of disk for prompts that were read; auto: a tenth of what is free",
+    )
+    kv_store_min_tokens: int = setting(1024, tokens(1), "the shortest prompt that is kept on disk")
 
     # Budgets and the prompt.
-    thinking_budget: int = 16_384
-    answer_reserve: int = 4_096  # window kept free for the answer while it thinks
-    max_tokens: int = 0  # of the answer; 0: no limit but the window
-    system: str = ""  # "": no system turn
-    question_suffix: str = ""  # put after the question, on a line of its own
-    loop_guard: bool = True
+    thinking_budget: int = setting(16_384, tokens(0), "the most tokens of thinking")
+    answer_reserve: int = setting(4_096, tokens(1), "context that is kept free for the answer")
+    max_tokens: int = setting(0, tokens(0), "the most tokens of the answer; 0: no limit but the context")
+    system: str = setting("", Text(), "the system prompt; empty: none")
+    question_suffix: str = setting("", Text(), "text after each question, on a line of its own")
+    loop_guard: bool = setting(True, Switch(), "end repetition without end")
+
+    is_window_known: bool = True
 
     def sampler_settings(self, seed: int) -> SamplerSettings:
-        """The sampler chain of this profile, with the seed that was drawn or given for this run."""
-        return SamplerSettings(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            typical=self.typical,
-            penalty_window=self.penalty_window,
-            repeat_penalty=self.repeat_penalty,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            dry_multiplier=self.dry_multiplier,
-            dry_base=self.dry_base,
-            dry_allowed_length=self.dry_allowed_length,
-            dry_window=self.dry_window,
-            xtc_probability=self.xtc_probability,
-            xtc_threshold=self.xtc_threshold,
-            order=self.sampler_order,
-            seed=seed,
-        )
+        """The sampler of this profile, with the seed that was drawn or given for this run."""
+        return SamplerSettings(**{key: getattr(self, key) for key in SAMPLER_KEYS}, seed=seed)
 
 
-def _tokens(low: int, **words: float | None) -> Number:
-    return Number(low, MAX_TOKENS, whole=True, words=words)
-
-
-_SHARE = Number(0, 1)
-_SHARE_ABOVE_0 = Number(0, 1, above_low=True)
-
-RULES: Mapping[str, Rule] = {
-    "description": Text(),
-    "repo": Text(r"[\w.-]+/[\w.-]+", "owner/name of a repository on the hub"),
-    "files": Files(),
-    "native_window": _tokens(64),
-    "yarn_origin": _tokens(64),
-    "yarn_factors": Several(Number(1, 64)),
-    "max_thinking_budget": _tokens(0),
-    "max_answer_reserve": _tokens(0),
-    "temperature": Number(0, 5),
-    "top_k": Number(0, 1_000_000, whole=True),
-    "top_p": _SHARE_ABOVE_0,
-    "min_p": _SHARE,
-    "typical": _SHARE_ABOVE_0,
-    "penalty_window": _tokens(-1),
-    "repeat_penalty": Number(0, 10, above_low=True),
-    "frequency_penalty": Number(-2, 2),
-    "presence_penalty": Number(-2, 2),
-    "dry_multiplier": Number(0, 10),
-    "dry_base": Number(1, 10),
-    "dry_allowed_length": _tokens(1),
-    "dry_window": _tokens(-1),
-    "xtc_probability": _SHARE,
-    "xtc_threshold": _SHARE,
-    "sampler_order": Several(Choice(DEFAULT_ORDER)),
-    "seed": Number(0, MAX_SEED, whole=True, words={"random": None}),
-    "n_ctx": _tokens(64, auto=None),
-    "yarn": Number(1, 64, words={"off": 1.0, "auto": None}),
-    "kv_type": Choice(tuple(KV_TYPES), auto=True),
-    "flash_attention": Switch(auto=True),
-    "n_batch": Number(1, 65_536, whole=True),
-    "n_ubatch": Number(1, 65_536, whole=True),
-    "threads": Number(0, 1024, whole=True),
-    "n_gpu_layers": Number(-1, 10_000, whole=True, words={"auto": None}),
-    "memory_reserve": Number(0, 1 << 20, whole=True),
-    "use_mmap": Switch(),
-    "kv_store": Number(0, 1 << 20, words={"off": 0.0, "auto": None}),
-    "kv_store_min_tokens": _tokens(1),
-    "thinking_budget": _tokens(0),
-    "answer_reserve": _tokens(1),
-    "max_tokens": _tokens(0),
-    "system": Text(),
-    "question_suffix": Text(),
-    "loop_guard": Switch(),
-}
-
-_SAMPLER_KEYS = tuple(each.name for each in fields(SamplerSettings) if each.name not in ("seed", "order"))
+SAMPLER_KEYS = tuple(each.name for each in fields(SamplerKeys))
+RULES: Mapping[str, Rule] = rules_of(Profile)
+MEANINGS: Mapping[str, str] = meanings_of(Profile)
 RECORDED_KEYS = (
-    *_SAMPLER_KEYS,
-    "sampler_order",
-    *("thinking_budget", "answer_reserve", "max_tokens", "loop_guard"),
-    *("n_batch", "n_ubatch", "flash_attention", "threads"),
+    *SAMPLER_KEYS,
+    "thinking_budget",
+    "answer_reserve",
+    "max_tokens",
+    "loop_guard",
+    "n_batch",
+    "n_ubatch",
+    "flash_attention",
+    "threads",
 )
-"""What decides which tokens come, besides the plan: the sampler, the budgets, how it is computed."""
+"""What decides which tokens come, besides the plan: sampler, budgets, and how they are computed."""
 
 
 def accepted(key: str, value: object, source: str) -> object:
@@ -185,7 +142,7 @@ def accepted_text(key: str, text: str, source: str) -> object:
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The one of `names` that `name` was probably meant to be: one that begins so, or one that is like it."""
+    """The one of `names` that `name` probably means: one that begins with it, or one that is like it."""
     from difflib import get_close_matches
 
     known = list(names)

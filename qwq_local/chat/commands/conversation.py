@@ -22,7 +22,7 @@ from qwq_local.dialogue.conversation import fence
 from qwq_local.errors import HistoryError, UsageError
 from qwq_local.events import FinishReason
 from qwq_local.history.records import TurnOrigin, TurnRecord, TurnState
-from qwq_local.profiles.keys import MAX_SEED, RULES
+from qwq_local.profiles.keys import MAX_SEED, MEANINGS, RULES
 
 
 def new_question(session: Session, question: str) -> Iterator[ChatEvent]:
@@ -128,7 +128,7 @@ def _complete_regen(session: Session, rest: str) -> Iterator[Completion]:
         if equals and key in RULES:
             yield from complete_name(named_values(RULES[key]), start)
             return
-        names += ((f"{name}=", rule.allowed) for name, rule in RULES.items())
+        names += ((f"{name}=", meaning) for name, meaning in MEANINGS.items())
     yield from complete_word(names, word)
 
 

@@ -13,8 +13,8 @@ from qwq_local.chat.events import ChatEvent, Completion, Said
 from qwq_local.chat.model import ChatModel, value_text
 from qwq_local.chat.session import Session
 from qwq_local.errors import ProfileError
-from qwq_local.profiles.keys import RULES, nearest
-from qwq_local.profiles.rules import quoted
+from qwq_local.profiles.keys import MEANINGS, RULES, nearest
+from qwq_local.settings import quoted
 
 _DEFAULT = "default"
 _SHOWN_CHARS = 300
@@ -63,7 +63,7 @@ def _set(session: Session, arguments: str) -> Iterator[ChatEvent]:
         near = nearest(key, RULES)
         raise ProfileError(f"there is no key {quoted(key[:60])}.{f' Did you mean {near}?' if near else ''}")
     if not value:
-        yield Said((_described(session, key), f"allowed: {RULES[key].allowed}"))
+        yield Said((_described(session, key), MEANINGS[key], f"allowed: {RULES[key].allowed}"))
         return
     session.model.change({key: None if value == _DEFAULT else value})
     yield Said((_described(session, key),))
@@ -72,7 +72,7 @@ def _set(session: Session, arguments: str) -> Iterator[ChatEvent]:
 def _complete_set(_session: Session, rest: str) -> Iterator[Completion]:
     key, space, start = rest.partition(" ")
     if not space:
-        yield from complete_word(((name, rule.allowed) for name, rule in RULES.items()), key)
+        yield from complete_word(MEANINGS.items(), key)
     elif key in RULES:
         yield from complete_name((*named_values(RULES[key]), _DEFAULT), start.lstrip())
 

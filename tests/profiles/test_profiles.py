@@ -13,9 +13,9 @@ from qwq_local.cli.profiles import app, check_model, listing_lines, profile_line
 from qwq_local.engine.api import DEFAULT_ORDER, ContextSettings, SamplerSettings
 from qwq_local.errors import ModelNotFound, ProfileError
 from qwq_local.paths import Directories
-from qwq_local.profiles.files import MAX_FILE_BYTES
 from qwq_local.profiles.keys import RULES, accepted, accepted_text
 from qwq_local.profiles.layers import (
+    MAX_FILE_BYTES,
     Kind,
     Profile,
     ProfileFolders,
@@ -24,7 +24,7 @@ from qwq_local.profiles.layers import (
     profile_folders,
     resolve,
 )
-from qwq_local.profiles.rules import Files, Text
+from qwq_local.settings import Files, Text
 
 MATH_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_PROMPT = (
@@ -346,7 +346,7 @@ def test_a_setting_is_read_by_the_type_of_its_key(
 
 
 def test_every_field_has_a_rule_and_every_default_keeps_it() -> None:
-    assert ["is_window_known", *RULES] == [field.name for field in fields(Profile)]
+    assert [*RULES, "is_window_known"] == [field.name for field in fields(Profile)]
     for key, rule in RULES.items():
         default = getattr(Profile(), key)
         if not isinstance(rule, Text | Files):
@@ -378,7 +378,11 @@ def test_sampler_settings_carry_every_value_of_the_profile(folders: ProfileFolde
     ]
     found = resolve("qwq-32b", "chat", folders, {}, settings).profile.sampler_settings(seed=5)
     assert found == SamplerSettings(
-        temperature=0.9, dry_multiplier=0.8, xtc_threshold=0.2, order=("top_k", "temperature"), seed=5
+        temperature=0.9,
+        dry_multiplier=0.8,
+        xtc_threshold=0.2,
+        sampler_order=("top_k", "temperature"),
+        seed=5,
     )
 
 

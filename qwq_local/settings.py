@@ -1,21 +1,23 @@
-"""The kinds of value that a profile key can hold: what each accepts, reads from text and writes back.
+"""Kinds of value that a setting can hold, and how a setting is declared.
 
-A rule takes what TOML holds, or the text of a flag or an environment variable, and gives the value in the
-field's type. Knows no key and no file: it raises ValueError, and the caller says where the value stood.
+A kind takes what TOML holds, or the text of a flag or an environment variable, and returns the value in the
+field's type. It raises ValueError; the caller knows which key it was, and in which file.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
 
+T = TypeVar("T")
 MAX_TEXT_CHARS = 32_768
+MAX_TOKENS = 1 << 20  # no window comes near it; keeps a typing error out of the memory plan
 
 
 class Rule(Protocol):
-    """What one key accepts. `accept` and `read` raise ValueError; the caller names key and file."""
+    """What a key accepts. `accept` and `read` raise ValueError."""
 
     @property
     def allowed(self) -> str:
@@ -25,10 +27,25 @@ class Rule(Protocol):
         """The value in the field's type, from what TOML holds."""
 
     def read(self, text: str) -> object:
-        """What TOML would have held, from a flag or an environment variable."""
+        """What TOML would hold for the text of a flag or an environment variable."""
 
     def show(self, value: object) -> str:
         """The value as `read` takes it; text in quotes, a table by its names."""
+
+
+def setting(default: T, rule: Rule, meaning: str) -> T:
+    """A dataclass field that is a key of profiles: its default, what it accepts, and what it means."""
+    return field(default=default, metadata={"rule": rule, "meaning": meaning})
+
+
+def rules_of(settings: type[Any]) -> dict[str, Rule]:
+    """What each key of a dataclass of settings accepts."""
+    return {each.name: each.metadata["rule"] for each in fields(settings) if "rule" in each.metadata}
+
+
+def meanings_of(settings: type[Any]) -> dict[str, str]:
+    """What each key of a dataclass of settings means."""
+    return {each.name: each.metadata["meaning"] for each in fields(settings) if "rule" in each.metadata}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +235,11 @@ class Files:
     def show(self, value: object) -> str:
         """The types, as a list."""
         return ",".join(value) if isinstance(value, Mapping) else ""
+
+
+def tokens(low: int, **words: float | None) -> Number:
+    """A number of tokens from `low` on, or a word."""
+    return Number(low, MAX_TOKENS, whole=True, words=words)
 
 
 def quoted(text: str) -> str:
