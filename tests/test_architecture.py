@@ -19,7 +19,7 @@ ROOMS = (
     "qwq_local.cli",
     "qwq_local.terminal",
     "qwq_local.chat",
-    "qwq_local.splitting",
+    "qwq_local.split",
     "qwq_local.backend",
     "qwq_local.dialogue",
     "qwq_local.machine",
@@ -85,7 +85,6 @@ POSIX_ONLY = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readl
 # TODO: what is not yet as the rules ask. These lists only get shorter.
 TODO_SMALL = (
     "qwq_local.backend",
-    "qwq_local.chat",
     "qwq_local.dialogue",
     "qwq_local.engine",
     "qwq_local.history",
@@ -95,8 +94,8 @@ TODO_SMALL = (
     "qwq_local.terminal",
 )
 TODO_REPEATED = {
-    *("Asked", "Block", "Changed", "Choice", "Facts", "Fit", "Form", "Kind", "Layout", "Origin"),
-    *("PartialFile", "Piece", "Progress", "Record", "Row", "Said", "Shares", "Source", "State"),
+    *("Asked", "Block", "Choice", "Facts", "Fit", "Form", "Kind", "Layout", "Origin"),
+    *("PartialFile", "Piece", "Progress", "Record", "Row", "Source", "State"),
 }
 
 

@@ -15,7 +15,7 @@ from qwq_local.chat.commands.history import resume
 from qwq_local.chat.commands.registry import completions, find_command, parse
 from qwq_local.chat.context import droppable_lines
 from qwq_local.chat.conversation import short_title
-from qwq_local.chat.events import Asking, Changed, ChatEvent, Completion, Said
+from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Completion, Said
 from qwq_local.chat.model import ChatSetup
 from qwq_local.chat.session import Session
 from qwq_local.engine.api import Aborted
@@ -33,7 +33,7 @@ class Chat:
         """Loads no weights. Raises ProfileError, ModelNotFound, UsageError."""
         # Listing the models reads many headers, and completion asks with every key.
         self._session = Session.of(replace(opened, model_names=_remembered(opened.model_names)))
-        self._last_changed: Changed | None = None
+        self._last_changed: ChatStatus | None = None
         self._running: Generator[ChatEvent] | None = None
 
     def start(self) -> Iterator[ChatEvent]:

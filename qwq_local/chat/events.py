@@ -134,7 +134,7 @@ class ViewChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ChatStatus:
     """What the status line shows between turns: model, context, files for the next message."""
 
     model: str
@@ -150,7 +150,7 @@ class Leave:
     """The person wants to leave."""
 
 
-ChatEvent = Event | Shown | Asking | Recalled | Page | Copy | Edit | ViewChanged | Changed | Leave
+ChatEvent = Event | Shown | Asking | Recalled | Page | Copy | Edit | ViewChanged | ChatStatus | Leave
 
 
 @dataclass(frozen=True, slots=True)

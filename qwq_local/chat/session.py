@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from qwq_local.backend.question import Backend
 from qwq_local.chat.conversation import Conversation
-from qwq_local.chat.events import Changed
+from qwq_local.chat.events import ChatStatus
 from qwq_local.chat.model import ChatModel, ChatSetup
 from qwq_local.dialogue.control import TurnControl
 from qwq_local.dialogue.conversation import Attachment, Framing
@@ -16,7 +16,7 @@ from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnRecord
 
 
-class RunningTurn:
+class LiveTurn:
     """The turn that runs now, if any. Any thread may call its methods; without a turn they do nothing."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Session:
     model: ChatModel
     conversation: Conversation
     archive: Archive
-    running: RunningTurn = field(default_factory=RunningTurn)
+    running: LiveTurn = field(default_factory=LiveTurn)
     attached: dict[str, WaitingFile] = field(default_factory=dict)
     edited_turn: TurnRecord | None = None
     offered: int | None = None
@@ -132,11 +132,11 @@ class Session:
         if self.archive is not self.setup.archive:
             self.archive.close()
 
-    def changed(self) -> Changed:
+    def changed(self) -> ChatStatus:
         """What the status line shows now: of the context, what the next question finds in use."""
         last, planned = self.conversation.last, self.model.planned
         used = last.stats.prompt_tokens + last.stats.answer_tokens if last is not None else 0
-        return Changed(
+        return ChatStatus(
             model=planned.model if planned is not None else self.model.name,
             n_ctx=planned.n_ctx if planned is not None else 0,
             used_tokens=used,

@@ -33,7 +33,7 @@ from qwq_local.planning.devices import Machine
 from qwq_local.planning.words import stats_line
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded, read_text
-from qwq_local.splitting.plan import SplitRequest, plan_split
+from qwq_local.split.plan import SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.wire import write_line
 

@@ -29,8 +29,8 @@ from qwq_local.events import (
 )
 from qwq_local.planning.words import stats_line
 from qwq_local.profiles.layers import Profile
-from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
-from qwq_local.splitting.plan import SplitBackend, SplitPlan, SplitRequest, split_planned
+from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
+from qwq_local.split.plan import SplitBackend, SplitPlan, SplitRequest, split_planned
 from qwq_local.terminal.ask_screen import Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.split_screen import SplitScreen, place_of, plan_line

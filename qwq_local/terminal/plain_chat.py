@@ -11,8 +11,8 @@ from contextlib import closing
 
 from qwq_local.chat.events import (
     Asking,
-    Changed,
     ChatEvent,
+    ChatStatus,
     CommandHelp,
     ContextUse,
     Copy,
@@ -125,7 +125,7 @@ class PlainChat:
                 self._leaves = True
             case Asking():
                 screen.number(event.thought)
-            case Changed():
+            case ChatStatus():
                 pass
             case _:
                 screen.show(event)

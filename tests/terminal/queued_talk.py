@@ -23,8 +23,8 @@ from pathlib import Path
 from qwq_local.chat.events import (
     COMMAND,
     Asking,
-    Changed,
     ChatEvent,
+    ChatStatus,
     Completion,
     Copy,
     Edit,
@@ -75,7 +75,7 @@ class QueuedTalk:
 
     def start(self) -> Iterator[ChatEvent]:
         self._note("start")
-        yield Changed("QwQ-32B · Q4_K_M", 32768, 0, 1.0)
+        yield ChatStatus("QwQ-32B · Q4_K_M", 32768, 0, 1.0)
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
         self._note("submit", line)
@@ -107,7 +107,7 @@ class QueuedTalk:
                 yield Said((f"no such command: {command}",), is_error=True)
             case _:
                 yield from self._turn_of(line, lambda: iter([f"got {len(line)} characters\n"]))
-        yield Changed("QwQ-32B · Q4_K_M", 32768, 100 * self._turn, 1.0)
+        yield ChatStatus("QwQ-32B · Q4_K_M", 32768, 100 * self._turn, 1.0)
 
     def stop(self) -> None:
         self._note("stop")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwq_local.chat.events import Asking, Changed, ThinkView
+from qwq_local.chat.events import Asking, ChatStatus, ThinkView
 from qwq_local.events import Answer, Generated, Loading, Planned, Prefill, Prompted, Thinking
 from qwq_local.terminal.repl.status_line import Phase, StatusFigures, TokenCounter, status_rows
 from qwq_local.terminal.sanitizer import cell_width
@@ -239,7 +239,7 @@ def test_no_rate_is_told_across_tokens_that_were_taken_back() -> None:
 
 
 def test_after_a_turn_the_context_is_what_the_turn_left() -> None:
-    changed = Changed("QwQ-32B", 32_768, 100, 1.0, attached=3)
+    changed = ChatStatus("QwQ-32B", 32_768, 100, 1.0, attached=3)
     bigger = Planned("QwQ-32B", 65_536, 4000, 16_384, 4096, 2.0, "q8_0", 65, 1)
     viewer = Viewer(size=(120, 24)).show(changed, ASKING, bigger, Thinking("x"), CLOSED, Answer("y"))
     viewer.show(Generated(0, (1,) * 20, 9), FINISHED)
@@ -254,7 +254,7 @@ def test_a_model_that_loads_between_turns_shows_that_it_does() -> None:
     assert viewer.view.is_busy
     viewer.clock.now += 1
     assert viewer.show(Loading("QwQ-32B", 0.5)).live()
-    viewer.show(Loading("QwQ-32B", 1.0), Changed("QwQ-32B", 32_768, 0, 1.0))
+    viewer.show(Loading("QwQ-32B", 1.0), ChatStatus("QwQ-32B", 32_768, 0, 1.0))
     assert not viewer.view.is_busy
     assert viewer.live() == []
 

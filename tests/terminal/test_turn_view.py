@@ -9,8 +9,8 @@ import pytest
 
 from qwq_local.chat.events import (
     Asking,
-    Changed,
     ChatEvent,
+    ChatStatus,
     Copy,
     Page,
     Recalled,
@@ -571,7 +571,7 @@ HOSTILE = "a\x1b[2J\x1b]0;title\x07b\x9b31m\u202ec\x00\x08d"
         Said((HOSTILE,)),
         Said((HOSTILE,), is_error=True),
         Recalled(HOSTILE, 3, 5, 1.0, HOSTILE),
-        Changed(HOSTILE, 10, 5, 1.0, HOSTILE),
+        ChatStatus(HOSTILE, 10, 5, 1.0, HOSTILE),
     ],
 )
 @pytest.mark.parametrize("view", list(ThinkView))
@@ -587,5 +587,5 @@ def test_no_control_sequence_of_any_text_gets_through(event: ChatEvent, view: Th
 
 
 def test_the_status_of_a_changed_conversation_is_shown_between_turns() -> None:
-    viewer = Viewer().show(Changed("QwQ-32B Q4_K_M", 32_768, 4_120, 1.0, "berries", 2))
+    viewer = Viewer().show(ChatStatus("QwQ-32B Q4_K_M", 32_768, 4_120, 1.0, "berries", 2))
     assert viewer.status() == ("QwQ-32B Q4_K_M · ctx 4,120/32,768 · 2 files attached · berries · /help")

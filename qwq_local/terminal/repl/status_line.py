@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from qwq_local.chat.events import Asking, Changed, ChatEvent
+from qwq_local.chat.events import Asking, ChatEvent, ChatStatus
 from qwq_local.events import (
     Answer,
     Finished,
@@ -268,7 +268,7 @@ class TurnStatus:
         self._clock = clock
         self._since = clock()
         self._meter = TokenCounter(clock)
-        self.standing: Changed | None = None  # between turns
+        self.standing: ChatStatus | None = None  # between turns
         self._model = ""
         self._is_turn = False
         self._has_thought = False
@@ -323,7 +323,7 @@ class TurnStatus:
     def figures(self, view: str) -> StatusFigures:
         """Where things stand; `view` says what the key for it does."""
         if self.phase is Phase.IDLE:
-            standing = self.standing or Changed("", 0, 0, 1.0)
+            standing = self.standing or ChatStatus("", 0, 0, 1.0)
             return StatusFigures(
                 model=standing.model,
                 used_tokens=standing.used_tokens,
@@ -362,7 +362,7 @@ class TurnStatus:
                 self._meter.plan(event)
             case Prompted(tokens):
                 self._meter.prompt(len(tokens))
-            case Changed():
+            case ChatStatus():
                 self.standing, self._model = event, event.model
         if not self._is_turn and self.phase is not Phase.SAVING and not isinstance(event, _SILENT):
             self._enter(Phase.IDLE)

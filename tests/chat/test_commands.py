@@ -11,7 +11,7 @@ import pytest
 from qwq_local.backend.question import Question
 from qwq_local.chat.commands.output import code_blocks
 from qwq_local.chat.commands.registry import COMMANDS, parse
-from qwq_local.chat.events import Changed, Copy, Page, ThinkView, ViewChanged
+from qwq_local.chat.events import ChatStatus, Copy, Page, ThinkView, ViewChanged
 from qwq_local.errors import DoesNotFit, ModelNotFound
 from qwq_local.events import Event, Finished, FinishReason, Steered, Thinking, TurnStats
 from qwq_local.history.archive import Archive
@@ -142,7 +142,7 @@ def test_another_model_takes_over_the_conversation(talk: Talking) -> None:
         "queued answers from now on; it is loaded with the next question.",
         "context 1,000",
     ]
-    assert events[-1] == Changed("other", 0, 2, 1.0, "not kept")
+    assert events[-1] == ChatStatus("other", 0, 2, 1.0, "not kept")
     assert talk.backends[0].is_closed
     talk.submit("Two?", says())
     assert len(talk.backends[1].questions[0].messages) == 3

@@ -1,7 +1,7 @@
-"""How a text that no context holds is cut for a question: both in, the parts and the plan for them out.
+"""How a text that no context holds is cut into parts for a question.
 
 Parts are as large as the largest context allows beside the question, the thinking and the answer, and as the
-memory allows without taking layers off a GPU. Knows a Backend and no llama.cpp.
+memory allows without taking layers off a GPU.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class SplitBackend(Backend, Plans, CountsTokens, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """What is asked: the texts and what stands around the question, and the largest context in tokens.
+    """What is asked: the texts, the question with its framing, and the largest context in tokens.
 
-    The schema is for the last answer only.
+    Only the last answer follows the schema.
     """
 
     framing: Framing
@@ -73,9 +73,10 @@ class SplitRequest:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """How a text is asked: the parts, the plan for the largest, `room` for a part or for answers in tokens.
+    """How a text is asked: its parts and the plan for the largest.
 
-    No excerpts: it fits, and is asked in one pass. `tokens` are those of all parts.
+    Without excerpts the text fits and is asked in one pass. `tokens` are those of all parts, `room` those
+    that one part, or answers together, may have.
     """
 
     planned: Planned
@@ -86,7 +87,7 @@ class SplitPlan:
 
     @property
     def passes(self) -> int:
-        """How many passes there will be, if answers are of the usual length."""
+        """How many passes there are if answers have the usual length."""
         left = passes = max(1, len(self.excerpts))
         while left > 1:
             left = -(-left // max(2, self.room // _ANSWERED))
@@ -135,7 +136,7 @@ def plan_split(backend: SplitBackend, request: SplitRequest, abort: AbortFlag) -
             if is_least:
                 raise
         else:
-            # Short memory takes from the thinking and from the layers on a GPU; smaller parts spare both.
+            # Short memory would take from the thinking and from the layers on a GPU: take smaller parts.
             thinks = plan.planned.thinking_budget >= shares.thinking * _SHRINKS
             if is_least or (thinks and plan.planned.n_gpu_layers >= frame.n_gpu_layers):
                 return plan
@@ -143,7 +144,7 @@ def plan_split(backend: SplitBackend, request: SplitRequest, abort: AbortFlag) -
 
 
 def split_planned(plan: SplitPlan) -> SplitPlanned:
-    """The plan as the event that tells of it."""
+    """The plan as an event."""
     return SplitPlanned(
         parts=len(plan.excerpts),
         passes=plan.passes,
@@ -154,7 +155,7 @@ def split_planned(plan: SplitPlan) -> SplitPlanned:
 
 
 def _frame(request: SplitRequest, sources: Sources) -> Question:
-    """The question with a part that holds nothing but a name; what it takes no part can have."""
+    """The question with an empty part under the longest name: what it takes is not there for a part."""
     excerpt = Excerpt((Attachment(sources.longest_name, "-"),), "-")
     question = request.of_part(excerpt, 999_999, 999_999)
     joined = request.of_answers([Attachment("answer from parts 9,999 to 9,999 of 99,999", "-")], None)
@@ -162,15 +163,15 @@ def _frame(request: SplitRequest, sources: Sources) -> Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shares:
-    """Of the largest context in tokens: what a part may have, and what the thinking gets at least."""
+class _SplitShares:
+    """Tokens of the largest context: what a part may have, and what the thinking gets at least."""
 
     part: int
     thinking: int
 
 
-def _shares(frame: Planned, n_ctx: int) -> _Shares:
-    """What is left beside the question, the thinking and the answer; the latter get half of it at most."""
+def _shares(frame: Planned, n_ctx: int) -> _SplitShares:
+    """What is left beside the question, the thinking and the answer; thinking and answer get half at most."""
     kept = min(frame.thinking_budget + frame.answer_reserve, n_ctx // 2)
     room = n_ctx - CLOSING - kept - frame.prompt_tokens - MARGIN
     if room < LEAST_ROOM:
@@ -178,13 +179,13 @@ def _shares(frame: Planned, n_ctx: int) -> _Shares:
             f"question, system prompt, thinking and answer leave {max(0, room):,} of {n_ctx:,} tokens for "
             "the text. Shorten the question, or allow a larger context."
         )
-    return _Shares(room, max(0, kept - frame.answer_reserve))
+    return _SplitShares(room, max(0, kept - frame.answer_reserve))
 
 
 def _cut_to(
     backend: SplitBackend, request: SplitRequest, sources: Sources, room: int, measure: Measure
 ) -> SplitPlan:
-    """The text in parts of so many tokens, and the plan for the largest. Raises DoesNotFit."""
+    """The text in parts of at most `room` tokens, and the plan for the largest. Raises DoesNotFit."""
     overlap = min(room // 8, MOST_OVERLAP)
     parts = cut(sources.text, room, overlap, measure)
     excerpts = tuple(sources.excerpts(parts))

@@ -11,7 +11,7 @@ import pytest
 
 from qwq_local.backend.local import LocalBackend
 from qwq_local.chat.chat import Chat
-from qwq_local.chat.events import Asking, Changed, ChatEvent, Recalled
+from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Recalled
 from qwq_local.chat.model import ChatSetup
 from qwq_local.engine.api import AbortFlag
 from qwq_local.events import (
@@ -91,7 +91,7 @@ def test_a_question_is_answered_and_the_next_one_sees_it(chat: Chat, archive: Ar
     first = chat.submit(QUESTION)
     events = list(first)
     assert "3" in finished(events).answer
-    assert isinstance(events[-1], Changed)
+    assert isinstance(events[-1], ChatStatus)
     second = list(chat.submit("How many e's are in the word tree?"))
     (plan,) = [event for event in second if isinstance(event, Planned)]
     assert plan.ledger.history > 0

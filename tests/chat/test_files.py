@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_local.chat import files
-from qwq_local.chat.events import Asking, Changed
+from qwq_local.chat.events import Asking, ChatStatus
 from qwq_local.chat.files import find_files, split_arguments
 from qwq_local.errors import UsageError
 from qwq_local.history.archive import Archive
@@ -155,7 +155,7 @@ def test_attached_files_are_counted_priced_and_go_in_front_of_the_next_question(
         "2 files wait for the next question: 10 tokens in front of it.",
         "the prompt has 10 tokens with them and the plan stays: context 1,000, f16 KV.",
     ]
-    assert events[-1] == Changed("miniature", 0, 0, 1.0, "not kept", 2)
+    assert events[-1] == ChatStatus("miniature", 0, 0, 1.0, "not kept", 2)
     events = talk.submit("What is in them?", says())
     assert events[0] == Asking("What is in them?", 1)
     question = talk.backend.questions[-1]

@@ -1,8 +1,7 @@
-"""A question to a text in parts: a plan for them in, a pass for each part, one answer out.
+"""The passes over a text in parts: one for each part, then one over their answers.
 
-First every part is asked the question, then the answers are read together; when they do not fit together
-either, in rounds, group by group. What came of each part is told, nothing is dropped without a word. Knows a
-Backend and no llama.cpp; how the text is cut is in plan.py.
+Answers that do not fit together are first joined in groups, in as many rounds as it takes. The events say
+what came of each part, and what was left out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.dialogue.excerpts import cut
 from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
-from qwq_local.splitting.plan import (
+from qwq_local.split.plan import (
     MARGIN,
     SplitBackend,
     SplitPlan,
@@ -28,7 +27,7 @@ from qwq_local.splitting.plan import (
 class PartStarted:
     """A pass over part `part` of `parts` begins, or in a later `round` over a group of answers.
 
-    `seconds_left` is for all passes that are left, at the speed of those of this run; None for the first.
+    `seconds_left` is for all passes that are left, at the speed of the passes so far; None for the first.
     """
 
     round: int
@@ -39,7 +38,7 @@ class PartStarted:
 
 @dataclass(frozen=True, slots=True)
 class PartDone:
-    """What a pass came to: its answer and thinking, why it ended, its figures."""
+    """A pass is over: its answer and thinking, why it ended, its tokens and seconds."""
 
     round: int
     part: int
@@ -52,7 +51,7 @@ class PartDone:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """The last pass begins, over so many answers; its events are those of the turn."""
+    """The last pass begins, over `answers` answers; its events follow."""
 
     answers: int
 
@@ -61,16 +60,25 @@ SplitEvent = Event | SplitPlanned | PartStarted | PartDone | Joining
 
 
 def answer_split(backend: SplitBackend, request: SplitRequest, plan: SplitPlan) -> Iterator[SplitEvent]:
-    """The events of all passes, ending with the Finished of the last, or of the run that was interrupted.
+    """The events of all passes; the last is the Finished of the last pass, or of one that was interrupted.
 
-    The plan has parts. Raises what `reply` raises.
+    The plan must have parts. Raises what `reply` raises.
     """
     yield from _Passes(backend, request, plan).events()
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """An answer, and the parts of the text that it is from."""
+class _PartQuestion:
+    """A question, and the first and the last part of the text that it is about."""
+
+    first: int
+    last: int
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class _PartAnswer:
+    """An answer, and the first and the last part of the text that it is from."""
 
     first: int
     last: int
@@ -89,22 +97,24 @@ class _Passes:
         self._passes = 0
 
     def events(self) -> Iterator[SplitEvent]:
-        """Everything that happens."""
+        """The events of the run."""
         yield split_planned(self._plan)
         questions = [
-            (self._request.of_part(excerpt, number, self._n_parts), number, number)
+            _PartQuestion(number, number, self._request.of_part(excerpt, number, self._n_parts))
             for number, excerpt in enumerate(self._plan.excerpts, 1)
         ]
         round_number = 1
         while True:
-            said = yield from self._round(questions, round_number)
-            if said is None:
+            answers = yield from self._round(questions, round_number)
+            if answers is None:
                 return
-            groups = yield from self._groups(said)
+            groups = yield from self._groups(answers)
             if len(groups) == 1:
                 break
             questions = [
-                (self._request.of_answers(self._shown(group), None), group[0].first, group[-1].last)
+                _PartQuestion(
+                    group[0].first, group[-1].last, self._request.of_answers(self._shown(group), None)
+                )
                 for group in groups
             ]
             round_number += 1
@@ -112,17 +122,22 @@ class _Passes:
         yield from self._backend.reply(self._request.of_answers(self._shown(groups[0]), self._request.schema))
 
     def _round(
-        self, questions: Sequence[tuple[Question, int, int]], round_number: int
-    ) -> Generator[SplitEvent, None, list[_Said] | None]:
-        """Ask each question; what was said, or nothing when the run is over."""
-        said = []
-        for number, (question, first, last) in enumerate(questions, 1):
+        self, questions: Sequence[_PartQuestion], round_number: int
+    ) -> Generator[SplitEvent, None, list[_PartAnswer] | None]:
+        """Ask each question; returns the answers, or None when the run is over."""
+        answers = []
+        for number, part in enumerate(questions, 1):
             yield PartStarted(round_number, number, len(questions), self._seconds_left())
-            finished = yield from self._pass(question)
+            finished = yield from self._pass(part.question)
             yield PartDone(
-                round_number, number, len(questions),
-                finished.answer, finished.thinking, finished.reason, finished.stats,
-            )  # fmt: skip
+                round_number,
+                number,
+                len(questions),
+                finished.answer,
+                finished.thinking,
+                finished.reason,
+                finished.stats,
+            )
             if finished.reason is FinishReason.INTERRUPTED:
                 yield Finished(FinishReason.INTERRUPTED, finished.stats, "", "")
                 return None
@@ -130,16 +145,16 @@ class _Passes:
             if finished.reason is not FinishReason.STOP and finished.answer.strip():
                 yield Notice(f"the answer to {where} was cut ({finished.reason}); it goes on as it is.")
             if finished.answer.strip():
-                said.append(_Said(first, last, finished.answer))
+                answers.append(_PartAnswer(part.first, part.last, finished.answer))
             else:
                 yield Notice(f"{where} gave no answer ({finished.reason}); the others go on without it.")
-        if not said:
+        if not answers:
             yield Finished(FinishReason.NO_ANSWER, self._spent, "", "")
             return None
-        return said
+        return answers
 
     def _pass(self, question: Question) -> Generator[SplitEvent, None, Finished]:
-        """One turn; its events but the last."""
+        """The events of one turn but the last, which is returned."""
         for event in self._backend.reply(question):
             if isinstance(event, Finished):
                 self._passes += 1
@@ -149,17 +164,17 @@ class _Passes:
         raise AssertionError("a turn always ends with Finished")
 
     def _seconds_left(self) -> float | None:
-        """The time of a pass so far, for each pass that is left."""
+        """What the passes that are left take if each takes as long as those so far; None before the first."""
         if not self._passes:
             return None
         left = max(1, self._plan.passes - self._passes)
         return left * (self._spent.prefill_s + self._spent.decode_s) / self._passes
 
-    def _groups(self, said: Sequence[_Said]) -> Generator[Notice, None, list[list[_Said]]]:
-        """Neighbouring answers that fit together; any two do, so that each round has fewer."""
-        groups: list[list[_Said]] = []
+    def _groups(self, answers: Sequence[_PartAnswer]) -> Generator[Notice, None, list[list[_PartAnswer]]]:
+        """Groups of neighbouring answers that fit together. Any two fit, so each round has fewer answers."""
+        groups: list[list[_PartAnswer]] = []
         free = 0
-        for each in said:
+        for each in answers:
             size = self._size(each)
             if size > self._plan.room // 2:
                 short = self._shortened(each)
@@ -175,25 +190,25 @@ class _Passes:
             free -= size
         return groups
 
-    def _shortened(self, said: _Said) -> _Said:
-        bare = self._size(replace(said, text=""))
+    def _shortened(self, answer: _PartAnswer) -> _PartAnswer:
+        bare = self._size(replace(answer, text=""))
         room = max(1, self._plan.room // 2 - bare - MARGIN // 2)
-        first, *_ = cut(said.text, room, 0, self._backend.count_tokens)
-        return replace(said, text=said.text[: first.end])
+        first, *_ = cut(answer.text, room, 0, self._backend.count_tokens)
+        return replace(answer, text=answer.text[: first.end])
 
-    def _size(self, said: _Said) -> int:
-        (shown,) = self._shown([said])
+    def _size(self, answer: _PartAnswer) -> int:
+        (shown,) = self._shown([answer])
         return self._backend.count_tokens(fence(shown) + "\n\n")
 
-    def _shown(self, said: Sequence[_Said]) -> list[Attachment]:
-        return [Attachment(f"answer from {self._name(each)}", each.text) for each in said]
+    def _shown(self, answers: Sequence[_PartAnswer]) -> list[Attachment]:
+        return [Attachment(f"answer from {self._name(each)}", each.text) for each in answers]
 
-    def _name(self, said: _Said) -> str:
-        if said.first == said.last:
-            return f"part {said.first} of {self._n_parts}"
-        return f"parts {said.first} to {said.last} of {self._n_parts}"
+    def _name(self, answer: _PartAnswer) -> str:
+        if answer.first == answer.last:
+            return f"part {answer.first} of {self._n_parts}"
+        return f"parts {answer.first} to {answer.last} of {self._n_parts}"
 
 
 def summed(first: TurnStats, second: TurnStats) -> TurnStats:
-    """The figures of two passes together."""
+    """The tokens and seconds of two passes together."""
     return TurnStats(*(getattr(first, each.name) + getattr(second, each.name) for each in fields(TurnStats)))

@@ -16,8 +16,8 @@ from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
 from qwq_local.planning.window import Window, Wish, share_window
 from qwq_local.profiles.keys import Profile
-from qwq_local.splitting.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
-from qwq_local.splitting.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
+from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
+from qwq_local.split.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
 
 N_CTX = 4096
 STATS = TurnStats(1000, 0, 20, 30, 2.0, 5.0)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_local.backend.question import Question
-from qwq_local.chat.events import Asking, Changed, Edit, Leave, Page, Recalled, Talk
+from qwq_local.chat.events import Asking, ChatStatus, Edit, Leave, Page, Recalled, Talk
 from qwq_local.dialogue.control import AnswerNow, Steer
 from qwq_local.engine.api import Aborted
 from qwq_local.errors import EngineError, PromptTooLong
@@ -66,7 +66,7 @@ def stopped_while(*events: Event) -> Script:
 
 def test_a_chat_is_a_talk(talk: Talking) -> None:
     held: Talk = talk.chat
-    assert list(held.start()) == [Changed("miniature", 0, 0, 1.0, "not kept")]
+    assert list(held.start()) == [ChatStatus("miniature", 0, 0, 1.0, "not kept")]
 
 
 def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: Archive) -> None:
@@ -75,10 +75,10 @@ def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: A
     kinds = [type(event).__name__ for event in events]
     assert kinds == [
         *("Asking", "Planned", "Prompted", "Prefill", "Thinking", "ThinkingClosed", "Answer", "Generated"),
-        *("Finished", "Notice", "Changed"),
+        *("Finished", "Notice", "ChatStatus"),
     ]
     assert events[0] == Asking("Is it so?", 1)
-    assert events[-1] == Changed("queued", 1000, 5, 1.0, "not kept", 0)
+    assert events[-1] == ChatStatus("queued", 1000, 5, 1.0, "not kept", 0)
     (turn,) = archive.path(1)
     assert (turn.question, turn.thinking, turn.answer, turn.state) == (
         "Is it so?",
@@ -326,7 +326,7 @@ def test_what_the_status_line_shows_is_told_after_every_turn_even_if_it_is_the_s
     """The screen has counted the thinking meanwhile, which the next question does not bring along."""
     first = talk.submit("One?", says("a", "1"))[-1]
     again = talk.submit("/regen", says("a", "1"))[-1]
-    assert isinstance(first, Changed)
+    assert isinstance(first, ChatStatus)
     assert again == first
 
 
@@ -657,7 +657,7 @@ talking(Archive.open(path), path.parent).submit("One?", thinks)
 
 def test_after_a_kill_in_mid_thought_the_next_start_offers_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     program = [sys.executable, "-c", KILLED_IN_THOUGHT, str(path)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=root) as running:
         assert running.stdout is not None
