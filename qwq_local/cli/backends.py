@@ -8,8 +8,9 @@ from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.prefill_once import PrefillOnce
 from qwq_local.engine.api import AbortFlag
 from qwq_local.machine.here import physical_cores
+from qwq_local.models.catalog import Catalog
 from qwq_local.models.registry import Registry
-from qwq_local.models.store import Catalog, find_model, is_miniature
+from qwq_local.models.store import find_model, is_miniature
 from qwq_local.paths import Directories
 from qwq_local.planning.devices import Machine
 from qwq_local.profiles import DEFAULT_MODEL

@@ -24,11 +24,16 @@ from qwq_local.models.catalog import file_type_of
 from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
 from qwq_local.models.fit import Fit, kv_bytes_per_token
 from qwq_local.models.header import read_header
-from qwq_local.models.inventory import LocalModel, Origin, Places, local_models
-from qwq_local.models.names import default_model, resolve_name
-from qwq_local.models.registry import Record
-from qwq_local.models.removal import carry_out, plan_removal
-from qwq_local.models.store import MINIATURE, find_model, is_miniature
+from qwq_local.models.inventory import (
+    LocalModel,
+    ModelOrigin,
+    Places,
+    local_models,
+    plan_removal,
+    remove_model,
+)
+from qwq_local.models.registry import ModelRecord
+from qwq_local.models.store import MINIATURE, default_model, find_model, is_miniature, resolve_name
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
@@ -65,7 +70,7 @@ class _Inventory:
             path = find_model(name, self.places.catalog, self.places.directories.cache)
             record = self.state.of(path)
             kind, verified = file_type(read_header(path)), self.state.is_verified(path)
-            return LocalModel(name, path, Origin.BUNDLED, kind, record, is_verified=verified)
+            return LocalModel(name, path, ModelOrigin.BUNDLED, kind, record, is_verified=verified)
         model = resolve_name(name, self.models, self.places.catalog, self.state.default)
         if model is None:
             path = Path(name)
@@ -74,7 +79,7 @@ class _Inventory:
             raise ModelNotFound(f"no model {name!r} on this machine; `qwq models` lists what is here.")
         return model
 
-    def remember(self, record: Record) -> None:
+    def remember(self, record: ModelRecord) -> None:
         """Writes a record to the registry."""
         self.places.registry.change(lambda state: state.with_record(record))
 
@@ -190,7 +195,7 @@ def rm_command(
         if not yes and not _agreed(here.environment, question):
             here.print("Nothing was deleted.")
             return
-    carry_out(removal, here.places)
+    remove_model(removal, here.places)
     if not removal.only_forgets:
         here.print(f"{model.name} is deleted: {decimal_size(removal.freed_bytes, 2)} freed.")
 
@@ -278,16 +283,16 @@ def _check_whole(part: Path) -> None:
 def _hashed(path: Path, environment: Environment) -> str:
     output = Output.of(environment.stderr, environment.variables)
     line = WorkLine(output, path.stat().st_size, time.monotonic)
-    found: int | str = ""
+    hashing = hash_file(path, "sha256")
     try:
-        for found in hash_file(path, "sha256"):
-            if isinstance(found, int):
-                line.update(f"checking {path.name[:40]}", found)
+        while True:
+            line.update(f"checking {path.name[:40]}", next(hashing))
+    except StopIteration as finished:
+        return str(finished.value)
     except OSError as error:
         raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
     finally:
         line.erase()
-    return str(found)
 
 
 def _agreed(environment: Environment, question: str) -> bool:

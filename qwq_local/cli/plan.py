@@ -21,8 +21,9 @@ from qwq_local.errors import ConvertError, DoesNotFit, ExitStatus, ModelNotFound
 from qwq_local.events import Ledger, Planned
 from qwq_local.machine.files import read_machine
 from qwq_local.machine.here import physical_cores, this_machine
+from qwq_local.models.catalog import Catalog
 from qwq_local.models.known_sizes import known_sizes
-from qwq_local.models.store import Catalog, find_model
+from qwq_local.models.store import find_model
 from qwq_local.paths import Directories, directories
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute

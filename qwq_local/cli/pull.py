@@ -37,7 +37,7 @@ from qwq_local.models.offers import (
     offer_of_type,
     offers,
 )
-from qwq_local.models.registry import State
+from qwq_local.models.registry import RegistryState
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock, WorkLine
@@ -158,7 +158,7 @@ def _register(
     """
     now = time.time()
 
-    def with_files(state: State) -> State:
+    def with_files(state: RegistryState) -> RegistryState:
         for file, path in zip(offer.files, paths, strict=True):
             status = path.stat()
             record = replace(

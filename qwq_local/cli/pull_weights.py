@@ -30,7 +30,7 @@ from qwq_local.hub.pull import BytesReceived, FileDone, FileStarted, Puller
 from qwq_local.hub.shards import ShardCaches
 from qwq_local.hub.transfer import TransferSettings
 from qwq_local.models.inventory import Places
-from qwq_local.models.registry import State
+from qwq_local.models.registry import RegistryState
 from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
@@ -71,7 +71,7 @@ def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
     """Registers the model, which the converter has verified; its name."""
     status, now = out.stat(), time.time()
 
-    def with_file(state: State) -> State:
+    def with_file(state: RegistryState) -> RegistryState:
         record = replace(state.of(out), alias=out.stem, origin="convert", file_type=file_type, repo=repo)
         known = replace(record, sha256="", n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
         return state.with_record(replace(known, verified_at=now, added_at=now))

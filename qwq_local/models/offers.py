@@ -51,7 +51,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenOffer:
     """An offer, and in one line why it was chosen."""
 
     offer: Offer
@@ -99,7 +99,7 @@ def offer_of_file(listing: Listing, available: Iterable[Offer], name: str) -> Of
     )
 
 
-def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> Choice:
+def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> ChosenOffer:
     """The largest quantization with room for 16k tokens. Raises DoesNotFit with what the smallest gives."""
     # Imports numpy, which a pull by a type's name does not need.
     from qwq_local.models.fit import LEAST_CONTEXT
@@ -109,7 +109,7 @@ def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> Choice:
     for offer in usable:
         context = fit.context(offer.n_bytes)
         if context >= LEAST_CONTEXT:
-            return Choice(
+            return ChosenOffer(
                 offer,
                 f"{offer.file_type} ({decimal_size(offer.n_bytes)}) is the largest of {len(usable)} types "
                 f"that leaves room for {LEAST_CONTEXT:,} tokens: {context:,} with a {fit.kv_type} KV cache, "

@@ -1,8 +1,8 @@
-"""What is known of the models on this machine: JSON under the data folder, shared by all processes.
+"""The registry of models: a JSON file in the data folder, shared by all processes.
 
-Which model is the default, which files the user added under which name, which content was verified, when a
-model was last used. Everything in it can be found or made again, so an unreadable file is set aside and
-the registry starts empty. Knows no network and no other tool's files.
+It has the default model, the files that the user added with their names, which content was verified, and when
+a model was last used. All of it can be found or made again. So an unreadable file is set aside, and the
+registry starts empty.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _ALLOWED: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of one file, by its real path.
+class ModelRecord:
+    """One file, by its real path.
 
-    `alias` is the name that the user gave it, `origin` how it came ("pull", "convert", "add"; "" when another
-    tool brought it) and `added_at` when. The sha256 holds for a file of that length and modification time.
+    `alias` is the user's name for it, `origin` is how it came ("pull", "convert", "add", or "" from another
+    program), `added_at` is when. The sha256 is valid for a file of this length and modification time.
     """
 
     path: str
@@ -47,28 +47,28 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """All records by path, and the name of the default model, empty when none was chosen."""
+class RegistryState:
+    """All records by path, and the name of the default model; empty when no default was chosen."""
 
     default: str = ""
-    records: Mapping[str, Record] = field(default_factory=dict)
+    records: Mapping[str, ModelRecord] = field(default_factory=dict)
 
-    def of(self, path: Path) -> Record:
-        """The record of a file, an empty one when nothing is known of it."""
+    def of(self, path: Path) -> ModelRecord:
+        """The record of a file; an empty one for a file without a record."""
         key = str(path.resolve())
-        return self.records.get(key, Record(key))
+        return self.records.get(key, ModelRecord(key))
 
-    def with_record(self, record: Record) -> State:
-        """The same with this record in it."""
+    def with_record(self, record: ModelRecord) -> RegistryState:
+        """This state with the record added."""
         return replace(self, records={**self.records, record.path: record})
 
-    def without(self, path: Path) -> State:
-        """The same without the record of a file."""
+    def without(self, path: Path) -> RegistryState:
+        """This state without the record of a file."""
         key = str(path.resolve())
         return replace(self, records={k: record for k, record in self.records.items() if k != key})
 
     def is_verified(self, path: Path) -> bool:
-        """Whether the file's content was verified and nothing has touched it since."""
+        """Whether the file's content was verified, and the file was not changed since."""
         record = self.of(path)
         try:
             status = path.stat()
@@ -82,21 +82,21 @@ class Registry:
     """The registry in a data folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is made before something is to be remembered."""
+        """Creates nothing: `change` does."""
         self._folder = folder
         self._path = folder / FILE
 
-    def read(self) -> State:
-        """What is known now; nothing when the file is missing or unreadable."""
+    def read(self) -> RegistryState:
+        """The current state; empty when the file is missing or unreadable."""
         try:
             if self._path.stat().st_size > MAX_BYTES:
-                return State()
+                return RegistryState()
             return _state(json.loads(self._path.read_bytes()))
         except (OSError, ValueError, RecursionError):
-            return State()
+            return RegistryState()
 
-    def change(self, how: Callable[[State], State]) -> State:
-        """Apply a change to what is known, one process at a time. Raises QwqError when it cannot be kept."""
+    def change(self, how: Callable[[RegistryState], RegistryState]) -> RegistryState:
+        """Apply a change, one process at a time. Raises QwqError when it cannot be stored."""
         make_private(self._folder)
         try:
             with lock_file(self._path.with_suffix(".lock"), timeout_s=LOCK_TIMEOUT_S):
@@ -118,31 +118,31 @@ class Registry:
         except (ValueError, RecursionError):
             self._path.replace(self._path.with_suffix(".damaged.json"))
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: RegistryState) -> None:
         records = [asdict(record) for record in state.records.values()]
         text = json.dumps({"format": FORMAT, "default": state.default, "models": records}, indent=1)
         write_atomically(self._path, f"{text}\n".encode(), beside=self._path.with_suffix(".new"))
 
 
-def _state(content: Any) -> State:
+def _state(content: Any) -> RegistryState:
     if not isinstance(content, dict) or not isinstance(content.get("models"), list):
-        return State()
+        return RegistryState()
     default = content.get("default")
     found = [_record(entry) for entry in content["models"][:MAX_RECORDS]]
     records = {record.path: record for record in found if record is not None}
-    return State(default if isinstance(default, str) else "", records)
+    return RegistryState(default if isinstance(default, str) else "", records)
 
 
-def _record(entry: Any) -> Record | None:
-    """A record from JSON: keys of another version are left out, a wrong type makes it none."""
+def _record(entry: Any) -> ModelRecord | None:
+    """A record from JSON, without keys of other versions; None when a value has the wrong type."""
     if not isinstance(entry, dict):
         return None
     kept: dict[str, Any] = {}
-    for known in fields(Record):
+    for known in fields(ModelRecord):
         value = entry.get(known.name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, _ALLOWED[str(known.type)]):
             return None
         kept[known.name] = value
-    return Record(**kept) if kept.get("path") else None
+    return ModelRecord(**kept) if kept.get("path") else None

@@ -17,11 +17,10 @@ from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
 from qwq_local.models.catalog import Catalog, file_type_of, part_of
 from qwq_local.models.fit import Fit, Memory, kv_bytes_per_token
-from qwq_local.models.foreign import foreign_models, lm_studio_models, ollama_models
-from qwq_local.models.inventory import LocalModel, Origin, Places, local_models
-from qwq_local.models.names import resolve_name
-from qwq_local.models.registry import Record, Registry, State
-from qwq_local.models.removal import plan_removal
+from qwq_local.models.inventory import LocalModel, ModelOrigin, Places, local_models, plan_removal
+from qwq_local.models.other_programs import lm_studio_models, ollama_models, other_models
+from qwq_local.models.registry import ModelRecord, Registry, RegistryState
+from qwq_local.models.store import resolve_name
 from qwq_local.paths import Directories
 from tests.command import Ran, Terminal, environment, qwq
 from tests.hub.client import hub_with
@@ -33,20 +32,26 @@ CATALOG = Catalog(
 )
 
 
-def model(name: str, origin: Origin, file_type: str, repo: str = "", added_at: float = 0.0) -> LocalModel:
-    how = {Origin.PULLED: "pull", Origin.CONVERTED: "convert"}.get(origin, "")
+def model(
+    name: str, origin: ModelOrigin, file_type: str, repo: str = "", added_at: float = 0.0
+) -> LocalModel:
+    how = {ModelOrigin.PULLED: "pull", ModelOrigin.CONVERTED: "convert"}.get(origin, "")
     path = Path("/models") / f"{name}.gguf"
-    return LocalModel(name, path, origin, file_type, Record(str(path), origin=how, added_at=added_at), repo)
+    return LocalModel(
+        name, path, origin, file_type, ModelRecord(str(path), origin=how, added_at=added_at), repo
+    )
 
 
 HERE = [
-    model("mine", Origin.ADDED, "Q6_K"),
-    model("qwq-32b:Q4_K_M", Origin.PULLED, "Q4_K_M", "Qwen/QwQ-32B-GGUF", added_at=1.0),
-    model("qwq-32b:Q8_0", Origin.HUB_CACHE, "Q8_0", "Qwen/QwQ-32B-GGUF"),
-    model("bartowski/Qwen_QwQ-32B-GGUF:IQ4_XS", Origin.HUB_CACHE, "IQ4_XS", "bartowski/Qwen_QwQ-32B-GGUF"),
-    model("bartowski/Qwen_QwQ-32B-GGUF:Q8_0", Origin.HUB_CACHE, "Q8_0", "bartowski/Qwen_QwQ-32B-GGUF"),
-    model("ollama/qwq:latest", Origin.OLLAMA, ""),
-    model("lmstudio/someone/QwQ-GGUF:Q4_K_M", Origin.LM_STUDIO, "Q4_K_M"),
+    model("mine", ModelOrigin.ADDED, "Q6_K"),
+    model("qwq-32b:Q4_K_M", ModelOrigin.PULLED, "Q4_K_M", "Qwen/QwQ-32B-GGUF", added_at=1.0),
+    model("qwq-32b:Q8_0", ModelOrigin.HUB_CACHE, "Q8_0", "Qwen/QwQ-32B-GGUF"),
+    model(
+        "bartowski/Qwen_QwQ-32B-GGUF:IQ4_XS", ModelOrigin.HUB_CACHE, "IQ4_XS", "bartowski/Qwen_QwQ-32B-GGUF"
+    ),
+    model("bartowski/Qwen_QwQ-32B-GGUF:Q8_0", ModelOrigin.HUB_CACHE, "Q8_0", "bartowski/Qwen_QwQ-32B-GGUF"),
+    model("ollama/qwq:latest", ModelOrigin.OLLAMA, ""),
+    model("lmstudio/someone/QwQ-GGUF:Q4_K_M", ModelOrigin.LM_STUDIO, "Q4_K_M"),
 ]
 
 
@@ -86,12 +91,12 @@ def test_the_default_is_the_chosen_then_the_last_pulled_then_the_catalogs() -> N
         found = resolve_name("qwq-32b", models, CATALOG, chosen)
         return found.name if found else ""
 
-    later = model("later", Origin.CONVERTED, "Q3_K_M", added_at=2.0)
+    later = model("later", ModelOrigin.CONVERTED, "Q3_K_M", added_at=2.0)
     assert default([*HERE, later], "mine") == "mine"
     assert default([*HERE, later], "gone") == "later"
     assert default(HERE) == "qwq-32b:Q4_K_M"
     assert default([HERE[0], *HERE[2:]]) == "qwq-32b:Q8_0"
-    assert default([model("broken", Origin.PULLED, "Q4_K_M"), *HERE[2:]]) == "qwq-32b:Q8_0"
+    assert default([model("broken", ModelOrigin.PULLED, "Q4_K_M"), *HERE[2:]]) == "qwq-32b:Q8_0"
     assert default(HERE[5:]) == "ollama/qwq:latest"
     assert default([]) == ""
 
@@ -198,7 +203,7 @@ def test_other_programs_folders_are_found_where_they_say(tmp_path: Path) -> None
     (tmp_path / ".lmstudio" / "settings.json").write_text(
         json.dumps({"downloadsFolder": str(tmp_path / "chosen")})
     )
-    found = foreign_models({"OLLAMA_MODELS": str(tmp_path / "elsewhere")}, tmp_path)
+    found = other_models({"OLLAMA_MODELS": str(tmp_path / "elsewhere")}, tmp_path)
     assert [each.name for each in found] == ["ollama/qwq:latest", "lmstudio/a/QwQ-GGUF:Q8_0"]
 
 
@@ -206,19 +211,19 @@ def test_folders_that_cannot_be_count_as_empty(tmp_path: Path) -> None:
     (tmp_path / ".lmstudio").mkdir()
     for folder in ("a\0b", "\ud800", "x" * 5000):
         (tmp_path / ".lmstudio" / "settings.json").write_text(json.dumps({"downloadsFolder": folder}))
-        assert list(foreign_models({"OLLAMA_MODELS": "x" * 5000}, tmp_path)) == []
+        assert list(other_models({"OLLAMA_MODELS": "x" * 5000}, tmp_path)) == []
     (tmp_path / ".lmstudio-home-pointer").write_text("a\0b")
-    assert list(foreign_models({}, tmp_path)) == []
+    assert list(other_models({}, tmp_path)) == []
 
 
 def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    record = Record(str(tmp_path / "x"), alias="x", n_bytes=3)
+    record = ModelRecord(str(tmp_path / "x"), alias="x", n_bytes=3)
     registry.change(lambda state: state.with_record(record))
     assert registry.read().records == {record.path: record}
     for text in ("", "{", "[]", '{"models": 3}', '{"models": [3, {"path": 4}, {"path": ""}]}', "[" * 100_000):
         (tmp_path / "models.json").write_text(text)
-        assert registry.read() == State()
+        assert registry.read() == RegistryState()
     assert registry.change(lambda state: state.with_record(record)).records == {record.path: record}
     assert (tmp_path / "models.damaged.json").read_text() == "[" * 100_000
 
@@ -226,7 +231,7 @@ def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None
 def test_a_place_that_cannot_be_looked_at_hides_no_other_model(tmp_path: Path) -> None:
     (tmp_path / "mine.gguf").write_bytes(b"GGUF")
     paths = (f"/{'x' * 300}.gguf", str(tmp_path / "mine.gguf"))
-    state = State(records={path: Record(path, origin="add") for path in paths})
+    state = RegistryState(records={path: ModelRecord(path, origin="add") for path in paths})
     places = Places(
         Directories(tmp_path, tmp_path, tmp_path), CATALOG, HubCache(tmp_path / "hub"), {}, tmp_path
     )
@@ -394,9 +399,9 @@ def test_other_programs_models_are_used_in_place_and_never_touched(
 
     before = states()
     assert {name: each.origin for name, each in listed(tmp_path).items()} == {
-        "x/QwQ-GGUF:Q6_K": Origin.HUB_CACHE,
-        "ollama/qwq:latest": Origin.OLLAMA,
-        "lmstudio/someone/QwQ-GGUF:Q8_0": Origin.LM_STUDIO,
+        "x/QwQ-GGUF:Q6_K": ModelOrigin.HUB_CACHE,
+        "ollama/qwq:latest": ModelOrigin.OLLAMA,
+        "lmstudio/someone/QwQ-GGUF:Q8_0": ModelOrigin.LM_STUDIO,
     }
     for each in listed(tmp_path).values():
         with pytest.raises(UsageError, match=r"ollama rm qwq:latest|LM Studio: remove it there|hf cache rm"):
@@ -411,7 +416,7 @@ def test_other_programs_models_are_used_in_place_and_never_touched(
 
 def test_a_record_that_points_elsewhere_deletes_nothing_there(tmp_path: Path, gguf: Path) -> None:
     """A registry that someone edited cannot make `rm` delete a file outside our folders."""
-    forged = Record(str(gguf.resolve()), alias="evil", origin="convert")
+    forged = ModelRecord(str(gguf.resolve()), alias="evil", origin="convert")
     places(tmp_path).registry.change(lambda state: state.with_record(forged))
     removal = plan_removal(listed(tmp_path)["evil"], places(tmp_path))
     assert (removal.only_forgets, removal.freed_bytes) == (True, 0)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from qwq_local.errors import ConvertError, ModelNotFound
+from qwq_local.models.catalog import Catalog
 from qwq_local.models.header import read_header
-from qwq_local.models.store import Catalog, find_model
+from qwq_local.models.store import find_model
 from tests.command import ROOT, environment
 
 QWQ = Catalog("qwq-32b", "Qwen/QwQ-32B-GGUF", {"Q4_K_M": "qwq-32b-q4_k_m.gguf", "Q8_0": "qwq-32b-q8_0.gguf"})
@@ -89,7 +90,8 @@ def test_qwq_is_found_where_the_hugging_face_client_put_it(tmp_path: Path) -> No
     (repo / "refs" / "main").write_text("abc123")
     (snapshot / "qwq-32b-q8_0.gguf").write_bytes(b"GGUF")
     program = (
-        "from pathlib import Path\nfrom qwq_local.models.store import Catalog, find_model\n"
+        "from pathlib import Path\nfrom qwq_local.models.catalog import Catalog\n"
+        "from qwq_local.models.store import find_model\n"
         f"catalog = Catalog('qwq-32b', {QWQ.repo!r}, {dict(QWQ.files)!r})\n"
         "for name in ('qwq-32b', 'qwq-32b:Q8_0', 'QwQ-32B:q8_0'):\n"
         "    print(find_model(name, catalog, Path('.')).name)\n"

@@ -1,8 +1,8 @@
-"""Models that other programs downloaded: their folders in, GGUF files out, to be used where they lie.
+"""The QwQ models that ollama and LM Studio downloaded. They are used in place, and never changed or deleted.
 
-Ollama: `manifests/<host>/<namespace>/<model>/<tag>` is JSON whose layer of the media type below names a blob,
+Ollama: `manifests/<host>/<namespace>/<model>/<tag>` is JSON. Its layer of the media type below names a blob,
 `blobs/sha256-<hex>`, which is a GGUF (ollama's docs/faq and its manifest package). LM Studio:
-`models/<publisher>/<repository>/<file>.gguf`. Nothing there is ever written, moved or removed.
+`models/<publisher>/<repository>/<file>.gguf`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ABOUT_QWQ = re.compile(r"qwq", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignModel:
-    """A GGUF of another program: the name it has there, and its type where the name tells it."""
+class OtherModel:
+    """A GGUF of another program: its name there, and its type if the name says it."""
 
     tool: str
     name: str
@@ -35,8 +35,8 @@ class ForeignModel:
     sha256: str = ""
 
 
-def foreign_models(environ: Mapping[str, str], home: Path) -> Iterator[ForeignModel]:
-    """The QwQ models that ollama and LM Studio have on this machine; unreadable folders count as empty."""
+def other_models(environ: Mapping[str, str], home: Path) -> Iterator[OtherModel]:
+    """The QwQ models of ollama and LM Studio. A folder that cannot be read counts as empty."""
     for folder in ollama_folders(environ, home):
         yield from ollama_models(folder)
     for folder in lm_studio_folders(home):
@@ -44,7 +44,7 @@ def foreign_models(environ: Mapping[str, str], home: Path) -> Iterator[ForeignMo
 
 
 def ollama_folders(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Where ollama keeps models: OLLAMA_MODELS, else its user's folder and that of its Linux service."""
+    """Where ollama keeps models: OLLAMA_MODELS, else the user's folder and that of its Linux service."""
     if chosen := environ.get("OLLAMA_MODELS"):
         return [Path(chosen)]
     folders = [home / ".ollama" / "models"]
@@ -53,8 +53,8 @@ def ollama_folders(environ: Mapping[str, str], home: Path) -> list[Path]:
     return folders
 
 
-def ollama_models(folder: Path) -> Iterator[ForeignModel]:
-    """The QwQ models whose manifests lie in the folder, each named `model:tag` or `namespace/model:tag`."""
+def ollama_models(folder: Path) -> Iterator[OtherModel]:
+    """The QwQ models with a manifest in the folder, each named `model:tag` or `namespace/model:tag`."""
     root = folder / "manifests"
     for manifest in _files(root, "*/*/*/*"):
         _host, namespace, model, tag = manifest.relative_to(root).parts
@@ -63,11 +63,11 @@ def ollama_models(folder: Path) -> Iterator[ForeignModel]:
             continue
         blob = folder / "blobs" / f"sha256-{digest}"
         if is_there(blob):
-            yield ForeignModel("ollama", f"ollama/{name}", blob, file_type_of(tag), digest)
+            yield OtherModel("ollama", f"ollama/{name}", blob, file_type_of(tag), digest)
 
 
 def lm_studio_folders(home: Path) -> list[Path]:
-    """Where LM Studio keeps models: the folder chosen in its settings, its own, that of older versions."""
+    """Where LM Studio keeps models: the folder in its settings, its default, that of older versions."""
     pointer = home / ".lmstudio-home-pointer"
     base = Path(_short_text(pointer).strip() or home / ".lmstudio")
     chosen = _json(base / "settings.json").get("downloadsFolder")
@@ -75,7 +75,7 @@ def lm_studio_folders(home: Path) -> list[Path]:
     return [Path(chosen), *folders] if isinstance(chosen, str) and chosen else folders
 
 
-def lm_studio_models(folder: Path) -> Iterator[ForeignModel]:
+def lm_studio_models(folder: Path) -> Iterator[OtherModel]:
     """The QwQ models in the folder, each named by publisher, repository and type."""
     for path in _files(folder, "*/*/*.gguf"):
         publisher, repository, file_name = path.relative_to(folder).parts
@@ -86,11 +86,11 @@ def lm_studio_models(folder: Path) -> Iterator[ForeignModel]:
             continue
         file_type = file_type_of(file_name)
         name = f"{publisher}/{repository}:{file_type}" if file_type else f"{publisher}/{repository}/{stem}"
-        yield ForeignModel("lmstudio", f"lmstudio/{name}", path, file_type)
+        yield OtherModel("lmstudio", f"lmstudio/{name}", path, file_type)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file; one that may not or cannot be looked at counts as none."""
+    """Whether there is a file. One that the system does not let us look at counts as missing."""
     try:
         return path.is_file()
     except OSError:
@@ -98,11 +98,11 @@ def is_there(path: Path) -> bool:
 
 
 def _model_digest(manifest: Path) -> str | None:
-    """The sha256 of the model that a manifest names; None when it names none, or no plain digest."""
+    """The sha256 of the model in a manifest; None when there is none, or it is not a plain digest."""
     layers = _json(manifest).get("layers")
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict) and layer.get("mediaType") == MODEL_LAYER:
-            # A digest only, so that a manifest cannot point out of its folder.
+            # Only a digest, so that a manifest cannot name a file outside of the folder.
             match = _DIGEST.fullmatch(str(layer.get("digest")))
             return match[1] if match else None
     return None
@@ -115,7 +115,7 @@ def _files(folder: Path, pattern: str) -> Iterator[Path]:
                 return
             if is_there(path):
                 yield path
-    except (OSError, ValueError):  # ValueError: a name that another program's settings hold is none
+    except (OSError, ValueError):  # ValueError: the other program's settings hold an impossible name
         return
 
 
