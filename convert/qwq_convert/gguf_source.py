@@ -15,11 +15,11 @@ from pathlib import Path
 
 from gguf import GGUFValue, GGUFValueType, Keys
 
-from qwq_convert.architectures import architectures
+from qwq_convert.architecture import FIGURES, KEY_LENGTH, ModelShape, shape_of
+from qwq_convert.architectures import find_architecture, supported
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.key_values import KeyValues
-from qwq_convert.quant_types import Figures
 from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_convert.writing.positioned import BINARY, read_exactly
@@ -36,12 +36,11 @@ class GgufSource:
         self._path = path
         self._headers = read_parts(path)
         self._first = self._headers[0]
-        self._architecture = self._read(Keys.General.ARCHITECTURE)
-        known = [architecture.name for architecture in architectures()]
-        if self._architecture not in known:
-            raise ConvertError(
-                f"{path}: architecture {self._architecture!r} is not supported, only {', '.join(known)} is."
-            )
+        name = self._read(Keys.General.ARCHITECTURE)
+        architecture = find_architecture(name)
+        if architecture is None:
+            raise ConvertError(f"{path}: architecture {name!r} is not supported, only {supported()}.")
+        self._architecture = architecture
         self._tensors = {tensor.name: tensor for header in self._headers for tensor in _sources(header)}
         if not self._tensors:
             raise ConvertError(f"{path}: holds no tensors. Use the GGUF with the weights, or the checkpoint.")
@@ -82,15 +81,21 @@ class GgufSource:
         ]
         return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
 
-    def figures(self) -> Figures:
-        """What the type rules ask of the model."""
-        n_heads = self._number(Keys.Attention.HEAD_COUNT)
-        n_kv_heads = self._number(Keys.Attention.HEAD_COUNT_KV)
-        if n_heads % n_kv_heads:
-            raise ConvertError(
-                f"{self._path}: {n_heads} heads do not divide among {n_kv_heads} key-value heads."
-            )
-        return Figures(self._number(Keys.LLM.BLOCK_COUNT), n_heads // n_kv_heads)
+    def shape(self) -> ModelShape:
+        """The shape that the header states."""
+        figures = {}
+        for figure in FIGURES:
+            key = self._architecture.key(figure.key)
+            value = self._read(key)
+            if not isinstance(value, int) or not 0 < value <= figure.most:
+                raise ConvertError(f"{self._path}: {key} is {value!r}. Download it again.")
+            figures[figure.field] = value
+        head_dim = self._read(self._architecture.key(KEY_LENGTH))
+        n_vocab = self._first.array_length(Keys.Tokenizer.LIST) or 0
+        try:
+            return shape_of(self._architecture, figures, head_dim if isinstance(head_dim, int) else None, n_vocab)
+        except ValueError as error:
+            raise ConvertError(f"{self._path}: {error}.") from None
 
     def key_values(self, name: str | None) -> KeyValues:
         """Every key-value but those of how it lies in its files; `name` replaces general.name."""
@@ -107,13 +112,6 @@ class GgufSource:
         if name is not None:
             values[Keys.General.NAME] = GGUFValue(name, GGUFValueType.STRING)
         return values
-
-    def _number(self, key: str) -> int:
-        key = key.format(arch=self._architecture)
-        value = self._read(key)
-        if not isinstance(value, int) or not 0 < value < 2**20:
-            raise ConvertError(f"{self._path}: {key} is {value!r}. Download it again.")
-        return value
 
     def _read(self, key: str) -> object:
         return self._first.value(key) if key in self._first.keys else None

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-from gguf import GGUFType, GGUFWriter, Keys
+from gguf import GGUFType, GGUFWriter, Keys, RopeScalingType
 from gguf import GGUFValueType as ValueType
 
+from qwq_convert.architecture import KEY_LENGTH, VALUE_LENGTH
 from qwq_convert.checkpoint import Checkpoint, optional_document, required_document
 from qwq_convert.key_values import KeyValues
-from qwq_convert.model_config import ModelConfig
+from qwq_convert.model_config import ModelConfig, RopeParameters
 from qwq_convert.strict_json import Fields, checked_text, shown
 from qwq_convert.tokenizer import (
     add_special_tokens,
@@ -55,15 +56,15 @@ def build_key_values(
     config_json = required_document(checkpoint, "config.json")
     tokenizer = required_document(checkpoint, "tokenizer.json")
     tokenizer_config = required_document(checkpoint, "tokenizer_config.json")
-    vocabulary = read_vocabulary(tokenizer, tokenizer_config, config.vocab_size)
+    vocabulary = read_vocabulary(tokenizer, tokenizer_config, config.shape.n_vocab)
     special = find_special_tokens(tokenizer, tokenizer_config, config_json, vocabulary)
     templates = find_chat_templates(checkpoint, tokenizer_config)
 
-    writer = GGUFWriter(None, config.architecture.name)
+    writer = GGUFWriter(None, config.shape.architecture.name)
     writer.add_type(GGUFType.MODEL)
     _add_sampling(writer, optional_document(checkpoint, "generation_config.json"))
     _add_description(writer, checkpoint, config_json, n_parameters, name)
-    config.architecture.add_keys(writer, config)
+    _add_figures(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(vocabulary.pieces)
@@ -71,6 +72,34 @@ def build_key_values(
     writer.add_token_merges(vocabulary.merges)
     add_special_tokens(writer, special, templates)
     return writer.kv_data[0]
+
+
+def _add_figures(writer: GGUFWriter, config: ModelConfig) -> None:
+    key = config.shape.architecture.key
+    for name, value in config.shape.figures().items():
+        writer.add_uint32(key(name), value)
+    if config.rope_scaling is not None:
+        _add_rope_scaling(writer, config.rope_scaling)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.states_head_dim:
+        writer.add_uint32(key(KEY_LENGTH), config.shape.head_dim)
+        writer.add_uint32(key(VALUE_LENGTH), config.shape.head_dim)
+
+
+def _add_rope_scaling(writer: GGUFWriter, scaling: RopeParameters) -> None:
+    writer.add_rope_scaling_type(RopeScalingType(scaling.kind))
+    writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.original_context is not None:
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
+    for value, add in (
+        (scaling.extrapolation_factor, writer.add_rope_scaling_yarn_ext_factor),
+        (scaling.attention_factor, writer.add_rope_scaling_yarn_attn_factor),
+        (scaling.beta_fast, writer.add_rope_scaling_yarn_beta_fast),
+        (scaling.beta_slow, writer.add_rope_scaling_yarn_beta_slow),
+    ):
+        if value is not None and scaling.kind == "yarn":
+            add(value)
 
 
 def _add_sampling(writer: GGUFWriter, generation: Fields) -> None:

@@ -1,19 +1,15 @@
-"""config.json in, the figures of a model out, checked against each other.
-
-Knows neither tensors nor GGUF. What llama.cpp would answer with an abort is refused here with a message.
-"""
+"""A checkpoint's config.json, checked: what llama.cpp would answer with an abort is refused with a message."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwq_convert.architecture import Architecture
-from qwq_convert.architectures import find_architecture
+from qwq_convert.architecture import FIGURES, Architecture, ModelShape, shape_of
+from qwq_convert.architectures import architectures
 from qwq_convert.strict_json import Fields, shown
 
-MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: more aborts the process
-MAX_DIMENSION = 2**24  # so that one row of any tensor stays a small piece of memory
-MAX_VOCABULARY = 2**22
+MAX_HEAD_DIM = 1 << 14
+MAX_VOCABULARY = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,59 +27,52 @@ class RopeParameters:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The architecture, and the figures that tensors and key-values of the GGUF depend on."""
+    """The shape of a model and what else of config.json its tensors and key-values depend on.
 
-    architecture: Architecture
-    n_layers: int
-    n_ctx: int
-    hidden_size: int
-    intermediate_size: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
+    `states_head_dim` says that config.json has a head_dim, `tied` that lm_head.weight may be missing.
+    """
+
+    shape: ModelShape
     states_head_dim: bool
-    vocab_size: int
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: RopeParameters | None
     tied: bool
 
-    @property
-    def kv_size(self) -> int:
-        """Rows of the K and the V projection."""
-        return self.n_kv_heads * self.head_dim
-
 
 def read_config(config: Fields) -> ModelConfig:
-    """The figures of `config`; ConvertError for another architecture or figures that contradict."""
-    architecture = find_architecture(config)
+    """Read `config`. Raises ConvertError for another architecture or figures that contradict each other."""
+    architecture = _architecture(config)
     _check_supported(config)
-    n_heads = config.integer("num_attention_heads", 1, MAX_DIMENSION)
-    n_kv_heads = config.integer("num_key_value_heads", 1, MAX_DIMENSION)
-    hidden_size = config.integer("hidden_size", 1, MAX_DIMENSION)
-    head_dim = config.optional_integer("head_dim", 1, MAX_DIMENSION)
-    if n_heads % n_kv_heads:
-        config.fail(f"{n_heads} attention heads do not divide among {n_kv_heads} key-value heads.")
-    # llama.cpp's qwen2 has an attn_output of hidden_size x hidden_size, and rotates pairs.
-    if hidden_size != n_heads * (head_dim or hidden_size // n_heads) or hidden_size // n_heads % 2:
-        config.fail(f"hidden_size {hidden_size} is not {n_heads} heads of an even head_dim.")
+    figures = {figure.field: config.integer(figure.config_key, 1, figure.most) for figure in FIGURES}
+    head_dim = config.optional_integer("head_dim", 1, MAX_HEAD_DIM)
+    n_vocab = config.integer("vocab_size", 1, MAX_VOCABULARY)
+    try:
+        shape = shape_of(architecture, figures, head_dim, n_vocab)
+    except ValueError as error:
+        config.fail(f"{error}.")
     rope = config.optional_object("rope_parameters") or config.optional_object("rope_scaling")
     return ModelConfig(
-        architecture=architecture,
-        n_layers=config.integer("num_hidden_layers", 1, MAX_LAYERS),
-        n_ctx=config.integer("max_position_embeddings", 1),
-        hidden_size=hidden_size,
-        intermediate_size=config.integer("intermediate_size", 1, MAX_DIMENSION),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=hidden_size // n_heads,
+        shape=shape,
         states_head_dim=head_dim is not None,
-        vocab_size=config.integer("vocab_size", 1, MAX_VOCABULARY),
         rms_norm_eps=config.positive("rms_norm_eps"),
         rope_theta=_rope_theta(config, rope),
         rope_scaling=_rope_scaling(config, rope),
         tied=config.flag("tie_word_embeddings"),
     )
+
+
+def _architecture(config: Fields) -> Architecture:
+    names = config.items("architectures")
+    by_class_name = {architecture.class_name: architecture for architecture in architectures()}
+    match names:
+        case [str() as class_name] if class_name in by_class_name:
+            return by_class_name[class_name]
+        case [other]:
+            text = shown(other)
+        case _:
+            text = shown(names)
+    return config.fail(f"architecture {text} is not supported, only {', '.join(by_class_name)}.")
 
 
 def _check_supported(config: Fields) -> None:

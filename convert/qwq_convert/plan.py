@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from qwq_convert import ggml
+from qwq_convert.architecture import ModelShape
 from qwq_convert.checkpoint import Checkpoint, CheckpointFolder, required_document
 from qwq_convert.file_types import FILE_TYPES, FLOAT_TYPES, FileType, QuantType, find_file_type
 from qwq_convert.gguf_source import GgufSource
@@ -24,7 +25,7 @@ from qwq_convert.key_values import KeyValues, Override, Yarn, finish, stretch
 from qwq_convert.layout import PlannedFile, PlannedTensor, encode_header, lay_out, plan_files
 from qwq_convert.metadata import build_key_values
 from qwq_convert.model_config import read_config
-from qwq_convert.quant_types import NO_OPTIONS, Figures, TypeOptions, choose_types, needs_imatrix
+from qwq_convert.quant_types import NO_OPTIONS, TypeOptions, choose_types, needs_imatrix
 from qwq_convert.tensor_names import NamedTensor, name_tensors
 from qwq_local.errors import ConvertError
 
@@ -57,11 +58,11 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model as its source describes it: tensors in llama-quantize's order, key-values, figures."""
+    """A model as its source describes it: tensors in llama-quantize's order, key-values, shape."""
 
     tensors: tuple[NamedTensor, ...]
     key_values: KeyValues
-    figures: Figures
+    shape: ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,12 @@ def open_source(path: Path) -> CheckpointFolder | GgufSource:
 def describe(source: Source, name: str | None = None) -> Description:
     """What the source says about its model, checked; `name` replaces the model's own."""
     if isinstance(source, GgufSource):
-        return Description(source.named_tensors(), source.key_values(name), source.figures())
+        return Description(source.named_tensors(), source.key_values(name), source.shape())
     config = read_config(required_document(source, "config.json"))
     tensors = name_tensors(source.tensors, config)
     n_parameters = sum(tensor.source.n_elements for tensor in tensors)
     key_values = build_key_values(source, config, n_parameters, name)
-    return Description(tensors, key_values, Figures(config.n_layers, config.n_heads // config.n_kv_heads))
+    return Description(tensors, key_values, config.shape)
 
 
 def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
@@ -131,7 +132,7 @@ def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
         raise ConvertError(f"{request.out}: is a folder. Give the name of the file to write.")
     matrix = None if request.imatrix is None else read_imatrix(request.imatrix)
     model = describe(source, request.name)
-    kinds = choose_types(model.tensors, file_type, model.figures, request.types, matrix is not None)
+    kinds = choose_types(model.tensors, file_type, model.shape, request.types, matrix is not None)
     importance = {} if matrix is None else _importance(matrix, model.tensors)
     _check_importance(model.tensors, kinds, file_type, importance)
 
@@ -155,7 +156,7 @@ def sizes(model: Description) -> list[TypeSize]:
     rows = []
     for file_type in FILE_TYPES.values():
         try:
-            kinds = choose_types(model.tensors, file_type, model.figures, NO_OPTIONS, has_imatrix=False)
+            kinds = choose_types(model.tensors, file_type, model.shape, NO_OPTIONS, has_imatrix=False)
         except ConvertError:
             rows.append(TypeSize(file_type.name, None, 0.0, needs_imatrix=False))
             continue

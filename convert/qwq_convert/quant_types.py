@@ -12,18 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from qwq_convert.architecture import ModelShape
 from qwq_convert.file_types import BLOCKS, FileType
 from qwq_convert.file_types import QuantType as Q
-from qwq_convert.tensor_names import NamedTensor
+from qwq_convert.tensor_names import OUTPUT, NamedTensor
 from qwq_local.errors import ConvertError
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What the rules ask of a model: its layers, and how many query heads share a key-value head."""
-
-    n_layers: int
-    n_gqa: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +158,11 @@ FALLBACKS = {
     Q.Q5_K: Q.Q5_1,
     Q.Q6_K: Q.Q8_0,
 }
-# Qwen2 with 80 layers counts as the "70B model", whose small attn_v gets more bits.
-LAYERS_OF_70B = 80
 # The file types that the 70B rule passes over.
 LOWEST = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M")
 # Types that come out as noise without an importance matrix.
 NEED_IMATRIX = (Q.IQ3_XXS, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ1_M, Q.IQ1_S)
 TIED = "token_embd.weight"
-OUTPUT = "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +185,7 @@ NO_OPTIONS = TypeOptions()
 def choose_types(
     tensors: Sequence[NamedTensor],
     file_type: FileType,
-    figures: Figures,
+    shape: ModelShape,
     options: TypeOptions,
     has_imatrix: bool,
 ) -> list[Q]:
@@ -208,7 +198,7 @@ def choose_types(
                 f"--tensor-type {pattern.pattern[:60]!r}={kind.name}: no tensor is called so; names are such "
                 f"as {tensors[-1].name}. `--dry-run` without it lists them."
             )
-    chooser = _Chooser(tensors, file_type, figures, options, has_imatrix)
+    chooser = _Chooser(tensors, file_type, shape, options, has_imatrix)
     return [chooser.choose(tensor) for tensor in tensors]
 
 
@@ -226,12 +216,12 @@ class _Chooser:
         self,
         tensors: Iterable[NamedTensor],
         file_type: FileType,
-        figures: Figures,
+        shape: ModelShape,
         options: TypeOptions,
         has_imatrix: bool,
     ) -> None:
         self._file_type = file_type
-        self._figures = figures
+        self._shape = shape
         self._options = options
         self._has_imatrix = has_imatrix
         self._mixture = MIXTURES.get(file_type.name, {})
@@ -265,11 +255,12 @@ class _Chooser:
             return file_type.embedding or file_type.default
         kind = name.split(".")[2] if name.count(".") > 2 else name
         # A tensor that an option took is not counted, which shifts the layers after it.
-        place = TensorPlace(self._seen[kind], self._figures.n_layers, self._figures.n_gqa, self._has_imatrix)
+        place = TensorPlace(self._seen[kind], self._shape.n_layers, self._shape.heads_per_kv_head, self._has_imatrix)
         self._seen[kind] += 1
         rules = self._mixture.get(kind, ())
         chosen = next((q for holds, q in rules if holds(place)), file_type.default)
-        if kind == "attn_v" and self._figures.n_layers == LAYERS_OF_70B and file_type.name not in LOWEST:
+        is_70b = self._shape.n_layers == self._shape.architecture.layers_of_70b
+        if kind == "attn_v" and is_70b and file_type.name not in LOWEST:
             return Q.Q5_K if chosen in (Q.Q3_K, Q.Q4_K) else chosen
         return chosen
 

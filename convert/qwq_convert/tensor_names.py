@@ -1,29 +1,25 @@
-"""The tensors of a checkpoint in, the same tensors under their GGUF names out, in file order.
-
-Names and shapes come from the architecture's tables, so that a checkpoint that does not fit its config.json
-is refused before it is read.
-"""
+"""The tensors of a checkpoint under their GGUF names, checked against the architecture's description."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwq_convert.architecture import Shape
-from qwq_convert.file_types import QuantType
+from qwq_convert.architecture import ExpectedTensor
+from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.model_config import ModelConfig
 from qwq_convert.safetensors import SourceTensor
 from qwq_convert.strict_json import shown
 from qwq_local.errors import ConvertError
 
-READABLE_DTYPES = ("F32", "F16", "BF16")
+OUTPUT = "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A tensor of the source and the name it has in the GGUF; `layer` is -1 outside the blocks.
+    """A tensor of the source and its name in the GGUF; `layer` is -1 outside the layers.
 
-    `kept` is the type it has in a GGUF of the source's own dtype, and keeps where nothing is quantized.
+    `kept` is its type in a GGUF of the source's own dtype. A tensor that is not quantized keeps it.
     """
 
     name: str
@@ -32,64 +28,41 @@ class NamedTensor:
     kept: QuantType
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    name: str
-    layer: int
-    shape: tuple[int, ...]
-
-
 def name_tensors(tensors: Mapping[str, SourceTensor], config: ModelConfig) -> tuple[NamedTensor, ...]:
     """Every tensor that goes into the GGUF, in the order of llama-quantize: by layer, then by name.
 
-    ConvertError when one is missing, unknown, of another shape than config.json says, or not F32/F16/BF16.
+    Raises ConvertError when one is missing, unknown, of another shape than config.json says, or not F32, F16 or
+    BF16.
     """
-    architecture, expected = config.architecture, _expected_tensors(config)
-    if config.tied and "lm_head.weight" not in tensors:
-        del expected["lm_head.weight"]
-    missing = [name for name in expected if name not in tensors]
+    expected = {tensor.source: tensor for tensor in config.shape.tensors()}
+    missing = [
+        source
+        for source, tensor in expected.items()
+        if source not in tensors and (not tensor.is_optional or (tensor.name == OUTPUT and not config.tied))
+    ]
     if missing:
         count = f"{len(missing)} tensors are missing, first" if len(missing) > 1 else "1 tensor is missing,"
         raise ConvertError(f"config.json: {count} {missing[0]}. Download the checkpoint again.")
+    architecture = config.shape.architecture
     for tensor in tensors.values():
         if tensor.name not in expected and not tensor.name.endswith(architecture.ignored_suffixes):
             place = f"{tensor.shard}: tensor {shown(tensor.name)}"
             raise ConvertError(f"{place} is not part of a {architecture.name} model.")
-    named = [_match(entry, tensors[name]) for name, entry in expected.items()]
+    named = [
+        named_tensor(entry, tensors[source]) for source, entry in expected.items() if source in tensors
+    ]
     return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
 
 
-def _expected_tensors(config: ModelConfig) -> dict[str, _Expected]:
-    sizes = {
-        "vocab": config.vocab_size,
-        "hidden": config.hidden_size,
-        "kv": config.kv_size,
-        "intermediate": config.intermediate_size,
-    }
-
-    def shaped(shape: Shape) -> tuple[int, ...]:
-        return tuple(sizes[word] for word in shape)
-
-    architecture = config.architecture
-    expected = {
-        source: _Expected(name, -1, shaped(shape))
-        for source, (name, shape) in architecture.outer_tensors.items()
-    }
-    for layer in range(config.n_layers):
-        for source, (name, shape) in architecture.layer_tensors.items():
-            entry = _Expected(f"blk.{layer}.{name}", layer, shaped(shape))
-            expected[f"model.layers.{layer}.{source}"] = entry
-    return expected
-
-
-def _match(expected: _Expected, source: SourceTensor) -> NamedTensor:
+def named_tensor(expected: ExpectedTensor, source: SourceTensor) -> NamedTensor:
+    """The source under its GGUF name. Raises ConvertError when its shape or dtype is another than expected."""
     place = f"{source.shard}: {source.name}"
     if source.shape != expected.shape:
         raise ConvertError(
             f"{place} has shape {list(source.shape)}, config.json says {list(expected.shape)}. "
             "The two do not belong together: download both again."
         )
-    if source.dtype not in READABLE_DTYPES:
+    if source.dtype not in (kind.name for kind in FLOAT_TYPES):
         raise ConvertError(f"{place} is {source.dtype}. Use the original F32, F16 or BF16 weights.")
     is_vector = len(source.shape) < 2 or not expected.name.endswith(".weight")
     kept = QuantType.F32 if is_vector else QuantType[source.dtype]
