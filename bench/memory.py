@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from decode import THREADS, load
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from make_model import WORK, bench_model
+from qwq_convert.architecture import ModelShape
+from qwq_convert.architectures.qwen2 import ARCHITECTURE as QWEN2
 from qwq_convert.quant_types import TensorPlace, more_bits
 
 from qwq_local.backend.provision import Provision
@@ -30,22 +33,33 @@ from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.devices import offload_devices
 from qwq_local.engine.dry_run import DryRun
-from qwq_local.models.architecture import QWQ_32B, Shape, check_architecture, expected_tensors
+from qwq_local.models.architecture import QWQ_32B, check_architecture
 from qwq_local.models.header import read_header
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.models.store import converted_miniature
 from qwq_local.planning.compute import compute_bytes
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses
-from qwq_local.planning.shape import ContextShape, ModelShape, is_quantized
+from qwq_local.planning.shape import ContextShape, can_store, is_quantized
 from qwq_local.profiles.keys import Profile
 from qwq_local.text import MIB
 
+
+def qwen2(
+    n_layers: int, hidden: int, intermediate: int, n_heads: int, n_kv_heads: int, n_vocab: int
+) -> ModelShape:
+    """The shape of a Qwen2 model."""
+    head_dim = hidden // n_heads
+    return ModelShape(
+        QWEN2, n_layers, hidden, intermediate, n_heads, n_kv_heads, head_dim, n_vocab, context_length=32_768
+    )
+
+
 SHAPES = (
     QWQ_32B,
-    ModelShape(28, 3584, 18944, 28, 4, 152_064),
-    ModelShape(24, 1024, 2816, 16, 4, 152_064),
-    ModelShape(4, 256, 704, 8, 8, 640),
+    qwen2(28, 3584, 18944, 28, 4, 152_064),
+    qwen2(24, 1024, 2816, 16, 4, 152_064),
+    qwen2(4, 256, 704, 8, 8, 640),
 )
 CONTEXTS, UBATCHES, KV_TYPES = (512, 4096, 32_768, 131_072), (64, 512), ("f16", "q8_0", "q4_0")
 GPU_CONTEXTS = (8192, 16_384, 31_744)
@@ -54,7 +68,7 @@ GPU_CONTEXTS = (8192, 16_384, 31_744)
 def combinations(shape: ModelShape, contexts: tuple[int, ...]) -> Iterator[ContextShape]:
     """Context, batch, KV type and flash attention, as far as llama.cpp accepts them together."""
     for n_ctx, n_ubatch, kv_type, flash in itertools.product(contexts, UBATCHES, KV_TYPES, (False, True)):
-        if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+        if is_quantized(kv_type) and not (flash and can_store(shape, kv_type)):
             continue
         n_batch = min(512, n_ctx)
         yield ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
@@ -131,21 +145,19 @@ def write_qwq_shape(path: Path) -> None:
     """A GGUF of QwQ-32B's shape and Q4_K_M's tensor types: the header is whole, the weights are a hole."""
     if path.is_file():
         return
-    shape = Shape(64, 5120, 27648, 40, 8, 152_064, 32_768)
+    shape = replace(QWQ_32B, context_length=32_768)
     writer = GGUFWriter(path, "qwen2")
     _copy_vocabulary(bench_model("wide"), writer)
-    writer.add_block_count(shape.n_layers)
-    writer.add_context_length(shape.context_length)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.intermediate)
-    writer.add_head_count(shape.n_heads)
-    writer.add_head_count_kv(shape.n_kv_heads)
+    for key, value in shape.figures().items():
+        writer.add_uint32(shape.architecture.key(key), value)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_file_type(15)
     total = 0
-    tensors = [*expected_tensors(shape), ("output.weight", (shape.n_vocab, shape.hidden))]
-    for name, dimensions in tensors:
+    for tensor in shape.tensors():
+        if tensor.name == "output.bias":
+            continue
+        name, dimensions = tensor.name, tensor.shape
         kind = tensor_kind(name, shape.n_layers)
         values, block = GGML_QUANT_SIZES[kind]
         rows = dimensions[0] if len(dimensions) > 1 else 1

@@ -1,4 +1,4 @@
-"""Small random Qwen2 checkpoints for tests: a spec in, a folder as Hugging Face lays it out, out.
+"""Small random Qwen2 and Qwen3 checkpoints for tests, in folders as Hugging Face lays them out.
 
 Weights come from a seeded generator. The tokenizer is a real byte-level BPE with Qwen2's splitting pattern,
 so that the `tokenizers` library and llama.cpp both load it. Imports nothing from the converter.
@@ -54,6 +54,8 @@ class CheckpointSpec:
     tied: bool = False
     n_shards: int = 1
     merges_as_pairs: bool = True
+    architecture: str = "qwen2"
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def weights(spec: CheckpointSpec) -> dict[str, Array]:
     """Random weights under their Hugging Face names; neither sorted nor in GGUF order."""
     random = np.random.default_rng(seed=7)
     hidden, wide = spec.hidden_size, spec.intermediate_size
-    kv = hidden // spec.n_heads * spec.n_kv_heads
+    head = spec.head_dim or hidden // spec.n_heads
+    q, kv = head * spec.n_heads, head * spec.n_kv_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
     for layer in range(spec.n_layers):
         block = {
@@ -101,14 +104,15 @@ def weights(spec: CheckpointSpec) -> dict[str, Array]:
             "mlp.down_proj.weight": (hidden, wide),
             "mlp.gate_proj.weight": (wide, hidden),
             "mlp.up_proj.weight": (wide, hidden),
-            "self_attn.o_proj.weight": (hidden, hidden),
-            "self_attn.q_proj.weight": (hidden, hidden),
-            "self_attn.q_proj.bias": (hidden,),
+            "self_attn.o_proj.weight": (hidden, q),
+            "self_attn.q_proj.weight": (q, hidden),
             "self_attn.k_proj.weight": (kv, hidden),
-            "self_attn.k_proj.bias": (kv,),
             "self_attn.v_proj.weight": (kv, hidden),
-            "self_attn.v_proj.bias": (kv,),
         }
+        if spec.architecture == "qwen3":
+            block |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+        else:
+            block |= {f"self_attn.{each}_proj.bias": (n,) for each, n in (("q", q), ("k", kv), ("v", kv))}
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not spec.tied:
@@ -154,16 +158,18 @@ def write_sparse(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def config(spec: CheckpointSpec) -> Json:
-    """config.json with the keys of QwQ-32B's."""
+    """config.json with the keys of QwQ-32B's; that of Qwen3 states head_dim and that there is no bias."""
+    qwen3: Json = {"attention_bias": False, "head_dim": spec.head_dim or spec.hidden_size // spec.n_heads}
     return {
-        "architectures": ["Qwen2ForCausalLM"],
+        **(qwen3 if spec.architecture == "qwen3" else {}),
+        "architectures": ["Qwen3ForCausalLM" if spec.architecture == "qwen3" else "Qwen2ForCausalLM"],
         "bos_token_id": first_added_token(),
         "eos_token_id": first_added_token() + 2,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
         "max_position_embeddings": 4096,
-        "model_type": "qwen2",
+        "model_type": spec.architecture,
         "num_attention_heads": spec.n_heads,
         "num_hidden_layers": spec.n_layers,
         "num_key_value_heads": spec.n_kv_heads,

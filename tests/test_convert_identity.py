@@ -29,7 +29,16 @@ WHOLE_BLOCKS = {
         n_layers=8, hidden_size=256, intermediate_size=256, n_kv_heads=1
     ),
     "F32, 1 layer, GQA, untied, two shards": CheckpointSpec(
-        n_layers=1, hidden_size=512, intermediate_size=768, n_heads=8, dtype="F32", n_shards=2
+        n_layers=1, hidden_size=256, intermediate_size=512, n_heads=8, dtype="F32", n_shards=2
+    ),
+    "Qwen3, BF16, 2 layers, GQA, wide heads, tied": CheckpointSpec(
+        n_layers=2,
+        hidden_size=256,
+        intermediate_size=256,
+        n_kv_heads=1,
+        head_dim=128,
+        tied=True,
+        architecture="qwen3",
     ),
 }
 # Rows that lead to fallbacks, and the other ways in which checkpoints differ.
@@ -44,6 +53,9 @@ CHECKPOINTS = {
     "BF16, tied rows not divisible by 32": CheckpointSpec(hidden_size=48, tied=True, n_kv_heads=4),
     "F32, wide rows not divisible by 32": CheckpointSpec(dtype="F32", intermediate_size=104),
     "BF16, wide rows not divisible by 256": CheckpointSpec(hidden_size=256, intermediate_size=352),
+    "Qwen3, F16, small heads, untied": CheckpointSpec(
+        dtype="F16", hidden_size=128, n_heads=4, head_dim=24, architecture="qwen3", n_shards=2
+    ),
     "BF16, several chunks a tensor": CheckpointSpec(hidden_size=256, intermediate_size=2080, vocab_size=3001),
 }
 SIXTEEN_LAYERS = CheckpointSpec(

@@ -72,7 +72,7 @@ def test_a_gguf_is_not_gone_on_from_once_it_was_changed(own: Path) -> None:
     next(event for event in events if type(event).__name__ == "TensorDone")
     events.close()
     os.utime(own, ns=(1, 1))
-    assert type(list(convert(request))[1]).__name__ == "StartedOver"
+    assert type(list(convert(request))[1]).__name__ == "ConversionRestarted"
 
 
 def test_a_gguf_that_is_quantized_already_is_refused(own: Path) -> None:
@@ -83,11 +83,19 @@ def test_a_gguf_that_is_quantized_already_is_refused(own: Path) -> None:
 
 
 def _written(
-    path: Path, change: Callable[[gguf.GGUFWriter], None], architecture: str = "qwen2", n_heads: int = 4
+    path: Path,
+    change: Callable[[gguf.GGUFWriter], None],
+    architecture: str = "qwen2",
+    n_heads: int = 4,
+    n_ctx: int = 512,
 ) -> Path:
     """A small GGUF by the gguf package itself."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
+    if n_ctx:
+        writer.add_context_length(n_ctx)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
     writer.add_head_count(n_heads)
     writer.add_head_count_kv(2)
     change(writer)
@@ -141,14 +149,16 @@ def test_a_gguf_without_tensors_or_figures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"empty\.gguf: holds no tensors"):
         run_conversion(ConvertRequest(empty, "Q8_0", out))
     odd = _written(tmp_path / "odd.gguf", _with_tensor, n_heads=5)
-    with pytest.raises(ConvertError, match=r"odd\.gguf: 5 heads do not divide among 2 key-value heads"):
+    with pytest.raises(
+        ConvertError, match=r"odd\.gguf: 5 attention heads do not divide among 2 key-value heads"
+    ):
         run_conversion(ConvertRequest(odd, "Q8_0", out))
     headless = _written(tmp_path / "headless.gguf", _with_tensor, n_heads=0)
     with pytest.raises(ConvertError, match=r"headless\.gguf: qwen2\.attention\.head_count is 0"):
         run_conversion(ConvertRequest(headless, "Q8_0", out))
-    no_length = _written(tmp_path / "short.gguf", _with_tensor)
-    with pytest.raises(ConvertError, match=r"--yarn: the source does not say qwen2\.context_length"):
-        run_conversion(ConvertRequest(no_length, "Q8_0", out, yarn=Yarn(4.0)))
+    no_length = _written(tmp_path / "short.gguf", _with_tensor, n_ctx=0)
+    with pytest.raises(ConvertError, match=r"short\.gguf: qwen2\.context_length is None"):
+        run_conversion(ConvertRequest(no_length, "Q8_0", out))
 
 
 def test_a_gguf_of_another_alignment_gets_the_usual_one(tmp_path: Path) -> None:

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from qwq_convert.architecture import ModelShape
+from qwq_convert.architectures.qwen2 import ARCHITECTURE as QWEN2
+from qwq_convert.architectures.qwen3 import ARCHITECTURE as QWEN3
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
@@ -24,7 +28,7 @@ from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.planning.compute import compute_bytes, described_compute
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses
-from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes, is_quantized
+from qwq_local.planning.shape import ContextShape, ModelSizes, can_store, is_quantized
 from qwq_local.text import GIB
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 from tests.command import ROOT
@@ -66,7 +70,7 @@ def contexts(shape: ModelShape) -> Iterator[ContextShape]:
     for n_ctx, n_ubatch, kv_type, flash in itertools.product(
         (256, 1000, 4096), (32, 128, 512), ("f16", "f32", "q8_0", "q4_0"), (False, True)
     ):
-        if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+        if is_quantized(kv_type) and not (flash and can_store(shape, kv_type)):
             continue
         n_batch = min(512, n_ctx)
         yield ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
@@ -111,18 +115,38 @@ def test_the_weights_are_the_tensors_of_the_file(path: Path) -> None:
     assert use.weights == sizes.total_bytes
 
 
+def qwen2(
+    n_layers: int, hidden: int, intermediate: int, n_heads: int, n_kv_heads: int, n_vocab: int
+) -> ModelShape:
+    """The shape of a Qwen2 model."""
+    head_dim = hidden // n_heads
+    return ModelShape(
+        QWEN2, n_layers, hidden, intermediate, n_heads, n_kv_heads, head_dim, n_vocab, context_length=32_768
+    )
+
+
+def qwen3(shape: ModelShape, head_dim: int) -> ModelShape:
+    """The same dimensions in a Qwen3 model, whose heads have a size of their own."""
+    return replace(shape, architecture=QWEN3, head_dim=head_dim)
+
+
 SHAPES = (
-    ModelShape(64, 5120, 27648, 40, 8, 152_064),
-    ModelShape(24, 1024, 2816, 16, 4, 152_064),
-    ModelShape(28, 3584, 18944, 28, 4, 152_064),
-    ModelShape(4, 256, 704, 8, 8, 640),
-    ModelShape(3, 768, 768, 12, 2, 50_000),
-    ModelShape(1, 512, 1024, 8, 2, 999),
-    ModelShape(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values decide
+    qwen2(64, 5120, 27648, 40, 8, 152_064),
+    qwen2(24, 1024, 2816, 16, 4, 152_064),
+    qwen2(28, 3584, 18944, 28, 4, 152_064),
+    qwen2(4, 256, 704, 8, 8, 640),
+    qwen2(3, 768, 768, 12, 2, 50_000),
+    qwen2(1, 512, 1024, 8, 2, 999),
+    qwen2(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values decide
+    qwen3(qwen2(28, 1024, 3072, 16, 8, 151_936), 128),
+    qwen3(qwen2(64, 5120, 25600, 64, 8, 151_936), 128),
+    qwen3(qwen2(3, 512, 512, 8, 2, 999), 32),
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.n_layers}x{shape.hidden}")
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda shape: f"{shape.architecture.name} {shape.n_layers}x{shape.hidden}"
+)
 def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: ModelShape) -> None:
     """QwQ-32B's shape among them; no file is needed for a dry run, nor for the formula."""
     counted = 0
@@ -130,7 +154,7 @@ def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: 
         for n_ctx, n_ubatch, kv_type, flash in itertools.product(
             (512, 4096, 131_072), (16, 512), ("f16", "f32", "q8_0", "q4_0"), (False, True)
         ):
-            if is_quantized(kv_type) and not (flash and shape.can_store(kv_type)):
+            if is_quantized(kv_type) and not (flash and can_store(shape, kv_type)):
                 continue
             n_batch = min(512, n_ctx)
             context = ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)

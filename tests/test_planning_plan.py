@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_local.errors import DoesNotFit
+from qwq_local.models.architecture import QWQ_32B
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
 from qwq_local.planning.devices import Device, DeviceKind, Machine
 from qwq_local.planning.placement import Demand, Layout, device_uses, fits
 from qwq_local.planning.plan import Choices, NothingFits, Plan, Request, Sacrifice, make_plan
-from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes
+from qwq_local.planning.shape import ContextShape, ModelSizes
 from qwq_local.planning.window import RopeScaling, Window, Wish, share_window, with_budget
 from qwq_local.planning.words import plan_line, scaling_line, shortage_line
 from qwq_local.text import GIB
 
-SHAPE = ModelShape(64, 5120, 27648, 40, 8, 152_064)
+SHAPE = QWQ_32B
 WINDOW = Window(native=32_768, factors=(1, 2, 4), origin=32_768)
 ORDER = list(Sacrifice)
 

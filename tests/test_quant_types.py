@@ -15,7 +15,6 @@ from qwq_convert.file_types import ALIASES, BLOCKS, FILE_TYPES, QuantType, find_
 from qwq_convert.layout import lay_out
 from qwq_convert.quant_types import (
     NO_OPTIONS,
-    Figures,
     TypeOptions,
     choose_types,
     is_quantizable,
@@ -25,10 +24,10 @@ from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 
 from qwq_local.errors import ConvertError
+from qwq_local.models.architecture import QWQ_32B
 
 # Read off llama-quantize's own dry run on a GGUF of QwQ-32B's shapes.
 GOLDEN = Path(__file__).parent / "qwq32b_quant_types.txt"
-QWQ_32B = Figures(n_layers=64, n_gqa=5)
 _HEADER = re.compile(r"(?P<name>[A-Z0-9_]+)(?P<imatrix>\+im)? rc=0 n=771 size MiB/BPW \('(?P<mib>[\d.]+)'")
 _RANGES = re.compile(r"(?P<kind>\w+?)(?:\[(?P<layers>[\d,-]+)\]\(\d+\))?(?:; |$)")
 

@@ -1,6 +1,6 @@
 """The form of a description of an architecture, which each module of architectures/ fills in.
 
-The converter, the check of a GGUF's header, the planner and llama.cpp's dry run all read the same description.
+The converter, the check of a GGUF's header, the planner and llama.cpp's dry run read the same description.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class TensorSpec:
 class Architecture:
     """What sets one architecture of dense decoders apart from the others.
 
-    `class_name` is its name in config.json, `name` that in a GGUF. With `states_head_dim` the heads have a size
-    of their own; else all heads together are as wide as the model. A checkpoint's tensors with one of the
-    `ignored_suffixes` follow from its config.json. `layers_of_70b` is the number of layers at which
-    llama-quantize takes a model for the "70B model", whose small attn_v gets more bits.
+    `class_name` is its name in config.json, `name` that in a GGUF. With `states_head_dim` a model may state
+    the size of its heads; else all heads together are as wide as the model. The converter skips tensors with
+    one of the `ignored_suffixes`. llama-quantize takes a model of `layers_of_70b` layers for the "70B model",
+    whose small attn_v gets more bits.
     """
 
     class_name: str
@@ -124,7 +124,7 @@ SIZES: Mapping[str, Callable[[ModelShape], int]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A whole number that every model states: its key in a GGUF and in config.json, its field of ModelShape."""
+    """A number that every model states: its key in a GGUF and in config.json, its field in ModelShape."""
 
     key: str
     config_key: str

@@ -40,6 +40,12 @@ class _Traits(ctypes.Structure):
     )
 
 
+class GgmlInitParams(ctypes.Structure):
+    """struct ggml_init_params."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
+
+
 def declare(name: str, result: Any, *arguments: Any) -> None:
     """Tell ctypes the types of one of libggml's functions."""
     function = getattr(libggml, name)

@@ -93,7 +93,9 @@ class GgufSource:
         head_dim = self._read(self._architecture.key(KEY_LENGTH))
         n_vocab = self._first.array_length(Keys.Tokenizer.LIST) or 0
         try:
-            return shape_of(self._architecture, figures, head_dim if isinstance(head_dim, int) else None, n_vocab)
+            return shape_of(
+                self._architecture, figures, head_dim if isinstance(head_dim, int) else None, n_vocab
+            )
         except ValueError as error:
             raise ConvertError(f"{self._path}: {error}.") from None
 

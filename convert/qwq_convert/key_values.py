@@ -104,11 +104,8 @@ def stretch(key_values: KeyValues, yarn: Yarn) -> KeyValues:
     """
     arch = key_values[Keys.General.ARCHITECTURE].value
     length_key = Keys.LLM.CONTEXT_LENGTH.format(arch=arch)
-    native = _positions(key_values, length_key)
-    earlier = _positions(key_values, Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch))
-    if native is None:
-        raise ConvertError(f"--yarn: the source does not say {length_key}. Convert from the checkpoint.")
-    origin = yarn.origin or earlier or min(native, LONGEST_ORIGIN)
+    earlier = key_values.get(Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch))
+    origin = yarn.origin or (earlier and earlier.value) or min(key_values[length_key].value, LONGEST_ORIGIN)
     if not 1 < yarn.factor <= 1024 or (window := round(origin * yarn.factor)) > U32_MAX:
         raise ConvertError(
             f"--yarn {yarn.factor:g}: expected a factor above 1, such as 4 for 131,072 tokens."
@@ -161,11 +158,6 @@ def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
         Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(n_files, GGUFValueType.UINT16),
         Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: GGUFValue(n_tensors, GGUFValueType.INT32),
     }
-
-
-def _positions(key_values: KeyValues, key: str) -> int | None:
-    value = key_values[key].value if key in key_values else None
-    return value if isinstance(value, int) and value > 0 else None
 
 
 def _kind(value: GGUFValue) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, checked: what llama.cpp would answer with an abort is refused with a message."""
+"""The config.json of a checkpoint. What would make llama.cpp abort is refused with a message."""
 
 from __future__ import annotations
 

@@ -255,7 +255,9 @@ class _Chooser:
             return file_type.embedding or file_type.default
         kind = name.split(".")[2] if name.count(".") > 2 else name
         # A tensor that an option took is not counted, which shifts the layers after it.
-        place = TensorPlace(self._seen[kind], self._shape.n_layers, self._shape.heads_per_kv_head, self._has_imatrix)
+        place = TensorPlace(
+            self._seen[kind], self._shape.n_layers, self._shape.heads_per_kv_head, self._has_imatrix
+        )
         self._seen[kind] += 1
         rules = self._mixture.get(kind, ())
         chosen = next((q for holds, q in rules if holds(place)), file_type.default)

@@ -31,8 +31,8 @@ class NamedTensor:
 def name_tensors(tensors: Mapping[str, SourceTensor], config: ModelConfig) -> tuple[NamedTensor, ...]:
     """Every tensor that goes into the GGUF, in the order of llama-quantize: by layer, then by name.
 
-    Raises ConvertError when one is missing, unknown, of another shape than config.json says, or not F32, F16 or
-    BF16.
+    Raises ConvertError when one is missing or unknown, has another shape than config.json says, or is not
+    F32, F16 or BF16.
     """
     expected = {tensor.source: tensor for tensor in config.shape.tensors()}
     missing = [
@@ -48,14 +48,12 @@ def name_tensors(tensors: Mapping[str, SourceTensor], config: ModelConfig) -> tu
         if tensor.name not in expected and not tensor.name.endswith(architecture.ignored_suffixes):
             place = f"{tensor.shard}: tensor {shown(tensor.name)}"
             raise ConvertError(f"{place} is not part of a {architecture.name} model.")
-    named = [
-        named_tensor(entry, tensors[source]) for source, entry in expected.items() if source in tensors
-    ]
+    named = [named_tensor(entry, tensors[source]) for source, entry in expected.items() if source in tensors]
     return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
 
 
 def named_tensor(expected: ExpectedTensor, source: SourceTensor) -> NamedTensor:
-    """The source under its GGUF name. Raises ConvertError when its shape or dtype is another than expected."""
+    """The source under its GGUF name. Raises ConvertError for another shape or an unknown dtype."""
     place = f"{source.shard}: {source.name}"
     if source.shape != expected.shape:
         raise ConvertError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from qwq_convert.checkpoint import label_of
 from qwq_convert.file_types import QuantType, find_file_type, find_tensor_type
 from qwq_convert.ggml import QUANTIZABLE
-from qwq_convert.key_values import KeyValues, Yarn, parse_override
+from qwq_convert.key_values import Yarn, parse_override
 from qwq_convert.pipeline import (
     ConversionDone,
     ConversionPlanned,
@@ -40,7 +40,6 @@ from qwq_local.cli.flags import ConvertFlags
 from qwq_local.cli.local import default_profile, measured_fit
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.hub.cache import find_snapshot, is_repository
-from qwq_local.models.architecture import Shape
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import one_line
@@ -140,7 +139,7 @@ def type_lines(environment: Environment, source: Path) -> Iterator[str]:
     with open_source(source) as opened:
         model = describe(opened)
     fit = measured_fit(default_profile(environment.variables).profile)
-    shape = shape_of(model.key_values)
+    shape = model.shape
     yield from type_table(sizes(model), lambda n_bytes: fit.context(n_bytes, shape))
     place = f"{fit.memory.place} with {binary_size(fit.memory.free_bytes, 2)} free"
     yield f"FITS: tokens of context beside the weights in {place}, {fit.kv_type} KV cache."
@@ -160,24 +159,6 @@ def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -
         figures = f"{row.bits_per_weight:6.2f} {binary_size(row.n_bytes, 2):>15}"
         fits = f"{context:,}" if context else "no"
         yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
-
-
-def shape_of(key_values: KeyValues) -> Shape:
-    """The dimensions in the key-values of a GGUF."""
-    architecture = key_values["general.architecture"].value
-
-    def figure(key: str) -> int:
-        return int(key_values[f"{architecture}.{key}"].value)
-
-    return Shape(
-        n_layers=figure("block_count"),
-        hidden=figure("embedding_length"),
-        intermediate=figure("feed_forward_length"),
-        n_heads=figure("attention.head_count"),
-        n_kv_heads=figure("attention.head_count_kv"),
-        n_vocab=len(key_values["tokenizer.ggml.tokens"].value),
-        context_length=figure("context_length"),
-    )
 
 
 class _ConvertScreen:

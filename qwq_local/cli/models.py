@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from qwq_convert.architecture import ModelShape
 
 from qwq_local.cli import completion
 from qwq_local.cli.environment import Environment, process_environment
@@ -19,7 +20,7 @@ from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile, measured_fit, model_places
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
-from qwq_local.models.architecture import Shape, check_architecture, file_type
+from qwq_local.models.architecture import check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
 from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
 from qwq_local.models.fit import Fit, kv_bytes_per_token
@@ -301,7 +302,7 @@ def _agreed(environment: Environment, question: str) -> bool:
     return environment.agrees(one_line(question, 1000))
 
 
-def _context(model: LocalModel, shape: Shape | str, fit: Fit | None) -> int | None:
+def _context(model: LocalModel, shape: ModelShape | str, fit: Fit | None) -> int | None:
     return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
 
 
@@ -310,7 +311,7 @@ def _day(seconds: float) -> str:
 
 
 def _json_row(
-    model: LocalModel, shape: Shape | str, context: int | None, *, is_default: bool
+    model: LocalModel, shape: ModelShape | str, context: int | None, *, is_default: bool
 ) -> dict[str, object]:
     used = model.record.last_used
     return {

@@ -35,7 +35,7 @@ class HeldBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _MapLayout:
     """Words of the map object, the one that leads to the root, those of a node's children and value."""
 
     map_words: int
@@ -45,9 +45,9 @@ class _Layout:
 
 
 # libstdc++: comparator, then a header node whose parent is the root; nodes are colour, parent, left, right.
-_LIBSTDCXX = _Layout(map_words=6, root=2, children=(2, 3))
+_LIBSTDCXX = _MapLayout(map_words=6, root=2, children=(2, 3))
 # libc++: first node, then the end node, whose left child is the root; nodes are left, right, parent, colour.
-_LIBCXX = _Layout(map_words=3, root=1, children=(0, 1))
+_LIBCXX = _MapLayout(map_words=3, root=1, children=(0, 1))
 
 
 def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
@@ -65,7 +65,7 @@ def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
     return tuple(HeldBytes(name, *sizes) for name, sizes in sums.items())
 
 
-def _layout() -> _Layout:
+def _layout() -> _MapLayout:
     return _LIBCXX if sys.platform == "darwin" else _LIBSTDCXX
 
 
@@ -86,7 +86,7 @@ def _function() -> Any:
     return function
 
 
-def _nodes(root: int, layout: _Layout) -> Iterator[tuple[int, int, int, int]]:
+def _nodes(root: int, layout: _MapLayout) -> Iterator[tuple[int, int, int, int]]:
     """Key and sizes of every node; the tree itself is left to the process, a hundred bytes a question."""
     pending = [root]
     count = 0

@@ -32,7 +32,6 @@ from qwq_local.errors import DoesNotFit, EngineError, UsageError
 from qwq_local.planning.shape import KV_TYPES
 
 _ROPE_UNSCALED, _ROPE_LINEAR, _ROPE_YARN = 0, 1, 2
-_ATTENTION_KEY = b"qwen2.rope.scaling.attn_factor"
 _DECODED, _ABORTED = 0, 2
 # A single token that takes longer than this is worth the abort callback's cost of one call per graph node.
 _SLOW_TOKEN_S = 0.1
@@ -301,7 +300,10 @@ def context_params(lib: Any, settings: ContextSettings) -> Any:
 def _own_attention_factor(lib: Any, model: Any) -> float:
     """What the file multiplies attention by whatever the scaling; 1 when it does not say."""
     buffer = ctypes.create_string_buffer(64)
-    if lib.llama_model_meta_val_str(model, _ATTENTION_KEY, buffer, len(buffer)) < 0:
+    if lib.llama_model_meta_val_str(model, b"general.architecture", buffer, len(buffer)) < 0:
+        return 1.0
+    key = buffer.value + b".rope.scaling.attn_factor"
+    if lib.llama_model_meta_val_str(model, key, buffer, len(buffer)) < 0:
         return 1.0
     try:
         return float(buffer.value)

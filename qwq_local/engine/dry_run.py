@@ -1,7 +1,7 @@
-"""llama.cpp's own dry run: a layout in, the compute buffers it would allocate out, in milliseconds.
+"""llama.cpp's own dry run: the compute buffers that it would allocate for a layout, in milliseconds.
 
-llama.cpp builds the model from its dimensions and tensor types alone (llama_model_init_from_user with
-no_alloc), without reading the file and without its vocabulary, and reserves the graphs of a real context.
+llama.cpp builds the model from its dimensions and the types of its tensors alone (llama_model_init_from_user
+with no_alloc), and reserves the graphs of a real context. It reads neither the file nor the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from qwq_convert.architecture import KEY_LENGTH, VALUE_LENGTH, ModelShape
+from qwq_convert.ggml import GgmlInitParams
+
 from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.breakdown import HeldBytes, held_bytes
 from qwq_local.engine.context import context_params
@@ -18,11 +21,9 @@ from qwq_local.engine.devices import ggml, offload_devices
 from qwq_local.engine.library import library
 from qwq_local.engine.model import tensor_split
 from qwq_local.planning.placement import Layout
-from qwq_local.planning.shape import ModelShape
 
 TensorKinds = Mapping[str, tuple[int, tuple[int, ...]]]
 _pointer = ctypes.c_void_p
-_EPSILON, _ROPE_BASE = 1e-6, 1e6  # what they are changes no size
 
 
 class DryRun:
@@ -91,7 +92,7 @@ class DryRun:
         lib, gguf = library(), _gguf()
         metadata = gguf.gguf_init_empty()
         tensors = gguf.ggml_init(
-            _InitParams(gguf.ggml_tensor_overhead() * (len(self._tensors) + 1), None, True)
+            GgmlInitParams(gguf.ggml_tensor_overhead() * (len(self._tensors) + 1), None, True)
         )
         try:
             self._describe(gguf, metadata, tensors)
@@ -106,21 +107,15 @@ class DryRun:
             gguf.gguf_free(metadata)
 
     def _describe(self, gguf: Any, metadata: Any, tensors: Any) -> None:
-        shape = self._shape
-        gguf.gguf_set_val_str(metadata, b"general.architecture", b"qwen2")
+        shape, architecture = self._shape, self._shape.architecture
+        gguf.gguf_set_val_str(metadata, b"general.architecture", architecture.name.encode())
         gguf.gguf_set_val_str(metadata, b"tokenizer.ggml.model", b"none")
-        for key, value in (
-            ("vocab_size", shape.n_vocab),
-            ("context_length", 1 << 20),
-            ("embedding_length", shape.hidden),
-            ("block_count", shape.n_layers),
-            ("feed_forward_length", shape.intermediate),
-            ("attention.head_count", shape.n_heads),
-            ("attention.head_count_kv", shape.n_kv_heads),
-        ):
-            gguf.gguf_set_val_u32(metadata, f"qwen2.{key}".encode(), value)
-        gguf.gguf_set_val_f32(metadata, b"qwen2.attention.layer_norm_rms_epsilon", _EPSILON)
-        gguf.gguf_set_val_f32(metadata, b"qwen2.rope.freq_base", _ROPE_BASE)
+        heads = dict.fromkeys((KEY_LENGTH, VALUE_LENGTH), shape.head_dim)
+        window = {"context_length": 1 << 20}
+        for key, value in ({"vocab_size": shape.n_vocab} | shape.figures() | heads | window).items():
+            gguf.gguf_set_val_u32(metadata, architecture.key(key).encode(), value)
+        for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base"):
+            gguf.gguf_set_val_f32(metadata, architecture.key(key).encode(), 1.0)  # changes no size
         for name, (kind, dimensions) in self._tensors.items():
             rows = dimensions[0] if len(dimensions) > 1 else 1
             tensor = gguf.ggml_new_tensor_2d(tensors, kind, dimensions[-1], rows)
@@ -128,13 +123,7 @@ class DryRun:
             gguf.gguf_add_tensor(metadata, tensor)
 
 
-class _InitParams(ctypes.Structure):
-    """ggml.h, struct ggml_init_params."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
-
-
-# No weights are wanted.
+# llama.cpp calls it for each tensor whose content it wants.
 _NOTHING_TO_SET = ctypes.CFUNCTYPE(None, _pointer, _pointer)(lambda _tensor, _data: None)
 
 
@@ -150,7 +139,7 @@ def _gguf() -> Any:
         ("gguf_set_val_u32", None, _pointer, text, ctypes.c_uint32),
         ("gguf_set_val_f32", None, _pointer, text, ctypes.c_float),
         ("gguf_add_tensor", None, _pointer, _pointer),
-        ("ggml_init", _pointer, _InitParams),
+        ("ggml_init", _pointer, GgmlInitParams),
         ("ggml_free", None, _pointer),
         ("ggml_tensor_overhead", ctypes.c_size_t),
         ("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),

@@ -1,18 +1,19 @@
-"""A GGUF header in; whether a Qwen2 model is all there, and what about it deserves a word, out.
+"""Whether a model is complete, from the header of its GGUF alone.
 
-`architecture.py` refuses what would end the process. Here is refused what llama.cpp loads and then gets
-wrong without a word, or refuses itself with few words; the rest becomes notices. Knows no llama.cpp.
+architecture.py refuses what would end the process. This module refuses what llama.cpp loads and then silently
+gets wrong, or refuses itself with few words. Smaller faults become notices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qwq_convert.architecture import ModelShape
+
 from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import Shape, check_architecture, expected_tensors
+from qwq_local.models.architecture import check_architecture
 from qwq_local.models.header import Header
 
-_OPTIONAL_TENSORS = ("output.weight", "output.bias")
 # What NVFP4 and its like carry beside a weight.
 _OPTIONAL_SUFFIXES = (".scale", ".input_scale")
 _NEEDED_KEYS = {
@@ -21,18 +22,18 @@ _NEEDED_KEYS = {
 }
 
 
-def check_completeness(header: Header) -> Shape:
+def check_completeness(header: Header) -> ModelShape:
     """The shape of a model that is all there. Raises ModelFileError for what is missing or too much."""
     shape = check_architecture(header)
     for key, consequence in _NEEDED_KEYS.items():
         if header.scalar(key) is None and header.array_length(key) is None:
             raise ModelFileError(f"{header.path} lacks {key}: {consequence}. Fetch or convert it again.")
-    known = {name for name, _ in expected_tensors(shape)}.union(_OPTIONAL_TENSORS)
+    known = {tensor.name for tensor in shape.tensors()}
     unknown = [name for name in header.tensors if name not in known and not name.endswith(_OPTIONAL_SUFFIXES)]
     if unknown:
         raise ModelFileError(
-            f"{header.path} holds {len(unknown)} tensors that no Qwen2 model has, first {unknown[0]!r}: "
-            "llama.cpp would refuse it. Fetch or convert it again."
+            f"{header.path} holds {len(unknown)} tensors that no {header.architecture} model has, first "
+            f"{unknown[0]!r}: llama.cpp would refuse it. Fetch or convert it again."
         )
     return shape
 

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qwq_convert.architecture import ModelShape
+
 from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import Shape, check_architecture
+from qwq_local.models.architecture import check_architecture
 from qwq_local.models.header import read_header
 from qwq_local.models.inventory import LocalModel
 
@@ -24,7 +26,7 @@ class Facts:
 
     name: str
     architecture: str
-    shape: Shape
+    shape: ModelShape
     template_chars: int
     tensors: Mapping[str, int]
 
@@ -43,7 +45,7 @@ def read_facts(model: LocalModel) -> Facts:
     )
 
 
-def shape_or_reason(model: LocalModel) -> Shape | str:
+def shape_or_reason(model: LocalModel) -> ModelShape | str:
     """The model's shape, or in one line why there is none."""
     try:
         return read_facts(model).shape

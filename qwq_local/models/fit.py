@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwq_local.models.architecture import QWQ_32B, Shape
-from qwq_local.planning.shape import GRANULE, ModelShape, kv_token_bytes
+from qwq_convert.architecture import ModelShape
+
+from qwq_local.models.architecture import QWQ_32B
+from qwq_local.planning.shape import GRANULE, kv_token_bytes
 from qwq_local.text import GIB
 
 COMPUTE_RESERVE_BYTES = int(0.8 * GIB)
@@ -36,7 +38,7 @@ class Fit:
     native: int
     window: int
 
-    def context(self, weight_bytes: int, shape: Shape = QWQ_32B) -> int:
+    def context(self, weight_bytes: int, shape: ModelShape = QWQ_32B) -> int:
         """The tokens of context that fit beside the weights, 0 when not even the weights do."""
         left = self.memory.free_bytes - weight_bytes - COMPUTE_RESERVE_BYTES
         tokens = left // kv_bytes_per_token(shape, self.kv_type)

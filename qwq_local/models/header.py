@@ -1,8 +1,7 @@
-"""A GGUF path in, its header out: key-values and tensor table, of all parts when the file is split.
+"""The header of a GGUF: key-values and tensors, of all parts when the file is split.
 
-The format is read by the converter's own reader, which checks every length against the file; here its errors
-become a model file's, and what llama.cpp asserts about any GGUF is checked. Knows the format, not the
-architecture (see architecture.py).
+The converter's reader reads the format and checks every length against the file. Here its errors become
+ModelFileError. architecture.py checks what the header says about the model.
 """
 
 from __future__ import annotations
@@ -33,6 +32,11 @@ class Header:
     @property
     def _first(self) -> GgufHeader:
         return self.parts[0]
+
+    @property
+    def architecture(self) -> str:
+        """The name of the architecture, with which the keys of the model's figures begin; else empty."""
+        return self.text("general.architecture")
 
     def scalar(self, key: str) -> str | int | float | bool | None:
         """The value under `key`; None when it is absent or an array."""

@@ -1,22 +1,22 @@
-"""QwQ-32B's files before they are here: a file type in, exact bytes of every layer out.
+"""The sizes of QwQ-32B's files before they are on this disk: the exact bytes of every layer, by file type.
 
-Dimensions are those of its config.json, names and types those that the converter gives its tensors. So a plan
-can be made before 20 GB are fetched.
+The shape is that of its config.json, and the converter's rules give the types. So a plan can be made before
+20 GB are downloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwq_convert.architectures.qwen2 import ARCHITECTURE
-from qwq_convert.file_types import QuantType, find_file_type, tensor_bytes
-from qwq_convert.quant_types import NO_OPTIONS, Figures, choose_types, is_quantizable
+from qwq_convert.architecture import ModelShape
+from qwq_convert.file_types import find_file_type, tensor_bytes
+from qwq_convert.quant_types import NO_OPTIONS, choose_types
 from qwq_convert.safetensors import SourceTensor
-from qwq_convert.tensor_names import NamedTensor
+from qwq_convert.tensor_names import NamedTensor, named_tensor
 
 from qwq_local.errors import ConvertError
 from qwq_local.models.architecture import QWQ_32B
-from qwq_local.planning.shape import ModelShape, ModelSizes
+from qwq_local.planning.shape import ModelSizes
 
 _OUTSIDE = -1
 
@@ -29,8 +29,7 @@ def known_sizes(file_type: str) -> ModelSizes | None:
         return None
     shape = QWQ_32B
     tensors = list(_tensors(shape))
-    figures = Figures(shape.n_layers, shape.n_heads // shape.n_kv_heads)
-    kinds = choose_types(tensors, wanted, figures, NO_OPTIONS, has_imatrix=False)
+    kinds = choose_types(tensors, wanted, shape, NO_OPTIONS, has_imatrix=False)
     layers = [0] * shape.n_layers
     input_bytes = output_bytes = 0
     for tensor, kind in zip(tensors, kinds, strict=True):
@@ -51,21 +50,7 @@ def known_sizes(file_type: str) -> ModelSizes | None:
 
 
 def _tensors(shape: ModelShape) -> Iterator[NamedTensor]:
-    """Every tensor in llama-quantize's order, as BF16 that lies nowhere."""
-    sizes = {
-        "vocab": shape.n_vocab,
-        "hidden": shape.hidden,
-        "kv": shape.kv_width,
-        "intermediate": shape.intermediate,
-    }
-
-    def named(name: str, words: tuple[str, ...], layer: int) -> NamedTensor:
-        dimensions = tuple(sizes[word] for word in words)
-        kept = QuantType.BF16 if is_quantizable(name, dimensions) else QuantType.F32
-        return NamedTensor(name, layer, SourceTensor(name, "BF16", dimensions, "", 0, 0), kept)
-
-    for name, words in sorted(ARCHITECTURE.outer_tensors.values()):
-        yield named(name, words, _OUTSIDE)
-    for layer in range(shape.n_layers):
-        for name, words in sorted(ARCHITECTURE.layer_tensors.values()):
-            yield named(f"blk.{layer}.{name}", words, layer)
+    """Every tensor in llama-quantize's order, as BF16; the tensors have no bytes."""
+    expected = [tensor for tensor in shape.tensors() if tensor.name != "output.bias"]
+    for tensor in sorted(expected, key=lambda tensor: (tensor.layer, tensor.name)):
+        yield named_tensor(tensor, SourceTensor(tensor.source, "BF16", tensor.shape, "", 0, 0))

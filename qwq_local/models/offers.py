@@ -133,7 +133,7 @@ def check_remote_header(hub: Hub, listing: Listing, file: RemoteFile) -> Generat
     decides, after the download.
     """
     # Imports numpy, which a pull by a type's name does not need.
-    from qwq_local.models.architecture import SUPPORTED
+    from qwq_convert.architectures import find_architecture, supported
 
     try:
         first = yield from hub.read_range(listing, file, ByteRange(0, min(FIRST_BYTES, file.n_bytes)))
@@ -142,10 +142,10 @@ def check_remote_header(hub: Hub, listing: Listing, file: RemoteFile) -> Generat
     if not first.startswith(b"GGUF"):
         raise ModelFileError(f"{file.name} is no GGUF. Nothing was downloaded; choose another file.")
     architecture = _architecture(first)
-    if architecture is not None and architecture not in SUPPORTED:
+    if architecture is not None and find_architecture(architecture) is None:
         raise ModelFileError(
             f"{file.name} holds a model of architecture {shown(architecture)}; qwq runs "
-            f"{', '.join(SUPPORTED)}. Nothing was downloaded."
+            f"{supported()}. Nothing was downloaded."
         )
 
 

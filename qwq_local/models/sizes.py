@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from qwq_convert.architecture import ModelShape
+
 from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import Shape, file_type
+from qwq_local.models.architecture import file_type
 from qwq_local.models.header import Header
 from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.window import RopeScaling, Scaling
@@ -12,7 +14,7 @@ _EMBEDDING = "token_embd.weight"
 _MAX_FACTOR = 64.0
 
 
-def model_sizes(header: Header, shape: Shape) -> ModelSizes:
+def model_sizes(header: Header, shape: ModelShape) -> ModelSizes:
     """The bytes of every layer and of what comes before and after them: the tensors', nothing estimated."""
     layers = [0] * shape.n_layers
     input_bytes = output_bytes = 0
@@ -41,15 +43,14 @@ def own_rope_scaling(header: Header) -> RopeScaling:
 
     An origin of 0 means that the file does not say. Raises ModelFileError for a factor out of bounds.
     """
-    kind = header.text("qwen2.rope.scaling.type", "none")
+    prefix = f"{header.architecture}.rope.scaling"
+    kind = header.text(f"{prefix}.type", "none")
     if kind not in (Scaling.YARN, Scaling.LINEAR):
         return RopeScaling()
-    factor = header.scalar("qwen2.rope.scaling.factor")
+    factor = header.scalar(f"{prefix}.factor")
     if not isinstance(factor, int | float) or not 1 <= factor <= _MAX_FACTOR:
-        raise ModelFileError(
-            f"{header.path} is damaged: qwen2.rope.scaling.factor is {factor}, allowed is 1 to 64."
-        )
-    origin = header.integer("qwen2.rope.scaling.original_context_length") or 0
+        raise ModelFileError(f"{header.path} is damaged: {prefix}.factor is {factor}, allowed is 1 to 64.")
+    origin = header.integer(f"{prefix}.original_context_length") or 0
     if origin < 0:
         raise ModelFileError(f"{header.path} is damaged: the window that it scales from is {origin}.")
     return RopeScaling(float(factor), origin, Scaling(kind))

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qwq_convert.architecture import ModelShape
+
 from qwq_local.planning.devices import Machine
 from qwq_local.planning.placement import ComputeBytes, Layout
-from qwq_local.planning.shape import ContextShape, ModelShape, ModelSizes, is_quantized
+from qwq_local.planning.shape import ContextShape, ModelSizes, is_quantized
 
 _F32 = 4
 _F16 = 2
@@ -189,9 +191,9 @@ def _chosen(arena: _Arena, block: _Block, row: int) -> _Block:
 def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Block:
     """What one layer's attention adds to the residual; norm and bias work in place."""
     n = context.n_tokens
-    wide, narrow = model.hidden * n * _F32, model.kv_width * n * _F32
+    wide, narrow = model.q_width * n * _F32, model.kv_width * n * _F32
     rotates_k, rotates_v = is_rotated(model, context.kv_type_k), is_rotated(model, context.kv_type_v)
-    normed = arena.take(wide)
+    normed = arena.take(model.hidden * n * _F32)
     query = _moved(arena, arena.take(wide), wide, 1 + rotates_k)
     value = _moved(arena, arena.take(narrow), narrow, int(rotates_v))
     key = arena.take(narrow)
@@ -201,7 +203,7 @@ def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Bloc
     arena.give_back(value)
     attend = _flash if context.flash_attention else _unfused
     mixed = attend(arena, model, context, query)
-    out = arena.take(wide)
+    out = arena.take(model.hidden * n * _F32)
     arena.give_back(mixed)
     return out
 
@@ -216,7 +218,7 @@ def _moved(arena: _Arena, block: _Block, n_bytes: int, times: int) -> _Block:
 
 
 def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
-    wide = model.hidden * context.n_tokens * _F32
+    wide = model.q_width * context.n_tokens * _F32
     as_f16 = context.padded_n_ctx * model.kv_width * _F16
     kv_types = (context.kv_type_k, context.kv_type_v)
     casts = [arena.take(as_f16) for kv_type in kv_types if kv_type == "f32"]
@@ -229,7 +231,7 @@ def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Bloc
 
 
 def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
-    wide = model.hidden * context.n_tokens * _F32
+    wide = model.q_width * context.n_tokens * _F32
     scores = arena.take(context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
     arena.give_back(query)
     mixed = arena.take(wide)

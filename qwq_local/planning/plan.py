@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from qwq_local.errors import QwqError
 from qwq_local.planning.placement import Demand, DeviceUse, Layout, device_uses, fits, split_layers
-from qwq_local.planning.shape import GRANULE, ContextShape, is_quantized, padded
+from qwq_local.planning.shape import GRANULE, ContextShape, can_store, is_quantized, padded
 from qwq_local.planning.window import (
     RopeScaling,
     Shares,
@@ -224,7 +224,7 @@ class _Search:
             return (choices.kv_type,)
         if choices.flash_attention is False:
             return ("f16",)
-        return tuple(kv_type for kv_type in KV_PREFERENCE if self._shape.can_store(kv_type))
+        return tuple(kv_type for kv_type in KV_PREFERENCE if can_store(self._shape, kv_type))
 
     def _smallest(self) -> Shares:
         """The shares with the thinking at its floor."""

@@ -1,10 +1,12 @@
-"""What plans are made of: a model's dimensions and bytes, the shape of a context, KV types. Values only."""
+"""The sizes that plans are made of: the bytes of a model's layers, the shape of a context, KV types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from qwq_convert.architecture import ModelShape
 
 # llama.cpp pads the KV cache to this many tokens.
 GRANULE = 256
@@ -39,30 +41,9 @@ def is_quantized(kv_type: str) -> bool:
     return KV_TYPES[kv_type].block_values > 1
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The dimensions of a Qwen2 decoder."""
-
-    n_layers: int
-    hidden: int
-    intermediate: int
-    n_heads: int
-    n_kv_heads: int
-    n_vocab: int
-
-    @property
-    def head_dim(self) -> int:
-        """Values per attention head."""
-        return self.hidden // self.n_heads
-
-    @property
-    def kv_width(self) -> int:
-        """Values of a token's key, and of its value, in one layer."""
-        return self.head_dim * self.n_kv_heads
-
-    def can_store(self, kv_type: str) -> bool:
-        """Whether a head divides into the blocks of a KV type."""
-        return self.head_dim % KV_TYPES[kv_type].block_values == 0
+def can_store(shape: ModelShape, kv_type: str) -> bool:
+    """Whether a head divides into the blocks of a KV type."""
+    return shape.head_dim % KV_TYPES[kv_type].block_values == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qwq_local.planning.plan import KV_PREFERENCE, NothingFits, Request, make_plan
+from qwq_local.planning.shape import can_store
 from qwq_local.planning.window import Wish
 
 _SMALLEST = 8  # an eighth of the native window
@@ -53,7 +54,7 @@ def context_table(request: Request) -> tuple[Row, ...]:
 def _kv_types(request: Request) -> tuple[str, ...]:
     asked = request.choices.kv_type
     shape = request.demand.model.shape
-    preferred = tuple(kv_type for kv_type in KV_PREFERENCE if shape.can_store(kv_type))
+    preferred = tuple(kv_type for kv_type in KV_PREFERENCE if can_store(shape, kv_type))
     return preferred if asked is None or asked in preferred else (*preferred, asked)
 
 

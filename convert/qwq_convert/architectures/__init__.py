@@ -1,4 +1,4 @@
-"""The architectures that the program runs and converts: each module here is one, and is found by being here."""
+"""The architectures that the program runs and converts, one in each module, found by being here."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType as QuantType
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
+from qwq_convert.ggml import GgmlInitParams, declare
 from qwq_local.errors import ConvertError, DoesNotFit
 
 Tokens = NDArray[np.int32]
@@ -265,28 +266,17 @@ class GgmlTensor(ctypes.Structure):
     )
 
 
-class GgmlInitParams(ctypes.Structure):
-    """struct ggml_init_params (ggml.h)."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
-
-
-def _declare(name: str, result: Any, *arguments: Any) -> None:
-    function = getattr(libggml, name)
-    function.argtypes, function.restype = list(arguments), result
-
-
-_declare("ggml_tensor_overhead", ctypes.c_size_t)
-_declare("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
-_declare("ggml_init", _pointer, GgmlInitParams)
-_declare("ggml_free", None, _pointer)
-_declare("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_declare("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)
-_declare("ggml_set_name", _pointer, _pointer, ctypes.c_char_p)
-_declare("ggml_get_data", _pointer, _pointer)
-_declare("ggml_nbytes", ctypes.c_size_t, _pointer)
-_declare("ggml_backend_buffer_is_host", ctypes.c_bool, _pointer)
-_declare("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ctypes.c_size_t)
+declare("ggml_tensor_overhead", ctypes.c_size_t)
+declare("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+declare("ggml_init", _pointer, GgmlInitParams)
+declare("ggml_free", None, _pointer)
+declare("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+declare("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)
+declare("ggml_set_name", _pointer, _pointer, ctypes.c_char_p)
+declare("ggml_get_data", _pointer, _pointer)
+declare("ggml_nbytes", ctypes.c_size_t, _pointer)
+declare("ggml_backend_buffer_is_host", ctypes.c_bool, _pointer)
+declare("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ctypes.c_size_t)
 
 
 def check_layout(library: Any = libggml, layout: type[ctypes.Structure] = GgmlTensor) -> int:
