@@ -112,7 +112,7 @@ def test_another_file_renamed_is_refused_by_what_it_begins_with(tmp_path: Path) 
         ("qwen2.embedding_length", 0xFFFFFFF0, "embedding_length"),
         ("qwen2.feed_forward_length", 511, "should be"),
         ("qwen2.attention.head_count", 0, "head_count is 0"),
-        ("qwen2.attention.head_count", 3, "do not divide"),
+        ("qwen2.attention.head_count", 3, "is not 3 heads"),
         ("qwen2.attention.head_count_kv", 2, "should be"),
         ("qwen2.attention.head_count_kv", 3, "do not divide"),
         ("qwen2.context_length", 0, "context_length is 0"),

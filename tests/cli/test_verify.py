@@ -142,7 +142,7 @@ def test_a_tensor_too_many_is_refused_as_llama_cpp_refuses_it(
     at = whole.index(key) + len(key)
     file.write_bytes(whole[:at] + struct.pack("<I", 1) + whole[at + 4 :])
     message = refused(verify(file))
-    assert "holds 12 tensors that no Qwen2 model has, first 'blk.1." in message
+    assert "holds 12 tensors that no qwen2 model has, first 'blk.1." in message
     with pytest.raises(ModelFileError, match=r"llama\.cpp refuses"):
         drained(load_model(file, LoadSettings(), AbortFlag()))
 
