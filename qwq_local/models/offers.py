@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from qwq_convert.architectures import find_architecture, supported
 from qwq_convert.strict_json import shown
 
 from qwq_local.errors import DoesNotFit, ModelFileError, PullError, UsageError
@@ -132,9 +133,6 @@ def check_remote_header(hub: Hub, listing: Listing, file: RemoteFile) -> Generat
     Every writer of GGUFs puts the architecture first. Where it is not first, the reader of the whole header
     decides, after the download.
     """
-    # Imports numpy, which a pull by a type's name does not need.
-    from qwq_convert.architectures import find_architecture, supported
-
     try:
         first = yield from hub.read_range(listing, file, ByteRange(0, min(FIRST_BYTES, file.n_bytes)))
     except PullError:
