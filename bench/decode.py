@@ -24,9 +24,16 @@ from llama_cpp import Llama, StoppingCriteriaList
 from make_model import bench_model
 
 from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, PrefillProgress, SamplerSettings
+from qwq_local.engine.api import (
+    AbortFlag,
+    ContextSettings,
+    Grammar,
+    JsonSchema,
+    PrefillProgress,
+    SamplerSettings,
+)
+from qwq_local.engine.constraint import compile_constraint
 from qwq_local.engine.context import LlamaContext
-from qwq_local.engine.grammar import compile_grammar
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
@@ -167,7 +174,7 @@ def compare_rates(n_tokens: int, pairs: int) -> None:
     model = load(path)
     prompt = model.vocabulary.encode_text(TEXT)
     context = LlamaContext(model, CONTEXT, AbortFlag())
-    grammar = compile_grammar(model, SCHEMA)
+    constraint = compile_constraint(JsonSchema(SCHEMA), model.vocabulary)
 
     def ours() -> float:
         return turn_rate(context, prompt, n_tokens)
@@ -175,7 +182,7 @@ def compare_rates(n_tokens: int, pairs: int) -> None:
     ours(), bare_rate(context, prompt, n_tokens)  # warm up
     bare = pair_ratios(ours, lambda: bare_rate(context, prompt, n_tokens), pairs)
     print(summary("turn / bare llama_decode loop", bare, "at least 0.97"), flush=True)
-    schema = pair_ratios(lambda: turn_rate(context, prompt, n_tokens, grammar), ours, pairs)
+    schema = pair_ratios(lambda: turn_rate(context, prompt, n_tokens, constraint.matcher()), ours, pairs)
     print(summary("turn under a schema / free turn", schema, "at least 0.9"), flush=True)
     print(f"our rate: {statistics.median(ours() for _ in range(3)):.1f} tokens/s", flush=True)
     context.close()

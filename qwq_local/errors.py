@@ -3,7 +3,7 @@
     QwqError                 1  failed
     ├── UsageError           2  wrong usage or unreadable input
     │   ├── ProfileError     2  a profile with an unknown key or a wrong type
-    │   └── SchemaError      2  a JSON schema that no grammar can express
+    │   └── ConstraintError  2  a schema, regular expression or grammar that cannot be enforced
     ├── ModelNotFound        3  no such model on this machine
     ├── DoesNotFit           4  llama.cpp could not have the memory
     ├── PromptTooLong        5  more tokens than the window
@@ -54,8 +54,8 @@ class ProfileError(UsageError):
     """A profile, an environment variable or a flag with an unknown key or a value of the wrong type."""
 
 
-class SchemaError(UsageError):
-    """A JSON schema that is not one, or that uses a keyword which cannot be enforced."""
+class ConstraintError(UsageError):
+    """A JSON schema, regular expression or grammar that is not one, or that cannot be enforced."""
 
 
 class ModelNotFound(QwqError):

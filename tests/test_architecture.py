@@ -47,6 +47,7 @@ DOORS = {
     "httpx2": ("qwq_local.hub",),
     "huggingface_hub": ("qwq_local.hub",),
     "jinja2": (),
+    "llguidance": ("qwq_local.engine.constraint",),
     "llama_cpp": ("qwq_local.engine", "qwq_convert.ggml", "qwq_convert.imatrix.collector"),
     "platformdirs": ("qwq_local.paths",),
     "prompt_toolkit": ("qwq_local.terminal",),

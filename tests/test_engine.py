@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 from llama_cpp import Llama
 
-from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings, JsonSchema, SamplerSettings
 from qwq_local.engine.batches import BatchSizer
+from qwq_local.engine.constraint import compile_constraint
 from qwq_local.engine.context import LlamaContext
-from qwq_local.engine.grammar import compile_grammar
 from qwq_local.engine.library import check_version
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
@@ -299,7 +299,7 @@ def test_batches_adapt_to_a_quarter_of_a_second_where_nothing_else_can_stop_them
     assert fixed.size == 512
 
 
-GRAMMARS = [
+SCHEMAS = [
     ({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}, 40),
     ({"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 2, "maxItems": 4}, 80),
     ({"type": "string", "minLength": 3, "maxLength": 9}, 40),
@@ -307,22 +307,20 @@ GRAMMARS = [
 
 
 @pytest.mark.parametrize("settings", [SamplerSettings(seed=3), SamplerSettings(seed=3, presence_penalty=0.5)])
-@pytest.mark.parametrize(("schema", "limit"), GRAMMARS)
-def test_what_is_sampled_under_a_grammar_obeys_it(
+@pytest.mark.parametrize(("schema", "limit"), SCHEMAS)
+def test_what_is_sampled_under_a_schema_obeys_it(
     loaded: LoadedModel, schema: dict[str, object], limit: int, settings: SamplerSettings
 ) -> None:
     """With a chain that has no memory and with one that has; left alone, the model says other things."""
     vocabulary = loaded.vocabulary
-    with (
-        closing(compile_grammar(loaded, schema)) as grammar,
-        closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context,
-    ):
+    constraint = compile_constraint(JsonSchema(schema), vocabulary)
+    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context:
         for seed in range(4):
             prefill(context, vocabulary.encode_text("Say something."))
             context.start_sampling(replace(settings, seed=seed))
-            grammar.reset()
+            matcher = constraint.matcher()
             tokens: list[int] = []
-            while len(tokens) < limit and not vocabulary.is_end(token := context.sample(grammar)):
+            while len(tokens) < limit and not vocabulary.is_end(token := context.sample(matcher)):
                 tokens.append(token)
                 context.append(token)
             text = b"".join(map(vocabulary.piece, tokens)).decode("utf-8", "replace")

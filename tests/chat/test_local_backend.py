@@ -16,7 +16,7 @@ from qwq_local.backend.prefill_once import PrefillOnce
 from qwq_local.backend.question import Backend, Question
 from qwq_local.dialogue.control import Opening, TurnControl
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
 from qwq_local.errors import EngineError, PromptTooLong, UsageError
 from qwq_local.events import (
     Answer,
@@ -264,7 +264,7 @@ def test_a_turn_that_was_lost_before_its_prompt_was_told_begins_anew(backend: Lo
 def test_an_answer_under_a_schema_is_not_gone_on_with(backend: LocalBackend) -> None:
     opening = told(stopped(backend, 3, STRAWBERRY))
     with pytest.raises(UsageError, match="ask again"):
-        ask(backend, STRAWBERRY, opening=opening, schema={"type": "object"})
+        ask(backend, STRAWBERRY, opening=opening, constraint=JsonSchema({"type": "object"}))
 
 
 def test_tokens_are_counted_before_anything_is_loaded_and_once_it_is(

@@ -128,13 +128,46 @@ def test_an_answer_under_a_schema_obeys_it(cache: Path, tmp_path: Path) -> None:
 
 def test_a_schema_that_cannot_be_enforced_is_refused_with_its_path(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
-    path.write_text('{"type": "object", "properties": {"n": {"type": "number", "multipleOf": 0.5}}}')
+    path.write_text('{"type": "object", "properties": {"n": {"type": "number", "not": {"minimum": 1}}}}')
     ran = qwq(cache, "ask", *GREEDY, "--json-schema", str(path), QUESTION)
     assert ran.status == 2
-    assert "#/properties/n/multipleOf" in ran.stderr
+    assert f"{path}#/properties/n/not: " in ran.stderr
 
     path.write_text("[1, 2")
     assert qwq(cache, "ask", *GREEDY, "--json-schema", str(path), QUESTION).status == 2
+
+
+def test_an_answer_matches_a_regular_expression_or_a_grammar(cache: Path, tmp_path: Path) -> None:
+    """Any seed: the answer is in the language, the thinking stays free."""
+    grammar = tmp_path / "sum.lark"
+    grammar.write_text('start: NUM "+" NUM\nNUM: /[0-9]{1,3}/\n')
+    for flag, value, form in (
+        ("--regex", "(yes|no), [0-9]", r"(yes|no), [0-9]\n"),
+        ("--grammar", str(grammar), r"[0-9]{1,3}\+[0-9]{1,3}\n"),
+    ):
+        for seed in ("1", "2"):
+            ran = qwq(
+                cache, "ask", "-m", "miniature", "--seed", seed, "--think", "show", flag, value, QUESTION
+            )
+            assert ran.status == 0, ran.stderr
+            assert re.fullmatch(form, ran.stdout), ran.stdout
+            assert "count" in ran.stderr
+
+
+def test_a_constraint_that_is_not_one_is_refused_in_one_line(cache: Path, tmp_path: Path) -> None:
+    grammar, schema = tmp_path / "sum.lark", tmp_path / "schema.json"
+    grammar.write_text("start: NUM\n")
+    schema.write_text("{}")
+    for flags, says in (
+        (("--regex", "(?=a)"), "--regex: look-around"),
+        (("--grammar", str(grammar)), f"{grammar}: line 1: unknown name"),
+        (("--grammar", str(tmp_path / "none")), "cannot be read"),
+        (("--regex", "a", "--json-schema", str(schema)), "an answer obeys one of them"),
+    ):
+        ran = qwq(cache, "ask", *GREEDY, *flags, QUESTION)
+        assert (ran.status, ran.stdout) == (2, "")
+        assert says in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
 
 
 def test_stats_are_the_figures_and_who_has_the_context(cache: Path) -> None:

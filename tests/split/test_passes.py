@@ -11,7 +11,7 @@ import pytest
 
 from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Framing, Role
-from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
 from qwq_local.planning.window import Window, Wish, share_window
@@ -20,6 +20,7 @@ from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, a
 from qwq_local.split.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
 
 N_CTX = 4096
+OBJECT = JsonSchema({"type": "object"})
 STATS = TurnStats(1000, 0, 20, 30, 2.0, 5.0)
 
 
@@ -83,7 +84,7 @@ class AnsweringBackend:
 
 
 def asked_of(text: str = "", *files: Attachment, question: str = "Who did it?") -> SplitRequest:
-    return SplitRequest(Framing("Be brief.", files, "Say why."), text, question, N_CTX, {"type": "object"})
+    return SplitRequest(Framing("Be brief.", files, "Say why."), text, question, N_CTX, OBJECT)
 
 
 def run(backend: AnsweringBackend, request: SplitRequest) -> tuple[SplitPlan, list[SplitEvent]]:
@@ -110,9 +111,9 @@ def test_every_part_is_asked_and_then_all_answers_together() -> None:
         assert (system.role, system.content) == (Role.SYSTEM, "Be brief.")
         assert f"part {number} of {parts}" in user.content
         assert user.content.endswith("\n\nWho did it?\nSay why.")
-        assert question.schema is None
+        assert question.constraint is None
     last = backend.asked[-1]
-    assert last.schema == {"type": "object"}
+    assert last.constraint is OBJECT
     assert [
         f"answer from part {i} of {parts}\nseen" in last.messages[-1].content for i in range(1, parts + 1)
     ]

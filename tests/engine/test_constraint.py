@@ -1,103 +1,64 @@
-"""Grammars made from JSON schemas, walked by llama.cpp itself: what they accept is valid."""
+"""Answers under a schema, a regular expression or a grammar, byte by byte: what is allowed is valid."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import random
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from qwq_local.engine.schema import schema_to_gbnf
-from qwq_local.errors import ExitStatus, SchemaError
+from qwq_local.cli.ask import read_constraint
+from qwq_local.engine.api import AbortFlag, AnswerConstraint, JsonSchema, LarkGrammar, Regex
+from qwq_local.engine.constraint import Constraint, check_constraint, compile_constraint
+from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+from qwq_local.engine.vocabulary import LlamaVocabulary
+from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
 
 END = 256
 QUOTE, ZERO = 0x22, 0x30
 ENDINGS = b']}"0n,:'
 MAX_BYTES = 6_000
-TOKEN = [("id", "i4"), ("logit", "f4"), ("p", "f4")]  # llama_token_data
-Schema = dict[str, Any] | bool
-
-
-class Candidates:
-    """Tokens as llama.cpp's samplers take them, and a view of their logits."""
-
-    def __init__(self, count: int) -> None:
-        self._tokens = (llama_cpp.llama_token_data * count)()
-        self.view = np.frombuffer(memoryview(self._tokens), dtype=TOKEN)
-        self.view["id"] = np.arange(count)
-
-    def permitted_by(self, sampler: Any) -> list[int]:
-        """The tokens among them that the sampler lets pass."""
-        self.view["logit"] = 0
-        array = llama_cpp.llama_token_data_array(self._tokens, len(self._tokens), -1, False)
-        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
-        return [int(token) for token in self.view["id"][np.isfinite(self.view["logit"])]]
+Schema = dict[str, Any]
+SCHEMA_FILES = Path(__file__).parent / "schemas"
 
 
 class Walker:
-    """llama.cpp's grammar sampler over a vocabulary of the 256 bytes and an end token."""
+    """Answers under a constraint, over a vocabulary of the 256 bytes and an end token."""
 
-    def __init__(self, vocab: Any, grammar: str) -> None:
-        self._sampler: Any = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-        assert self._sampler, f"llama.cpp does not parse\n{grammar}"
-        self._all = Candidates(END + 1)
-        self._one = Candidates(1)
-
-    def __enter__(self) -> Walker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        llama_cpp.llama_sampler_free(self._sampler)
-
-    def allowed(self) -> list[int]:
-        """The tokens that may come next."""
-        return self._all.permitted_by(self._sampler)
-
-    def allows(self, token: int) -> bool:
-        """Whether this one may."""
-        self._one.view["id"] = token
-        return bool(self._one.permitted_by(self._sampler))
-
-    def accept(self, token: int) -> None:
-        llama_cpp.llama_sampler_accept(self._sampler, token)
+    def __init__(self, vocabulary: LlamaVocabulary, source: AnswerConstraint) -> None:
+        self._constraint = compile_constraint(source, vocabulary)
 
     def accepts(self, text: str) -> bool:
-        """Whether `text` as a whole is in the language. A forbidden token is never fed."""
-        llama_cpp.llama_sampler_reset(self._sampler)
+        """Whether `text` as a whole is an answer."""
+        matcher = self._constraint.matcher()
         for byte in text.encode():
-            if not self.allows(byte):
+            if byte not in matcher.allowed():
                 return False
-            self.accept(byte)
-        return self.allows(END)
+            matcher.accept(byte)
+        return END in matcher.allowed()
 
     def write(self, seed: int) -> str:
-        """A random text of the language; past some length the shortest way out is taken."""
-        llama_cpp.llama_sampler_reset(self._sampler)
-        chance = random.Random(seed)
+        """A random answer; past some length the shortest way out is taken."""
+        matcher, chance = self._constraint.matcher(), random.Random(seed)
         written = bytearray()
-        while (token := self._choose(self.allowed(), written, chance)) != END:
+        while (token := self._choose(matcher.allowed().tolist(), written, chance)) != END:
             written.append(token)
-            self.accept(token)
+            matcher.accept(token)
             assert len(written) < MAX_BYTES, bytes(written)
         return written.decode()
 
     def _choose(self, allowed: list[int], written: bytearray, chance: random.Random) -> int:
-        # llama.cpp takes overlong UTF-8 (E0 80-9F, F0 80-8F) for a code point; no tokenizer writes it.
-        least = {0xE0: 0xA0, 0xF0: 0x90}.get(written[-1] if written else 0, 0)
-        allowed = [token for token in allowed if token >= least]
-        assert allowed, f"dead end after {bytes(written)!r}"
         in_string = len(allowed) > 40
         if len(written) > 300 or chance.random() < 0.2:
             for token in [QUOTE] if in_string else [END, *ENDINGS]:
@@ -110,16 +71,12 @@ class Walker:
 
 
 @pytest.fixture(scope="module")
-def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaVocabulary]:
     """A llama.cpp vocabulary with one token for each byte, and one that ends."""
     path = tmp_path_factory.mktemp("vocab") / "bytes.gguf"
     write_byte_vocabulary(path)
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    assert model
-    yield llama_cpp.llama_model_get_vocab(model)
-    llama_cpp.llama_model_free(model)
+    with closing(drained(load_model(path, LoadSettings(vocab_only=True), AbortFlag()))) as model:
+        yield model.vocabulary
 
 
 def write_byte_vocabulary(path: Path) -> None:
@@ -139,13 +96,12 @@ def write_byte_vocabulary(path: Path) -> None:
     writer.close()
 
 
-def check_that_all_it_writes_is_valid(vocab: Any, schema: Schema, seeds: range) -> None:
-    validator = Draft202012Validator(schema)
-    with Walker(vocab, schema_to_gbnf(schema)) as walker:
-        for seed in seeds:
-            text = walker.write(seed)
-            errors = [error.message for error in validator.iter_errors(json.loads(text))]
-            assert not errors, f"{text} under {schema}: {errors}"
+def check_that_all_it_writes_is_valid(vocab: LlamaVocabulary, schema: Schema, seeds: range) -> None:
+    validator, walker = Draft202012Validator(schema), Walker(vocab, JsonSchema(schema))
+    for seed in seeds:
+        text = walker.write(seed)
+        errors = [error.message for error in validator.iter_errors(json.loads(text))]
+        assert not errors, f"{text} under {schema}: {errors}"
 
 
 def obj(**properties: Any) -> dict[str, Any]:
@@ -188,11 +144,11 @@ TREE = {
 
 # Each schema with instances that its grammar must accept, members in the schema's order.
 SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
-    "anything": (True, [None, True, -0.5, 'é\n"\\', [], {}, {"a": [1, {"b": None}]}, 1e-7, [[[[[[[[]]]]]]]]]),
+    "anything": ({}, [None, True, -0.5, 'é\n"\\', [], {}, {"a": [1, {"b": None}]}, 1e-7, [[[[[[[[]]]]]]]]]),
     "anything, annotated": ({"title": "x", "$comment": "y", "x-mine": 1}, [1, {"a": {}}]),
     "null": ({"type": "null"}, [None]),
     "boolean": ({"type": "boolean"}, [True, False]),
-    "string": ({"type": "string"}, ["", "a", "日本\t😀", "\u0000", "a/b"]),
+    "string": ({"type": "string"}, ["", "a", "日本\t😀", "a/b"]),
     "integer": ({"type": "integer"}, [0, -1, 7, 999999999999999999]),
     "number": ({"type": "number"}, [0, -0.0, 3.25, 0.1 + 0.2, 1e22, -12]),
     "type list": ({"type": ["integer", "null", "string"]}, [1, None, "a"]),
@@ -223,7 +179,6 @@ SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
     "enum and type": ({"type": "string", "enum": ["a", 1, "b"]}, ["a", "b"]),
     "enum and const": ({"enum": [1, 2, True], "const": 1.0}, [1]),
     "const": ({"const": {"a": [1, "x"]}}, [{"a": [1, "x"]}]),
-    "lone surrogate": ({"enum": ["\ud800"]}, ["\ud800"]),
     "any object": ({"type": "object"}, [{}, {"a": 1}, {"a\n": 1, "b": [{}]}]),
     "closed object": ({"type": "object", "properties": {}, "additionalProperties": False}, [{}]),
     "required": (obj(a={"type": "integer"}, b={"type": "string"}), [{"a": 1, "b": "x"}]),
@@ -338,19 +293,35 @@ SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
         [{"kind": "cat", "lives": 9}, {"kind": "dog", "good": True}],
     ),
     "oneOf by members": (
-        {"oneOf": [obj(a={"type": "null"}), obj(b={"type": "null"})]},
+        {"oneOf": [{**obj(**{name: {"type": "null"}}), "additionalProperties": False} for name in "ab"]},
         [{"a": None}, {"b": None}],
     ),
-    "oneOf by range": (
-        {"type": "integer", "oneOf": [{"maximum": 3}, {"exclusiveMinimum": 3, "maximum": 9}]},
-        [-3, 3, 4, 9],
-    ),
     "a data model": (PETS, [{"name": "x", "pet": {"kind": "dog", "good": True}, "age": None, "tags": ["a"]}]),
-    "not": ({"type": ["string", "integer"], "not": {"type": "string"}, "anyOf": [{"type": "integer"}]}, [1]),
     "date": ({"type": "string", "format": "date"}, ["2024-02-29", "1999-12-31", "2000-02-29", "2023-02-28"]),
     "time": ({"type": "string", "format": "time"}, ["23:59:59Z", "00:00:00.123+05:30"]),
     "date-time": ({"type": "string", "format": "date-time"}, ["2024-06-30T12:00:00Z"]),
     "uuid": ({"type": "string", "format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"]),
+    "Zod's uuid": (
+        obj(
+            id={
+                "type": "string",
+                "format": "uuid",
+                "pattern": "^([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}"
+                "-[0-9a-fA-F]{12}|00000000-0000-0000-0000-000000000000)$",
+            }
+        ),
+        [{"id": "123e4567-e89b-12d3-a456-426614174000"}],
+    ),
+    "Zod's date": (
+        {
+            "type": "string",
+            "format": "date",
+            "pattern": r"^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[13579][26]00)"
+            r"-02-29|\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
+            r"|(?:02)-(?:0[1-9]|1\d|2[0-8])))$",
+        },
+        ["2024-02-29", "1999-12-31"],
+    ),
     "pattern": ({"type": "string", "pattern": "^[A-Z]{2}-\\d{3,4}(?:x|yz)?$"}, ["AB-123", "QQ-1234yz"]),
     "pattern and lengths": ({"pattern": "^a{2,5}$", "minLength": 1, "maxLength": 5}, ["aa", "aaaaa"]),
     "pattern found within": ({"type": "string", "pattern": "0\\d+"}, ["00", "a\n0123b"]),
@@ -359,52 +330,39 @@ SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
         {"type": "string", "pattern": '^["\\\\\\n\\u0041-C\\-\\]]+$'},
         ['"\\\n', "ABC-]"],
     ),
-    "negated class": ({"type": "string", "pattern": "^[^a-y\\d]+.\\S\\W$"}, ["zz?x!", '"z日b.']),
+    "negated class": ({"type": "string", "pattern": "^[^a-y0-9]+.\\S[!-/]$"}, ["zz?x!", '"z日b.']),
 }
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_whatever_the_grammar_writes_is_valid_under_the_schema(vocab: Any, name: str) -> None:
+def test_all_that_is_allowed_is_valid_under_the_schema(vocab: LlamaVocabulary, name: str) -> None:
     check_that_all_it_writes_is_valid(vocab, SCHEMAS[name][0], range(6))
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_valid_instances_are_accepted_in_every_usual_spelling(vocab: Any, name: str) -> None:
+def test_valid_instances_are_allowed_in_every_usual_spelling(vocab: LlamaVocabulary, name: str) -> None:
     schema, instances = SCHEMAS[name]
-    with Walker(vocab, schema_to_gbnf(schema)) as walker:
-        for instance in instances:
-            Draft202012Validator(schema).validate(instance)
-            assert walker.accepts(spelled(instance)), instance
-            assert walker.accepts(spelled(instance, separators=(",", ":"))), instance
-            if "enum" not in name and name != "const":
-                assert walker.accepts(spelled(instance, indent=2)), instance
+    walker = Walker(vocab, JsonSchema(schema))
+    for instance in instances:
+        Draft202012Validator(schema).validate(instance)
+        for layout in ({}, {"separators": (",", ":")}, {"indent": 2}):
+            text = json.dumps(instance, ensure_ascii=False, **layout)
+            assert walker.accepts(text), text
 
 
-def spelled(instance: Any, **layout: Any) -> str:
-    try:
-        text = json.dumps(instance, ensure_ascii=False, **layout)
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(instance, **layout)
-    return text
-
-
-# What cannot be enforced, is no schema, or has no value: and the pointer that the message leads with.
 REFUSED: list[tuple[Any, str]] = [
     ([], "#"),
     ("string", "#"),
     (None, "#"),
     ({1: 2}, "#"),
-    ({"const": {1}}, "#"),
+    ({"const": {1}}, "#/const"),
     (False, "#"),
     ({"type": "text"}, "#/type"),
     ({"type": []}, "#/type"),
     ({"type": {"a": 1}}, "#/type"),
-    ({"properties": {"age": {"multipleOf": 2}}}, "#/properties/age/multipleOf"),
     ({"properties": {"a/b~": {"if": True}}}, "#/properties/a~1b~0/if"),
     ({"items": {"uniqueItems": True}}, "#/items/uniqueItems"),
     ({"requierd": ["a"]}, "#/requierd"),
-    ({"patternProperties": {}}, "#/patternProperties"),
     ({"propertyNames": {}}, "#/propertyNames"),
     ({"contains": {}}, "#/contains"),
     ({"dependentRequired": {}}, "#/dependentRequired"),
@@ -419,153 +377,82 @@ REFUSED: list[tuple[Any, str]] = [
     ({"anyOf": []}, "#/anyOf"),
     ({"allOf": [{"type": "null"}, 3]}, "#/allOf/1"),
     ({"enum": []}, "#/enum"),
-    ({"enum": [float("nan")]}, "#/enum"),
+    ({"enum": [float("nan")]}, "#/enum/0"),
+    ({"enum": ["\ud800"]}, "#/enum/0"),
+    ({"const": 2**63}, "#/const"),
     ({"const": float("inf")}, "#/const"),
-    ({"enum": ["a", "bcd"], "maxLength": 2}, "#/enum"),
-    ({"enum": list(range(1001))}, "#/enum"),
     ({"minLength": -1}, "#/minLength"),
     ({"minLength": True}, "#/minLength"),
     ({"minLength": 1.5}, "#/minLength"),
-    ({"minLength": 2001}, "#/minLength"),
-    ({"properties": {"a": {"maxLength": 10**9}}}, "#/properties/a/maxLength"),
-    ({"items": {"type": "null"}, "maxItems": 10**9}, "#/maxItems"),
-    ({"minItems": 10**9}, "#/minItems"),
-    ({"type": "string", "minLength": 3, "maxLength": 2}, "#"),
-    ({"exclusiveMinimum": True}, "#/exclusiveMinimum"),
+    ({"type": "string", "minLength": 3, "maxLength": 2}, "#/minLength"),
     ({"minimum": float("inf")}, "#/minimum"),
-    ({"type": "number", "minimum": 0.5}, "#/minimum"),
     ({"type": "integer", "minimum": 10**18}, "#/minimum"),
-    ({"type": "integer", "minimum": 0.2, "maximum": 0.8}, "#"),
-    ({"minimum": 10**2000}, "#"),
-    ({"type": "object", "minProperties": 1}, "#/minProperties"),
-    ({"type": "object", "maxProperties": 3}, "#/maxProperties"),
-    ({"properties": {"a": True}, "required": ["b"], "additionalProperties": False}, "#"),
-    ({"properties": {str(n): True for n in range(1001)}}, "#/properties"),
+    ({"type": "integer", "minimum": 0.2, "maximum": 0.8}, "#/minimum"),
+    ({"minimum": 10**2000}, "#/minimum"),
+    ({"type": "object", "minProperties": 2}, "#/minProperties"),
+    ({"type": "object", "properties": {"a": True, "b": True}, "maxProperties": 1}, "#/maxProperties"),
+    ({"type": "object", "required": ["b"], "additionalProperties": False}, "#/required"),
     ({"$ref": "other.json"}, "#/$ref"),
     ({"$ref": "http://example.com/#/a"}, "#/$ref"),
     ({"$ref": "#anchor"}, "#/$ref"),
     ({"$ref": "#/$defs/a"}, "#/$ref"),
     ({"$ref": "#/title", "title": "t"}, "#/$ref"),
-    ({"$ref": "#/$defs/a/b", "$defs": {"a": {"$id": "x", "b": True}}}, "#/$ref"),
-    ({"$ref": "#"}, "#"),
-    ({"not": {"$ref": "#"}, "type": "null"}, "#"),
-    ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, "#"),
-    ({"items": {"allOf": [{"$ref": "#/items"}]}}, "#/items"),
-    ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "#"),
-    (
-        {
-            "$defs": {"n": {"items": {"$ref": "#/$defs/n"}, "minItems": 1}},
-            "properties": {"a": {"$ref": "#/$defs/n"}},
-        },
-        "#/properties/a",
-    ),
+    ({"$ref": "#/$defs/a/b", "$defs": {"a": {"$id": "x", "properties": {"b": True}}}}, "#/$ref"),
+    ({"not": {"type": "null"}}, "#/not"),
+    ({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"minLength": -1}}}, "#/$defs/n/minLength"),
+    ({"properties": {"a%20/~": {"type": "text"}}}, "#/properties/a%20~1~0/type"),
+    ({"x-guidance": {"lenient": True}}, "#/x-guidance"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf"),
     ({"oneOf": [True, True]}, "#/oneOf"),
     ({"oneOf": [{"properties": CAT}, {"properties": DOG}]}, "#/oneOf"),
     ({"oneOf": [{"minLength": 2}, {"maxLength": 2}]}, "#/oneOf"),
+    ({"type": "integer", "oneOf": [{"maximum": 3}, {"minimum": 4}]}, "#/oneOf"),
+    ({"items": {"oneOf": [{"$ref": "#/$defs/a"}, {"const": 1}]}, "$defs": {"a": True}}, "#/items/oneOf"),
     ({"type": "string", "not": {"maxLength": 2}}, "#/not"),
     ({"not": True}, "#/not"),
-    ({"format": "email"}, "#/format"),
+    ({"format": "idn-email"}, "#/format"),
     ({"type": "string", "format": "date", "minLength": 11}, "#/minLength"),
-    ({"type": "string", "format": "date", "pattern": "^2"}, "#/pattern"),
-    ({"pattern": "^a*$", "maxLength": 5}, "#/maxLength"),
-    ({"allOf": [{"pattern": "^a"}, {"pattern": "b$"}]}, "#/allOf/1/pattern"),
     ({"pattern": 1}, "#/pattern"),
     *[
         ({"type": "string", "pattern": pattern}, "#/pattern")
         for pattern in (
             "(?=a)",
             "(?!a)",
-            "(?i)a",
-            "(?P<n>a)",
             r"(a)\1",
             r"\ba",
-            r"\p{L}",
-            "a**",
-            "a++",
             "*",
             "(a",
             "a)",
             "[",
             "[]",
             "[b-a]",
-            "[\\d-z]",
-            "[[:alpha:]]",
-            "(a*)*",
-            "(a?){2}",
-            "(^a)",
             "a$b",
             "a^",
             "a{2,1}",
             "a{,2}",
             "a{",
-            "a]",
-            "a{99999999}",
-            "(a{2000}){2001}",
-            r"[^\W]",
-            "\x01",
             "\ud800",
             "\\",
-            "(" * 60 + "a" + ")" * 60,
+            "(" * 999 + "a" + ")" * 999,
         )
     ],
     ({"allOf": [{"anyOf": [{"minLength": n}, {"maxLength": n}]} for n in range(30)]}, "#/allOf"),
-    ({"properties": {f"{n}": {"maxLength": 1900 + n} for n in range(50)}}, "#"),
     ({"examples": [0] * 20_001}, "#"),
 ]
 
 
 @pytest.mark.parametrize(("schema", "pointer"), REFUSED, ids=lambda value: repr(value)[:60])
 def test_what_cannot_be_enforced_is_refused_with_its_place_in_the_schema(schema: Any, pointer: str) -> None:
-    with pytest.raises(SchemaError) as refusal:
-        schema_to_gbnf(schema)
+    with pytest.raises(ConstraintError) as refusal:
+        check_constraint(JsonSchema(schema))
     assert str(refusal.value).startswith(f"{pointer}: ")
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_status is ExitStatus.USAGE
 
 
-def test_a_schema_of_any_depth_is_refused_without_exhausting_the_stack() -> None:
-    schema: dict[str, Any] = {"type": "null"}
-    for _ in range(100_000):
-        schema = {"items": schema}
-    with pytest.raises(SchemaError, match="nests deeper than 100"):
-        schema_to_gbnf(schema)
-    while schema:  # taken apart from the outside: freeing it nested would recurse
-        schema = schema.pop("items", {})
-
-
-@pytest.mark.parametrize(
-    ("schema", "says"),
-    [
-        ({"type": "string", "not": {"maxLength": 2}}, "what it excludes could be written all the same"),
-        (
-            {"oneOf": [{"type": "integer"}, {"type": "number"}]},
-            "a value could also match #/oneOf/1; use anyOf",
-        ),
-        ({"enum": []}, "a list with items is expected, not an empty one."),
-    ],
-)
-def test_a_refusal_says_what_is_wrong(schema: Any, says: str) -> None:
-    with pytest.raises(SchemaError) as refused:
-        schema_to_gbnf(schema)
-    assert says in str(refused.value)
-
-
-def test_a_refusal_is_one_line_of_printable_characters() -> None:
-    with pytest.raises(SchemaError) as refusal:
-        schema_to_gbnf({"properties": {"a\n\x1b[2J\ud800": {"multipleOf": 2}}})
-    assert str(refusal.value).startswith("#/properties/a\\n\\x1b[2J\\ud800/multipleOf: ")
-
-
-def test_a_chain_of_references_is_refused_past_a_hundred() -> None:
-    links = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(3000)}
-    with pytest.raises(SchemaError, match="references in a row"):
-        schema_to_gbnf({"$ref": "#/$defs/a0", "$defs": {**links, "a3000": True}})
-
-
 REJECTED: list[tuple[Schema, list[str]]] = [
     (
-        True,
+        {},
         [
             "",
             " 1",
@@ -580,14 +467,16 @@ REJECTED: list[tuple[Schema, list[str]]] = [
             "'a'",
             '"\n"',
             '"\\x"',
-            "[ ]",
             "--1",
         ],
     ),
     ({"type": "string"}, ['"\\ud800"', '"\\ud83dx"', '"\\udc00"', '"\\u12"', '"a', '"\t"', '"\x7f"']),
-    ({"type": "integer"}, ["1.0", "1e3", "1234567890123456789", "-0"]),
+    ({"type": "integer"}, ["1.0", "1e3", "01"]),
     ({"type": "string", "maxLength": 2}, ['"abc"', '"\\u0061\\u0062\\u0063"']),
-    (obj(a=True), ["{}", '{"a":1,"a":2}', '{"a":1,"b":2}', '{"\\u0061":1}', '{"a" :1}', '{"a":  1}']),
+    (
+        obj(a=True),
+        ["{}", '{"a":1,"a":2}', '{"b":2,"a":1}', '{"\\u0061":1}', '{"a":1,"\\u0061":2}', '{"a":  1}'],
+    ),
     (
         {"properties": {"a": {"type": "null"}}, "additionalProperties": {"const": 1}},
         ['{"a":1}', '{"\\u0061":1}'],
@@ -595,41 +484,19 @@ REJECTED: list[tuple[Schema, list[str]]] = [
     ({"type": "string", "maxLength": 2100}, [json.dumps("x" * 2101), json.dumps("x" * 4200)]),
     ({"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2001}, ["[1]", str([1] * 2002)]),
     ({"minLength": 1, "maxLength": 9, "allOf": [{"minLength": 2, "maxLength": 3}]}, ['"a"', '"abcd"']),
-    ({"pattern": r"^[^\d]$"}, ['"3"', '"٣"']),
+    ({"pattern": r"^[^\d]$"}, ['"3"']),
     ({"const": "a"}, ['"b"', '"aa"', '"\\u0061"', "a"]),
-    ({"type": "array"}, ["[1,  2]", "[1,\n\n2]", "[\n" + " " * 17 + "1]"]),
+    ({"type": "array"}, ["[1,  2]", "[1,\n\n2]", "[\n" + " " * 33 + "1]"]),
     ({"type": "string", "format": "date"}, ['"2023-02-29"', '"1900-02-29"', '"2024-04-31"', '"2024-13-01"']),
 ]
 
 
 @pytest.mark.parametrize(("schema", "texts"), REJECTED, ids=lambda value: repr(value)[:40])
-def test_texts_outside_the_language_are_rejected(vocab: Any, schema: Schema, texts: list[str]) -> None:
-    with Walker(vocab, schema_to_gbnf(schema)) as walker:
-        assert [text for text in texts if walker.accepts(text)] == []
-
-
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [(0, 0), (-1, 1), (7, 42), (-130, -8), (95, 105), (-11, 120), (100, 199), (None, 9), (28, None)],
-)
-def test_integer_ranges_hold_their_integers_and_no_others(
-    vocab: Any, low: int | None, high: int | None
+def test_texts_that_are_not_valid_are_not_allowed(
+    vocab: LlamaVocabulary, schema: Schema, texts: list[str]
 ) -> None:
-    bounds = {"minimum": low, "maximum": high}
-    schema = {"type": "integer", **{keyword: bound for keyword, bound in bounds.items() if bound is not None}}
-    with Walker(vocab, schema_to_gbnf(schema)) as walker:
-        for number in range(-210, 210):
-            inside = (low is None or low <= number) and (high is None or number <= high)
-            assert walker.accepts(str(number)) is inside, number
-
-
-@given(st.integers(-(10**17), 10**17), st.integers(0, 10**17), st.integers(-5, 5))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wide_integer_ranges_end_exactly_at_their_bounds(vocab: Any, low: int, width: int, step: int) -> None:
-    high = low + width
-    with Walker(vocab, schema_to_gbnf({"type": "integer", "minimum": low, "maximum": high})) as walker:
-        for number in (low + step, high + step, (low + high) // 2):
-            assert walker.accepts(str(number)) is (low <= number <= high)
+    walker = Walker(vocab, JsonSchema(schema))
+    assert [text for text in texts if walker.accepts(text)] == []
 
 
 PATTERNS = [
@@ -652,28 +519,239 @@ PATTERNS += [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_pattern_is_found_in_whatever_is_written(vocab: Any, pattern: str) -> None:
-    with Walker(vocab, schema_to_gbnf({"type": "string", "pattern": pattern})) as walker:
-        for seed in range(12):
-            text = walker.write(seed)
-            assert re.search(pattern, json.loads(text)), text
+def test_a_pattern_is_found_in_whatever_is_written(vocab: LlamaVocabulary, pattern: str) -> None:
+    walker = Walker(vocab, JsonSchema({"type": "string", "pattern": pattern}))
+    for seed in range(12):
+        text = walker.write(seed)
+        assert re.search(pattern, json.loads(text)), text
 
 
-def test_a_schema_made_of_annotations_only_allows_what_no_schema_allows() -> None:
-    annotated = {
-        "title": "t",
-        "description": "d",
-        "default": 1,
-        "examples": [],
-        "deprecated": True,
-        "$id": "urn:x",
-    }
-    assert schema_to_gbnf(annotated) == schema_to_gbnf(True) == schema_to_gbnf({})
+SAID = [
+    (
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        "#/oneOf: a value could match two of its branches.",
+    ),
+    ({"nullable": True}, '#/nullable: this keyword cannot be enforced. Use a list of types with "null".'),
+    ({"uniqueItems": True}, "#/uniqueItems: this keyword cannot be enforced. Leave it out."),
+    ({"pattern": "(?=a)"}, "#/pattern: look-around, including look-ahead and look-behind, is not supported."),
+    ({"enum": []}, "#/enum: anyOf is empty."),
+    ({"$ref": "a.json"}, "#/$ref: `a.json` is not in this schema. Use `#/$defs/...`."),
+    ({"allOf": {}}, "#/allOf: a list with schemas is expected, not an object."),
+    ({"properties": {"a\n\x1b[2J": {"not": {}}}}, r"#/properties/a\n\x1b[2J/not: this keyword cannot"),
+]
 
 
-def test_the_grammar_depends_on_the_schema_alone() -> None:
-    schema = SCHEMAS["further members"][0]
-    assert schema_to_gbnf(schema) == schema_to_gbnf(json.loads(json.dumps(schema)))
+@pytest.mark.parametrize(("schema", "says"), SAID, ids=lambda value: repr(value)[:40])
+def test_a_refusal_says_where_and_what_in_one_printable_line(schema: Schema, says: str) -> None:
+    with pytest.raises(ConstraintError) as refused:
+        check_constraint(JsonSchema(schema))
+    assert str(refused.value).startswith(says)
+
+
+def test_a_schema_of_any_depth_is_refused_without_exhausting_the_stack() -> None:
+    schema: Schema = {"type": "null"}
+    for _ in range(100_000):
+        schema = {"items": schema}
+    with pytest.raises(ConstraintError, match="nests deeper than 100"):
+        check_constraint(JsonSchema(schema))
+    while schema:  # taken apart from the outside: freeing it nested would recurse
+        schema = schema.pop("items", {})
+
+
+@pytest.mark.parametrize("form", ["{}", '{{"anyOf": [{}, {{"type": "string"}}]}}', '{{"items": {}}}'])
+def test_long_chains_of_references_do_not_exhaust_the_stack(vocab: LlamaVocabulary, form: str) -> None:
+    links = {f"a{n}": json.loads(form.format(json.dumps({"$ref": f"#/$defs/a{n + 1}"}))) for n in range(3000)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**links, "a3000": {"type": "null"}}}
+    assert json.loads(Walker(vocab, JsonSchema(schema)).write(1)) in (None, []) or form != "{}"
+
+
+def test_long_chains_of_rules_do_not_exhaust_the_stack(vocab: LlamaVocabulary) -> None:
+    rules = [f"r{n}: r{n + 1}" for n in range(5000)]
+    grammar = LarkGrammar("\n".join(["start: r0", *rules, 'r5000: "a"']))
+    assert Walker(vocab, grammar).write(1) == "a"
+
+
+def test_what_takes_too_long_to_compile_is_refused() -> None:
+    with pytest.raises(ConstraintError, match="longer than 0 s to compile"):
+        check_constraint(JsonSchema({"type": "integer", "multipleOf": 99_991}), limit_s=0)
+
+
+@pytest.mark.parametrize("name", ["arr_ref", "bom", "crlf", "enum600", "nested_len", "recursive", "zod_uuid"])
+def test_schemas_that_comparable_tools_had_trouble_with_are_enforced(
+    vocab: LlamaVocabulary, name: str
+) -> None:
+    constraint = read_constraint(SCHEMA_FILES / f"{name}.json", None, None)
+    assert isinstance(constraint, JsonSchema)
+    check_that_all_it_writes_is_valid(vocab, dict(constraint.schema), range(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("comment", " is not JSON: "),
+        ("dup", 'two members named "type"'),
+        ("nan", ".json#/minimum: nan is not a number of JSON."),
+        ("utf16", "It is UTF-16"),
+    ],
+)
+def test_files_that_are_not_a_schema_are_refused_by_name(name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)) as refused:
+        read_constraint(SCHEMA_FILES / f"{name}.json", None, None)
+    assert str(refused.value).startswith(str(SCHEMA_FILES / f"{name}.json"))
+
+
+def test_an_enum_of_a_thousand_values(vocab: LlamaVocabulary) -> None:
+    towns = [f"Region/Town_{n}" for n in range(1000)]
+    walker = Walker(vocab, JsonSchema(obj(tz={"type": "string", "enum": towns})))
+    assert all(walker.accepts(json.dumps({"tz": town})) for town in towns[::50])
+    assert not walker.accepts('{"tz": "Region/Town_1000"}')
+    assert {json.loads(walker.write(seed))["tz"] for seed in range(20)} <= set(towns)
+
+
+def test_characters_that_only_an_escape_can_write_are_written_exactly(vocab: LlamaVocabulary) -> None:
+    values = ["\x00\x1f\x7f", "a\x01b", '\n\t"\\']
+    walker = Walker(vocab, JsonSchema({"enum": values}))
+    assert {json.loads(walker.write(seed)) for seed in range(20)} == set(values)
+    pattern = Walker(vocab, JsonSchema({"type": "string", "pattern": "^a\\x01b$"}))
+    assert json.loads(pattern.write(1)) == "a\x01b"
+
+
+def test_dates_are_days_that_there_are(vocab: LlamaVocabulary) -> None:
+    day = Walker(vocab, JsonSchema({"type": "string", "format": "date"}))
+    for year, is_leap in (
+        (2000, True),
+        (1900, False),
+        (2023, False),
+        (2024, True),
+        (2400, True),
+        (2012, True),
+    ):
+        assert day.accepts(f'"{year}-02-29"') is is_leap
+    assert all(day.accepts(f'"2023-{month:02}-28"') for month in range(1, 13))
+    assert not day.accepts('"2023-06-31"')
+    moment = Walker(vocab, JsonSchema({"type": "string", "format": "date-time"}))
+    assert moment.accepts('"2024-02-29T10:00:00Z"')
+    assert not moment.accepts('"2023-02-29T10:00:00Z"')
+
+
+@pytest.mark.parametrize(
+    ("source", "accepted", "rejected"),
+    [
+        (Regex("[0-9]{3}-[a-z]+"), ["123-a", "000-xyz"], ["", "12-a", "123-", " 123-a", "123-a\n"]),
+        (Regex("yes|no"), ["yes", "no"], ["ye", "yesno"]),
+        (Regex(r"/\S+"), ["/a"], ["a"]),
+        (LarkGrammar('start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/'), ["1", "1+22"], ["+", "1+"]),
+        (LarkGrammar('// c\nstart: "(" start ")" | "x"\n'), ["x", "((x))"], ["((x)", ""]),
+        (LarkGrammar('start: %json {"type": "boolean"}'), ["true"], ["1"]),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_regular_expressions_and_grammars(
+    vocab: LlamaVocabulary, source: AnswerConstraint, accepted: list[str], rejected: list[str]
+) -> None:
+    walker = Walker(vocab, source)
+    assert [text for text in accepted if not walker.accepts(text)] == []
+    assert [text for text in rejected if walker.accepts(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (Regex("(?=a)"), "look-around, including look-ahead and look-behind, is not supported."),
+        (Regex("[a"), "unclosed character class."),
+        (Regex("a" * 100_000), "the regular expression has 100,000 characters; at most 65,536 can be"),
+        (LarkGrammar("start: x\nx: foo"), 'line 2: unknown name: "foo".'),
+        (LarkGrammar('start: ("a"'), "line 1: Expected token"),
+        (LarkGrammar("start: x\n\nx: /(/"), "line 3: unclosed group."),
+        (LarkGrammar("start: start"), "nothing satisfies it."),
+        (LarkGrammar('start: <think> "a"'), "line 1: unknown special token"),
+        (LarkGrammar(""), "no start rule found."),
+        (JsonSchema({"$ref": "#"}), "#: nothing satisfies it."),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_what_is_wrong_with_an_expression_or_grammar_is_said(
+    vocab: LlamaVocabulary, source: AnswerConstraint, says: str
+) -> None:
+    with pytest.raises(ConstraintError) as refused:
+        compile_constraint(source, vocab)
+    assert str(refused.value).startswith(says)
+    assert str(refused.value).isprintable()
+
+
+def test_each_reply_has_a_matcher_of_its_own(vocab: LlamaVocabulary) -> None:
+    """Also on several threads at once."""
+    constraint = compile_constraint(JsonSchema(obj(a={"type": "string"})), vocab)
+    text = b'{"a":"hello"}'
+    followed: list[int] = []
+
+    def follow() -> None:
+        matcher = constraint.matcher()
+        for n, byte in enumerate(text):
+            assert byte in matcher.allowed(), text[:n]
+            matcher.accept(byte)
+        followed.extend(matcher.allowed().tolist())
+
+    threads = [threading.Thread(target=follow) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert followed == [END] * 4
+
+
+def test_a_matcher_goes_back_as_many_tokens_as_it_is_asked(vocab: LlamaVocabulary) -> None:
+    matcher = compile_constraint(Regex("ab?c"), vocab).matcher()
+    for byte in b"abc":
+        matcher.accept(byte)
+    assert matcher.is_finished
+    assert matcher.allowed().tolist() == [END]
+    matcher.rollback(2)
+    assert not matcher.is_finished
+    assert bytes(matcher.allowed().tolist()) == b"bc"
+    matcher.accept(ord("c"))
+    matcher.accept(END)
+    matcher.rollback(1)
+    matcher.reset()
+    assert bytes(matcher.allowed().tolist()) == b"a"
+    with pytest.raises(EngineError, match="token 98 is not allowed"):
+        matcher.accept(ord("b"))
+
+
+def test_every_token_that_continues_an_answer_is_allowed_and_no_other(
+    loaded: LoadedModel, vocab: LlamaVocabulary
+) -> None:
+    """Tokens of several bytes, against the same constraint byte by byte; special tokens are not text."""
+    source = JsonSchema(obj(count={"type": "integer"}, word={"enum": ["the", "there", "then"]}))
+    words, table = compile_constraint(source, loaded.vocabulary), loaded.vocabulary.table()
+    letters = compile_constraint(source, vocab)
+    for text in ("", '{"', '{"count": ', '{"count": 12', '{"count":1, "word": "', '{"count":1,"word":"the'):
+        matcher = words.matcher()
+        for token in loaded.vocabulary.encode_text(text):
+            matcher.accept(token)
+        expected = [
+            token
+            for token, piece in enumerate(table.pieces)
+            if token not in table.special and piece and is_allowed(letters, text.encode() + piece)
+        ]
+        assert matcher.allowed().tolist() == expected
+    assert len(loaded.vocabulary.table().pieces) == loaded.vocabulary.size
+
+
+def is_allowed(constraint: Constraint, text: bytes) -> bool:
+    """Whether an answer may begin so."""
+    matcher = constraint.matcher()
+    for byte in text:
+        if byte not in matcher.allowed():
+            return False
+        matcher.accept(byte)
+    return True
+
+
+def test_the_end_may_be_any_token_that_ends_a_reply(loaded: LoadedModel) -> None:
+    matcher = compile_constraint(Regex("a"), loaded.vocabulary).matcher()
+    matcher.accept(loaded.vocabulary.encode_text("a")[0])
+    assert matcher.allowed().tolist() == sorted(loaded.vocabulary.table().ends)
 
 
 COUNTS = st.integers(0, 3)
@@ -715,10 +793,12 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     st.integers(0, 1000),
 )
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
-def test_a_random_schema_is_refused_or_obeyed(vocab: Any, body: Schema, shared: Schema, seed: int) -> None:
+def test_a_random_schema_is_refused_or_obeyed(
+    vocab: LlamaVocabulary, body: Schema, shared: Schema, seed: int
+) -> None:
     schema: Schema = {"allOf": [body], "$defs": {"shared": shared}}
     try:
-        schema_to_gbnf(schema)
-    except SchemaError:
+        compile_constraint(JsonSchema(schema), vocab)
+    except ConstraintError:
         return
     check_that_all_it_writes_is_valid(vocab, schema, range(seed, seed + 3))
