@@ -1,6 +1,7 @@
-"""A Backend that replays scripted turns, and a Chat over it: for what a chat does whatever the model says.
+"""Backends that replay scripted turns, and a Chat over them: for what a chat does whatever the model says.
 
-A word is a token. Everything else, archive, profiles and files, is real.
+QueuedBackend answers and nothing else. PlanningBackend can do all that a backend may; a word is its token.
+Everything else, archive, profiles and files, is real.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from qwq_local.backend.question import Question
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import ChatEvent, Said, Shown
-from qwq_local.chat.model import ChatSetup
+from qwq_local.chat.model import ChatSetup, MakeBackend
 from qwq_local.errors import DoesNotFit, PromptTooLong, QwqError
 from qwq_local.events import (
     Answer,
@@ -44,16 +45,10 @@ Script = Callable[["QueuedBackend", Question], Iterator[Event]]
 
 @dataclass
 class QueuedBackend:
-    """Replays `scripts`, one for each question; keeps what it was asked, adopted and told."""
+    """Replays `scripts`, one for each question, and records the questions."""
 
     scripts: list[Script] = field(default_factory=list)
-    profile: Profile = field(default_factory=Profile)
-    name: str = "queued"
-    weights: str = "sha256:one"
-    kept: Sequence[str] = ()
-    refuses: QwqError | None = None
     questions: list[Question] = field(default_factory=list)
-    adopted: list[Profile] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     is_closed: bool = False
 
@@ -61,12 +56,34 @@ class QueuedBackend:
         """The next script."""
         self.questions.append(question)
         self.stopped.clear()
-        self.dry_run(question)
         yield from self.scripts.pop(0)(self, question)
 
     def stop(self) -> None:
-        """Note it; scripts look."""
+        """Record it for the script that runs."""
         self.stopped.set()
+
+    def close(self) -> None:
+        """Record it."""
+        self.is_closed = True
+
+
+@dataclass
+class PlanningBackend(QueuedBackend):
+    """Also plans, counts words as tokens, and records the profiles that it adopts."""
+
+    profile: Profile = field(default_factory=Profile)
+    name: str = "queued"
+    weights: str = "sha256:one"
+    kept: Sequence[str] = ()
+    refuses: QwqError | None = None
+    adopted: list[Profile] = field(default_factory=list)
+
+    def reply(self, question: Question) -> Iterator[Event]:
+        """The next script, if the question fits."""
+        self.questions.append(question)
+        self.stopped.clear()
+        self.dry_run(question)
+        yield from self.scripts.pop(0)(self, question)
 
     def keep(self) -> Iterator[Notice]:
         """The notices there are."""
@@ -104,7 +121,7 @@ class QueuedBackend:
 
     def count_tokens(self, text: str) -> int:
         """The words."""
-        return len(text.split())
+        return n_words(text)
 
     def adopt(self, profile: Profile) -> None:
         """Take it; one that is too hot is noticed too late."""
@@ -117,9 +134,10 @@ class QueuedBackend:
         """What `weights` says."""
         return self.weights
 
-    def close(self) -> None:
-        """Note it."""
-        self.is_closed = True
+
+def n_words(text: str) -> int:
+    """The number of words."""
+    return len(text.split())
 
 
 def says(
@@ -137,16 +155,19 @@ def says(
         if thinking:
             yield Thinking(thinking)
         if closed is not None:
-            yield ThinkingClosed(closed, backend.count_tokens(thinking), 72.0)
+            yield ThinkingClosed(closed, n_words(thinking), 72.0)
         if answer:
             yield Answer(answer)
-        start = len(question.opening.generated) if question.opening is not None else 0
-        tokens = generated or tuple(range(100, 100 + backend.count_tokens(thinking + " " + answer)))
-        yield Generated(start, tuple(tokens), backend.count_tokens(thinking))
+        prompt_tokens = 0
+        if isinstance(backend, PlanningBackend):
+            prompt_tokens = backend.dry_run(question).prompt_tokens
+            start = len(question.opening.generated) if question.opening is not None else 0
+            tokens = generated or tuple(range(100, 100 + n_words(thinking + " " + answer)))
+            yield Generated(start, tuple(tokens), n_words(thinking))
         stats = TurnStats(
-            prompt_tokens=backend.dry_run(question).prompt_tokens,
-            thinking_tokens=backend.count_tokens(thinking),
-            answer_tokens=backend.count_tokens(answer),
+            prompt_tokens=prompt_tokens,
+            thinking_tokens=n_words(thinking),
+            answer_tokens=n_words(answer),
         )
         yield Finished(reason, stats, thinking, answer)
 
@@ -154,7 +175,9 @@ def says(
 
 
 def planned(backend: QueuedBackend, question: Question, cached: int = 2) -> Iterator[Event]:
-    """How a turn begins: its plan, the ids of its prompt, its prefill."""
+    """How a turn begins: its plan, the ids of its prompt, its prefill; nothing without plans."""
+    if not isinstance(backend, PlanningBackend):
+        return
     plan = backend.dry_run(question)
     yield plan
     prompt = tuple(range(1, plan.prompt_tokens + 1))
@@ -180,10 +203,10 @@ class Talking:
     """A chat, the backends it was given so far, and what to submit lines with."""
 
     chat: Chat
-    backends: list[QueuedBackend]
+    backends: list[PlanningBackend]
 
     @property
-    def backend(self) -> QueuedBackend:
+    def backend(self) -> PlanningBackend:
         """The one that was made last."""
         return self.backends[-1]
 
@@ -208,20 +231,25 @@ def errors(events: Iterable[ChatEvent]) -> list[str]:
 
 
 def talking(
-    archive: Archive, cwd: Path, make: Callable[[str], QueuedBackend] | None = None, **opened: Any
+    archive: Archive, cwd: Path, make: Callable[[str], PlanningBackend] | None = None, **opened: Any
 ) -> Talking:
     """A chat over a queued backend and the real miniature's profile."""
-    folders = profile_folders(Directories(cwd, cwd, cwd))
-    backends: list[QueuedBackend] = []
+    backends: list[PlanningBackend] = []
 
-    def make_backend(model: str, resolved: ResolvedProfile) -> QueuedBackend:
-        backend = make(model) if make is not None else QueuedBackend()
+    def make_backend(model: str, resolved: ResolvedProfile) -> PlanningBackend:
+        backend = make(model) if make is not None else PlanningBackend()
         backend.profile = resolved.profile
         backends.append(backend)
         return backend
 
+    return Talking(Chat(replace(chat_setup(archive, cwd, make_backend), **opened)), backends)
+
+
+def chat_setup(archive: Archive, cwd: Path, make_backend: MakeBackend) -> ChatSetup:
+    """What a chat is made from, with the real miniature's profile."""
+    folders = profile_folders(Directories(cwd, cwd, cwd))
+
     def resolve_profile(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:
         return resolve(model, profile, folders, {}, settings)
 
-    setup = ChatSetup(archive, make_backend, resolve_profile, "miniature", "chat", cwd=cwd)
-    return Talking(Chat(replace(setup, **opened)), backends)
+    return ChatSetup(archive, make_backend, resolve_profile, "miniature", "chat", cwd=cwd)

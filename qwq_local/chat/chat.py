@@ -92,7 +92,7 @@ class Chat:
                 session, setup.archive.conversation(setup.resume), takes_system=setup.system is None
             )
         offers = [turn for turn in lost.values() if turn.conversation != session.conversation.id]
-        if offers:
+        if offers and session.model.can_continue():
             if len(offers) == 1 and session.conversation.id is None:
                 session.offered = offers[0].conversation
             yield Said(tuple(self._offer(turn) for turn in offers[:_OFFERED]))

@@ -29,8 +29,9 @@ class ThinkView(StrEnum):
 class Asking:
     """A turn begins: the question as the person wrote it; `thought` numbers its thinking, from 1.
 
-    A `continued` turn goes on with the thought and answer of that number, as far as they exist: `steered` are
-    the person's sentences in that thought, `thinking_s` the seconds it took so far.
+    A `continued` turn follows the thought and the answer of that number, as far as they exist: `steered` are
+    the user's sentences in that thought, `thinking_s` the seconds it took so far. `can_continue` says whether
+    the turn can be continued after it is stopped.
     """
 
     question: str
@@ -40,6 +41,7 @@ class Asking:
     answer: str = ""
     steered: tuple[str, ...] = ()
     thinking_s: float = 0.0
+    can_continue: bool = True
 
 
 @dataclass(frozen=True, slots=True)

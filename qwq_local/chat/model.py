@@ -114,6 +114,10 @@ class ChatModel:
         """Whether the profile can be changed."""
         return self._adopts is not None
 
+    def can_continue(self) -> bool:
+        """Whether a stopped turn can be continued, which takes the same weights."""
+        return self._identified is not None
+
     def plan(self, question: Question) -> Planned | None:
         """The plan for a question, None if the backend makes none. Raises PromptTooLong, DoesNotFit."""
         return self._plans.dry_run(question) if self._plans is not None else None
@@ -207,7 +211,7 @@ class ChatModel:
         return TurnOrigin(
             model=self.chosen.model,
             identity=self.identity(),
-            library=self._setup.library,
+            library=self._setup.library if self._identified is not None else "",
             profile=self.chosen.profile or "",
             settings={key: value_text(self.profile, key) for key in RECORDED_KEYS},
             seed=planned.seed if planned is not None else seed or 0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from qwq_local.backend.question import Question
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.events import Asking, ChatEvent, Said, Shown
+from qwq_local.chat.model import ChatModel
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.conversation import Message, Role
@@ -32,7 +33,6 @@ from qwq_local.history.database import HistoryBusy
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import TurnOrigin, TurnRecord, TurnStart
 from qwq_local.planning.window import Window
-from qwq_local.profiles.keys import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def ask(
     The `price_of` the question is shown below it, before it is sent.
     """
     question = backend_question(session, asked)
-    yield Asking(asked.question, len(asked.before) + 1)
+    can_continue = session.model.can_continue()
+    yield Asking(asked.question, len(asked.before) + 1, can_continue=can_continue)
     yield from price_of(question)
     for turn in session.conversation.newly_unsent(asked.before):
         yield Said(
@@ -169,12 +170,13 @@ def _run(
     if failure is not None:
         if turn is None or not recording.has_text:
             raise failure
-        yield Said((f"{failure}", "what came is kept: /continue goes on."), is_error=True)
+        kept = "what came is kept" + (": /continue goes on." if model.can_continue() else ".")
+        yield Said((f"{failure}", kept), is_error=True)
         return
     if turn is None:
         return
     lines = [*session.notices, *recording.problems]
-    lines += _end_lines(recording, before, model.planned, model.profile)
+    lines += _end_lines(model, recording, before)
     session.notices.clear()
     if lines:
         yield Said(tuple(lines))
@@ -257,40 +259,37 @@ class _Recording:
         return model.origin(model.planned, cached_tokens, self._seed)
 
 
-def _end_lines(
-    recording: _Recording, before: Planned | None, planned: Planned | None, profile: Profile
-) -> Iterator[str]:
+def _end_lines(model: ChatModel, recording: _Recording, before: Planned | None) -> Iterator[str]:
     """What the user can do after a turn that was cut or closed, or that switched YaRN on.
 
     `before` is the plan of the turn before it.
     """
+    planned, profile = model.planned, model.profile
     n_ctx = f" of {planned.n_ctx:,} tokens" if planned is not None else ""
+    continues = "/continue goes on" if model.can_continue() else ""
     if recording.reason is not FinishReason.INTERRUPTED:
         match recording.closed:
             case CloseReason.BUDGET:
                 budget = f" of {planned.thinking_budget:,} tokens" if planned is not None else ""
-                yield (f"the thinking was ended at its budget{budget}: /set thinking_budget N, then /regen.")
+                remedy = "/set thinking_budget N, then /regen" if model.can_adopt() else ""
+                yield _line(f"the thinking was ended at its budget{budget}", remedy)
             case CloseReason.CONTEXT:
-                yield (
-                    f"the thinking was ended, the context{n_ctx} was nearly full: "
-                    "/drop leaves out the oldest turns, then /regen."
-                )
+                remedy = "/drop leaves out the oldest turns, then /regen"
+                yield _line(f"the thinking was ended, the context{n_ctx} was nearly full", remedy)
             case CloseReason.LOOP:
                 yield "the thinking repeated itself and was cut: /regen tries another seed."
             case _:
                 pass
     match recording.reason:
         case FinishReason.MAX_TOKENS:
-            yield (
-                f"the answer was cut at max_tokens, {profile.max_tokens:,}: /continue goes on, "
-                "/set max_tokens N raises it."
-            )
+            raises = "/set max_tokens N raises it" if model.can_adopt() else ""
+            yield _line(f"the answer was cut at max_tokens, {profile.max_tokens:,}", continues, raises)
         case FinishReason.CONTEXT:
-            yield f"the answer was cut, the context{n_ctx} is full: {_larger_context(profile)}"
+            yield _line(f"the answer was cut, the context{n_ctx} is full", _larger_context(model))
         case FinishReason.LOOP:
             yield "the answer was ended, it repeated itself: /regen tries another seed."
         case FinishReason.NO_ANSWER:
-            yield "no answer came out of the thinking: /continue goes on, /regen tries another seed."
+            yield _line("no answer came out of the thinking", continues, "/regen tries another seed")
         case _:
             pass
     factor = before.yarn_factor if before is not None else 1.0
@@ -301,12 +300,19 @@ def _end_lines(
         )
 
 
-def _larger_context(profile: Profile) -> str:
+def _line(what: str, *remedies: str) -> str:
+    """What happened, and what the user can do about it as far as this model allows."""
+    possible = ", ".join(filter(None, remedies))
+    return f"{what}: {possible}." if possible else f"{what}."
+
+
+def _larger_context(model: ChatModel) -> str:
     """How to get a larger context, or what to leave out where there is none."""
+    profile = model.profile
     window = Window(profile.native_window, profile.yarn_factors, profile.yarn)
-    if profile.n_ctx is not None and profile.n_ctx < window.largest:
-        return "/set n_ctx default, then /continue."
+    if model.can_adopt() and profile.n_ctx is not None and profile.n_ctx < window.largest:
+        return "/set n_ctx default, then /continue"
     larger = [factor for factor in sorted(window.factors) if factor > window.allowed_factors[-1]]
-    if larger:
-        return f"/set yarn {larger[0]:g}, then /continue."
-    return "/drop leaves out the oldest turns, then /regen."
+    if model.can_adopt() and larger:
+        return f"/set yarn {larger[0]:g}, then /continue"
+    return "/drop leaves out the oldest turns, then /regen"

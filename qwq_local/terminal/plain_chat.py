@@ -57,6 +57,7 @@ class PlainChat:
         self._view = view
         self._is_busy = self._is_stopping = self._leaves = False
         self._has_failed = self._unedited = False
+        self._can_continue = True
 
     def run(self) -> bool:
         """Answer every line until there is no more; whether all of them could be done."""
@@ -118,12 +119,13 @@ class PlainChat:
                     self._unedited = True
             case Finished(FinishReason.INTERRUPTED):
                 screen.show(event)
-                self._lines(screen, ("■ stopped · /continue goes on",))
+                self._lines(screen, (f"■ stopped{' · /continue goes on' if self._can_continue else ''}",))
             case ViewChanged(view):
                 self._view = view
             case Leave():
                 self._leaves = True
             case Asking():
+                self._can_continue = event.can_continue
                 screen.number(event.thought)
             case ChatStatus():
                 pass

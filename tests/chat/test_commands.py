@@ -15,7 +15,7 @@ from qwq_local.chat.events import ChatStatus, Copy, Page, ThinkView, ViewChanged
 from qwq_local.errors import DoesNotFit, ModelNotFound
 from qwq_local.events import Event, Finished, FinishReason, Steered, Thinking, TurnStats
 from qwq_local.history.archive import Archive
-from tests.queued_backend import QueuedBackend, Talking, errors, planned, said, says, talking
+from tests.queued_backend import PlanningBackend, QueuedBackend, Talking, errors, planned, said, says, talking
 
 
 @pytest.fixture
@@ -149,10 +149,10 @@ def test_another_model_takes_over_the_conversation(talk: Talking) -> None:
 
 
 def test_a_model_that_is_not_there_leaves_the_old_one_alone(archive: Archive, tmp_path: Path) -> None:
-    def make(model: str) -> QueuedBackend:
+    def make(model: str) -> PlanningBackend:
         if model == "nowhere":
             raise ModelNotFound("no model 'nowhere' on this machine.")
-        return QueuedBackend()
+        return PlanningBackend()
 
     talk = talking(archive, tmp_path, make)
     assert errors(talk.submit("/model nowhere")) == ["no model 'nowhere' on this machine."]
@@ -161,8 +161,8 @@ def test_a_model_that_is_not_there_leaves_the_old_one_alone(archive: Archive, tm
 
 
 def test_a_model_that_does_not_fit_lets_the_old_one_come_back(archive: Archive, tmp_path: Path) -> None:
-    def make(model: str) -> QueuedBackend:
-        return QueuedBackend(refuses=DoesNotFit("needs 40 GiB.") if model == "large" else None)
+    def make(model: str) -> PlanningBackend:
+        return PlanningBackend(refuses=DoesNotFit("needs 40 GiB.") if model == "large" else None)
 
     talk = talking(archive, tmp_path, make)
     talk.submit("One?", says("a", "1"))

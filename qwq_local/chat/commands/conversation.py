@@ -15,7 +15,7 @@ from qwq_local.chat.context import price_of_named
 from qwq_local.chat.conversation import short_title
 from qwq_local.chat.events import ChatEvent, Completion, Edit, Said
 from qwq_local.chat.files import mentioned_files, split_arguments
-from qwq_local.chat.model import parse_settings
+from qwq_local.chat.model import ChatModel, parse_settings
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.chat.turns import ChatQuestion, ask, continue_turn
 from qwq_local.dialogue.conversation import fence
@@ -259,7 +259,7 @@ _SETTINGS_FOR_ONE_TURN = (
 )
 
 COMMANDS = (
-    Command("continue", "", "go on with what was stopped or cut", _continue),
+    Command("continue", "", "go on with what was stopped or cut", _continue, needs=ChatModel.can_continue),
     Command(
         "regen",
         "[--seed N] [KEY=VALUE…]",

@@ -56,7 +56,7 @@ def resume(
                 f"/model {record.model} goes back."
             )
     last = session.conversation.last
-    if last is not None and last.can_go_on and not continues:
+    if last is not None and last.can_go_on and session.model.can_continue() and not continues:
         lines.append(f"{thought_numbers([last])} did not come to its end: /continue goes on.")
     yield Said(tuple(lines))
 

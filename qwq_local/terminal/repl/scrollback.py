@@ -83,9 +83,10 @@ def steered_rows(text: str, paper: RowLayout) -> list[Row]:
     return paper.rows(sanitize(text).strip(), STEERED) if text.strip() else []
 
 
-def stopped_rows(details: Iterable[str], paper: RowLayout) -> list[Row]:
+def stopped_rows(details: Iterable[str], can_continue: bool, paper: RowLayout) -> list[Row]:
     """The mark of a turn that the person ended."""
-    return paper.rows(" · ".join(["stopped", *details, "/continue goes on"]), _mark("■"))
+    hint = ["/continue goes on"] if can_continue else []
+    return paper.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
 
 
 def going_on_rows(thought: int, answers: bool, paper: RowLayout) -> list[Row]:

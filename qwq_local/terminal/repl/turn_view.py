@@ -138,6 +138,7 @@ class TurnView:
         self._figures = TurnStatus(clock)
         self._plan: tuple[object, ...] = ()
         self._number = 0
+        self._can_continue = True
         self._before_s = 0.0  # of a thought that goes on, what it took until it was stopped
         self._thought: ThoughtView | None = None
         self._answer: AnswerRows | None = None
@@ -258,6 +259,7 @@ class TurnView:
     def _begin(self, event: Asking) -> None:
         self._end_texts()
         self._number, self._before_s = event.thought, event.thinking_s
+        self._can_continue = event.can_continue
         rows = scrollback.question_rows(event.question, self._paper)
         if event.continued:
             rows = scrollback.going_on_rows(event.thought, bool(event.answer), self._paper)
@@ -355,7 +357,7 @@ class TurnView:
             details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
         self._end_texts()
         if event.reason is FinishReason.INTERRUPTED:
-            self._commit(scrollback.stopped_rows(details, self._paper))
+            self._commit(scrollback.stopped_rows(details, self._can_continue, self._paper))
 
     # Committing.
 
