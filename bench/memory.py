@@ -38,8 +38,7 @@ from qwq_local.models.header import read_header
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.models.store import converted_miniature
 from qwq_local.planning.compute import compute_bytes
-from qwq_local.planning.devices import Machine
-from qwq_local.planning.placement import Demand, Layout, device_uses
+from qwq_local.planning.memory import Machine, Placement, Target, device_uses
 from qwq_local.planning.shape import ContextShape, can_store, is_quantized
 from qwq_local.profiles.keys import Profile
 from qwq_local.text import MIB
@@ -81,7 +80,7 @@ def compare_with_real(path: Path) -> None:
     nowhere = Machine("bench", (), 1 << 40, 1 << 40, cores=1)
     worst, count = 0, 0
     with closing(DryRun(sizes.shape, tensor_kinds(header))) as dry_run, closing(load(path)) as model:
-        demand = Demand(sizes, nowhere, lambda layout: dry_run.compute_bytes(layout) or (0,))
+        demand = Target(sizes, nowhere, lambda placement: dry_run.compute_bytes(placement) or (0,))
         for shape in combinations(sizes.shape, CONTEXTS[:3]):
             settings = ContextSettings(
                 shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
@@ -89,7 +88,7 @@ def compare_with_real(path: Path) -> None:
             )  # fmt: skip
             with closing(LlamaContext(model, settings, AbortFlag())) as context:
                 real = held_bytes(context._handle) or ()
-            [planned] = device_uses(demand, Layout(shape))
+            [planned] = device_uses(demand, Placement(shape))
             both = planned.kv_cache + planned.compute
             worst = max(worst, abs(both - sum(part.kv_cache + part.compute for part in real)))
             count += 1
@@ -101,7 +100,7 @@ def compare_formula(shape: ModelShape) -> None:
     ratios = []
     with closing(DryRun(shape, {})) as dry_run:
         for context in combinations(shape, CONTEXTS):
-            asked = dry_run.compute_bytes(Layout(context))
+            asked = dry_run.compute_bytes(Placement(context))
             if asked is not None:
                 ratios.append(compute_bytes(shape, context) / asked[0])
     print(
@@ -126,7 +125,7 @@ def compare_with_driver() -> None:
             plan = provision.plan(100)
         before = offload_devices()[0].free_bytes
         model = load(path)
-        context = plan.layout.context
+        context = plan.placement.context
         settings = ContextSettings(
             n_ctx, context.n_batch, context.n_ubatch, plan.kv_type, plan.kv_type, flash_attention=True
         )

@@ -86,7 +86,7 @@ class Planned:
     n_batch: int = 0
     n_ubatch: int = 0
     line: str = ""
-    sacrifices: tuple[str, ...] = ()
+    reductions: tuple[str, ...] = ()
     devices: tuple[DeviceBytes, ...] = ()
     ledger: Ledger = Ledger()
 

@@ -119,7 +119,7 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class OneOf:
     """One of a few names; with `auto`, also none of them, so that the program decides."""
 
     options: tuple[str, ...]

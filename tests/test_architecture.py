@@ -94,10 +94,7 @@ TODO_SMALL = (
     "qwq_local.models",
     "qwq_local.terminal",
 )
-TODO_REPEATED = {
-    *("Asked", "Block", "Choice", "Facts", "Fit", "Form", "Kind", "Layout", "Origin"),
-    *("PartialFile", "Piece", "Progress", "Record", "Row", "Source", "State"),
-}
+TODO_REPEATED = {"Asked", "Facts", "Origin", "PartialFile", "Piece", "Progress", "Record", "State"}
 
 
 @cache

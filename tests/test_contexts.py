@@ -24,7 +24,7 @@ from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import DoesNotFit, PromptTooLong
 from qwq_local.events import Event, Notice, Planned, Prefill
 from qwq_local.paths import Directories
-from qwq_local.planning.devices import Device, DeviceKind, Machine
+from qwq_local.planning.memory import Device, DeviceKind, Machine
 from qwq_local.planning.plan import Plan
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from qwq_local.text import GIB

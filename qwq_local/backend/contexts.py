@@ -17,8 +17,8 @@ from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import DoesNotFit, QwqError
 from qwq_local.events import Notice
 from qwq_local.planning.plan import Plan
+from qwq_local.planning.summary import scaling_line, switch_line
 from qwq_local.planning.window import Scaling
-from qwq_local.planning.words import scaling_line, switch_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Contexts:
     def _smaller(self, failed: Plan, loaded_layers: int, refused: DoesNotFit) -> Plan:
         """The next smaller plan. Raises what llama.cpp said when there is none."""
         try:
-            return self._provision.plan(failed.wish.prompt_tokens, loaded_layers)
+            return self._provision.plan(failed.needs.prompt_tokens, loaded_layers)
         except DoesNotFit as none_left:
             raise DoesNotFit(f"{refused} {none_left}") from None
 
@@ -132,13 +132,13 @@ class Contexts:
         """The plan with twice the context that there is, to grow into, where that is free of sacrifice."""
         window = self._provision.window.tokens(plan.rope.factor)
         n_ctx = min(2 * before.n_ctx, window)
-        if before.rope != plan.rope or plan.n_ctx >= n_ctx or plan.wish.n_ctx is not None:
+        if before.rope != plan.rope or plan.n_ctx >= n_ctx or plan.needs.n_ctx is not None:
             return plan
         larger = self._provision.enlarged(plan, n_ctx)
         return plan if larger is None else larger
 
     def _settings(self, plan: Plan) -> ContextSettings:
-        context = plan.layout.context
+        context = plan.placement.context
         return ContextSettings(
             n_ctx=plan.n_ctx,
             n_batch=context.n_batch,
@@ -161,4 +161,4 @@ def _serves(standing: Standing, plan: Plan) -> bool:
 def _within(standing: Standing, plan: Plan) -> Plan:
     """The new plan's budgets in the context that there is."""
     shares = replace(plan.shares, n_ctx=standing.plan.n_ctx)
-    return replace(plan, shares=shares, layout=standing.plan.layout, uses=standing.plan.uses)
+    return replace(plan, shares=shares, placement=standing.plan.placement, uses=standing.plan.uses)

@@ -33,9 +33,9 @@ from qwq_local.engine.constraint import (
 from qwq_local.errors import PromptTooLong, UsageError
 from qwq_local.events import Event, Notice, Planned, Prompted
 from qwq_local.models.identity import header_sha256
-from qwq_local.planning.devices import Machine
+from qwq_local.planning.memory import Machine
 from qwq_local.planning.plan import Plan
-from qwq_local.planning.words import shortage_line
+from qwq_local.planning.summary import shortage_line
 from qwq_local.profiles.keys import Profile
 
 _MAX_SEED = 2**32 - 2  # llama.cpp reads the next one as "draw one"

@@ -17,12 +17,11 @@ from qwq_local.models.header import Header, read_header
 from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
-from qwq_local.planning.devices import Machine
-from qwq_local.planning.placement import ComputeBytes, Demand, Layout
+from qwq_local.planning.memory import ComputeBytes, Machine, Placement, Target
 from qwq_local.planning.plan import Choices, Plan, Request, with_context
 from qwq_local.planning.shape import ModelSizes
-from qwq_local.planning.window import RopeScaling, Window, Wish
-from qwq_local.planning.words import given_up, plan_line
+from qwq_local.planning.summary import plan_line, reduction_texts
+from qwq_local.planning.window import Needs, RopeScaling, Window
 from qwq_local.profiles.keys import Profile
 from qwq_local.text import MIB
 
@@ -69,8 +68,8 @@ class Provision:
         made = request_for(self.profile, self.window, self.sizes, self.machine, self._compute)
         if n_gpu_layers is not None:
             made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
-        wish = replace(made.wish, prompt_tokens=prompt_tokens, is_roomy=self._is_roomy)
-        return replace(made, wish=wish)
+        needs = replace(made.needs, prompt_tokens=prompt_tokens, takes_largest=self._is_roomy)
+        return replace(made, needs=needs)
 
     def adopt(self, profile: Profile) -> None:
         """Plan under another profile from now on; what was learned of the machine stays."""
@@ -89,7 +88,7 @@ class Provision:
 
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
         """The same plan with a larger context; None when that does not fit."""
-        request = self.request(plan.wish.prompt_tokens)
+        request = self.request(plan.needs.prompt_tokens)
         return with_context(request, plan, n_ctx)
 
     def could_not_be_had(self, plan: Plan) -> None:
@@ -115,21 +114,21 @@ class Provision:
             self._dry_run.close()
             self._dry_run = None
 
-    def _compute(self, layout: Layout) -> tuple[int, ...]:
+    def _compute(self, placement: Placement) -> tuple[int, ...]:
         """Compute buffers: llama.cpp's own figures here, the formula's for a described machine."""
         if not self.machine.is_described:
             if self._dry_run is None:
                 self._dry_run = DryRun(self.sizes.shape, tensor_kinds(self.header))
-            if (asked := self._dry_run.compute_bytes(layout)) is not None:
+            if (asked := self._dry_run.compute_bytes(placement)) is not None:
                 return asked
-        return described_compute(self.sizes, self.machine)(layout)
+        return described_compute(self.sizes, self.machine)(placement)
 
 
 def request_for(
     profile: Profile, window: Window, sizes: ModelSizes, machine: Machine, compute: ComputeBytes
 ) -> Request:
     """What a profile asks of a machine, for an empty prompt."""
-    wish = Wish(0, profile.thinking_budget, profile.answer_reserve, profile.n_ctx)
+    needs = Needs(0, profile.thinking_budget, profile.answer_reserve, profile.n_ctx)
     choices = Choices(
         kv_type=profile.kv_type,
         n_gpu_layers=profile.n_gpu_layers,
@@ -137,16 +136,16 @@ def request_for(
         n_batch=profile.n_batch,
         n_ubatch=profile.n_ubatch,
     )
-    return Request(wish, window, Demand(sizes, machine, compute, profile.memory_reserve * MIB), choices)
+    return Request(needs, window, Target(sizes, machine, compute, profile.memory_reserve * MIB), choices)
 
 
 def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
     """The plan as the event that tells of it, for a model called `name`."""
-    context = plan.layout.context
+    context = plan.placement.context
     return Planned(
         model=name,
         n_ctx=plan.n_ctx,
-        prompt_tokens=plan.wish.prompt_tokens,
+        prompt_tokens=plan.needs.prompt_tokens,
         thinking_budget=plan.thinking_budget,
         answer_reserve=plan.answer_reserve,
         yarn_factor=plan.rope.factor,
@@ -158,7 +157,7 @@ def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
         n_batch=context.n_batch,
         n_ubatch=context.n_ubatch,
         line=plan_line(plan),
-        sacrifices=given_up(plan),
+        reductions=reduction_texts(plan),
         devices=tuple(
             DeviceBytes(use.name, use.weights, use.kv_cache, use.compute, use.usable) for use in plan.uses
         ),

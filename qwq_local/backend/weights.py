@@ -130,7 +130,7 @@ class Weights:
             n_gpu_layers=plan.n_gpu_layers,
             use_mmap=self._profile.use_mmap,
             special_ids=self._special_ids,
-            split=plan.layout.split,
+            split=plan.placement.split,
         )
         loading = load_model(self._path, settings, self._abort)
         while True:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwq_local.chat.events import Completion
 from qwq_local.chat.files import is_kind, resolved
-from qwq_local.settings import Choice, Number, Rule, Switch
+from qwq_local.settings import Number, OneOf, Rule, Switch
 
 MAX_ITEMS = 200
 _MAX_ENTRIES = 5000
@@ -44,7 +44,7 @@ def complete_name(names: Iterable[str], start: str) -> Iterator[Completion]:
 def named_values(rule: Rule) -> Sequence[str]:
     """The values of a key that have a name."""
     match rule:
-        case Choice():
+        case OneOf():
             return (*rule.options, *(["auto"] if rule.auto else []))
         case Switch():
             return ("on", "off", *(["auto"] if rule.auto else []))

@@ -44,8 +44,8 @@ def price(session: Session, question: Question) -> Iterator[Shown]:
         changes.append(f"KV cache {planned.kv_type}, now {now.kv_type}")
     if planned.thinking_budget < now.thinking_budget:
         changes.append(f"thinking {planned.thinking_budget:,}, now {now.thinking_budget:,}")
-    if planned.sacrifices and planned.sacrifices != now.sacrifices:
-        changes.append(f"given up: {', '.join(planned.sacrifices)}")
+    if planned.reductions and planned.reductions != now.reductions:
+        changes.append(f"given up: {', '.join(planned.reductions)}")
     prompt = f"the prompt has {planned.prompt_tokens:,} tokens with them"
     same = f"{prompt} and the plan stays: context {planned.n_ctx:,}, {planned.kv_type} KV."
     yield Said((f"{prompt}. {' · '.join(changes)}." if changes else same,))

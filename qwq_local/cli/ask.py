@@ -30,8 +30,8 @@ from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
 from qwq_local.machine.files import read_machine
 from qwq_local.machine.here import idle_gpu_notice, present_gpu
 from qwq_local.paths import Directories, directories
-from qwq_local.planning.devices import Machine
-from qwq_local.planning.words import stats_line
+from qwq_local.planning.memory import Machine
+from qwq_local.planning.summary import stats_line
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded, read_text
 from qwq_local.split.plan import SplitRequest, plan_split

@@ -12,7 +12,7 @@ from qwq_local.models.catalog import Catalog
 from qwq_local.models.registry import Registry
 from qwq_local.models.store import find_model, is_miniature
 from qwq_local.paths import Directories
-from qwq_local.planning.devices import Machine
+from qwq_local.planning.memory import Machine
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile
 

@@ -27,7 +27,7 @@ from qwq_local.models.inventory import local_models
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles import DEFAULT_MODEL
-from qwq_local.profiles.layers import Kind, ResolvedProfile, list_profiles, profile_folders, resolve
+from qwq_local.profiles.layers import ProfileKind, ResolvedProfile, list_profiles, profile_folders, resolve
 from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output
@@ -102,7 +102,9 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
         library=f"llama-cpp-python {TESTED_VERSION}",
         model_names=model_names,
-        profile_names=lambda: [entry.name for entry in list_profiles(folders) if entry.kind is Kind.TASK],
+        profile_names=lambda: [
+            entry.name for entry in list_profiles(folders) if entry.kind is ProfileKind.TASK
+        ],
     )
 
 

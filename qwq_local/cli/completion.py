@@ -32,10 +32,10 @@ def _models() -> Iterable[str]:
 
 def _tasks() -> Iterable[str]:
     from qwq_local.paths import directories
-    from qwq_local.profiles.layers import Kind, list_profiles, profile_folders
+    from qwq_local.profiles.layers import ProfileKind, list_profiles, profile_folders
 
     folders = profile_folders(directories(os.environ))
-    return [entry.name for entry in list_profiles(folders) if entry.kind is Kind.TASK]
+    return [entry.name for entry in list_profiles(folders) if entry.kind is ProfileKind.TASK]
 
 
 def _machines() -> Iterable[str]:

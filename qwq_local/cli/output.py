@@ -9,8 +9,8 @@ from typing import Literal, Protocol, TextIO
 from qwq_local.cli.environment import Environment
 from qwq_local.errors import ExitStatus
 from qwq_local.events import Event, FinishReason, Planned, TurnStats
+from qwq_local.planning.summary import ledger_line
 from qwq_local.planning.window import Window, larger_factor
-from qwq_local.planning.words import ledger_line
 from qwq_local.profiles.layers import Profile
 from qwq_local.terminal.ask_screen import AskScreen
 from qwq_local.terminal.output import Output

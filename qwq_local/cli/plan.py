@@ -25,14 +25,13 @@ from qwq_local.models.catalog import Catalog
 from qwq_local.models.known_sizes import known_sizes
 from qwq_local.models.store import find_model
 from qwq_local.paths import Directories, directories
-from qwq_local.planning.alternatives import plan_or_explain
+from qwq_local.planning.alternatives import TableRow, context_table, plan_or_explain
 from qwq_local.planning.compute import described_compute
-from qwq_local.planning.devices import Machine
+from qwq_local.planning.memory import Machine
 from qwq_local.planning.plan import Request
 from qwq_local.planning.shape import ModelSizes
-from qwq_local.planning.table import Row, context_table
+from qwq_local.planning.summary import choice_lines
 from qwq_local.planning.window import RopeScaling
-from qwq_local.planning.words import choice_lines
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_folders, resolve
@@ -50,7 +49,7 @@ class _PlanReport:
 
     model: str
     machine: Machine
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     n_offloadable: int
     planned: Planned | None
     problem: QwqError | None = None

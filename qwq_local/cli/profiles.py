@@ -15,8 +15,8 @@ from qwq_local.paths import directories
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import RULES, nearest
 from qwq_local.profiles.layers import (
-    Kind,
     ProfileFolders,
+    ProfileKind,
     ResolvedProfile,
     list_profiles,
     own_model_profile,
@@ -61,7 +61,7 @@ def show_command(
 
 def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, str | None]:
     """The model and the task of `show NAME --model MODEL`; no task where NAME is a model."""
-    if folders.has(Kind.MODEL, name) and not folders.has(Kind.TASK, name):
+    if folders.has(ProfileKind.MODEL, name) and not folders.has(ProfileKind.TASK, name):
         return name, None
     return model, name
 
@@ -77,7 +77,7 @@ def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], S
     here = local_names()
     if any(name.lower().startswith(model.lower()) or _is_type_of(model, name) for name in here):
         return
-    known = [*folders.names(Kind.MODEL), *here]
+    known = [*folders.names(ProfileKind.MODEL), *here]
     near = nearest(model, known)
     meant = f"Did you mean {near}?" if near else f"There are {', '.join(known)}."
     raise ModelNotFound(f"no model {model[:60]!r} has a profile or is on this machine. {meant}")

@@ -24,7 +24,7 @@ from qwq_local.events import (
     ThinkingClosed,
     TurnStats,
 )
-from qwq_local.planning.words import stats_line
+from qwq_local.planning.summary import stats_line
 from qwq_local.profiles.layers import Profile
 from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
 from qwq_local.split.plan import SplitBackend, SplitPlan, SplitRequest, split_planned

@@ -150,7 +150,7 @@ class Excerpt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _SourceText:
     """One text and where its body is in the joined one; no name: standard input."""
 
     name: str
@@ -163,7 +163,7 @@ class Sources:
 
     def __init__(self, attachments: Sequence[Attachment], stdin_text: str) -> None:
         pieces: list[str] = []
-        self._sources: list[_Source] = []
+        self._sources: list[_SourceText] = []
         length = 0
         for name, text in [*((each.name, each.text) for each in attachments), ("", stdin_text)]:
             if not text:
@@ -171,7 +171,7 @@ class Sources:
             # As it will stand in a prompt, so that measuring the joined text counts the fences.
             head = f"{_BETWEEN}```{one_line(name)}\n" if name else _BETWEEN
             pieces += [head, text]
-            self._sources.append(_Source(name, length + len(head), length + len(head) + len(text)))
+            self._sources.append(_SourceText(name, length + len(head), length + len(head) + len(text)))
             length += len(head) + len(text)
         self.text = "".join(pieces)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwq_local.settings import Choice, Number, Several, setting, tokens
+from qwq_local.settings import Number, OneOf, Several, setting, tokens
 
 DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
 
@@ -44,7 +44,7 @@ class SamplerKeys:
     xtc_threshold: float = setting(0.1, _SHARE, "the share above which XTC leaves a token out")
     sampler_order: tuple[str, ...] = setting(
         DEFAULT_ORDER,
-        Several(Choice(DEFAULT_ORDER)),
+        Several(OneOf(DEFAULT_ORDER)),
         "the steps, first to last; others are left out",
     )
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from qwq_local.engine.library import library
-from qwq_local.planning.devices import Device, DeviceKind
+from qwq_local.planning.memory import Device, DeviceKind
 
 # ggml-backend.h, enum ggml_backend_dev_type.
 _KINDS = (DeviceKind.CPU, DeviceKind.GPU, DeviceKind.INTEGRATED, DeviceKind.ACCELERATOR)

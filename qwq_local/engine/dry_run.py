@@ -1,4 +1,4 @@
-"""llama.cpp's own dry run: the compute buffers that it would allocate for a layout, in milliseconds.
+"""llama.cpp's own dry run: the compute buffers that it would allocate for a placement, in milliseconds.
 
 llama.cpp builds the model from its dimensions and the types of its tensors alone (llama_model_init_from_user
 with no_alloc), and reserves the graphs of a real context. It reads neither the file nor the vocabulary.
@@ -20,7 +20,7 @@ from qwq_local.engine.context import context_params
 from qwq_local.engine.devices import ggml, offload_devices
 from qwq_local.engine.library import library
 from qwq_local.engine.model import tensor_split
-from qwq_local.planning.placement import Layout
+from qwq_local.planning.memory import Placement
 
 TensorKinds = Mapping[str, tuple[int, tuple[int, ...]]]
 _pointer = ctypes.c_void_p
@@ -35,25 +35,25 @@ class DryRun:
         self._gpus = tuple(device.name for device in offload_devices())
         self._model: Any = None
         self._split: tuple[int, ...] | None = None
-        self._known: dict[Layout, tuple[int, ...] | None] = {}
+        self._known: dict[Placement, tuple[int, ...] | None] = {}
 
-    def compute_bytes(self, layout: Layout) -> tuple[int, ...] | None:
+    def compute_bytes(self, placement: Placement) -> tuple[int, ...] | None:
         """The compute buffers: one figure per GPU, the CPU's last; None where llama.cpp will not say."""
-        if layout not in self._known:
-            held = self.held(layout)
-            self._known[layout] = None if held is None else self._by_device(held)
-        return self._known[layout]
+        if placement not in self._known:
+            held = self.held(placement)
+            self._known[placement] = None if held is None else self._by_device(held)
+        return self._known[placement]
 
-    def held(self, layout: Layout) -> tuple[HeldBytes, ...] | None:
-        """Everything that a context of this layout would hold, by device."""
+    def held(self, placement: Placement) -> tuple[HeldBytes, ...] | None:
+        """Everything that a context of this placement would hold, by device."""
         lib = library()
-        if self._model is None or self._split != layout.split:
+        if self._model is None or self._split != placement.split:
             self.close()
-            self._model = self._made(layout.split)
-            self._split = layout.split
+            self._model = self._made(placement.split)
+            self._split = placement.split
         if not self._model:
             return None
-        context = layout.context
+        context = placement.context
         settings = ContextSettings(
             n_ctx=context.n_ctx,
             n_batch=context.n_batch,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwq_local.errors import ProfileError
-from qwq_local.planning.devices import Device, DeviceKind, Machine
+from qwq_local.planning.memory import Device, DeviceKind, Machine
 from qwq_local.profiles.keys import excerpt, nearest
 from qwq_local.profiles.layers import NAME_FORM, ProfileFolders, read_table
 from qwq_local.settings import Number, Rule, Switch, Text

@@ -16,7 +16,7 @@ from pathlib import Path
 from qwq_local.engine.devices import list_devices, offload_devices
 from qwq_local.engine.library import TESTED_VERSION
 from qwq_local.machine.memory import SystemMemory, system_memory
-from qwq_local.planning.devices import DeviceKind, Machine
+from qwq_local.planning.memory import DeviceKind, Machine
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"

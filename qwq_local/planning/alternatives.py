@@ -1,18 +1,20 @@
-"""What would fit when nothing does: a request that no plan satisfies in, a message with numbers out."""
+"""What else would fit: what to offer when no plan does, and a table of contexts against KV types."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from types import MappingProxyType
 
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
-from qwq_local.planning.placement import DeviceUse
-from qwq_local.planning.plan import NothingFits, Plan, Request, make_plan
-from qwq_local.planning.shape import GRANULE, ModelSizes
-from qwq_local.planning.window import Wish
+from qwq_local.planning.memory import DeviceUse
+from qwq_local.planning.plan import KV_PREFERENCE, NothingFits, Plan, Request, make_plan
+from qwq_local.planning.shape import GRANULE, ModelSizes, can_store
+from qwq_local.planning.window import Needs
 from qwq_local.text import binary_size
 
+_SMALLEST = 8  # an eighth of the native window
 MOST = 3
 # File type -> bits a weight, from the sizes of QwQ-32B's files; other models come close.
 BITS: Mapping[str, float] = MappingProxyType(
@@ -70,19 +72,19 @@ def _offer(request: Request, least: Plan) -> str:
 
 def _offers(request: Request, least: Plan) -> Iterator[str]:
     """Nearest first: settings let go, a smaller context, a shorter prompt, smaller files, more memory."""
-    choices, wish = request.choices, request.wish
+    choices, needs = request.choices, request.needs
     if choices.kv_type is not None and _works(replace(request, choices=replace(choices, kv_type=None))):
         yield "--set kv_type=auto"
     free_layers = replace(request, choices=replace(choices, n_gpu_layers=None))
     if choices.n_gpu_layers is not None and _works(free_layers):
         yield "--set n_gpu_layers=auto"
-    if wish.n_ctx is not None and (n_ctx := _largest_context(request)):
+    if needs.n_ctx is not None and (n_ctx := _largest_context(request)):
         yield f"--set n_ctx={n_ctx}"
-    if wish.n_ctx is None and (prompt := _largest_prompt(request)):
-        yield f"a prompt of at most {prompt:,} tokens, not {wish.prompt_tokens:,}"
+    if needs.n_ctx is None and (prompt := _largest_prompt(request)):
+        yield f"a prompt of at most {prompt:,} tokens, not {needs.prompt_tokens:,}"
     too_large = []
-    for file_type, model in _smaller_files(request.demand.model):
-        tried = replace(request, demand=replace(request.demand, model=model))
+    for file_type, model in _smaller_files(request.target.model):
+        tried = replace(request, target=replace(request.target, model=model))
         if (lacking := _lacking(tried)) is None:
             yield f"{file_type} (about {binary_size(model.total_bytes)})"
         else:
@@ -115,22 +117,22 @@ def _works(request: Request) -> bool:
 
 def _largest_context(request: Request) -> int:
     """The largest n_ctx that fits, 0 when none does; rounded down."""
-    wish = request.wish
-    return _most(request, wish.n_ctx or 0, lambda tokens: replace(wish, n_ctx=tokens))
+    needs = request.needs
+    return _most(request, needs.n_ctx or 0, lambda tokens: replace(needs, n_ctx=tokens))
 
 
 def _largest_prompt(request: Request) -> int:
     """The longest prompt that fits, in tokens, 0 when none does; rounded down."""
-    wish = request.wish
-    return _most(request, wish.prompt_tokens, lambda tokens: replace(wish, prompt_tokens=tokens))
+    needs = request.needs
+    return _most(request, needs.prompt_tokens, lambda tokens: replace(needs, prompt_tokens=tokens))
 
 
-def _most(request: Request, limit: int, wish_for: Callable[[int], Wish]) -> int:
-    """The largest number of tokens up to the limit for which a wish fits, in whole granules; 0 untried."""
+def _most(request: Request, limit: int, needs_for: Callable[[int], Needs]) -> int:
+    """The largest number of tokens up to the limit for which a needs fits, in whole granules; 0 untried."""
     low, high = 0, limit // GRANULE
     while low < high:
         middle = (low + high + 1) // 2
-        tried = replace(request, wish=wish_for(middle * GRANULE))
+        tried = replace(request, needs=needs_for(middle * GRANULE))
         low, high = (middle, high) if _works(tried) else (low, middle - 1)
     return low * GRANULE
 
@@ -154,3 +156,62 @@ def _smaller_files(model: ModelSizes) -> Iterator[tuple[str, ModelSizes]]:
                     file_type=file_type,
                 ),
             )
+
+
+class FitLevel(StrEnum):
+    """Whether a combination can be had."""
+
+    FITS = "fits"  # with every layer where it computes fastest
+    PARTLY = "partly"  # with some layers left to the CPU
+    NOT = "not"
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """One combination: its bytes on all devices together, and the layers that GPUs would hold."""
+
+    kv_type: str
+    fit: FitLevel
+    total_bytes: int
+    n_gpu_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One context in tokens, the YaRN factor it takes, and a cell for each KV type."""
+
+    n_ctx: int
+    yarn_factor: float
+    cells: tuple[TableCell, ...]
+
+
+def context_table(request: Request) -> tuple[TableRow, ...]:
+    """Rows from an eighth of the native window up to the largest window, each twice the one before."""
+    window = request.window
+    n_ctx = max(256, window.native // _SMALLEST)
+    rows = []
+    while n_ctx <= window.largest:
+        cells = tuple(_cell(request, n_ctx, kv_type) for kv_type in _kv_types(request))
+        rows.append(TableRow(n_ctx, window.factor_for(n_ctx), cells))
+        n_ctx *= 2
+    return tuple(rows)
+
+
+def _kv_types(request: Request) -> tuple[str, ...]:
+    asked = request.choices.kv_type
+    shape = request.target.model.shape
+    preferred = tuple(kv_type for kv_type in KV_PREFERENCE if can_store(shape, kv_type))
+    return preferred if asked is None or asked in preferred else (*preferred, asked)
+
+
+def _cell(request: Request, n_ctx: int, kv_type: str) -> TableCell:
+    needs = Needs(prompt_tokens=0, thinking_budget=0, answer_reserve=1, n_ctx=n_ctx)
+    tried = replace(request, needs=needs, choices=replace(request.choices, kv_type=kv_type))
+    try:
+        plan = make_plan(tried)
+    except NothingFits as failed:
+        total = sum(use.total for use in failed.least.uses)
+        return TableCell(kv_type, FitLevel.NOT, total, failed.least.n_gpu_layers)
+    is_whole = not plan.has_gpu or plan.n_gpu_layers == plan.n_offloadable
+    total = sum(use.total for use in plan.uses)
+    return TableCell(kv_type, FitLevel.FITS if is_whole else FitLevel.PARTLY, total, plan.n_gpu_layers)

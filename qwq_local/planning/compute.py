@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from qwq_convert.architecture import ModelShape
 
-from qwq_local.planning.devices import Machine
-from qwq_local.planning.placement import ComputeBytes, Layout
+from qwq_local.planning.memory import ComputeBytes, Machine, Placement
 from qwq_local.planning.shape import ContextShape, ModelSizes, is_quantized
 
 _F32 = 4
@@ -29,7 +28,7 @@ _PIPELINE_COPIES = 4
 
 
 @dataclass(slots=True)
-class _Block:
+class _Stretch:
     """A free stretch of the buffer."""
 
     start: int
@@ -43,15 +42,15 @@ class _Arena:
     alignment: int
     on_gpu: bool
     peak: int = 0
-    _free: list[_Block] = field(default_factory=lambda: [_Block(0, _ENDLESS)])
+    _free: list[_Stretch] = field(default_factory=lambda: [_Stretch(0, _ENDLESS)])
 
-    def take(self, n_bytes: int) -> _Block:
+    def take(self, n_bytes: int) -> _Stretch:
         """A block of that many bytes."""
         size = self._padded(n_bytes)
         fitting = [block for block in self._free[:-1] if block.size >= size]
         # Of blocks of the same size ggml takes the last one.
         block = min(reversed(fitting), key=lambda b: b.size) if fitting else self._free[-1]
-        taken = _Block(block.start, size)
+        taken = _Stretch(block.start, size)
         block.start += size
         block.size -= size
         if not block.size:
@@ -59,7 +58,7 @@ class _Arena:
         self.peak = max(self.peak, taken.start + size)
         return taken
 
-    def give_back(self, block: _Block) -> None:
+    def give_back(self, block: _Stretch) -> None:
         """The block is free again, joined with free neighbours."""
         if not block.size:
             return
@@ -68,7 +67,7 @@ class _Arena:
         for nxt in free[1:]:
             last = joined[-1]
             if last.start + last.size == nxt.start:
-                joined[-1] = _Block(last.start, last.size + nxt.size)
+                joined[-1] = _Stretch(last.start, last.size + nxt.size)
             else:
                 joined.append(nxt)
         self._free = joined
@@ -101,15 +100,15 @@ def described_compute(model: ModelSizes, machine: Machine) -> ComputeBytes:
     """The compute buffers of a machine that is not at hand: exact for a CPU, unverified for GPUs."""
     shape = model.shape
 
-    def compute(layout: Layout) -> tuple[int, ...]:
-        context = layout.context
+    def compute(placement: Placement) -> tuple[int, ...]:
+        context = placement.context
         row = shape.hidden * context.n_tokens * _F32
         inputs = _inputs(shape, context).total
         copies = (inputs + row) * (_PIPELINE_COPIES - 1) if len(machine.gpus) > 1 else 0
         one_gpu = compute_bytes(shape, context, on_gpu=True) + copies
-        is_all_there = layout.n_gpu_layers == model.n_offloadable
+        is_all_there = placement.n_gpu_layers == model.n_offloadable
         host = inputs + 2 * row if is_all_there else compute_bytes(shape, context)
-        return (*(one_gpu if count else 0 for count in layout.split), host)
+        return (*(one_gpu if count else 0 for count in placement.split), host)
 
     return compute
 
@@ -181,14 +180,14 @@ def is_rotated(model: ModelShape, kv_type: str) -> bool:
     return is_quantized(kv_type) and model.head_dim % 64 == 0
 
 
-def _chosen(arena: _Arena, block: _Block, row: int) -> _Block:
+def _chosen(arena: _Arena, block: _Stretch, row: int) -> _Stretch:
     """Only the last token's row goes on to the output."""
     chosen = arena.take(row)
     arena.give_back(block)
     return chosen
 
 
-def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Block:
+def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Stretch:
     """What one layer's attention adds to the residual; norm and bias work in place."""
     n = context.n_tokens
     wide, narrow = model.q_width * n * _F32, model.kv_width * n * _F32
@@ -208,7 +207,7 @@ def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Bloc
     return out
 
 
-def _moved(arena: _Arena, block: _Block, n_bytes: int, times: int) -> _Block:
+def _moved(arena: _Arena, block: _Stretch, n_bytes: int, times: int) -> _Stretch:
     """The block after operations that do not work in place: RoPE, and the rotation of quantized values."""
     for _ in range(times):
         moved = arena.take(n_bytes)
@@ -217,7 +216,7 @@ def _moved(arena: _Arena, block: _Block, n_bytes: int, times: int) -> _Block:
     return block
 
 
-def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
+def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stretch) -> _Stretch:
     wide = model.q_width * context.n_tokens * _F32
     as_f16 = context.padded_n_ctx * model.kv_width * _F16
     kv_types = (context.kv_type_k, context.kv_type_v)
@@ -230,7 +229,7 @@ def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Bloc
     return _moved(arena, mixed, wide, int(is_rotated(model, context.kv_type_v)))
 
 
-def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Block) -> _Block:
+def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stretch) -> _Stretch:
     wide = model.q_width * context.n_tokens * _F32
     scores = arena.take(context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
     arena.give_back(query)
@@ -241,7 +240,7 @@ def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Bl
     return merged
 
 
-def _feed_forward(arena: _Arena, model: ModelShape, entered: _Block, row: int, n_tokens: int) -> _Block:
+def _feed_forward(arena: _Arena, model: ModelShape, entered: _Stretch, row: int, n_tokens: int) -> _Stretch:
     """The layer's output; what entered is added in place and given back."""
     inner = model.intermediate * n_tokens * _F32
     normed = arena.take(row)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qwq_local.errors import QwqError
-from qwq_local.planning.placement import Demand, DeviceUse, Layout, device_uses, fits, split_layers
+from qwq_local.planning.memory import DeviceUse, Placement, Target, device_uses, fits, split_layers
 from qwq_local.planning.shape import GRANULE, ContextShape, can_store, is_quantized, padded
 from qwq_local.planning.window import (
+    Needs,
     RopeScaling,
     Shares,
     Window,
-    Wish,
     share_window,
     thinking_floor,
     with_budget,
@@ -31,7 +31,7 @@ KV_PREFERENCE = ("f16", "q8_0", "q4_0")
 _FLASH_HEAD_DIM = 64
 
 
-class Sacrifice(StrEnum):
+class Reduction(StrEnum):
     """What was given up so that the rest fits, in the order in which it is given up."""
 
     KV_Q8 = "q8_0 KV"
@@ -55,21 +55,21 @@ class Choices:
 class Request:
     """All that a plan is made from."""
 
-    wish: Wish
+    needs: Needs
     window: Window
-    demand: Demand
+    target: Target
     choices: Choices = Choices()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was decided. `layout` is the context and its place, `uses` the predicted bytes of each device."""
+    """What was decided, and the bytes that each device will hold (`uses`)."""
 
-    wish: Wish
+    needs: Needs
     shares: Shares
-    layout: Layout
+    placement: Placement
     uses: tuple[DeviceUse, ...]
-    sacrifices: tuple[Sacrifice, ...]
+    reductions: tuple[Reduction, ...]
     n_offloadable: int
     has_gpu: bool
 
@@ -96,12 +96,12 @@ class Plan:
     @property
     def kv_type(self) -> str:
         """The type of keys and values."""
-        return self.layout.context.kv_type_k
+        return self.placement.context.kv_type_k
 
     @property
     def n_gpu_layers(self) -> int:
         """Layers on GPUs, the output counted as one."""
-        return self.layout.n_gpu_layers
+        return self.placement.n_gpu_layers
 
 
 class NothingFits(QwqError):
@@ -122,20 +122,20 @@ def make_plan(request: Request) -> Plan:
         n_layers = _largest(all_layers - 1, search.gpus_hold)
         found = search.on_layers(n_layers) if n_layers is not None else None
         if found is not None:
-            found = replace(found, sacrifices=(*found.sacrifices, Sacrifice.LAYERS))
+            found = replace(found, reductions=(*found.reductions, Reduction.LAYERS))
     if found is None:
         raise NothingFits(search.least())
-    return search.roomy(found) if request.wish.is_roomy else found
+    return search.roomy(found) if request.needs.takes_largest else found
 
 
 def with_context(request: Request, plan: Plan, n_ctx: int) -> Plan | None:
     """The same plan with another context, the layers where they are; None when that does not fit."""
-    context = replace(plan.layout.context, n_ctx=n_ctx)
-    layout = replace(plan.layout, context=context)
-    uses = device_uses(request.demand, layout)
-    if not fits(request.demand, uses):
+    context = replace(plan.placement.context, n_ctx=n_ctx)
+    placement = replace(plan.placement, context=context)
+    uses = device_uses(request.target, placement)
+    if not fits(request.target, uses):
         return None
-    return replace(plan, shares=replace(plan.shares, n_ctx=n_ctx), layout=layout, uses=uses)
+    return replace(plan, shares=replace(plan.shares, n_ctx=n_ctx), placement=placement, uses=uses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,23 +144,23 @@ class _Step:
 
     kv_type: str
     shrinks: bool
-    given_up: tuple[Sacrifice, ...]
+    reductions: tuple[Reduction, ...]
 
 
 class _Search:
-    """Goes down the ladder of sacrifices for a number of GPU layers."""
+    """Goes down the ladder of reductions for a number of GPU layers."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._shape = request.demand.model.shape
+        self._shape = request.target.model.shape
         # Raises before any memory is looked at when the tokens alone do not work out.
-        self._full = share_window(request.wish, request.window)
+        self._full = share_window(request.needs, request.window)
 
     def all_layers(self) -> int:
         """As many layers as there are to put on GPUs, or as many as was asked for."""
-        if not self._request.demand.machine.gpus:
+        if not self._request.target.machine.gpus:
             return 0
-        most = self._request.demand.model.n_offloadable
+        most = self._request.target.model.n_offloadable
         wanted = self._request.choices.n_gpu_layers
         return most if wanted is None or wanted < 0 else min(wanted, most)
 
@@ -177,10 +177,10 @@ class _Search:
 
     def gpus_hold(self, n_layers: int) -> bool:
         """Whether the GPUs can hold so many layers when everything else has given way."""
-        layout = self._layout(self._smallest(), self._last_step(), n_layers)
-        if layout is None:
+        placement = self._placement(self._smallest(), self._last_step(), n_layers)
+        if placement is None:
             return False
-        return all(use.free >= 0 for use in device_uses(self._request.demand, layout)[:-1])
+        return all(use.free >= 0 for use in device_uses(self._request.target, placement)[:-1])
 
     def least(self) -> Plan:
         """The least demanding plan, whether it fits or not."""
@@ -192,7 +192,7 @@ class _Search:
     def roomy(self, plan: Plan) -> Plan:
         """The same plan with the largest native context that fits without giving up more."""
         native = self._request.window.native
-        if plan.rope.is_on or self._request.wish.n_ctx is not None or plan.n_ctx >= native:
+        if plan.rope.is_on or self._request.needs.n_ctx is not None or plan.n_ctx >= native:
             return plan
 
         def enlarged(n_granules: int) -> Plan | None:
@@ -203,17 +203,17 @@ class _Search:
         return (enlarged(count) if count else None) or plan
 
     def _steps(self) -> Iterator[_Step]:
-        given_up: tuple[Sacrifice, ...] = ()
-        shrinks = self._request.wish.n_ctx is None
+        reductions: tuple[Reduction, ...] = ()
+        shrinks = self._request.needs.n_ctx is None
         for kv_type in self._kv_types():
             if kv_type == "q4_0" and self._request.choices.kv_type is None:
-                given_up = (*given_up, Sacrifice.KV_Q4)
+                reductions = (*reductions, Reduction.KV_Q4)
             elif kv_type == "q8_0" and self._request.choices.kv_type is None:
-                given_up = (*given_up, Sacrifice.KV_Q8)
-            yield _Step(kv_type, False, given_up)
+                reductions = (*reductions, Reduction.KV_Q8)
+            yield _Step(kv_type, False, reductions)
             # The budget is asked for before q4_0 is, and after q8_0 where that is possible.
             if shrinks and (kv_type != "f16" or len(self._kv_types()) == 1):
-                yield _Step(kv_type, True, given_up)
+                yield _Step(kv_type, True, reductions)
 
     def _last_step(self) -> _Step:
         return list(self._steps())[-1]
@@ -228,62 +228,62 @@ class _Search:
 
     def _smallest(self) -> Shares:
         """The shares with the thinking at its floor."""
-        wish, window = self._request.wish, self._request.window
-        return share_window(with_budget(wish, thinking_floor(wish, window)), window)
+        needs, window = self._request.needs, self._request.window
+        return share_window(with_budget(needs, thinking_floor(needs, window)), window)
 
     def _with_largest_budget(self, step: _Step, n_layers: int) -> Plan | None:
-        wish, window = self._request.wish, self._request.window
-        floor = thinking_floor(wish, window)
+        needs, window = self._request.needs, self._request.window
+        floor = thinking_floor(needs, window)
         steps = (self._full.thinking_budget - floor) // GRANULE
 
         def with_steps(count: int) -> Plan | None:
-            shares = share_window(with_budget(wish, floor + count * GRANULE), window)
+            shares = share_window(with_budget(needs, floor + count * GRANULE), window)
             return self._tried(shares, step, n_layers)
 
         count = _largest(steps, lambda n: with_steps(n) is not None)
         return with_steps(count) if count is not None else None
 
     def _tried(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
-        layout = self._layout(shares, step, n_layers)
-        if layout is None:
+        placement = self._placement(shares, step, n_layers)
+        if placement is None:
             return None
-        plan = self._at(shares, step, layout)
-        return plan if fits(self._request.demand, plan.uses) else None
+        plan = self._at(shares, step, placement)
+        return plan if fits(self._request.target, plan.uses) else None
 
     def _planned(self, shares: Shares, step: _Step, n_layers: int) -> Plan:
-        gpus = len(self._request.demand.machine.gpus)
-        layout = self._layout(shares, step, n_layers)
-        if layout is None:
+        gpus = len(self._request.target.machine.gpus)
+        placement = self._placement(shares, step, n_layers)
+        if placement is None:
             # Only to name figures: all on the first GPU.
-            layout = Layout(self._context(shares, step), (n_layers, *(0,) * (gpus - 1)))
-        return self._at(shares, step, layout)
+            placement = Placement(self._context(shares, step), (n_layers, *(0,) * (gpus - 1)))
+        return self._at(shares, step, placement)
 
-    def _at(self, shares: Shares, step: _Step, layout: Layout) -> Plan:
-        demand = self._request.demand
-        given_up = step.given_up
+    def _at(self, shares: Shares, step: _Step, placement: Placement) -> Plan:
+        target = self._request.target
+        reductions = step.reductions
         if shares.thinking_budget < self._full.thinking_budget:
-            given_up = tuple(sorted({*given_up, Sacrifice.THINKING}, key=list(Sacrifice).index))
+            reductions = tuple(sorted({*reductions, Reduction.THINKING}, key=list(Reduction).index))
         return Plan(
-            wish=self._request.wish,
+            needs=self._request.needs,
             shares=shares,
-            layout=layout,
-            uses=device_uses(demand, layout),
-            sacrifices=given_up,
-            n_offloadable=demand.model.n_offloadable,
-            has_gpu=bool(demand.machine.gpus),
+            placement=placement,
+            uses=device_uses(target, placement),
+            reductions=reductions,
+            n_offloadable=target.model.n_offloadable,
+            has_gpu=bool(target.machine.gpus),
         )
 
-    def _layout(self, shares: Shares, step: _Step, n_layers: int) -> Layout | None:
+    def _placement(self, shares: Shares, step: _Step, n_layers: int) -> Placement | None:
         context = self._context(shares, step)
-        split = split_layers(self._request.demand, context, n_layers)
-        return Layout(context, split) if split is not None else None
+        split = split_layers(self._request.target, context, n_layers)
+        return Placement(context, split) if split is not None else None
 
     def _context(self, shares: Shares, step: _Step) -> ContextShape:
         choices = self._request.choices
         wanted = choices.flash_attention
         if wanted is None:
             # CPUs can always; CUDA has no kernel for smaller heads. A quantized V cache cannot do without.
-            wanted = not self._request.demand.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
+            wanted = not self._request.target.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
         flash = wanted or is_quantized(step.kv_type)
         n_batch = min(choices.n_batch, padded(shares.n_ctx))
         n_ubatch = min(choices.n_ubatch, n_batch)

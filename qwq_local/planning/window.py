@@ -39,17 +39,17 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Needs:
     """What a run asks for, in tokens; None lets the plan choose.
 
-    `is_roomy` takes the largest native context that fits rather than the smallest that is needed.
+    `takes_largest` takes the largest native context that fits rather than the smallest that is needed.
     """
 
     prompt_tokens: int
     thinking_budget: int
     answer_reserve: int
     n_ctx: int | None = None
-    is_roomy: bool = False
+    takes_largest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,71 +101,71 @@ class Shares:
     rope: RopeScaling
 
 
-def thinking_floor(wish: Wish, window: Window) -> int:
+def thinking_floor(needs: Needs, window: Window) -> int:
     """The thinking budget below which nothing is gained any more, in tokens."""
-    limit = min(wish.n_ctx or window.native, window.native)
-    return min(limit // _FLOOR, wish.thinking_budget)
+    limit = min(needs.n_ctx or window.native, window.native)
+    return min(limit // _FLOOR, needs.thinking_budget)
 
 
-def share_window(wish: Wish, window: Window) -> Shares:
+def share_window(needs: Needs, window: Window) -> Shares:
     """The smallest context that holds prompt, thinking and answer, or as much as the window allows of them.
 
     Raises PromptTooLong when the prompt leaves no room to answer, UsageError for an n_ctx past the window.
     """
-    taken = wish.prompt_tokens + CLOSING
-    needed = taken + wish.thinking_budget + wish.answer_reserve
-    limit, factor = _limit(wish, window, needed)
+    taken = needs.prompt_tokens + CLOSING
+    needed = taken + needs.thinking_budget + needs.answer_reserve
+    limit, factor = _limit(needs, window, needed)
     rope = window.scaling(factor)
     if needed <= limit:
-        n_ctx = wish.n_ctx or min(padded(needed), limit)
-        return Shares(n_ctx, wish.thinking_budget, wish.answer_reserve, rope)
-    floor = thinking_floor(wish, window)
-    reserve_floor = min(min(limit, window.native) // _FLOOR, wish.answer_reserve)
-    reserve = wish.answer_reserve
+        n_ctx = needs.n_ctx or min(padded(needed), limit)
+        return Shares(n_ctx, needs.thinking_budget, needs.answer_reserve, rope)
+    floor = thinking_floor(needs, window)
+    reserve_floor = min(min(limit, window.native) // _FLOOR, needs.answer_reserve)
+    reserve = needs.answer_reserve
     thinking = limit - taken - reserve
     if thinking < floor:
         thinking = floor
         reserve = limit - taken - thinking
     if reserve < reserve_floor:
-        raise _too_long(wish, window, limit, taken + floor + reserve_floor)
+        raise _too_long(needs, window, limit, taken + floor + reserve_floor)
     return Shares(limit, thinking, reserve, rope)
 
 
-def with_budget(wish: Wish, thinking_budget: int) -> Wish:
-    """The same wish with another thinking budget."""
-    return replace(wish, thinking_budget=thinking_budget)
+def with_budget(needs: Needs, thinking_budget: int) -> Needs:
+    """The same needs with another thinking budget."""
+    return replace(needs, thinking_budget=thinking_budget)
 
 
-def _limit(wish: Wish, window: Window, needed: int) -> tuple[int, float]:
+def _limit(needs: Needs, window: Window, needed: int) -> tuple[int, float]:
     """How many tokens there may be, and under which factor."""
-    if wish.n_ctx is None:
+    if needs.n_ctx is None:
         factor = window.factor_for(needed)
         return window.tokens(factor), factor
-    if wish.n_ctx > window.largest:
+    if needs.n_ctx > window.largest:
         raise UsageError(
-            f"n_ctx {wish.n_ctx:,} is past the window of {window.largest:,} tokens."
-            f"{larger_factor(wish.n_ctx, window)}"
+            f"n_ctx {needs.n_ctx:,} is past the window of {window.largest:,} tokens."
+            f"{larger_factor(needs.n_ctx, window)}"
         )
-    return wish.n_ctx, window.factor_for(wish.n_ctx)
+    return needs.n_ctx, window.factor_for(needs.n_ctx)
 
 
-def _too_long(wish: Wish, window: Window, limit: int, least: int) -> PromptTooLong:
+def _too_long(needs: Needs, window: Window, limit: int, least: int) -> PromptTooLong:
     """`least` is what the prompt would take with the smallest thinking and answer."""
     factor = window.factor_for(limit)
     stretched = f" (factor {factor:g} over {window.native:,})" if factor > 1 else ""
-    if not wish.prompt_tokens:
+    if not needs.prompt_tokens:
         return PromptTooLong(
             f"a little thinking and answer take {least:,} tokens, whatever is asked; the window holds "
-            f"{limit:,}{stretched}.{_mend(wish, window, least)}"
+            f"{limit:,}{stretched}.{_mend(needs, window, least)}"
         )
     return PromptTooLong(
-        f"the prompt has {wish.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
-        f"answer; the window holds {limit:,}{stretched}.{_mend(wish, window, least)}"
+        f"the prompt has {needs.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
+        f"answer; the window holds {limit:,}{stretched}.{_mend(needs, window, least)}"
     )
 
 
-def _mend(wish: Wish, window: Window, least: int) -> str:
-    if wish.n_ctx is not None and wish.n_ctx < window.largest:
+def _mend(needs: Needs, window: Window, least: int) -> str:
+    if needs.n_ctx is not None and needs.n_ctx < window.largest:
         return f" Leave n_ctx out, or raise it up to {window.largest:,}."
     over = least - window.largest
     shorter = f" Shorten it by {over:,} tokens, or ask it in parts: qwq ask --split."

@@ -13,9 +13,9 @@ from qwq_local.engine.api import SamplerKeys, SamplerSettings
 from qwq_local.errors import ProfileError
 from qwq_local.planning.shape import KV_TYPES
 from qwq_local.settings import (
-    Choice,
     Files,
     Number,
+    OneOf,
     Rule,
     Several,
     Switch,
@@ -67,7 +67,7 @@ class Profile(SamplerKeys):
         "factor that stretches the window; auto: when prompt and budgets need more than the native window",
     )
     kv_type: str | None = setting(
-        None, Choice(tuple(KV_TYPES), auto=True), "type of the KV cache; auto: f16, or what the memory allows"
+        None, OneOf(tuple(KV_TYPES), auto=True), "type of the KV cache; auto: f16, or what the memory allows"
     )
     flash_attention: bool | None = setting(
         None, Switch(auto=True), "flash attention; auto: wherever the device has it"

@@ -27,10 +27,10 @@ from qwq_local.profiles.keys import RULES, Profile, accepted, accepted_text, exc
 from qwq_local.settings import quoted
 
 __all__ = [
-    "Kind",
     "Profile",
     "ProfileEntry",
     "ProfileFolders",
+    "ProfileKind",
     "ResolvedProfile",
     "list_profiles",
     "model_profile_name",
@@ -50,7 +50,7 @@ TYPO_LIKENESS = 0.75  # QWQ_ variables less like a key than this are another pro
 CAPPED = {"thinking_budget": "max_thinking_budget", "answer_reserve": "max_answer_reserve"}
 
 
-class Kind(StrEnum):
+class ProfileKind(StrEnum):
     """What a profile is about; the folder it lies in is its plural."""
 
     MODEL = "model"
@@ -64,21 +64,21 @@ class ProfileFolders:
     own: Path
     bundled: Path
 
-    def own_file(self, kind: Kind, name: str) -> Path:
+    def own_file(self, kind: ProfileKind, name: str) -> Path:
         """Where the user's profile of that name is or would be. Raises ProfileError for a malformed name."""
         return self.own / f"{kind}s" / f"{_checked(name)}.toml"
 
-    def bundled_file(self, kind: Kind, name: str) -> Path:
+    def bundled_file(self, kind: ProfileKind, name: str) -> Path:
         """Where the bundled profile of that name is or would be. Raises ProfileError likewise."""
         return self.bundled / f"{kind}s" / f"{_checked(name)}.toml"
 
-    def has(self, kind: Kind, name: str) -> bool:
+    def has(self, kind: ProfileKind, name: str) -> bool:
         """Whether there is a profile of that name; a name that is none has no profile."""
         return NAME_FORM.fullmatch(name) is not None and (
             _is_file(self.own_file(kind, name)) or _is_file(self.bundled_file(kind, name))
         )
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: ProfileKind) -> list[str]:
         """The names of all profiles of that kind, sorted."""
         files = [*(self.own / f"{kind}s").glob("*.toml"), *(self.bundled / f"{kind}s").glob("*.toml")]
         return sorted({file.stem for file in files if NAME_FORM.fullmatch(file.stem) and _is_file(file)})
@@ -90,7 +90,7 @@ class Layer:
 
     origin: str
     values: Mapping[str, object]
-    kind: Kind | None = None
+    kind: ProfileKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ProfileEntry:
     """One line of a listing; `problem` is set when the profile cannot be read."""
 
     name: str
-    kind: Kind
+    kind: ProfileKind
     source: str  # own, bundled, or own over bundled
     description: str
     problem: str = ""
@@ -112,7 +112,7 @@ class _File:
     extends: str | None
 
 
-def file_layers(kind: Kind, name: str, folders: ProfileFolders) -> list[Layer]:
+def file_layers(kind: ProfileKind, name: str, folders: ProfileFolders) -> list[Layer]:
     """The layers of one profile, lowest first: what it extends or overrides, then itself.
 
     Raises ProfileError for a profile that does not exist or cannot be read, for an unknown key, a value of
@@ -132,7 +132,7 @@ def file_layers(kind: Kind, name: str, folders: ProfileFolders) -> list[Layer]:
 
 def list_profiles(folders: ProfileFolders) -> Iterator[ProfileEntry]:
     """Every profile there is, models first; one that cannot be read is listed with its problem."""
-    for kind in Kind:
+    for kind in ProfileKind:
         for name in folders.names(kind):
             has_own = _is_file(folders.own_file(kind, name))
             has_bundled = _is_file(folders.bundled_file(kind, name))
@@ -181,7 +181,7 @@ def own_model_profile(model: str, folders: ProfileFolders) -> str | None:
     stem = Path(model).name
     stem = stem[: -len(".gguf")] if stem.lower().endswith(".gguf") else stem
     for name in (model, stem, stem.partition(":")[0]):
-        if folders.has(Kind.MODEL, name):
+        if folders.has(ProfileKind.MODEL, name):
             return name
     return None
 
@@ -200,9 +200,9 @@ def resolve(
     """
     variables = environ or {}
     model = model_profile_name(model, folders)
-    layers = file_layers(Kind.MODEL, model, folders)
+    layers = file_layers(ProfileKind.MODEL, model, folders)
     if task is not None:
-        layers += file_layers(Kind.TASK, task, folders)
+        layers += file_layers(ProfileKind.TASK, task, folders)
     layers += _environment_layers(variables)
     layers += [_flag_layer(setting) for setting in settings]
 
@@ -245,7 +245,7 @@ def _flag_layer(setting: str) -> Layer:
 def _cap_task_budgets(values: dict[str, Any], deciding: Mapping[str, Layer], origins: dict[str, str]) -> None:
     for key, cap_key in CAPPED.items():
         cap = values.get(cap_key, 0)
-        if cap and key in deciding and deciding[key].kind is Kind.TASK and values[key] > cap:
+        if cap and key in deciding and deciding[key].kind is ProfileKind.TASK and values[key] > cap:
             origins[key] = f"{origins[cap_key]}: {cap_key} (the task asks for {values[key]:,})"
             values[key] = cap
 
@@ -296,7 +296,7 @@ def _is_file(path: Path) -> bool:
         raise ProfileError(f"{path}: {error.strerror}.") from error
 
 
-def _find(kind: Kind, name: str, folders: ProfileFolders, asked_by: str = "") -> Path:
+def _find(kind: ProfileKind, name: str, folders: ProfileFolders, asked_by: str = "") -> Path:
     own, bundled = folders.own_file(kind, name), folders.bundled_file(kind, name)
     if _is_file(own):
         return own
@@ -310,7 +310,7 @@ def _find(kind: Kind, name: str, folders: ProfileFolders, asked_by: str = "") ->
     )
 
 
-def _beneath(file: _File, kind: Kind, folders: ProfileFolders) -> Path | None:
+def _beneath(file: _File, kind: ProfileKind, folders: ProfileFolders) -> Path | None:
     """The file that `file` builds on: what it extends, else the bundled one that it overrides."""
     bundled = folders.bundled_file(kind, file.path.stem)
     overrides = file.path != bundled and file.own and _is_file(bundled)
@@ -319,7 +319,7 @@ def _beneath(file: _File, kind: Kind, folders: ProfileFolders) -> Path | None:
     return _find(kind, file.extends, folders, asked_by=f"{file.path}: extends: ")
 
 
-def _origin(file: _File, kind: Kind) -> str:
+def _origin(file: _File, kind: ProfileKind) -> str:
     return str(file.path) if file.own else f"bundled {kind}s/{file.path.name}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.chat.events import CommandHelp, ContextUse, KeyHelp, NextPlan, Said, Shown, TextTable
-from qwq_local.planning.words import choice_lines, ledger_line
+from qwq_local.planning.summary import choice_lines, ledger_line
 from qwq_local.terminal.sanitizer import cell_width, sanitize
 
 _LINE_LIMIT = 20_000

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qwq_local.events import DeviceBytes, Planned
-from qwq_local.planning.table import Cell, Fit, Row
-from qwq_local.planning.words import choice_lines, ledger_line
+from qwq_local.planning.alternatives import FitLevel, TableCell, TableRow
+from qwq_local.planning.summary import choice_lines, ledger_line
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
 from qwq_local.text import binary_size
 
 _PLAIN = "\x1b[0m"
-_COLORS = {Fit.FITS: "\x1b[32m", Fit.PARTLY: "\x1b[33m", Fit.NOT: "\x1b[31m"}
+_COLORS = {FitLevel.FITS: "\x1b[32m", FitLevel.PARTLY: "\x1b[33m", FitLevel.NOT: "\x1b[31m"}
 # What fills a device: name, glyph, colour; each is told by its glyph where there is no colour.
 _PARTS = (("weights", "█", "\x1b[34m"), ("KV", "▓", "\x1b[36m"), ("compute", "▒", "\x1b[35m"))
 _FREE = "·"
@@ -23,7 +23,7 @@ _MAX_BAR_CELLS = 60
 _CELL_GAP = "  "
 
 
-def table_lines(rows: Sequence[Row], n_offloadable: int, *, has_color: bool) -> Iterator[str]:
+def table_lines(rows: Sequence[TableRow], n_offloadable: int, *, has_color: bool) -> Iterator[str]:
     """The table: a row for each context, a column for each KV type."""
     if not rows:
         return
@@ -42,18 +42,18 @@ def table_lines(rows: Sequence[Row], n_offloadable: int, *, has_color: bool) -> 
             shown.append(_colored(f"{text:<{width}}", _COLORS[cell.fit], has_color))
         yarn = f"YaRN {row.yarn_factor:g}" if row.yarn_factor > 1 else ""
         yield _CELL_GAP.join([*shown, yarn]).rstrip()
-    if any(cell.fit is Fit.PARTLY for row in rows for cell in row.cells):
+    if any(cell.fit is FitLevel.PARTLY for row in rows for cell in row.cells):
         yield f"{' ' * first}{_CELL_GAP}N/{n_offloadable}: so many layers on the GPU, the rest on the CPU"
 
 
-def _cell_text(cell: Cell, n_offloadable: int) -> str:
+def _cell_text(cell: TableCell, n_offloadable: int) -> str:
     size = f"{binary_size(cell.total_bytes):>9}"
     match cell.fit:
-        case Fit.FITS:
+        case FitLevel.FITS:
             return f"{size} fits"
-        case Fit.PARTLY:
+        case FitLevel.PARTLY:
             return f"{size} {cell.n_gpu_layers}/{n_offloadable}"
-        case Fit.NOT:
+        case FitLevel.NOT:
             return f"{size} no"
 
 

@@ -18,7 +18,7 @@ from qwq_local.machine.here import (
     present_gpu,
     this_machine,
 )
-from qwq_local.planning.devices import DeviceKind
+from qwq_local.planning.memory import DeviceKind
 
 
 def present(*files: str, system: str = "linux", cpu: str = "x86_64") -> Gpu | None:

@@ -16,9 +16,9 @@ from qwq_local.paths import Directories
 from qwq_local.profiles.keys import RULES, accepted, accepted_text
 from qwq_local.profiles.layers import (
     MAX_FILE_BYTES,
-    Kind,
     Profile,
     ProfileFolders,
+    ProfileKind,
     list_profiles,
     model_profile_name,
     profile_folders,
@@ -42,13 +42,13 @@ def folders(tmp_path: Path) -> ProfileFolders:
 def made_up(tmp_path: Path) -> ProfileFolders:
     """Bundled profiles of our own making, so that every layer can be seen to win."""
     made = ProfileFolders(own=tmp_path / "own", bundled=tmp_path / "bundled")
-    for kind, name in ((Kind.MODEL, "qwq-32b"), (Kind.TASK, "chat")):
+    for kind, name in ((ProfileKind.MODEL, "qwq-32b"), (ProfileKind.TASK, "chat")):
         made.bundled_file(kind, name).parent.mkdir(parents=True)
         made.bundled_file(kind, name).write_text("")
     return made
 
 
-def write_own(folders: ProfileFolders, kind: Kind, name: str, text: str) -> Path:
+def write_own(folders: ProfileFolders, kind: ProfileKind, name: str, text: str) -> Path:
     path = folders.own_file(kind, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -72,13 +72,13 @@ def test_each_layer_beats_the_one_below_and_the_origin_says_so(made_up: ProfileF
     environ: dict[str, str] = {}
     settings: list[str] = []
     assert top_k() == (40, "default")
-    made_up.bundled_file(Kind.MODEL, "qwq-32b").write_text("top_k = 1")
+    made_up.bundled_file(ProfileKind.MODEL, "qwq-32b").write_text("top_k = 1")
     assert top_k() == (1, "bundled models/qwq-32b.toml")
-    own_model = write_own(made_up, Kind.MODEL, "qwq-32b", "top_k = 2")
+    own_model = write_own(made_up, ProfileKind.MODEL, "qwq-32b", "top_k = 2")
     assert top_k() == (2, str(own_model))
-    made_up.bundled_file(Kind.TASK, "chat").write_text("top_k = 3")
+    made_up.bundled_file(ProfileKind.TASK, "chat").write_text("top_k = 3")
     assert top_k() == (3, "bundled tasks/chat.toml")
-    own_task = write_own(made_up, Kind.TASK, "chat", "top_k = 4")
+    own_task = write_own(made_up, ProfileKind.TASK, "chat", "top_k = 4")
     assert top_k() == (4, str(own_task))
     environ["QWQ_TOP_K"] = "5"
     assert top_k() == (5, "QWQ_TOP_K")
@@ -89,15 +89,15 @@ def test_each_layer_beats_the_one_below_and_the_origin_says_so(made_up: ProfileF
 
 
 def test_an_own_profile_overrides_key_by_key(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "math", "thinking_budget = 1000")
+    write_own(folders, ProfileKind.TASK, "math", "thinking_budget = 1000")
     found = resolve("qwq-32b", "math", folders).profile
     assert found.thinking_budget == 1000
     assert found.question_suffix == MATH_PROMPT
 
 
 def test_a_profile_starts_from_the_one_it_extends(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "exam", 'extends = "math"\nthinking_budget = 1000')
-    write_own(folders, Kind.TASK, "oral-exam", 'extends = "exam"\nanswer_reserve = 99')
+    write_own(folders, ProfileKind.TASK, "exam", 'extends = "math"\nthinking_budget = 1000')
+    write_own(folders, ProfileKind.TASK, "oral-exam", 'extends = "exam"\nanswer_reserve = 99')
     found = resolve("qwq-32b", "oral-exam", folders)
     assert found.profile.question_suffix == MATH_PROMPT
     assert (found.profile.thinking_budget, found.profile.answer_reserve) == (1000, 99)
@@ -105,8 +105,8 @@ def test_a_profile_starts_from_the_one_it_extends(folders: ProfileFolders) -> No
 
 
 def test_extending_a_bundled_name_goes_through_the_users_own_version_of_it(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "math", "top_k = 20")
-    write_own(folders, Kind.TASK, "exam", 'extends = "math"')
+    write_own(folders, ProfileKind.TASK, "math", "top_k = 20")
+    write_own(folders, ProfileKind.TASK, "exam", 'extends = "math"')
     found = resolve("qwq-32b", "exam", folders).profile
     assert (found.top_k, found.question_suffix) == (20, MATH_PROMPT)
 
@@ -114,27 +114,27 @@ def test_extending_a_bundled_name_goes_through_the_users_own_version_of_it(folde
 def test_a_profile_that_extends_another_no_longer_builds_on_its_bundled_namesake(
     folders: ProfileFolders,
 ) -> None:
-    write_own(folders, Kind.TASK, "math", 'extends = "code"')
+    write_own(folders, ProfileKind.TASK, "math", 'extends = "code"')
     found = resolve("qwq-32b", "math", folders).profile
     assert (found.question_suffix, found.answer_reserve) == ("", 8192)
 
 
 def test_extending_ones_own_name_means_the_bundled_one(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "math", 'extends = "math"\ntop_k = 20')
+    write_own(folders, ProfileKind.TASK, "math", 'extends = "math"\ntop_k = 20')
     assert resolve("qwq-32b", "math", folders).profile.question_suffix == MATH_PROMPT
 
 
 def test_extending_in_a_circle_is_refused_with_the_circle(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "a", 'extends = "b"')
-    write_own(folders, Kind.TASK, "b", 'extends = "c"')
-    path = write_own(folders, Kind.TASK, "c", 'extends = "a"')
+    write_own(folders, ProfileKind.TASK, "a", 'extends = "b"')
+    write_own(folders, ProfileKind.TASK, "b", 'extends = "c"')
+    path = write_own(folders, ProfileKind.TASK, "c", 'extends = "a"')
     assert f"{path}: extends goes in a circle: a -> b -> c -> a" in refusal(folders, "a")
-    write_own(folders, Kind.TASK, "alone", 'extends = "alone"')
+    write_own(folders, ProfileKind.TASK, "alone", 'extends = "alone"')
     assert "circle: alone -> alone" in refusal(folders, "alone")
 
 
 def test_extending_what_does_not_exist_names_the_file_that_asked(folders: ProfileFolders) -> None:
-    path = write_own(folders, Kind.TASK, "exam", 'extends = "maths"')
+    path = write_own(folders, ProfileKind.TASK, "exam", 'extends = "maths"')
     message = refusal(folders, "exam")
     assert message.startswith(f"{path}: extends: ")
     assert "Did you mean math?" in message
@@ -179,15 +179,15 @@ def test_our_own_and_foreign_variables_give_no_notice(folders: ProfileFolders) -
 
 
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest(folders: ProfileFolders) -> None:
-    path = write_own(folders, Kind.TASK, "chat", "temprature = 1")
+    path = write_own(folders, ProfileKind.TASK, "chat", "temprature = 1")
     message = refusal(folders)
     assert message.startswith(f'{path}: there is no key "temprature". Did you mean temperature?')
-    write_own(folders, Kind.TASK, "chat", "temp = 1")  # more like system, letter by letter
+    write_own(folders, ProfileKind.TASK, "chat", "temp = 1")  # more like system, letter by letter
     assert "Did you mean temperature?" in refusal(folders)
 
 
 def test_a_key_under_a_heading_is_told_where_it_belongs(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "chat", "[zzz]\ntemperature = 1")
+    write_own(folders, ProfileKind.TASK, "chat", "[zzz]\ntemperature = 1")
     assert "top level" in refusal(folders)
 
 
@@ -226,7 +226,7 @@ def test_a_key_under_a_heading_is_told_where_it_belongs(folders: ProfileFolders)
 def test_a_value_that_is_not_allowed_names_file_and_key(
     folders: ProfileFolders, line: str, complaint: str
 ) -> None:
-    path = write_own(folders, Kind.TASK, "chat", line)
+    path = write_own(folders, ProfileKind.TASK, "chat", line)
     message = refusal(folders)
     assert message.startswith(f"{path}: ")
     assert complaint in message
@@ -245,7 +245,7 @@ def test_a_value_that_is_not_allowed_names_file_and_key(
 def test_a_file_that_cannot_be_read_is_one_line_with_its_name(
     folders: ProfileFolders, content: bytes, complaint: str
 ) -> None:
-    path = write_own(folders, Kind.TASK, "chat", "")
+    path = write_own(folders, ProfileKind.TASK, "chat", "")
     path.write_bytes(content)
     message = refusal(folders)
     assert message.startswith(f"{path}: ")
@@ -263,7 +263,7 @@ def test_a_configuration_directory_that_cannot_be_entered_is_an_error_with_its_p
 
 
 def test_a_byte_order_mark_does_no_harm(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "chat", "\ufefftop_k = 7")
+    write_own(folders, ProfileKind.TASK, "chat", "\ufefftop_k = 7")
     assert resolve("qwq-32b", "chat", folders).profile.top_k == 7
 
 
@@ -271,7 +271,7 @@ def test_a_byte_order_mark_does_no_harm(folders: ProfileFolders) -> None:
     "name", ["../math", "/etc/passwd", "a/b", "a\\b", "", ".", "..", ".hidden", "a\0b", "x" * 65, "math\n"]
 )
 def test_a_name_cannot_leave_its_folder(folders: ProfileFolders, name: str) -> None:
-    write_own(folders, Kind.MODEL, "math", "top_k = 1")
+    write_own(folders, ProfileKind.MODEL, "math", "top_k = 1")
     assert "is no profile name" in refusal(folders, name)
 
 
@@ -301,7 +301,7 @@ def test_an_unknown_task_gives_the_nearest_or_all_and_where_to_put_it(folders: P
     ],
 )
 def test_a_wrong_setting_says_what_is_allowed(made_up: ProfileFolders, setting: str, complaint: str) -> None:
-    made_up.bundled_file(Kind.MODEL, "qwq-32b").write_text("yarn_factors = [1, 2, 4]")
+    made_up.bundled_file(ProfileKind.MODEL, "qwq-32b").write_text("yarn_factors = [1, 2, 4]")
     with pytest.raises(ProfileError) as caught:
         resolve("qwq-32b", "chat", made_up, {}, [setting])
     assert complaint in str(caught.value)
@@ -399,15 +399,16 @@ def test_every_bundled_profile_resolves(folders: ProfileFolders, model: str, tas
 
 def test_there_are_two_models_and_five_tasks(folders: ProfileFolders) -> None:
     entries = list(list_profiles(folders))
-    assert [entry.name for entry in entries if entry.kind is Kind.MODEL] == ["miniature", "qwq-32b"]
-    tasks = [entry.name for entry in entries if entry.kind is Kind.TASK]
+    assert [entry.name for entry in entries if entry.kind is ProfileKind.MODEL] == ["miniature", "qwq-32b"]
+    tasks = [entry.name for entry in entries if entry.kind is ProfileKind.TASK]
     assert tasks == ["chat", "choice", "code", "long", "math"]
     assert all(entry.description and not entry.problem for entry in entries)
 
 
 def test_the_standard_prompts_are_the_cards_word_for_word(folders: ProfileFolders) -> None:
     suffixes = {
-        task: resolve("qwq-32b", task, folders).profile.question_suffix for task in folders.names(Kind.TASK)
+        task: resolve("qwq-32b", task, folders).profile.question_suffix
+        for task in folders.names(ProfileKind.TASK)
     }
     expected = {"chat": "", "choice": CHOICE_PROMPT, "code": "", "long": "", "math": MATH_PROMPT}
     assert suffixes == expected
@@ -427,7 +428,9 @@ def test_the_profile_of_qwq_32b_is_what_its_card_says(folders: ProfileFolders) -
 
 
 def test_no_task_scales_the_window_where_the_tokens_do_not_need_it(folders: ProfileFolders) -> None:
-    assert {resolve("qwq-32b", task, folders).profile.yarn for task in folders.names(Kind.TASK)} == {None}
+    assert {resolve("qwq-32b", task, folders).profile.yarn for task in folders.names(ProfileKind.TASK)} == {
+        None
+    }
 
 
 def test_a_small_model_caps_what_a_task_asks_for(folders: ProfileFolders) -> None:
@@ -463,7 +466,7 @@ def test_a_flag_and_a_variable_are_not_capped(folders: ProfileFolders) -> None:
 def test_a_model_uses_the_profile_of_its_name_or_that_of_qwq_32b(
     folders: ProfileFolders, model: str, profile: str
 ) -> None:
-    write_own(folders, Kind.MODEL, "mine", "native_window = 4096")
+    write_own(folders, ProfileKind.MODEL, "mine", "native_window = 4096")
     assert model_profile_name(model, folders) == profile
 
 
@@ -479,9 +482,9 @@ def test_profiles_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
 
 
 def test_the_list_says_what_is_the_users_own(folders: ProfileFolders) -> None:
-    write_own(folders, Kind.TASK, "math", 'description = "Sums"')
-    write_own(folders, Kind.TASK, "exam", 'extends = "math"')
-    write_own(folders, Kind.TASK, "broken", "top_q = 1")
+    write_own(folders, ProfileKind.TASK, "math", 'description = "Sums"')
+    write_own(folders, ProfileKind.TASK, "exam", 'extends = "math"')
+    write_own(folders, ProfileKind.TASK, "broken", "top_q = 1")
     lines = list(listing_lines(folders))
     assert lines[0].split() == ["NAME", "KIND", "SOURCE", "DESCRIPTION"]
     rows = {line.split()[0]: line for line in lines[1:-2]}
@@ -504,7 +507,10 @@ def test_show_prints_every_key_with_value_and_origin(folders: ProfileFolders) ->
 
 def test_control_characters_in_a_profile_never_reach_the_screen(folders: ProfileFolders) -> None:
     write_own(
-        folders, Kind.TASK, "evil", 'description = "\\u001b[2J\\u009b2J"\nsystem = "\\u001b]0;x\\u0007"'
+        folders,
+        ProfileKind.TASK,
+        "evil",
+        'description = "\\u001b[2J\\u009b2J"\nsystem = "\\u001b]0;x\\u0007"',
     )
     lines = [*listing_lines(folders), *profile_lines(resolve("qwq-32b", "evil", folders))]
     assert all(line.isprintable() for line in lines)

@@ -14,7 +14,7 @@ from qwq_local.dialogue.conversation import Attachment, Framing, Role
 from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
-from qwq_local.planning.window import Window, Wish, share_window
+from qwq_local.planning.window import Needs, Window, share_window
 from qwq_local.profiles.keys import Profile
 from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
 from qwq_local.split.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
@@ -50,7 +50,7 @@ class AnsweringBackend:
 
     def dry_run(self, question: Question) -> Planned:
         tokens = 10 + sum(len(message.content) for message in question.messages)
-        shares = share_window(Wish(tokens, 600, 200), Window(N_CTX))
+        shares = share_window(Needs(tokens, 600, 200), Window(N_CTX))
         if shares.n_ctx > self._largest:
             raise DoesNotFit("too large")
         costs = self._costs if shares.n_ctx > self._past else ""

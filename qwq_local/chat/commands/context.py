@@ -10,7 +10,7 @@ from qwq_local.chat.events import ChatEvent, ContextUse, NextPlan, Said
 from qwq_local.chat.model import ChatModel
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.errors import UsageError
-from qwq_local.planning.words import stats_line
+from qwq_local.planning.summary import stats_line
 
 
 def _context(session: Session, _arguments: str) -> Iterator[ChatEvent]:

@@ -24,7 +24,7 @@ _MARK = re.compile(r"<[|｜][\w▁]{1,40}[|｜]>")
 _BUILT_IN = "The model's file holds no chat template; QwQ's turns are written by the built-in one."
 
 
-class Form(Protocol):
+class PromptForm(Protocol):
     """One model's prompt format: see the modules beside this one."""
 
     @property
@@ -71,7 +71,7 @@ class Prompt:
 class PromptFormat:
     """How messages become the prompt of a model."""
 
-    form: Form
+    form: PromptForm
 
     def encode(
         self,
@@ -143,7 +143,7 @@ def prompt_format(template: str | None, special_tokens: Container[str], name: st
     Raises TemplateError when the template describes no format that there is, or when one of the format's
     control tokens is not in the vocabulary.
     """
-    form: Form | None = ChatML(notices=(_BUILT_IN,))
+    form: PromptForm | None = ChatML(notices=(_BUILT_IN,))
     if template and template.strip():
         form = match_chatml(template, name) or match_deepseek(template)
     shown = " ".join("".join(c if c.isprintable() else " " for c in name[:100]).split()) or "the model"

@@ -345,7 +345,7 @@ class TurnView:
         """Whether the plan is another than the last: only then is it put into words."""
         plan = (
             *(event.model, event.n_ctx, event.yarn_factor, event.yarn_origin),
-            *(event.kv_type, event.n_gpu_layers, event.sacrifices),
+            *(event.kv_type, event.n_gpu_layers, event.reductions),
         )
         is_new, self._plan = plan != self._plan, plan
         return is_new

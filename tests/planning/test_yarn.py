@@ -27,7 +27,7 @@ from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import PromptTooLong
 from qwq_local.models.header import read_header
 from qwq_local.models.sizes import own_rope_scaling
-from qwq_local.planning.window import RopeScaling, Scaling, Wish, share_window
+from qwq_local.planning.window import Needs, RopeScaling, Scaling, share_window
 from qwq_local.profiles.layers import Profile
 from tests.checkpoints import (
     CheckpointSpec,
@@ -222,7 +222,7 @@ def test_a_file_with_scaling_keys_runs_unscaled_while_it_fits_and_by_its_own_fac
     assert [window.scaling(window.factor_for(n)) for n in (ORIGIN + 1, 4 * ORIGIN)] == [own] * 2
     assert window.largest == 4 * ORIGIN
     with pytest.raises(PromptTooLong):
-        share_window(Wish(4 * ORIGIN, 0, 1), window)
+        share_window(Needs(4 * ORIGIN, 0, 1), window)
     with closing(load(path)) as model:
         assert difference(logits(model, 1.0), reference(stored, TOKENS, unscaled())) <= TOLERANCE
         assert difference(logits(model, 4.0), reference(stored, TOKENS, yarn(4.0))) <= TOLERANCE
@@ -257,4 +257,4 @@ def test_a_file_without_scaling_keys_has_the_window_of_its_profile(
     assert header.integer("qwen2.context_length") == 4096
     profile = Profile(native_window=ORIGIN, yarn_origin=ORIGIN, yarn_factors=(1.0, 2.0, 4.0))
     window = model_window(profile, own_rope_scaling(header))
-    assert share_window(Wish(2 * ORIGIN, 0, 1), window).rope == RopeScaling(4.0, ORIGIN)
+    assert share_window(Needs(2 * ORIGIN, 0, 1), window).rope == RopeScaling(4.0, ORIGIN)

@@ -26,8 +26,7 @@ from qwq_local.models.architecture import check_architecture
 from qwq_local.models.header import read_header
 from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.planning.compute import compute_bytes, described_compute
-from qwq_local.planning.devices import Machine
-from qwq_local.planning.placement import Demand, Layout, device_uses
+from qwq_local.planning.memory import Machine, Placement, Target, device_uses
 from qwq_local.planning.shape import ContextShape, ModelSizes, can_store, is_quantized
 from qwq_local.text import GIB
 from tests.checkpoints import CheckpointSpec, write_checkpoint
@@ -79,7 +78,7 @@ def contexts(shape: ModelShape) -> Iterator[ContextShape]:
 def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
     """KV cache and compute buffers of every combination as llama.cpp really allocates them."""
     sizes, dry_run = sizes_of(path)
-    demand = Demand(sizes, CPU, lambda layout: dry_run.compute_bytes(layout) or ())
+    target = Target(sizes, CPU, lambda placement: dry_run.compute_bytes(placement) or ())
     counted = 0
     with closing(load(path)) as model, closing(dry_run):
         for shape in contexts(sizes.shape):
@@ -89,7 +88,7 @@ def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
             )  # fmt: skip
             with closing(LlamaContext(model, settings, AbortFlag())) as context:
                 real = held_bytes(context._handle)
-            [planned] = device_uses(demand, Layout(shape))
+            [planned] = device_uses(target, Placement(shape))
             assert real is not None
             assert planned.kv_cache == sum(part.kv_cache for part in real), shape
             assert planned.compute == sum(part.compute for part in real), shape
@@ -111,7 +110,7 @@ def test_the_weights_are_the_tensors_of_the_file(path: Path) -> None:
     assert len(sizes.layer_bytes) == sizes.shape.n_layers
     assert len(set(sizes.layer_bytes)) == 1
     assert (sizes.tied_bytes > 0) == (sizes.shape.n_layers == 1)
-    [use] = device_uses(Demand(sizes, CPU, lambda _: (0,)), Layout(ContextShape(256)))
+    [use] = device_uses(Target(sizes, CPU, lambda _: (0,)), Placement(ContextShape(256)))
     assert use.weights == sizes.total_bytes
 
 
@@ -158,7 +157,7 @@ def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: 
                 continue
             n_batch = min(512, n_ctx)
             context = ContextShape(n_ctx, n_batch, min(n_ubatch, n_batch), kv_type, kv_type, flash)
-            asked = dry_run.compute_bytes(Layout(context))
+            asked = dry_run.compute_bytes(Placement(context))
             assert asked is not None
             ratio = compute_bytes(shape, context) / asked[0]
             assert 1 <= ratio <= 1.1, (context, asked)
@@ -172,13 +171,13 @@ def test_most_of_the_formulas_figures_are_exact() -> None:
     with closing(DryRun(shape, {})) as dry_run:
         for n_ctx, kv_type in itertools.product((2048, 16_384, 32_768, 65_536), ("f16", "q8_0", "q4_0")):
             context = ContextShape(n_ctx, 512, 512, kv_type, kv_type)
-            assert dry_run.compute_bytes(Layout(context)) == (compute_bytes(shape, context),)
+            assert dry_run.compute_bytes(Placement(context)) == (compute_bytes(shape, context),)
 
 
 def test_a_described_processor_gets_the_formula() -> None:
     sizes = ModelSizes(SHAPES[1], (1,) * 24, 1, 1)
-    layout = Layout(ContextShape(4096))
-    assert described_compute(sizes, CPU)(layout) == (compute_bytes(SHAPES[1], layout.context),)
+    placement = Placement(ContextShape(4096))
+    assert described_compute(sizes, CPU)(placement) == (compute_bytes(SHAPES[1], placement.context),)
 
 
 def test_what_is_read_of_a_context_is_what_the_library_logs(miniature: Callable[[str], Path]) -> None:

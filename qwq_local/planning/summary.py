@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.events import Ledger, Planned, TurnStats
-from qwq_local.planning.placement import DeviceUse
-from qwq_local.planning.plan import Plan, Sacrifice
+from qwq_local.planning.memory import DeviceUse
+from qwq_local.planning.plan import Plan, Reduction
 from qwq_local.text import binary_size
 
 
@@ -14,21 +14,21 @@ def plan_line(plan: Plan) -> str:
     """What was decided, on one line: context, scaling, KV type, place, budget, memory."""
     parts = [f"context {plan.n_ctx:,}", _scaling(plan), f"{plan.kv_type} KV", _place(plan)]
     parts += [f"thinking {plan.thinking_budget:,}", ", ".join(_memory(use) for use in plan.uses if use.total)]
-    if plan.sacrifices:
-        parts.append(f"given up: {', '.join(given_up(plan))}")
+    if plan.reductions:
+        parts.append(f"given up: {', '.join(reduction_texts(plan))}")
     return " · ".join(part for part in parts if part)
 
 
-def given_up(plan: Plan) -> tuple[str, ...]:
+def reduction_texts(plan: Plan) -> tuple[str, ...]:
     """Each thing that gave way, in words."""
-    return tuple(_given_up(plan, sacrifice) for sacrifice in plan.sacrifices)
+    return tuple(_reduction_text(plan, reduction) for reduction in plan.reductions)
 
 
 def shortage_line(plan: Plan) -> str:
     """What gave way because the memory is short; empty when nothing did."""
-    if not plan.sacrifices:
+    if not plan.reductions:
         return ""
-    return f"the memory is short, given up: {', '.join(given_up(plan))}."
+    return f"the memory is short, given up: {', '.join(reduction_texts(plan))}."
 
 
 def scaling_line(plan: Plan) -> str:
@@ -58,8 +58,8 @@ def choice_lines(planned: Planned) -> Iterator[str]:
     attention = "on" if planned.flash_attention else "off"
     yield f"KV cache  {planned.kv_type}, flash attention {attention}"
     yield f"layers    {_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
-    if planned.sacrifices:
-        yield f"given up  {', '.join(planned.sacrifices)}"
+    if planned.reductions:
+        yield f"given up  {', '.join(planned.reductions)}"
 
 
 def _layers(planned: Planned) -> str:
@@ -89,7 +89,7 @@ def stats_line(stats: TurnStats) -> str:
 
 
 def _needed(plan: Plan) -> str:
-    needed = plan.wish.prompt_tokens + plan.thinking_budget + plan.answer_reserve
+    needed = plan.needs.prompt_tokens + plan.thinking_budget + plan.answer_reserve
     return f"{needed:,} tokens of prompt, thinking and answer"
 
 
@@ -104,20 +104,21 @@ def _place(plan: Plan) -> str:
     if not plan.has_gpu:
         return "on the CPU"
     place = f"{plan.n_gpu_layers} of {plan.n_offloadable} layers on the GPU"
-    return f"{place}s ({'+'.join(map(str, plan.layout.split))})" if len(plan.layout.split) > 1 else place
+    split = plan.placement.split
+    return f"{place}s ({'+'.join(map(str, split))})" if len(split) > 1 else place
 
 
 def _memory(use: DeviceUse) -> str:
     return f"{use.name} {binary_size(use.total)} of {binary_size(use.usable)}"
 
 
-def _given_up(plan: Plan, sacrifice: Sacrifice) -> str:
-    match sacrifice:
-        case Sacrifice.KV_Q8:
+def _reduction_text(plan: Plan, reduction: Reduction) -> str:
+    match reduction:
+        case Reduction.KV_Q8:
             return "f16 KV for q8_0"
-        case Sacrifice.THINKING:
-            return f"thinking of {plan.wish.thinking_budget:,} for {plan.thinking_budget:,}"
-        case Sacrifice.KV_Q4:
+        case Reduction.THINKING:
+            return f"thinking of {plan.needs.thinking_budget:,} for {plan.thinking_budget:,}"
+        case Reduction.KV_Q4:
             return "q8_0 KV for q4_0"
-        case Sacrifice.LAYERS:
+        case Reduction.LAYERS:
             return f"{plan.n_offloadable - plan.n_gpu_layers} of {plan.n_offloadable} GPU layers"

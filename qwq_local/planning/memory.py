@@ -1,20 +1,65 @@
-"""What goes where: layers on devices, and what each device then holds in bytes.
+"""The devices of a computer, and what each of them holds of a model, in bytes.
 
-llama.cpp puts the last layers on the GPUs, in order, the output after them; the embedding stays with the CPU,
-as do the layers that are left. Arithmetic only.
+llama.cpp puts the last layers on the GPUs, in order, and the output after them. The embedding stays with the
+CPU, as do the layers that are left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from qwq_local.planning.devices import Machine
 from qwq_local.planning.shape import ContextShape, ModelSizes, kv_layer_bytes
 
 
+class DeviceKind(StrEnum):
+    """What a device is to ggml."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    INTEGRATED = "integrated"  # a GPU that computes in the system's memory
+    ACCELERATOR = "accelerator"  # helps the CPU; holds nothing of its own
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Device:
+    """One device: ggml's name for it (CUDA0), the maker's, and its memory in bytes."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A computer: `available_bytes` of its memory can be had; `gpus` in the order in which they get layers.
+
+    `is_unified`: what a GPU takes is taken from the same memory. `is_described`: read from a file, not found.
+    """
+
+    name: str
+    gpus: tuple[Device, ...]
+    memory_bytes: int
+    available_bytes: int
+    cores: int
+    is_unified: bool = False
+    is_described: bool = False
+
+    def capped(self, limits: tuple[int, ...]) -> Machine:
+        """The same machine with at most so many bytes free: one limit per GPU, the system's memory last."""
+        gpus = tuple(
+            replace(gpu, free_bytes=min(gpu.free_bytes, limit))
+            for gpu, limit in zip(self.gpus, limits[:-1], strict=True)
+        )
+        return replace(self, gpus=gpus, available_bytes=min(self.available_bytes, limits[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
     """A context and the layers that each GPU gets; the output counts as one, after the last layer."""
 
     context: ContextShape
@@ -26,8 +71,8 @@ class Layout:
         return sum(self.split)
 
 
-ComputeBytes = Callable[[Layout], tuple[int, ...]]
-"""Gives the compute buffers of a layout: one figure per GPU, the CPU's last."""
+ComputeBytes = Callable[[Placement], tuple[int, ...]]
+"""Gives the compute buffers of a placement: one figure per GPU, the CPU's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +97,7 @@ class DeviceUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class Target:
     """What asks for memory, and what offers it: `reserve_bytes` of every device are kept free."""
 
     model: ModelSizes
@@ -61,46 +106,46 @@ class Demand:
     reserve_bytes: int = 0
 
 
-def device_uses(demand: Demand, layout: Layout) -> tuple[DeviceUse, ...]:
-    """What every device holds under a layout: the GPUs in their order, then the CPU."""
-    model, machine = demand.model, demand.machine
-    compute = demand.compute(layout)
-    kv = kv_layer_bytes(model.shape, layout.context)
+def device_uses(target: Target, placement: Placement) -> tuple[DeviceUse, ...]:
+    """What every device holds under a placement: the GPUs in their order, then the CPU."""
+    model, machine = target.model, target.machine
+    compute = target.compute(placement)
+    kv = kv_layer_bytes(model.shape, placement.context)
     parts = (*model.layer_bytes, model.output_bytes + model.tied_bytes)
-    first = len(parts) - layout.n_gpu_layers
+    first = len(parts) - placement.n_gpu_layers
     uses = []
-    for gpu, count, buffer in zip(machine.gpus, layout.split, compute[:-1], strict=True):
+    for gpu, count, buffer in zip(machine.gpus, placement.split, compute[:-1], strict=True):
         mine = range(first, first + count)
         weights = sum(parts[i] for i in mine)
         layers = sum(i < len(model.layer_bytes) for i in mine)
-        usable = max(0, gpu.free_bytes - demand.reserve_bytes)
+        usable = max(0, gpu.free_bytes - target.reserve_bytes)
         uses.append(DeviceUse(gpu.name, weights, layers * kv, buffer, usable))
         first += count
-    left = range(len(parts) - layout.n_gpu_layers)
+    left = range(len(parts) - placement.n_gpu_layers)
     weights = model.input_bytes + sum(parts[i] for i in left)
     # On the CPU a tied output is the embedding itself.
     weights -= model.tied_bytes if len(left) == len(parts) else 0
     layers = sum(i < len(model.layer_bytes) for i in left)
-    usable = max(0, machine.available_bytes - demand.reserve_bytes)
+    usable = max(0, machine.available_bytes - target.reserve_bytes)
     return (*uses, DeviceUse("CPU", weights, layers * kv, compute[-1], usable))
 
 
-def fits(demand: Demand, uses: tuple[DeviceUse, ...]) -> bool:
+def fits(target: Target, uses: tuple[DeviceUse, ...]) -> bool:
     """Whether every device has what it is to hold; unified memory must hold the sum as well."""
     if any(use.free < 0 for use in uses):
         return False
-    return not demand.machine.is_unified or sum(use.total for use in uses) <= uses[-1].usable
+    return not target.machine.is_unified or sum(use.total for use in uses) <= uses[-1].usable
 
 
-def split_layers(demand: Demand, context: ContextShape, n_gpu_layers: int) -> tuple[int, ...] | None:
+def split_layers(target: Target, context: ContextShape, n_gpu_layers: int) -> tuple[int, ...] | None:
     """How many of the layers each GPU gets, in proportion to what it can take; None when they cannot.
 
     With one GPU there is nothing to decide.
     """
-    n_gpus = len(demand.machine.gpus)
+    n_gpus = len(target.machine.gpus)
     if n_gpus <= 1 or not n_gpu_layers:
         return (n_gpu_layers,) * n_gpus
-    room = _room(demand, context, n_gpu_layers)
+    room = _room(target, context, n_gpu_layers)
     if sum(room) < n_gpu_layers:
         return None
     split = [n_gpu_layers * taken // sum(room) for taken in room]
@@ -109,18 +154,18 @@ def split_layers(demand: Demand, context: ContextShape, n_gpu_layers: int) -> tu
     return tuple(split)
 
 
-def _room(demand: Demand, context: ContextShape, n_gpu_layers: int) -> list[int]:
+def _room(target: Target, context: ContextShape, n_gpu_layers: int) -> list[int]:
     """How many layers each GPU could take, filled one after the other beside its compute buffer."""
-    model, machine = demand.model, demand.machine
+    model, machine = target.model, target.machine
     even = tuple(
         n_gpu_layers // len(machine.gpus) + (i < n_gpu_layers % len(machine.gpus))
         for i in range(len(machine.gpus))
     )
-    compute = demand.compute(Layout(context, even))
+    compute = target.compute(Placement(context, even))
     kv = kv_layer_bytes(model.shape, context)
     # The largest layer stands for all: which ones a GPU gets is not known yet.
     layer = max(model.layer_bytes) + kv
-    aside = demand.reserve_bytes
+    aside = target.reserve_bytes
     spare = [gpu.free_bytes - aside - buffer for gpu, buffer in zip(machine.gpus, compute[:-1], strict=True)]
     room = [max(0, left // layer) for left in spare]
     # The last GPU holds the output besides.

@@ -12,17 +12,16 @@ from qwq_local.errors import DoesNotFit
 from qwq_local.models.architecture import QWQ_32B
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
-from qwq_local.planning.devices import Device, DeviceKind, Machine
-from qwq_local.planning.placement import Demand, Layout, device_uses, fits
-from qwq_local.planning.plan import Choices, NothingFits, Plan, Request, Sacrifice, make_plan
+from qwq_local.planning.memory import Device, DeviceKind, Machine, Placement, Target, device_uses, fits
+from qwq_local.planning.plan import Choices, NothingFits, Plan, Reduction, Request, make_plan
 from qwq_local.planning.shape import ContextShape, ModelSizes
-from qwq_local.planning.window import RopeScaling, Window, Wish, share_window, with_budget
-from qwq_local.planning.words import plan_line, scaling_line, shortage_line
+from qwq_local.planning.summary import plan_line, scaling_line, shortage_line
+from qwq_local.planning.window import Needs, RopeScaling, Window, share_window, with_budget
 from qwq_local.text import GIB
 
 SHAPE = QWQ_32B
 WINDOW = Window(native=32_768, factors=(1, 2, 4), origin=32_768)
-ORDER = list(Sacrifice)
+ORDER = list(Reduction)
 
 
 def qwq(gib: float = 18.48, file_type: str = "Q4_K_M") -> ModelSizes:
@@ -41,10 +40,10 @@ def machine(*gpus_gib: float, memory_gib: float = 64, unified: bool = False) -> 
     return Machine("test", devices, memory, memory, cores=8, is_unified=unified)
 
 
-def request(wish: Wish, where: Machine, model: ModelSizes | None = None, **choices: object) -> Request:
+def request(needs: Needs, where: Machine, model: ModelSizes | None = None, **choices: object) -> Request:
     model = model or qwq()
-    demand = Demand(model, where, described_compute(model, where), reserve_bytes=GIB // 2)
-    return Request(wish, WINDOW, demand, Choices(**choices))  # type: ignore[arg-type]
+    target = Target(model, where, described_compute(model, where), reserve_bytes=GIB // 2)
+    return Request(needs, WINDOW, target, Choices(**choices))  # type: ignore[arg-type]
 
 
 def planned(asked: Request) -> Plan | NothingFits:
@@ -54,38 +53,38 @@ def planned(asked: Request) -> Plan | NothingFits:
         return failed
 
 
-USUAL = Wish(1_000, 16_384, 4_096)
+USUAL = Needs(1_000, 16_384, 4_096)
 
 
 def test_with_enough_memory_nothing_is_given_up() -> None:
     plan = make_plan(request(USUAL, machine(32)))
     assert (plan.kv_type, plan.n_gpu_layers, plan.thinking_budget) == ("f16", 65, 16_384)
-    assert (plan.n_ctx, plan.rope, plan.sacrifices) == (21_760, RopeScaling(), ())
+    assert (plan.n_ctx, plan.rope, plan.reductions) == (21_760, RopeScaling(), ())
     assert shortage_line(plan) == scaling_line(plan) == ""
 
 
 @pytest.mark.parametrize(
-    ("gib", "sacrifices", "kv_type", "layers", "budget"),
+    ("gib", "reductions", "kv_type", "layers", "budget"),
     [
         (26.0, (), "f16", 65, 16_384),
-        (23.5, (Sacrifice.KV_Q8,), "q8_0", 65, 16_384),
-        (21.0, (Sacrifice.KV_Q8, Sacrifice.THINKING), "q8_0", 65, 11_520),
-        (19.7, (Sacrifice.KV_Q8, Sacrifice.THINKING, Sacrifice.KV_Q4), "q4_0", 65, 8_704),
-        (12.0, tuple(Sacrifice), "q4_0", 40, 2_048),
+        (23.5, (Reduction.KV_Q8,), "q8_0", 65, 16_384),
+        (21.0, (Reduction.KV_Q8, Reduction.THINKING), "q8_0", 65, 11_520),
+        (19.7, (Reduction.KV_Q8, Reduction.THINKING, Reduction.KV_Q4), "q4_0", 65, 8_704),
+        (12.0, tuple(Reduction), "q4_0", 40, 2_048),
     ],
 )
 def test_the_order_of_sacrifice(
-    gib: float, sacrifices: tuple[Sacrifice, ...], kv_type: str, layers: int, budget: int
+    gib: float, reductions: tuple[Reduction, ...], kv_type: str, layers: int, budget: int
 ) -> None:
     """As the card gets smaller: KV type, thinking, KV type again, layers; each is named in the line."""
     plan = make_plan(request(USUAL, machine(gib)))
-    assert (plan.sacrifices, plan.kv_type) == (sacrifices, kv_type)
+    assert (plan.reductions, plan.kv_type) == (reductions, kv_type)
     assert abs(plan.n_gpu_layers - layers) <= 2
     assert abs(plan.thinking_budget - budget) <= 1_024
     words = ("f16 KV for q8_0", "thinking of 16,384 for", "q8_0 KV for q4_0", "of 65 GPU layers")
-    for sacrifice in Sacrifice:
+    for reduction in Reduction:
         for line in (plan_line(plan), shortage_line(plan)):
-            assert (words[ORDER.index(sacrifice)] in line) == (sacrifice in sacrifices), line
+            assert (words[ORDER.index(reduction)] in line) == (reduction in reductions), line
             assert "\n" not in line
 
 
@@ -95,57 +94,57 @@ MACHINES = st.builds(
     st.floats(1, 80),
     st.booleans(),
 )
-WISHES = st.builds(
-    Wish, st.integers(0, 100_000), st.integers(0, 30_000), st.integers(1, 8_000), is_roomy=st.booleans()
+NEEDS = st.builds(
+    Needs, st.integers(0, 100_000), st.integers(0, 30_000), st.integers(1, 8_000), takes_largest=st.booleans()
 )
 FILES = st.sampled_from([qwq(), qwq(8.0), qwq(32.42, "Q8_0")])
 
 
 @settings(max_examples=60)
-@given(MACHINES, WISHES, FILES)
-def test_no_plan_takes_more_than_there_is(where: Machine, wish: Wish, model: ModelSizes) -> None:
-    asked = request(wish, where, model)
+@given(MACHINES, NEEDS, FILES)
+def test_no_plan_takes_more_than_there_is(where: Machine, needs: Needs, model: ModelSizes) -> None:
+    asked = request(needs, where, model)
     plan = planned(asked)
     if isinstance(plan, NothingFits):
-        assert not fits(asked.demand, plan.least.uses)
+        assert not fits(asked.target, plan.least.uses)
         return
-    assert fits(asked.demand, plan.uses)
-    assert plan.uses == device_uses(asked.demand, plan.layout)
+    assert fits(asked.target, plan.uses)
+    assert plan.uses == device_uses(asked.target, plan.placement)
     assert sum(use.weights for use in plan.uses) == model.total_bytes
-    assert plan.n_gpu_layers == sum(plan.layout.split) <= 65
-    assert wish.prompt_tokens + plan.thinking_budget + plan.answer_reserve <= plan.n_ctx
+    assert plan.n_gpu_layers == sum(plan.placement.split) <= 65
+    assert needs.prompt_tokens + plan.thinking_budget + plan.answer_reserve <= plan.n_ctx
 
 
 def could_be_had(asked: Request, kv_type: str, budget: int, n_gpu_layers: int) -> bool:
     """Whether these values fit, with any split: looked up without the search that is tested."""
-    shares = share_window(with_budget(asked.wish, budget), asked.window)
+    shares = share_window(with_budget(asked.needs, budget), asked.window)
     context = ContextShape(shares.n_ctx, 512, 512, kv_type, kv_type)
-    gpus = len(asked.demand.machine.gpus)
+    gpus = len(asked.target.machine.gpus)
     splits = [(n_gpu_layers,)] if gpus == 1 else [()]
-    return any(fits(asked.demand, device_uses(asked.demand, Layout(context, split))) for split in splits)
+    return any(fits(asked.target, device_uses(asked.target, Placement(context, split))) for split in splits)
 
 
 @settings(max_examples=60)
-@given(st.floats(4, 40), WISHES.map(lambda wish: replace(wish, is_roomy=False)), FILES)
-def test_nothing_is_given_up_that_could_be_kept(gib: float, wish: Wish, model: ModelSizes) -> None:
-    """Each sacrifice was needed: without it, and with all that comes before it, nothing fits."""
-    asked = request(wish, machine(gib), model)
+@given(st.floats(4, 40), NEEDS.map(lambda needs: replace(needs, takes_largest=False)), FILES)
+def test_nothing_is_given_up_that_could_be_kept(gib: float, needs: Needs, model: ModelSizes) -> None:
+    """Each reduction was needed: without it, and with all that comes before it, nothing fits."""
+    asked = request(needs, machine(gib), model)
     try:
         plan = make_plan(asked)
     except NothingFits:
         return
-    full = share_window(wish, WINDOW).thinking_budget
+    full = share_window(needs, WINDOW).thinking_budget
     floor = min(2_048, full)
-    if plan.sacrifices:
+    if plan.reductions:
         assert not could_be_had(asked, "f16", full, 65)
-    if Sacrifice.THINKING in plan.sacrifices:
+    if Reduction.THINKING in plan.reductions:
         assert not could_be_had(asked, "q8_0", full, 65)
-    if Sacrifice.KV_Q4 in plan.sacrifices:
+    if Reduction.KV_Q4 in plan.reductions:
         assert not could_be_had(asked, "q8_0", floor, plan.n_gpu_layers)
-    if Sacrifice.LAYERS in plan.sacrifices:
+    if Reduction.LAYERS in plan.reductions:
         assert not could_be_had(asked, "q4_0", floor, 65)
         assert not could_be_had(asked, "q4_0", floor, plan.n_gpu_layers + 1)
-    assert list(plan.sacrifices) == sorted(plan.sacrifices, key=ORDER.index)
+    assert list(plan.reductions) == sorted(plan.reductions, key=ORDER.index)
 
 
 def worth(plan: Plan) -> tuple[float, ...]:
@@ -155,34 +154,34 @@ def worth(plan: Plan) -> tuple[float, ...]:
 
 
 @settings(max_examples=40)
-@given(st.floats(4, 40), st.floats(0, 8), WISHES.map(lambda wish: replace(wish, is_roomy=False)))
-def test_more_memory_never_makes_a_worse_plan(gib: float, more: float, wish: Wish) -> None:
+@given(st.floats(4, 40), st.floats(0, 8), NEEDS.map(lambda needs: replace(needs, takes_largest=False)))
+def test_more_memory_never_makes_a_worse_plan(gib: float, more: float, needs: Needs) -> None:
     try:
-        small = make_plan(request(wish, machine(gib)))
+        small = make_plan(request(needs, machine(gib)))
     except NothingFits:
         return
-    assert worth(make_plan(request(wish, machine(gib + more)))) >= worth(small)
+    assert worth(make_plan(request(needs, machine(gib + more)))) >= worth(small)
 
 
 def test_what_was_asked_for_is_kept() -> None:
     plan = make_plan(request(USUAL, machine(24), kv_type="q5_1", n_gpu_layers=30, n_batch=256, n_ubatch=64))
-    assert (plan.kv_type, plan.n_gpu_layers, plan.sacrifices) == ("q5_1", 30, ())
-    assert (plan.layout.context.n_batch, plan.layout.context.n_ubatch) == (256, 64)
+    assert (plan.kv_type, plan.n_gpu_layers, plan.reductions) == ("q5_1", 30, ())
+    assert (plan.placement.context.n_batch, plan.placement.context.n_ubatch) == (256, 64)
     with pytest.raises(NothingFits):
         make_plan(request(USUAL, machine(12), n_gpu_layers=-1))
 
 
 def test_without_flash_attention_the_cache_is_not_quantized() -> None:
-    plan = make_plan(request(Wish(100, 4_096, 512), machine(24), flash_attention=False))
-    assert (plan.kv_type, plan.layout.context.flash_attention) == ("f16", False)
+    plan = make_plan(request(Needs(100, 4_096, 512), machine(24), flash_attention=False))
+    assert (plan.kv_type, plan.placement.context.flash_attention) == ("f16", False)
 
 
 def test_two_cards_share_the_layers_in_proportion_and_hold_them() -> None:
     even = make_plan(request(USUAL, machine(16, 16)))
-    assert sum(even.layout.split) == 65
-    assert abs(even.layout.split[0] - even.layout.split[1]) <= 3
+    assert sum(even.placement.split) == 65
+    assert abs(even.placement.split[0] - even.placement.split[1]) <= 3
     uneven = make_plan(request(USUAL, machine(24, 8)))
-    assert uneven.layout.split[0] > 2 * uneven.layout.split[1] > 0
+    assert uneven.placement.split[0] > 2 * uneven.placement.split[1] > 0
 
 
 def test_a_card_may_hold_what_the_processors_memory_alone_could_not() -> None:
@@ -199,16 +198,16 @@ def test_unified_memory_is_counted_once() -> None:
 
 
 def test_a_roomy_plan_takes_the_largest_native_context_that_fits() -> None:
-    roomy = replace(USUAL, is_roomy=True)
+    roomy = replace(USUAL, takes_largest=True)
     assert make_plan(request(roomy, machine(80))).n_ctx == 32_768
     plan = make_plan(request(roomy, machine(23.5)))
-    assert (plan.kv_type, plan.sacrifices) == ("q8_0", (Sacrifice.KV_Q8,))
+    assert (plan.kv_type, plan.reductions) == ("q8_0", (Reduction.KV_Q8,))
     assert 21_760 < plan.n_ctx <= 32_768
     assert plan.n_ctx == 32_768 or plan.uses[0].free < 256 * 64 * 2176 + (1 << 20)
 
 
 def test_yarn_is_told_with_the_tokens_that_need_it() -> None:
-    plan = make_plan(request(Wish(40_000, 16_384, 4_096), machine(80)))
+    plan = make_plan(request(Needs(40_000, 16_384, 4_096), machine(80)))
     assert (plan.rope, plan.n_ctx) == (RopeScaling(2, 32_768), 60_672)
     assert "YaRN 2 over 32,768" in plan_line(plan)
     assert scaling_line(plan) == (
@@ -237,17 +236,17 @@ def test_what_never_fits_is_told_with_numbers_and_the_three_nearest_things_that_
 def test_settings_that_are_in_the_way_are_the_nearest() -> None:
     _, offers = offers_of(request(USUAL, machine(20), kv_type="f32", n_gpu_layers=-1))
     assert offers[:2] == ["--set kv_type=auto", "--set n_gpu_layers=auto"]
-    wish = replace(USUAL, n_ctx=131_072)
-    _, offers = offers_of(request(wish, machine(memory_gib=22)))
+    needs = replace(USUAL, n_ctx=131_072)
+    _, offers = offers_of(request(needs, machine(memory_gib=22)))
     assert offers[0].startswith("--set n_ctx=")
     n_ctx = int(offers[0].removeprefix("--set n_ctx="))
-    make_plan(request(replace(wish, n_ctx=n_ctx), machine(memory_gib=22)))
+    make_plan(request(replace(needs, n_ctx=n_ctx), machine(memory_gib=22)))
     with pytest.raises(NothingFits):
-        make_plan(request(replace(wish, n_ctx=n_ctx + 256), machine(memory_gib=22)))
+        make_plan(request(replace(needs, n_ctx=n_ctx + 256), machine(memory_gib=22)))
 
 
 def test_a_shorter_prompt_is_offered_and_fits() -> None:
-    _, offers = offers_of(request(Wish(60_000, 16_384, 4_096), machine(memory_gib=22)))
+    _, offers = offers_of(request(Needs(60_000, 16_384, 4_096), machine(memory_gib=22)))
     prompt = int(offers[0].split(" tokens")[0].rsplit(" ", 1)[1].replace(",", ""))
     assert 0 < prompt < 60_000
-    make_plan(request(Wish(prompt, 16_384, 4_096), machine(memory_gib=22)))
+    make_plan(request(Needs(prompt, 16_384, 4_096), machine(memory_gib=22)))
