@@ -2,9 +2,9 @@
 
     python bench/prefix.py [--tokens 8000] [--pairs 5] [--kv f16]
 
-Every time is from the start of a `qwq ask` to its first token of thinking, model load included, on the
-standard model (bench/make_model.py). The first of a pair finds an empty store, the second what the first
-kept. Then the bytes that are kept of a token, against keys, values and 16 bytes for what they belong to.
+Each time is from the start of `qwq ask` to its first token of thinking, with loading, on the standard model
+(bench/make_model.py). The first of a pair finds an empty store, the second what the first kept. Then the
+bytes on disk for one token, against keys, values and 16 bytes for the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from compare import machine, summary
 from make_model import SHAPES, WORK, bench_model
 
 from qwq_local.engine.api import AbortFlag
-from qwq_local.engine.kv_folder import kv_folder
+from qwq_local.engine.kv_store import kv_folder
 from qwq_local.engine.model import LoadSettings, drained, load_model
 
 CACHE = WORK / "prefix"
@@ -37,7 +37,7 @@ BESIDE = 16
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One process: seconds to its first token, and from its answer to its end; what it had to compute."""
+    """One process: seconds to its first token and from its answer to its end; prompt tokens it computed."""
 
     first_token_s: float
     keeping_s: float
@@ -46,7 +46,7 @@ class Timed:
 
 
 def text_of(model: Path, n_tokens: int) -> str:
-    """A text of so many tokens that does not repeat itself."""
+    """A text of `n_tokens` tokens that does not repeat itself."""
     settings = LoadSettings(vocab_only=True)
     with closing(drained(load_model(model, settings, AbortFlag()))) as loaded:
         text = " ".join(f"on day {i} the fox jumps over {i * i} lazy dogs" for i in range(n_tokens))

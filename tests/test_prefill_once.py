@@ -21,7 +21,7 @@ from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.kv_entry import Entry
-from qwq_local.engine.kv_folder import kv_folder
+from qwq_local.engine.kv_store import kv_folder
 from qwq_local.errors import QwqError
 from qwq_local.events import Finished, Planned, Prefill
 from qwq_local.models.identity import ModelIdentities

@@ -14,8 +14,7 @@ from pathlib import Path
 from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import ModelIdentity
-from qwq_local.engine.kv_folder import kv_folder
-from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.kv_store import KvStore, Prefilled, kv_folder
 from qwq_local.events import Event, Finished, FinishReason, Notice
 from qwq_local.models.architecture import model_name
 from qwq_local.models.header import Header

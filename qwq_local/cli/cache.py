@@ -14,7 +14,7 @@ from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile
 from qwq_local.cli.profiles import aligned
 from qwq_local.engine.kv_entry import Entry, StateKey, clean_label
-from qwq_local.engine.kv_folder import KvFolder, kv_folder
+from qwq_local.engine.kv_store import KvFolder, kv_folder
 from qwq_local.errors import UsageError
 from qwq_local.files import remove_quietly
 from qwq_local.paths import directories

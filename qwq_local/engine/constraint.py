@@ -92,9 +92,9 @@ class ConstraintMatcher:
             raise EngineError(f"token {token} is not allowed under the answer's constraint.")
 
     def rollback(self, n_tokens: int) -> None:
-        """Take back the last tokens that were accepted."""
+        """Undo the last `n_tokens` accepts."""
         if n_tokens and not self._matcher.rollback(n_tokens):
-            raise EngineError(f"{n_tokens} tokens cannot be taken back.")
+            raise EngineError(f"{n_tokens} tokens cannot be undone.")
 
     def reset(self) -> None:
         """Be at the beginning of an answer."""

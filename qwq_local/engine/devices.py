@@ -1,4 +1,4 @@
-"""What the installed llama.cpp can compute on: ggml's own list of devices, with their memory."""
+"""The devices that the installed llama.cpp can compute on, from ggml's list, with their memory."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def can_offload() -> bool:
 
 @cache
 def ggml() -> Any:
-    """The functions of libggml and libggml-base that llama_cpp has no names for, their types declared."""
+    """Functions of libggml and libggml-base that llama_cpp does not export, with their types."""
     llama_cpp = library()
-    # Loading is llama_cpp's own affair; these two lie beside its library under the same naming rules.
+    # These two are beside llama_cpp's library and named by the same rules, so its loader finds them.
     from llama_cpp._ctypes_extensions import load_shared_library
 
     folder = Path(str(llama_cpp.__file__)).parent / "lib"
@@ -60,16 +60,16 @@ def ggml() -> Any:
 
 
 def list_devices() -> tuple[Device, ...]:
-    """Every device in ggml's order; the CPU's free memory is not to be believed (see machine/memory.py)."""
+    """Every device in ggml's order; the free memory of the CPU is wrong there (see machine/memory.py)."""
     lib = ggml()
     handles = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
     return tuple(_device(lib, handle)[0] for handle in handles)
 
 
 def offload_devices() -> tuple[Device, ...]:
-    """The devices that llama.cpp gives layers to, in its order: GPUs, else integrated ones.
+    """The devices that llama.cpp gives layers to, in its order: GPUs, or integrated ones if there is no GPU.
 
-    A GPU that two backends see counts once (llama.cpp, llama_prepare_model_devices).
+    A GPU that two backends list counts once (llama.cpp, llama_prepare_model_devices).
     """
     lib = ggml()
     by_kind: dict[DeviceKind, list[Device]] = {DeviceKind.GPU: [], DeviceKind.INTEGRATED: []}
@@ -84,7 +84,7 @@ def offload_devices() -> tuple[Device, ...]:
 
 
 def _device(lib: Any, handle: int) -> tuple[Device, str]:
-    """The device, and an identity that is the same in every backend that sees it."""
+    """The device, and an identity that is equal in every backend that lists it."""
     found = _Properties()
     lib.ggml_backend_dev_get_props(handle, ctypes.byref(found))
     kind = _KINDS[found.type] if found.type < len(_KINDS) else DeviceKind.OTHER

@@ -1,8 +1,8 @@
-"""One entry of the KV store: the keys and values of a token sequence, in one file that can be trusted.
+"""One entry of the KV store: the keys and values of a token sequence in a file with a checksum.
 
-The file is llama.cpp's own sequence-state file (magic, version, token count, tokens, state) with a trailer
-after it: a JSON record of what it belongs to, with the checksum of all before it; the record's length and
-CRC-32; our magic. The trailer is written last, so what lacks it is half-written. Knows no llama.cpp.
+The file is llama.cpp's own sequence-state file (magic, version, token count, tokens, state) and a trailer:
+a JSON record with the entry's key and the checksum of everything before it; the record's length and CRC-32;
+our magic. The trailer is written last, so a file without one is incomplete.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from io import BufferedReader
 from pathlib import Path
 
-from qwq_local.engine.api import AbortFlag, ContextSettings
-from qwq_local.engine.checksum import checksum
+from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings
 from qwq_local.engine.library import TESTED_VERSION
 
 SUFFIX = ".kv"
@@ -30,6 +32,8 @@ _MAX_RECORD_BYTES = 4096
 MAX_TRAILER_BYTES = _MAX_RECORD_BYTES + _TAIL.size
 _MAX_TOKENS = 1 << 22
 _MAX_LABEL = 64
+PIECE_BYTES = 1 << 24  # of one CRC-32
+_MAX_CHECKSUM_THREADS = 4
 _RECORD_TYPES = {
     **dict.fromkeys(("label", "checksum", "library"), str),
     **dict.fromkeys(("n_tokens", "state_bytes"), int),
@@ -45,18 +49,18 @@ _KEY_TYPES = {
 
 
 class DamagedEntry(Exception):
-    """A file in the store that is not a whole entry of this version; it is of no use to anybody."""
+    """A file in the store that is not a complete entry of this version."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which weights: `header` of the file's header, size and time, `sha256` of its content once known."""
+    """Which weights: a hash of header, size and time of the file; the SHA-256 of it once that is known."""
 
     header: str
     sha256: str = ""
 
     def is_same(self, other: ModelIdentity) -> bool:
-        """Whether both are the same weights, by content where both know it."""
+        """Whether both are the same weights; by content if both know it."""
         if self.sha256 and other.sha256:
             return self.sha256 == other.sha256
         return self.header == other.header
@@ -64,7 +68,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class StateKey:
-    """What a context must have in common with an entry to read it."""
+    """What an entry and a context that reads it must have in common."""
 
     model: ModelIdentity
     kv_type_k: str
@@ -76,7 +80,7 @@ class StateKey:
 
     @classmethod
     def of(cls, model: ModelIdentity, settings: ContextSettings) -> StateKey:
-        """The key of a context over a model; the rest of the scaling says nothing where there is none."""
+        """The key of a context over a model; without scaling its origin and kind do not count."""
         is_scaled = settings.yarn_factor > 1
         return cls(
             model=model,
@@ -89,7 +93,7 @@ class StateKey:
         )
 
     def matches(self, other: StateKey) -> bool:
-        """Whether keys and values under one are those under the other."""
+        """Whether keys and values computed under one key are valid under the other."""
         return self.model.is_same(other.model) and self._of_context() == other._of_context()
 
     def _of_context(self) -> tuple[object, ...]:
@@ -97,10 +101,10 @@ class StateKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What the trailer says: the key, a name for people, the seconds a token took to prefill, the checksum.
+class EntryRecord:
+    """What the trailer holds: the key, the model's name, the seconds a token took to prefill, the checksum.
 
-    `state_bytes` is the length of all before the trailer.
+    `state_bytes` is the length of everything before the trailer.
     """
 
     key: StateKey
@@ -114,15 +118,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of the store with a trailer that fits it; the content is not verified yet."""
+    """A file of the store whose trailer is sound; its content is not verified yet."""
 
     path: Path
-    record: Record
+    record: EntryRecord
     file_bytes: int
     used_s: float
 
     def token_bytes(self) -> bytes:
-        """The tokens, four little-endian bytes each, as the file has them. Raises OSError, DamagedEntry."""
+        """The tokens in the file, four little-endian bytes each. Raises OSError, DamagedEntry."""
         with self.path.open("rb") as file:
             head = file.read(_HEAD.size)
             tokens = file.read(self.record.n_tokens * _TOKEN_BYTES)
@@ -133,13 +137,13 @@ class Entry:
         return tokens
 
     def verify(self, abort: AbortFlag | None = None) -> None:
-        """Read it all. Raises DamagedEntry when a bit is wrong, OSError, and Aborted."""
+        """Read all of it. Raises DamagedEntry when the checksum is wrong, OSError, and Aborted."""
         if checksum(self.path, self.record.state_bytes, abort) != self.record.checksum:
             raise DamagedEntry
 
 
 def entry_name(key: StateKey, tokens: bytes) -> str:
-    """The file name of these tokens under this key: the same for whoever saves them."""
+    """The file name of these tokens under this key; every process computes the same."""
     digest = hashlib.sha256(_json(asdict(key)))
     digest.update(tokens)
     return digest.hexdigest()[:32] + SUFFIX
@@ -151,24 +155,24 @@ def packed(tokens: Sequence[int]) -> bytes:
 
 
 def common_tokens(a: bytes, b: bytes) -> int:
-    """How many tokens two packed sequences begin with alike."""
+    """The number of tokens at the beginning that two packed sequences share."""
     low, high = 0, min(len(a), len(b)) // _TOKEN_BYTES
-    while low < high:  # a prefix as long as `low` is alike; one longer than `high` is not
+    while low < high:  # the first `low` tokens are equal, and not more than `high` are
         middle = (low + high + 1) // 2
         span = slice(low * _TOKEN_BYTES, middle * _TOKEN_BYTES)
         low, high = (middle, high) if a[span] == b[span] else (low, middle - 1)
     return low
 
 
-def append_trailer(path: Path, record: Record) -> None:
-    """Make a state file an entry. Raises OSError."""
+def append_trailer(path: Path, record: EntryRecord) -> None:
+    """Turn a state file into an entry. Raises OSError."""
     text = _json(asdict(record))
     with path.open("ab") as file:
         file.write(text + _TAIL.pack(len(text), zlib.crc32(text), _MAGIC))
 
 
 def read_entry(path: Path) -> Entry:
-    """The entry at `path` by its trailer alone. Raises DamagedEntry, and OSError when it is gone."""
+    """The entry at `path`, from its trailer alone. Raises DamagedEntry, and OSError when the file is gone."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         file.seek(max(0, status.st_size - MAX_TRAILER_BYTES))
@@ -185,8 +189,55 @@ def read_entry(path: Path) -> Entry:
     return Entry(path, record, status.st_size, status.st_mtime)
 
 
+def checksum(path: Path, n_bytes: int, abort: AbortFlag | None = None) -> str:
+    """64 hex digits over the first `n_bytes` of a file: SHA-256 of the length and the CRC-32 of each piece.
+
+    It finds damage, not malice, and reads gigabytes fast: one thread reads at a time, as disks like it, while
+    the others sum up. Raises OSError, and Aborted when the flag is set meanwhile.
+    """
+    offsets = range(0, n_bytes, PIECE_BYTES)
+    with path.open("rb") as file:
+        pieces = _PieceReader(file, n_bytes, abort or AbortFlag())
+        n_threads = max(1, min(_MAX_CHECKSUM_THREADS, os.cpu_count() or 1, len(offsets)))
+        with ThreadPoolExecutor(n_threads, "checksum") as threads:
+            sums = list(threads.map(pieces.crc32, offsets))
+    digest = hashlib.sha256(n_bytes.to_bytes(8, "little"))
+    for crc in sums:
+        digest.update(crc.to_bytes(4, "little"))
+    return digest.hexdigest()
+
+
+class _PieceReader:
+    """Reads pieces of a file from several threads, each with its own buffer."""
+
+    def __init__(self, file: BufferedReader, n_bytes: int, abort: AbortFlag) -> None:
+        self._file = file
+        self._n_bytes = n_bytes
+        self._abort = abort
+        self._reading = threading.Lock()
+        self._own = threading.local()
+
+    def crc32(self, offset: int) -> int:
+        """The CRC-32 of the piece at `offset`."""
+        if self._abort:
+            raise Aborted
+        buffer = self._buffer()[: min(PIECE_BYTES, self._n_bytes - offset)]
+        with self._reading:
+            self._file.seek(offset)
+            n_read = 0
+            while n_read < len(buffer) and (count := self._file.readinto(buffer[n_read:])):
+                n_read += count
+        return zlib.crc32(buffer[:n_read])
+
+    def _buffer(self) -> memoryview:
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = memoryview(bytearray(PIECE_BYTES))
+        buffer: memoryview = self._own.buffer
+        return buffer
+
+
 def clean_label(name: str) -> str:
-    """A model's name, fit for a terminal and not long."""
+    """A model's name, printable and short."""
     return "".join(c if c.isprintable() else " " for c in name)[:_MAX_LABEL]
 
 
@@ -194,12 +245,12 @@ def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _record(text: bytes) -> Record:
-    """The record, if it is one that this version wrote. Raises DamagedEntry."""
+def _record(text: bytes) -> EntryRecord:
+    """The record, if this version wrote it. Raises DamagedEntry."""
     try:
         values = json.loads(text)
         model = ModelIdentity(**values["key"].pop("model"))
-        record = Record(**{**values, "key": StateKey(model=model, **values["key"])})
+        record = EntryRecord(**{**values, "key": StateKey(model=model, **values["key"])})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedEntry from error
     is_sound = (

@@ -1,49 +1,178 @@
-"""Prefill once: what a context has prefilled is kept on disk, and the next one that needs it reads it back.
+"""The KV store: prefilled prompts are kept on disk, and later contexts read them back.
 
-Comes in: a context, the identity of its model, the tokens of a prompt. Goes out: a context that holds the
-longest stored beginning of that prompt. An entry is read only when the model, rope scaling, KV types, flash
-attention and library version are the same and its checksum holds; the rest of it, past the common beginning,
-is cut off by the next prefill. Devices and batch sizes are not part of the key: they move the last bits, as
-they do from one prefill to another.
+An entry is read only when model, rope scaling, KV types, flash attention and library version are equal and
+its checksum is right; what it holds beyond the shared beginning is cut off by the next prefill. Devices and
+batch sizes are not part of the key: they change the last bits, as they do from one prefill to another.
+
+The folder has no index, so two processes at once and a kill at any moment leave no inconsistent state.
+An entry appears by a rename; the least recently used one makes room for a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-from qwq_local.engine.api import AbortFlag
-from qwq_local.engine.checksum import checksum
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.kv_entry import (
     MAX_TRAILER_BYTES,
+    SUFFIX,
     DamagedEntry,
     Entry,
+    EntryRecord,
     ModelIdentity,
-    Record,
     StateKey,
     append_trailer,
+    checksum,
     clean_label,
     common_tokens,
     entry_name,
     packed,
+    read_entry,
 )
-from qwq_local.engine.kv_folder import KvFolder, NoRoom, touch
 from qwq_local.errors import QwqError
-from qwq_local.files import remove_quietly
-from qwq_local.text import binary_size
+from qwq_local.files import free_bytes, remove_quietly
+from qwq_local.paths import make_private
+from qwq_local.text import GIB, binary_size
 
-# What reading and the checksum come to on a usual computer: it must beat prefilling.
-_READ_BYTES_PER_S = 5e8
+_ENTRY_NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
+_INCOMPLETE = ".saving-"
+_ABANDONED_S = 600  # a file that is being written is younger
+_SHARE_OF_FREE_DISK = 10
+_READ_BYTES_PER_S = 5e8  # reading and checksum on a usual computer
 DEFAULT_MIN_TOKENS = 1024
-# The head of llama.cpp's file and our trailer.
-_MAX_BESIDE_STATE = 16 + MAX_TRAILER_BYTES
+_MAX_BESIDE_STATE = 16 + MAX_TRAILER_BYTES  # the head of llama.cpp's file and our trailer
 _MANY_BYTES = 1 << 30
+
+
+class StorableContext(Protocol):
+    """A sequence in a KV cache that can be written to a file and read back."""
+
+    @property
+    def settings(self) -> ContextSettings:
+        """The settings of its context."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens in the cache."""
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of their keys and values."""
+
+    def truncate(self, n_tokens: int) -> None:
+        """Drop all tokens from position `n_tokens` on."""
+
+    def write_state(self, path: Path) -> int:
+        """Write tokens, keys and values to a file; its length. Raises EngineError."""
+
+    def read_state(self, path: Path, n_tokens: int) -> bool:
+        """Load the `n_tokens` tokens of a verified file; False, and an empty cache, when it does not fit."""
+
+
+class NoRoom(Exception):
+    """An entry does not fit the store or the disk; the text says which limit it exceeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvFolder:
+    """The entries in the folder `path`, which is created when there is something to write.
+
+    Only the user may read it. `limit_bytes` None means a tenth of the disk space that is free or taken by
+    the store.
+    """
+
+    path: Path
+    limit_bytes: int | None = None
+
+    def entries(self, *, remove_damaged: bool = True) -> list[Entry]:
+        """Every entry with a sound trailer, last used first; others with the name of an entry are removed."""
+        found = []
+        for path in self._files(_ENTRY_NAME.fullmatch):
+            try:
+                found.append(read_entry(path))
+            except DamagedEntry:
+                if remove_damaged:
+                    remove_quietly(path)
+            except OSError:  # another process has just removed it
+                continue
+        return sorted(found, key=lambda entry: entry.used_s, reverse=True)
+
+    def limit(self) -> int:
+        """The bytes that the store may take up. Raises OSError."""
+        if self.limit_bytes is not None:
+            return self.limit_bytes
+        used = sum(entry.file_bytes for entry in self.entries(remove_damaged=False))
+        return (free_bytes(self.path) + used) // _SHARE_OF_FREE_DISK
+
+    def make_room(self, n_bytes: int) -> None:
+        """Remove entries, least recently used first, until `n_bytes` more are within the limit.
+
+        Raises OSError, and NoRoom, before it removes an entry, when `n_bytes` alone exceed the limit.
+        """
+        make_private(self.path)
+        self.remove_abandoned()
+        limit, entries = self.limit(), self.entries()
+        if n_bytes > limit:
+            raise NoRoom(f"the KV store may have {binary_size(limit)} (--set kv_store=GIB)")
+        used = sum(entry.file_bytes for entry in entries)
+        while entries and used + n_bytes > limit:
+            oldest = entries.pop()
+            remove_quietly(oldest.path)
+            used -= oldest.file_bytes
+        free = free_bytes(self.path)
+        if n_bytes > free:
+            raise NoRoom(f"the disk has {binary_size(free)} left")
+
+    @contextmanager
+    def new_file(self) -> Iterator[Path]:
+        """An empty private file to write an entry to; deleted after the block unless it was renamed."""
+        make_private(self.path)
+        descriptor, name = tempfile.mkstemp(prefix=_INCOMPLETE, dir=self.path)
+        os.close(descriptor)
+        try:
+            yield Path(name)
+        finally:
+            remove_quietly(Path(name))
+
+    def remove_abandoned(self, older_s: float = _ABANDONED_S) -> None:
+        """Remove incomplete files of killed processes."""
+        for path in self._files(lambda name: name.startswith(_INCOMPLETE)):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > older_s:
+                    path.unlink()
+
+    def _files(self, is_wanted: Callable[[str], object]) -> Iterator[Path]:
+        try:
+            listed = list(os.scandir(self.path))
+        except OSError:  # the folder does not exist yet
+            return
+        for item in listed:
+            if is_wanted(item.name) and item.is_file(follow_symlinks=False):
+                yield Path(item.path)
+
+
+def kv_folder(cache: Path, limit_gib: float | None = None) -> KvFolder:
+    """The store in a cache folder; a limit of None as in KvFolder."""
+    return KvFolder(cache / "kv", None if limit_gib is None else int(limit_gib * GIB))
+
+
+def _touch(path: Path) -> None:
+    """Set the time of last use to now."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """What was prefilled for a prompt: its tokens, the seconds one of them took, the model's name."""
+    """A prompt that was prefilled: its tokens, the seconds that one of them took, the model's name."""
 
     tokens: Sequence[int]
     token_s: float = 0.0
@@ -51,15 +180,17 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _StoredPrefix:
+    """An entry and the number of tokens that it shares with the wanted ones."""
+
     entry: Entry
     n_common: int
 
 
 class KvStore:
-    """Reads and writes the KV cache of contexts; `is_private` reads only, and leaves no trace of it.
+    """Saves the KV cache of contexts and reads it back. `is_private` only reads, and changes no file.
 
-    Both ways yield lines for the user: that it will take a while, or that it went wrong.
+    Both generators yield lines for the user: that it takes a while, or what failed.
     """
 
     def __init__(
@@ -70,9 +201,9 @@ class KvStore:
         is_private: bool = False,
         many_bytes: int = _MANY_BYTES,
     ) -> None:
-        """`min_tokens` is how many tokens must have been prefilled, and not stored, to be worth a file.
+        """A prompt is saved when at least `min_tokens` of its tokens are not stored yet.
 
-        From `many_bytes` on, reading and writing are announced.
+        Reading or writing `many_bytes` and more is announced.
         """
         self.folder = folder
         self._min_tokens = min_tokens
@@ -80,12 +211,12 @@ class KvStore:
         self._many_bytes = many_bytes
 
     def restore(
-        self, context: LlamaContext, model: ModelIdentity, prompt: Sequence[int], abort: AbortFlag
+        self, context: StorableContext, model: ModelIdentity, prompt: Sequence[int], abort: AbortFlag
     ) -> Generator[str, None, int]:
-        """Make the context hold the longest stored beginning of the prompt; returns what it now has of it.
+        """Load the longest stored beginning of the prompt; returns the number of its tokens in the context.
 
-        Nothing is read when the context itself holds as much, or prefilling would be as quick. Never fails:
-        what cannot be read is not there. Raises Aborted.
+        Nothing is read when the context already holds as much, or when prefilling is as fast. An entry that
+        cannot be read is skipped. Raises Aborted.
         """
         wanted = packed(prompt)
         for candidate in self._candidates(StateKey.of(model, context.settings), wanted):
@@ -99,11 +230,11 @@ class KvStore:
                 break
         return common_tokens(packed(context.tokens), wanted)
 
-    def keep(self, context: LlamaContext, model: ModelIdentity, prefilled: Prefilled) -> Iterator[str]:
-        """Store the beginning of the prompt that the context holds.
+    def keep(self, context: StorableContext, model: ModelIdentity, prefilled: Prefilled) -> Iterator[str]:
+        """Save the beginning of the prompt that the context holds.
 
-        What the context holds beyond the prompt is dropped from it. Nothing is written when fewer than
-        `min_tokens` tokens of it are not stored yet.
+        The context is truncated to it. Nothing is written when fewer than `min_tokens` of its tokens are
+        not stored yet.
         """
         wanted = packed(prefilled.tokens)
         n_tokens = common_tokens(packed(context.tokens), wanted)
@@ -125,18 +256,18 @@ class KvStore:
             yield f"what was prefilled is not kept for the next question: {binary_size(size)}, {why}."
             return
         for candidate in candidates:
-            # What the new entry has too is not kept twice.
+            # The new entry contains it.
             if candidate.entry.record.n_tokens - candidate.n_common < self._min_tokens:
                 remove_quietly(candidate.entry.path)
 
-    def _candidates(self, key: StateKey, wanted: bytes) -> Iterator[_Candidate]:
-        """Entries under the key, the longest common beginning first, of equals the smallest file."""
+    def _candidates(self, key: StateKey, wanted: bytes) -> Iterator[_StoredPrefix]:
+        """Entries under the key: the longest shared beginning first, of two equal ones the smaller file."""
         found = []
         for entry in self.folder.entries(remove_damaged=not self._is_private):
             if not entry.record.key.matches(key):
                 continue
             try:
-                found.append(_Candidate(entry, common_tokens(entry.token_bytes(), wanted)))
+                found.append(_StoredPrefix(entry, common_tokens(entry.token_bytes(), wanted)))
             except DamagedEntry:
                 self._remove(entry)
             except OSError:
@@ -153,16 +284,16 @@ class KvStore:
             return False
         return True
 
-    def _read(self, context: LlamaContext, entry: Entry) -> bool:
+    def _read(self, context: StorableContext, entry: Entry) -> bool:
         if not self._is_private:
-            touch(entry.path)
+            _touch(entry.path)
         return context.read_state(entry.path, entry.record.n_tokens)
 
-    def _write(self, context: LlamaContext, key: StateKey, prefilled: Prefilled) -> None:
+    def _write(self, context: StorableContext, key: StateKey, prefilled: Prefilled) -> None:
         with self.folder.new_file() as path:
             n_bytes = context.write_state(path)
             tokens = packed(context.tokens)
-            record = Record(
+            record = EntryRecord(
                 key=key,
                 label=clean_label(prefilled.label),
                 n_tokens=len(context.tokens),
@@ -178,8 +309,8 @@ class KvStore:
             remove_quietly(entry.path)
 
 
-def _pays(candidate: _Candidate, held: int) -> bool:
-    """Whether reading the entry takes less time than prefilling what the context lacks of it."""
+def _pays(candidate: _StoredPrefix, held: int) -> bool:
+    """Whether reading the entry is faster than prefilling the tokens that the context lacks."""
     gained = candidate.n_common - held
     if gained <= 0:
         return False

@@ -1,8 +1,4 @@
-"""The door to llama_cpp: the tested version, its log kept off the screen, stderr that C code writes to.
-
-Comes in: nothing but the installed package. Goes out: the module of low-level functions. Importing this
-module does not import llama_cpp; `library()` does, once.
-"""
+"""The door to llama_cpp: `library()` imports it, checks its version, and keeps its log off the screen."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ _shown = False
 def check_version(installed: str) -> None:
     """Raise EngineError in one line when another version of llama-cpp-python is installed.
 
-    Structs cross the C border by their layout, which changes between versions without notice.
+    The layout of C structs changes between versions without notice.
     """
     if installed != TESTED_VERSION:
         raise _wrong_version(f"llama-cpp-python {installed}")
@@ -40,7 +36,7 @@ def _wrong_version(found: str) -> EngineError:
 
 @cache
 def library() -> ModuleType:
-    """The low-level functions of llama_cpp, backends loaded, its log caught. Raises EngineError."""
+    """llama_cpp's low-level functions, with backends loaded and its log captured. Raises EngineError."""
     try:
         import llama_cpp
     except ModuleNotFoundError:
@@ -68,18 +64,18 @@ def _log_callback(llama_cpp: ModuleType) -> Any:
 
 
 def show_log() -> None:
-    """Let llama.cpp's log through to stderr from now on."""
+    """Write llama.cpp's log to stderr from now on."""
     global _shown
     _shown = True
 
 
 def forget_log() -> None:
-    """Empty the memory of llama.cpp's warnings, before a call whose failure they should explain."""
+    """Forget earlier warnings of llama.cpp, before a call whose failure `last_warning` should explain."""
     _recent.clear()
 
 
 def last_warning() -> str:
-    """llama.cpp's own last words that say something, for an error message; empty when there are none."""
+    """llama.cpp's last message about an error, for ours; empty when there is none."""
     for line in reversed(_recent):
         if "error" in line.lower() or "failed" in line.lower():
             return line.split(": ", 1)[-1][:300]
@@ -87,9 +83,9 @@ def last_warning() -> str:
 
 
 def divert_stderr() -> TextIO:
-    """The real stderr as a new stream; what C code writes to descriptor 2 from now on goes nowhere.
+    """The real stderr as a new stream; from now on, output of C code to descriptor 2 is discarded.
 
-    llama.cpp prints some things past its log callback. Call once, before the library is used.
+    llama.cpp prints some lines without its log callback. Call this once, before the library is used.
     """
     sys.stderr.flush()
     stream = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)

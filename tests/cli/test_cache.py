@@ -12,9 +12,16 @@ import pytest
 
 from qwq_local.cli.cache import age_s, clear, listing_lines
 from qwq_local.engine.api import ContextSettings
-from qwq_local.engine.checksum import checksum
-from qwq_local.engine.kv_entry import ModelIdentity, Record, StateKey, append_trailer, entry_name, packed
-from qwq_local.engine.kv_folder import KvFolder
+from qwq_local.engine.kv_entry import (
+    EntryRecord,
+    ModelIdentity,
+    StateKey,
+    append_trailer,
+    checksum,
+    entry_name,
+    packed,
+)
+from qwq_local.engine.kv_store import KvFolder
 from qwq_local.errors import UsageError
 from tests.command import qwq
 
@@ -29,7 +36,9 @@ def an_entry(folder: KvFolder, n_tokens: int, unused_s: float, key: StateKey = K
     content = struct.pack("<III", 0x67677371, 3, n_tokens) + tokens
     with folder.new_file() as path:
         path.write_bytes(content)
-        record = Record(key, label or "QwQ 32B", n_tokens, 0.0, len(content), checksum(path, len(content)))
+        record = EntryRecord(
+            key, label or "QwQ 32B", n_tokens, 0.0, len(content), checksum(path, len(content))
+        )
         append_trailer(path, record)
         made = path.rename(folder.path / entry_name(key, tokens))
     os.utime(made, (NOW_S - unused_s, NOW_S - unused_s))

@@ -17,25 +17,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwq_local.engine.api import Aborted, AbortFlag
-from qwq_local.engine.checksum import PIECE_BYTES, checksum
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import (
+    PIECE_BYTES,
     DamagedEntry,
+    EntryRecord,
     ModelIdentity,
-    Record,
     StateKey,
     append_trailer,
+    checksum,
     clean_label,
     common_tokens,
     entry_name,
     packed,
     read_entry,
 )
-from qwq_local.engine.kv_folder import KvFolder, NoRoom
-from qwq_local.engine.kv_store import KvStore
+from qwq_local.engine.kv_store import KvFolder, KvStore, NoRoom
 from qwq_local.engine.model import LoadedModel
 from tests.conftest import load
-from tests.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
+from tests.engine.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
 from tests.tiny_models import constant_model
 
 TAIL_BYTES = 16
@@ -96,7 +96,7 @@ def resealed(content: bytes, changes: Mapping[str, object]) -> bytes:
 
 
 def test_the_whole_entry_is_read(stored: Stored, folder: KvFolder) -> None:
-    """What the cases of damage are told apart from."""
+    """The undamaged entry of which every case is a damaged copy."""
     assert tokens_from(folder, stored, stored.content) == (100, True)
     assert tokens_from(folder, stored, resealed(stored.content, {})) == (100, True)
 
@@ -239,7 +239,7 @@ def an_entry(folder: KvFolder, number: int, state_bytes: int, used_s: float) -> 
         tokens = packed([number])
         head = struct.pack("<III", 0x67677371, 3, 1)
         path.write_bytes((head + tokens).ljust(state_bytes, b"\0"))
-        append_trailer(path, Record(KEY, "QwQ", 1, 0.0, state_bytes, checksum(path, state_bytes)))
+        append_trailer(path, EntryRecord(KEY, "QwQ", 1, 0.0, state_bytes, checksum(path, state_bytes)))
         made = path.rename(folder.path / entry_name(KEY, tokens))
     os.utime(made, (used_s, used_s))
     return made

@@ -1,7 +1,7 @@
 """What the tests of the KV store run in processes of their own: reading back, saving all the time.
 
-python -m tests.kv_programs read MODEL FOLDER CASES
-python -m tests.kv_programs save MODEL FOLDER FIRST COUNT FILE_LIMIT
+python -m tests.engine.kv_programs read MODEL FOLDER CASES
+python -m tests.engine.kv_programs save MODEL FOLDER FIRST COUNT FILE_LIMIT
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from pathlib import Path
 from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import ModelIdentity
-from qwq_local.engine.kv_folder import KvFolder
-from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 MODEL = ModelIdentity("header")
 SETTINGS = ContextSettings(n_ctx=1024, flash_attention=False, threads=1)
 MIN_TOKENS = 64
@@ -88,7 +87,7 @@ def started(*arguments: object) -> subprocess.Popen[bytes]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "tests.kv_programs", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.engine.kv_programs", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
 
 

@@ -14,12 +14,11 @@ import pytest
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import SUFFIX, Entry, ModelIdentity
-from qwq_local.engine.kv_folder import KvFolder
-from qwq_local.engine.kv_store import KvStore, Prefilled
+from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
 from tests.conftest import load
-from tests.kv_programs import (
+from tests.engine.kv_programs import (
     ALL_BUT_THE_END,
     MIN_TOKENS,
     MODEL,
