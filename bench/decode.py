@@ -38,7 +38,7 @@ from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.vocabulary import LlamaVocabulary
-from qwq_local.machine.here import physical_cores
+from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.header import read_header, special_token_ids
 
 SAMPLER = SamplerSettings(seed=1)

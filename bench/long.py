@@ -25,7 +25,7 @@ from qwq_local.backend.provision import Provision
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.library import library
-from qwq_local.machine.here import this_machine
+from qwq_local.machine.hardware import this_machine
 from qwq_local.profiles.keys import Profile
 
 DEPTHS = (1024, 4096, 16_384, 32_768)

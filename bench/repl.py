@@ -28,7 +28,7 @@ from compare import machine, pair_ratios, summary
 from make_model import WORK, bench_model
 
 from qwq_local.history.archive import FILE, Archive
-from qwq_local.machine.here import physical_cores
+from qwq_local.machine.hardware import physical_cores
 
 PLACES = WORK / "repl"
 QUESTION = "Write a long text about a fox, a dog and a river."

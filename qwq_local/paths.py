@@ -1,9 +1,4 @@
-"""Where things live: environment in, directories out.
-
-`directories` says where configuration, cache and data of this user belong; nothing is created until a
-caller asks for it. `bundled` is the one function that finds what ships with the program. Knows no file
-formats.
-"""
+"""The directories of this user, and the folders that ship with the program. Nothing is created unasked."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ _OUR_NAME = re.compile(rb'^name\s*=\s*"qwq-local"\s*$', re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """The user's directories: profiles in `config`, in `cache` what can be made again, the rest in `data`."""
+    """The user's directories: `config` has profiles, `cache` has what can be made again, `data` the rest."""
 
     config: Path
     cache: Path
@@ -38,7 +33,7 @@ class Directories:
 def directories(environ: Mapping[str, str]) -> Directories:
     """The three directories, each moved by QWQ_CONFIG_DIR, QWQ_CACHE_DIR or QWQ_DATA_DIR.
 
-    None of them need exist. Raises UsageError for a variable that names no directory at all.
+    They may be missing. Raises UsageError for a variable that is no path.
     """
     return Directories(
         config=_moved(environ, "QWQ_CONFIG_DIR") or platformdirs.user_config_path(APP_NAME, appauthor=False),
@@ -58,9 +53,9 @@ def _moved(environ: Mapping[str, str], variable: str) -> Path | None:
 
 
 def make_private(directory: Path) -> Path:
-    """`directory`, created if it was missing so that only its owner can enter it (0700).
+    """`directory`; created for its owner alone (0700) when it is missing.
 
-    One that exists keeps its permissions: it may be shared on purpose. Raises QwqError.
+    An existing directory keeps its permissions: it may be shared on purpose. Raises QwqError.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,15 +68,15 @@ def make_private(directory: Path) -> Path:
 
 
 def bundled(kind: BundledKind, package: Path = PACKAGE) -> Path:
-    """The folder that ships with the program: the checkout's own when there is one, else the installed copy.
+    """The folder that ships with the program, in a checkout or in an installation.
 
-    `package` is the folder of the import package qwq_local. Raises QwqError when the folder is missing.
+    `package` is the folder of the package qwq_local. Raises QwqError when the folder is missing.
     """
     in_checkout = _is_checkout(package.parent)
     folder = package.parent / _IN_CHECKOUT[kind] if in_checkout else package / "bundled" / kind
     if not folder.is_dir():
-        mend = "Restore the checkout." if in_checkout else "Install qwq-local again."
-        raise QwqError(f"this installation lacks {folder}. {mend}")
+        advice = "Restore the checkout." if in_checkout else "Install qwq-local again."
+        raise QwqError(f"this installation lacks {folder}. {advice}")
     return folder
 
 

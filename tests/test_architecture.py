@@ -31,7 +31,7 @@ ROOMS = (
     "qwq_local.planning",
     "qwq_convert",
     "qwq_local.wire",
-    "qwq_local.reading",
+    "qwq_local.utf8",
     "qwq_local.files",
     "qwq_local.paths",
     "qwq_local.settings",

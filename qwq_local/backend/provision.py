@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwq_local.engine.dry_run import DryRun
 from qwq_local.events import DeviceBytes, Ledger, Planned
-from qwq_local.machine.here import this_machine
+from qwq_local.machine.hardware import this_machine
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header
 from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qwq_local.dialogue.conversation import Attachment
 from qwq_local.errors import UsageError
-from qwq_local.reading import read_text
+from qwq_local.utf8 import read_text
 
 MAX_BYTES = 8 << 20
 """Of all files together: far more than the largest window holds, and counted in a second or two."""

@@ -27,15 +27,15 @@ from qwq_local.engine.constraint import check_constraint
 from qwq_local.engine.devices import can_offload
 from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
 from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
-from qwq_local.machine.files import read_machine
-from qwq_local.machine.here import idle_gpu_notice, present_gpu
+from qwq_local.machine.description import read_machine
+from qwq_local.machine.hardware import idle_gpu_notice, present_gpu
 from qwq_local.paths import Directories, directories
 from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
-from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded, read_text
 from qwq_local.split.plan import SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import write_line
 
 MAX_CONSTRAINT_BYTES = 1 << 20
@@ -87,7 +87,7 @@ def ask(environment: Environment, flags: AskFlags) -> int:
 
 def _read(environment: Environment, flags: AskFlags, profile: Profile) -> _Input:
     """Reads everything that is needed before the model is looked up. Raises UsageError."""
-    system = checked(profile.system if flags.system is None else flags.system, "the system prompt")
+    system = check_utf8(profile.system if flags.system is None else flags.system, "the system prompt")
     constraint = read_constraint(flags.json_schema, flags.regex, flags.grammar)
     if flags.each:
         _refuse_with_each(flags)
@@ -95,7 +95,7 @@ def _read(environment: Environment, flags: AskFlags, profile: Profile) -> _Input
     framing = Framing(system, tuple(read_attachments(flags.files)), profile.question_suffix)
     if flags.each:
         return _Input(profile, framing, constraint=constraint)
-    question, stdin_text = checked(flags.question, "the question"), _read_stdin(environment)
+    question, stdin_text = check_utf8(flags.question, "the question"), _read_stdin(environment)
     framing.messages(question, stdin_text)
     return _Input(profile, framing, question, stdin_text, constraint, trace)
 
@@ -112,7 +112,7 @@ def _read_stdin(environment: Environment) -> str:
     """What was piped in; empty when a person is at the terminal or there is no standard input."""
     if environment.stdin_is_terminal:
         return ""
-    return decoded(environment.read_stdin(MAX_TEXT_BYTES + 1), "standard input")
+    return decode_utf8(environment.read_stdin(MAX_TEXT_BYTES + 1), "standard input")
 
 
 def read_constraint(
@@ -129,7 +129,7 @@ def read_constraint(
     elif grammar is not None:
         constraint = LarkGrammar(read_text(grammar, MAX_CONSTRAINT_BYTES))
     elif regex is not None:
-        constraint = Regex(checked(regex, "--regex"))
+        constraint = Regex(check_utf8(regex, "--regex"))
     else:
         return None
     with constraint_errors_name(str(json_schema or grammar or "--regex")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.prefill_once import PrefillOnce
 from qwq_local.engine.api import AbortFlag
-from qwq_local.machine.here import physical_cores
+from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.catalog import Catalog
 from qwq_local.models.registry import Registry
 from qwq_local.models.store import find_model, is_miniature

@@ -22,17 +22,17 @@ from qwq_local.engine.library import TESTED_VERSION
 from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import ConversationRecord
-from qwq_local.machine.here import idle_gpu_notice, present_gpu
+from qwq_local.machine.hardware import idle_gpu_notice, present_gpu
 from qwq_local.models.inventory import local_models
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ProfileKind, ResolvedProfile, list_profiles, profile_folders, resolve
-from qwq_local.reading import MAX_TEXT_BYTES, checked, decoded
 from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8
 from qwq_local.wire import write_line
 
 
@@ -96,7 +96,7 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         model=meant_model(flags.model or (resumed.model if resumed else "") or DEFAULT_MODEL, places),
         profile=flags.profile or (resumed.profile if resumed else "") or DEFAULT_PROFILE,
         settings=tuple(flags.settings or ()),
-        system=flags.system if flags.system is None else checked(flags.system, "the system prompt"),
+        system=flags.system if flags.system is None else check_utf8(flags.system, "the system prompt"),
         seed=flags.seed,
         resume=resumed.id if resumed else None,
         entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
@@ -148,6 +148,6 @@ def _line_reader(environment: Environment, err: Output) -> ReadLine:
         raw = stdin.readline(MAX_TEXT_BYTES + 1)
         if not raw and environment.stdin_is_terminal:
             err.write("\n")  # ends the line of the prompt
-        return decoded(raw, "a line of standard input").rstrip("\r\n") if raw else None
+        return decode_utf8(raw, "a line of standard input").rstrip("\r\n") if raw else None
 
     return read_line

@@ -39,7 +39,7 @@ def _tasks() -> Iterable[str]:
 
 
 def _machines() -> Iterable[str]:
-    from qwq_local.machine.files import machine_names
+    from qwq_local.machine.description import machine_names
     from qwq_local.paths import directories
     from qwq_local.profiles.layers import profile_folders
 

@@ -19,7 +19,7 @@ from qwq_local.dialogue.conversation import Framing
 from qwq_local.engine.api import Aborted, AnswerConstraint
 from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
 from qwq_local.events import Answer, Finished, FinishReason, Notice, Thinking
-from qwq_local.reading import MAX_TEXT_BYTES, decoded
+from qwq_local.utf8 import MAX_TEXT_BYTES, decode_utf8
 from qwq_local.wire import answer_line, error_line, write_line
 
 
@@ -99,7 +99,7 @@ def _refuse_constant(name: str) -> None:
 
 def _parsed(number: int, raw: bytes) -> _EachLine:
     try:
-        value = json.loads(decoded(raw, f"line {number}"), parse_constant=_refuse_constant)
+        value = json.loads(decode_utf8(raw, f"line {number}"), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UsageError as error:
         return _EachLine(number, problem=str(error))

@@ -30,7 +30,7 @@ from qwq_local.cli.flags import ImatrixFlags
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
 from qwq_local.errors import ExitStatus, UsageError
-from qwq_local.machine.here import physical_cores
+from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header
 from qwq_local.paths import directories

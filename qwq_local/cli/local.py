@@ -41,7 +41,7 @@ def local_model_names() -> Sequence[str]:
 def measured_fit(profile: Profile) -> Fit:
     """The memory that is free now, with the KV cache type and the largest window of the profile."""
     # Both import numpy.
-    from qwq_local.machine.here import this_machine
+    from qwq_local.machine.hardware import this_machine
     from qwq_local.models.fit import Fit, Memory
 
     machine = this_machine()

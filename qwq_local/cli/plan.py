@@ -19,8 +19,8 @@ from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.engine.api import AbortFlag
 from qwq_local.errors import ConvertError, DoesNotFit, ExitStatus, ModelNotFound, QwqError, UsageError
 from qwq_local.events import Ledger, Planned
-from qwq_local.machine.files import read_machine
-from qwq_local.machine.here import physical_cores, this_machine
+from qwq_local.machine.description import read_machine
+from qwq_local.machine.hardware import physical_cores, this_machine
 from qwq_local.models.catalog import Catalog
 from qwq_local.models.known_sizes import known_sizes
 from qwq_local.models.store import find_model
@@ -35,9 +35,9 @@ from qwq_local.planning.window import RopeScaling
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import ProfileFolders, ResolvedProfile, profile_folders, resolve
-from qwq_local.reading import checked
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import device_lines, table_lines
+from qwq_local.utf8 import check_utf8
 from qwq_local.wire import json_line, readable, write_line
 
 QUESTION = "?"
@@ -145,7 +145,7 @@ def _estimated_report(sizes: ModelSizes, profile: Profile, machine: Machine) -> 
 
 def _question(flags: PlanFlags, profile: Profile) -> Question:
     attachments = tuple(read_attachments(flags.files))
-    framing = Framing(checked(profile.system, "the system prompt"), attachments, profile.question_suffix)
+    framing = Framing(check_utf8(profile.system, "the system prompt"), attachments, profile.question_suffix)
     return Question(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
 
 

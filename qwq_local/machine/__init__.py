@@ -1,1 +1,1 @@
-"""What this computer has, or one that a file describes."""
+"""This computer, or one that a file describes."""

@@ -1,8 +1,8 @@
-"""A model file in, which weights they are out: known at once by header, size and time, later by content.
+"""Which weights a model file has: by header, size and time at once, by the SHA-256 of its content later.
 
-The SHA-256 of the content is the name of the blob where the file lies in a cache that names files so (Hugging
-Face's, ollama's), or what was computed once, in the background, and written down under the file's device,
-inode, size and time. A changed file has another time, so what is written down never goes with it.
+The caches of Hugging Face and ollama name a file by its SHA-256. For any other file it is computed once, in
+the background, and stored under the file's device, inode, size and time. A file that changes gets another
+time, so an old SHA-256 is never used for it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qwq_local.paths import make_private
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOB_FOLDER = "blobs"
 _PIECE_BYTES = 1 << 23
-# Between two pieces the worker rests this many times as long as one took: an answer is being made beside it.
+# After each piece the worker rests this many times as long as the piece took: the machine is answering.
 _REST = 3
 _LOWEST_PRIORITY = 19
 
 
 class ModelIdentities:
-    """Identities of model files, with what was computed of them under `folder`; stop it with `close`."""
+    """Identities of model files. Computed digests are stored under `folder`. `close` stops the computing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,33 +40,33 @@ class ModelIdentities:
         self._worker: threading.Thread | None = None
 
     def of(self, header: Header) -> ModelIdentity:
-        """Which weights a model is. Raises OSError when a file is gone."""
+        """The identity of a model. Raises OSError when a file is gone."""
         keys = tuple(_file_key(part.path) for part in header.parts)
         if keys not in self._headers:
             self._headers[keys] = header_sha256(header)
         return ModelIdentity(self._headers[keys], self._content([part.path for part in header.parts]))
 
     def learn(self, header: Header) -> None:
-        """Begin to compute what is not known of the content, in the background; nothing when all is known."""
+        """Start to compute missing digests of the content in the background."""
         missing = [part.path for part in header.parts if not self._known(part.path)]
         if missing and self._worker is None:
             self._worker = threading.Thread(target=self._learn, args=(missing,), name="sha256", daemon=True)
             self._worker.start()
 
     def record(self, path: Path, sha256: str) -> None:
-        """Write down what the file's content is known to be, as after a verified download."""
+        """Store the SHA-256 of a file, for example after a verified download."""
         with suppress(OSError, QwqError):
             folder = make_private(self._folder)
             write_atomically(folder / _file_key(path), sha256.encode(), mode=0o600, sync=False)
 
     def close(self) -> None:
-        """Stop computing; what was not finished begins anew another time."""
+        """Stop computing. An unfinished digest starts over in the next run."""
         self._stop.set()
         if self._worker is not None:
             self._worker.join()
 
     def _content(self, paths: list[Path]) -> str:
-        """The SHA-256 of a file; of several, that of theirs; nothing unless all are known."""
+        """The SHA-256 of a file, or of the SHA-256s of several; empty unless all are known."""
         known = [self._known(path) for path in paths]
         if not all(known):
             return ""
@@ -84,7 +84,7 @@ class ModelIdentities:
 
     def _learn(self, paths: list[Path]) -> None:
         if sys.platform == "linux":
-            # There, and only there, a thread has a priority of its own.
+            # Only Linux gives a thread its own priority.
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         for path in paths:
@@ -95,7 +95,7 @@ class ModelIdentities:
                     self.record(path, sha256)
 
     def _sha256(self, path: Path) -> str:
-        """The content's digest; nothing when it was stopped."""
+        """The SHA-256 of the content; empty after `close`."""
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
         with path.open("rb", buffering=0) as file:
             began = time.monotonic()
@@ -108,7 +108,7 @@ class ModelIdentities:
 
 
 def header_sha256(header: Header) -> str:
-    """A digest of the header, the size and the time of every part."""
+    """A SHA-256 over the header, size and time of every part."""
     digest = hashlib.sha256()
     for part in header.parts:
         status = part.path.stat()
@@ -119,7 +119,7 @@ def header_sha256(header: Header) -> str:
 
 
 def _blob_sha256(path: Path) -> str:
-    """The digest that a content-addressed cache names the file by; nothing outside of one."""
+    """The SHA-256 in the name of a file in a cache of blobs; empty elsewhere."""
     blob = path.resolve()
     name = blob.name.removeprefix("sha256-")
     return name if blob.parent.name == _BLOB_FOLDER and _SHA256.fullmatch(name) else ""

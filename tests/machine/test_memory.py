@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.machine.memory import SystemMemory, memory_of_mac, system_memory
+from qwq_local.machine.hardware import SystemMemory, memory_of_mac, system_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the files are Linux's")
 GIB = 1 << 30

@@ -1,6 +1,6 @@
-"""Bytes from outside in, text out: everything must be UTF-8; what is not is refused by name and byte.
+"""Text from outside: files, standard input, arguments. All of it must be UTF-8.
 
-Knows where bytes come from only by the name it is told.
+An error names the source and the first byte that is not text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qwq_local.errors import UsageError
 # 131,072 tokens are some 600 kB of prose; far beyond that nothing fits, and a disk image is no text.
 MAX_TEXT_BYTES = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# How files begin that people take for text, and what to do with them.
+# How files begin that people take for text, and what to do about them.
 _KINDS = (
     (b"\xff\xfe", "It is UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8."),
     (b"\xfe\xff", "It is UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8."),
@@ -23,17 +23,17 @@ _KINDS = (
 )
 
 
-def checked(text: str, what: str) -> str:
+def check_utf8(text: str, what: str) -> str:
     """The text of a flag or argument. Raises UsageError when its bytes were not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return decoded(os.fsencode(text), what)
+        return decode_utf8(os.fsencode(text), what)
     return text
 
 
-def decoded(raw: bytes, source: str) -> str:
-    """Bytes as text. Raises UsageError naming the source and the first byte that is not UTF-8 text."""
+def decode_utf8(raw: bytes, source: str) -> str:
+    """Bytes as text, with `\\n` as line end. Raises UsageError when they are not UTF-8 text."""
     if len(raw) > MAX_TEXT_BYTES:
         raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB: no context holds it.")
     raw = raw.removeprefix(_BYTE_ORDER_MARK)
@@ -49,14 +49,14 @@ def decoded(raw: bytes, source: str) -> str:
 
 
 def _kind(raw: bytes) -> str:
-    """What the bytes are that are no text, and what to do, as far as their beginning tells."""
+    """What the bytes are instead of text, and what to do, if their beginning shows it."""
     return next((f" {what}" for start, what in _KINDS if raw.startswith(start)), "")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES, name: str = "") -> str:
-    """The text of a file. Raises UsageError naming it, and the byte that is no text.
+    """The text of a file. Raises UsageError.
 
-    `limit` is in bytes; `name` is what it is called in errors, when that is not its path.
+    `limit` is in bytes. `name` is the file's name in errors, by default its path.
     """
     name = name or str(path)
     try:
@@ -68,4 +68,4 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES, name: str = "") -> str:
         raise UsageError(f"{name!r} is no file name: {error}.") from None
     if len(raw) > limit:
         raise UsageError(f"{name} is larger than {limit >> 10:,} KiB.")
-    return decoded(raw, name)
+    return decode_utf8(raw, name)

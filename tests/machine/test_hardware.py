@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwq_local.engine.devices import can_offload, list_devices, offload_devices
-from qwq_local.machine.here import (
+from qwq_local.machine.hardware import (
     CUDA,
     METAL,
     ROCM,

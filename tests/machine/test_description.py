@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwq_local.errors import ProfileError
-from qwq_local.machine.files import machine_names, read_machine
+from qwq_local.machine.description import machine_names, read_machine
 from qwq_local.paths import Directories
 from qwq_local.planning.memory import Device, DeviceKind, Machine
 from qwq_local.profiles.layers import ProfileFolders, profile_folders

@@ -1,7 +1,7 @@
-"""Described computers: a name or a TOML file in, a Machine out, so that a plan can be made before buying.
+"""Computers that a TOML file describes, so that a user can make a plan before buying one.
 
-`profiles/machines/NAME.toml`, or one's own beside one's profiles. Sizes are in GiB. A key that is not known
-is refused like one of the wrong type: a plan made of half a description would look like any other.
+The files are `profiles/machines/NAME.toml`, or `machines/NAME.toml` in the user's own profiles. Sizes are in
+GiB. An unknown key is an error: a plan from half a description would look like a good plan.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MEMORY = Number(0, 4096, above_low=True)
 _RULES: Mapping[str, Rule] = {
     "description": Text(),
     "cores": Number(1, 4096, whole=True),
-    "memory": _MEMORY,  # the system's, as it is sold
-    "available": _MEMORY,  # what of it programs can have
-    "unified": Switch(),  # a GPU computes in the same memory
+    "memory": _MEMORY,  # of the system, as sold
+    "available": _MEMORY,  # what programs can use of it
+    "unified": Switch(),  # the GPU uses the same memory
 }
 _GPU_RULES: Mapping[str, Rule] = {"name": Text(), "memory": _MEMORY, "available": _MEMORY}
 _REQUIRED = ("cores", "memory", "available")
@@ -31,9 +31,9 @@ _GPU_REQUIRED = ("name", "memory", "available")
 
 
 def read_machine(wanted: str, folders: ProfileFolders) -> Machine:
-    """The machine of that name, or in the file of that path when it ends in .toml.
+    """The machine of that name, or of the file at that path when it ends in .toml.
 
-    Raises ProfileError naming the file, the key and what is allowed.
+    Raises ProfileError with the file, the key and the values it allows.
     """
     if wanted.lower().endswith(".toml"):
         path = Path(wanted)
