@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
 from qwq_local.planning.memory import DeviceUse
-from qwq_local.planning.plan import KV_PREFERENCE, NothingFits, Plan, Request, make_plan
+from qwq_local.planning.plan import KV_PREFERENCE, NothingFits, Plan, Request, largest, make_plan
 from qwq_local.planning.shape import GRANULE, ModelSizes, can_store
 from qwq_local.planning.window import Needs
 from qwq_local.text import binary_size
@@ -19,14 +19,24 @@ MOST = 3
 # File type -> bits a weight, from the sizes of QwQ-32B's files; other models come close.
 BITS: Mapping[str, float] = MappingProxyType(
     {
-        "F32": 32.0, "BF16": 16.0, "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.69, "Q5_0": 5.53,
-        "Q4_K_M": 4.85, "Q4_K_S": 4.59, "IQ4_XS": 4.32, "Q3_K_M": 3.89, "Q3_K_S": 3.51,
+        "F32": 32.0,
+        "BF16": 16.0,
+        "F16": 16.0,
+        "Q8_0": 8.5,
+        "Q6_K": 6.56,
+        "Q5_K_M": 5.69,
+        "Q5_0": 5.53,
+        "Q4_K_M": 4.85,
+        "Q4_K_S": 4.59,
+        "IQ4_XS": 4.32,
+        "Q3_K_M": 3.89,
+        "Q3_K_S": 3.51,
     }
-)  # fmt: skip
+)
 
 
 def plan_or_explain(request: Request) -> Plan:
-    """The plan; raises DoesNotFit with the numbers and the three nearest things that would fit."""
+    """The plan. Raises DoesNotFit with the numbers and the three nearest alternatives."""
     try:
         return make_plan(request)
     except NothingFits as failed:
@@ -48,7 +58,7 @@ def _shortage(least: Plan) -> str:
 
 
 def _short_of(uses: tuple[DeviceUse, ...]) -> DeviceUse:
-    """The device that lacks most; with unified memory all of them count as one."""
+    """The device that lacks most; with unified memory, all of them as one."""
     short = min(uses, key=lambda use: use.free)
     if short.free < 0 or len(uses) == 1:
         return short
@@ -71,7 +81,7 @@ def _offer(request: Request, least: Plan) -> str:
 
 
 def _offers(request: Request, least: Plan) -> Iterator[str]:
-    """Nearest first: settings let go, a smaller context, a shorter prompt, smaller files, more memory."""
+    """Nearest first: fewer settings, a smaller context, a shorter prompt, smaller files, more memory."""
     choices, needs = request.choices, request.needs
     if choices.kv_type is not None and _works(replace(request, choices=replace(choices, kv_type=None))):
         yield "--set kv_type=auto"
@@ -99,7 +109,7 @@ def _more(uses: tuple[DeviceUse, ...]) -> str:
 
 
 def _lacking(request: Request) -> tuple[DeviceUse, ...] | None:
-    """What the least demanding plan would hold, or None when some plan fits."""
+    """What the least demanding plan would hold, None when a plan fits."""
     try:
         make_plan(request)
     except NothingFits as failed:
@@ -128,13 +138,12 @@ def _largest_prompt(request: Request) -> int:
 
 
 def _most(request: Request, limit: int, needs_for: Callable[[int], Needs]) -> int:
-    """The largest number of tokens up to the limit for which a needs fits, in whole granules; 0 untried."""
-    low, high = 0, limit // GRANULE
-    while low < high:
-        middle = (low + high + 1) // 2
-        tried = replace(request, needs=needs_for(middle * GRANULE))
-        low, high = (middle, high) if _works(tried) else (low, middle - 1)
-    return low * GRANULE
+    """The largest number of tokens up to the limit that fits, in whole granules; 0 is not tried."""
+
+    def works(n_granules: int) -> bool:
+        return not n_granules or _works(replace(request, needs=needs_for(n_granules * GRANULE)))
+
+    return (largest(limit // GRANULE, works) or 0) * GRANULE
 
 
 def _smaller_files(model: ModelSizes) -> Iterator[tuple[str, ModelSizes]]:
@@ -159,7 +168,7 @@ def _smaller_files(model: ModelSizes) -> Iterator[tuple[str, ModelSizes]]:
 
 
 class FitLevel(StrEnum):
-    """Whether a combination can be had."""
+    """Whether a combination fits."""
 
     FITS = "fits"  # with every layer where it computes fastest
     PARTLY = "partly"  # with some layers left to the CPU

@@ -1,9 +1,9 @@
-"""Compute buffers of a described computer: a model's shape and a context in, bytes out.
+"""The bytes of the compute buffers on a computer that is described in a file.
 
-What llama.cpp keeps of a batch while it computes is laid out by ggml's graph allocator: each result takes the
-smallest free block that holds it and gives its block back after its last reader. The same is done here with
-the operations of a Qwen2 layer, in the order in which llama.cpp builds them (src/models/qwen2.cpp,
-ggml/src/ggml-alloc.c). Knows no library: on this computer the library is asked itself (engine/dry_run.py).
+ggml's graph allocator lays out what llama.cpp keeps of a batch while it computes: each result takes the
+smallest free block that holds it, and frees the block after its last reader. This module does the same with
+the operations of a Qwen layer, in the order in which llama.cpp builds them (src/models/qwen2.cpp,
+ggml/src/ggml-alloc.c). On this computer, engine/dry_run.py asks the library instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qwq_local.planning.shape import ContextShape, ModelSizes, is_quantized
 _F32 = 4
 _F16 = 2
 _INDEX = 8
-# The same blocks come free in every layer: after a few of them nothing new can happen.
+# Every layer frees the same blocks: after a few layers the layout repeats.
 _LAYERS_THAT_DIFFER = 4
 _ENDLESS = 1 << 62
 _LOGITS_MARGIN = 7
@@ -37,7 +37,7 @@ class _Stretch:
 
 @dataclass(slots=True)
 class _Arena:
-    """ggml's allocator: the smallest free block that fits, else the endless one at the end."""
+    """ggml's allocator: it takes the smallest free block that fits, else the endless one at the end."""
 
     alignment: int
     on_gpu: bool
@@ -58,7 +58,7 @@ class _Arena:
         self.peak = max(self.peak, taken.start + size)
         return taken
 
-    def give_back(self, block: _Stretch) -> None:
+    def free(self, block: _Stretch) -> None:
         """The block is free again, joined with free neighbours."""
         if not block.size:
             return
@@ -78,7 +78,7 @@ class _Arena:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a batch brings along, in bytes."""
+    """The inputs of a batch, in bytes."""
 
     tokens: int
     positions: int
@@ -97,7 +97,7 @@ class _Inputs:
 
 
 def described_compute(model: ModelSizes, machine: Machine) -> ComputeBytes:
-    """The compute buffers of a machine that is not at hand: exact for a CPU, unverified for GPUs."""
+    """The compute buffers of a described machine: exact for a CPU, unverified for GPUs."""
     shape = model.shape
 
     def compute(placement: Placement) -> tuple[int, ...]:
@@ -122,29 +122,29 @@ def compute_bytes(model: ModelShape, context: ContextShape, *, on_gpu: bool = Fa
     inputs = _inputs(model, context)
     tokens = arena.take(inputs.tokens)
     row = model.hidden * context.n_tokens * _F32
-    arena.take(row)  # the place of an embedding that is given instead of tokens; never used, never freed
+    arena.take(row)  # for embeddings given instead of tokens; never used, never freed
     positions = arena.take(inputs.positions)
     rotations = [arena.take(size) for size in (inputs.k_rotation, inputs.v_rotation) if size]
     indices = [arena.take(inputs.k_indices), arena.take(inputs.v_indices)]
     mask = arena.take(inputs.mask)
     output_ids = arena.take(inputs.output_ids)
     residual = arena.take(row)
-    arena.give_back(tokens)
+    arena.free(tokens)
     layers = min(model.n_layers, _LAYERS_THAT_DIFFER)
     for layer in range(layers):
         is_last = layer == layers - 1
         attended = _attention(arena, model, context)
         if is_last:
             for block in (positions, *rotations, *indices, mask):
-                arena.give_back(block)
+                arena.free(block)
             row = model.hidden * _F32
             attended, residual = _chosen(arena, attended, row), _chosen(arena, residual, row)
-            arena.give_back(output_ids)
-        arena.give_back(residual)
+            arena.free(output_ids)
+        arena.free(residual)
         residual = _feed_forward(arena, model, attended, row, 1 if is_last else context.n_tokens)
     before = arena.peak
     arena.take(model.n_vocab * _F32)
-    # Where it comes to lie depends on smaller blocks than are followed here.
+    # Its place depends on smaller blocks, which this does not follow.
     return before if arena.peak == before else arena.peak + arena.peak * _LOGITS_MARGIN // 100
 
 
@@ -181,14 +181,14 @@ def is_rotated(model: ModelShape, kv_type: str) -> bool:
 
 
 def _chosen(arena: _Arena, block: _Stretch, row: int) -> _Stretch:
-    """Only the last token's row goes on to the output."""
+    """The last token's row, the only one that the output needs."""
     chosen = arena.take(row)
-    arena.give_back(block)
+    arena.free(block)
     return chosen
 
 
 def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Stretch:
-    """What one layer's attention adds to the residual; norm and bias work in place."""
+    """The output of one layer's attention; norm and bias work in place."""
     n = context.n_tokens
     wide, narrow = model.q_width * n * _F32, model.kv_width * n * _F32
     rotates_k, rotates_v = is_rotated(model, context.kv_type_k), is_rotated(model, context.kv_type_v)
@@ -196,14 +196,14 @@ def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Stre
     query = _moved(arena, arena.take(wide), wide, 1 + rotates_k)
     value = _moved(arena, arena.take(narrow), narrow, int(rotates_v))
     key = arena.take(narrow)
-    arena.give_back(normed)
+    arena.free(normed)
     key = _moved(arena, key, narrow, 1 + rotates_k)
-    arena.give_back(key)
-    arena.give_back(value)
+    arena.free(key)
+    arena.free(value)
     attend = _flash if context.flash_attention else _unfused
     mixed = attend(arena, model, context, query)
     out = arena.take(model.hidden * n * _F32)
-    arena.give_back(mixed)
+    arena.free(mixed)
     return out
 
 
@@ -211,7 +211,7 @@ def _moved(arena: _Arena, block: _Stretch, n_bytes: int, times: int) -> _Stretch
     """The block after operations that do not work in place: RoPE, and the rotation of quantized values."""
     for _ in range(times):
         moved = arena.take(n_bytes)
-        arena.give_back(block)
+        arena.free(block)
         block = moved
     return block
 
@@ -225,31 +225,31 @@ def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stre
     copies = as_f16 * sum(map(is_quantized, kv_types)) if arena.on_gpu else 0
     mixed = arena.take(wide + copies)
     for block in (query, *casts):
-        arena.give_back(block)
+        arena.free(block)
     return _moved(arena, mixed, wide, int(is_rotated(model, context.kv_type_v)))
 
 
 def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stretch) -> _Stretch:
     wide = model.q_width * context.n_tokens * _F32
     scores = arena.take(context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
-    arena.give_back(query)
+    arena.free(query)
     mixed = arena.take(wide)
-    arena.give_back(scores)
+    arena.free(scores)
     merged = arena.take(wide)
-    arena.give_back(mixed)
+    arena.free(mixed)
     return merged
 
 
 def _feed_forward(arena: _Arena, model: ModelShape, entered: _Stretch, row: int, n_tokens: int) -> _Stretch:
-    """The layer's output; what entered is added in place and given back."""
+    """The layer's output; its input is added in place and freed."""
     inner = model.intermediate * n_tokens * _F32
     normed = arena.take(row)
     gate, up = arena.take(inner), arena.take(inner)
-    arena.give_back(normed)
+    arena.free(normed)
     activated = arena.take(inner)
-    arena.give_back(gate)
-    arena.give_back(up)
+    arena.free(gate)
+    arena.free(up)
     out = arena.take(row)
-    arena.give_back(activated)
-    arena.give_back(entered)
+    arena.free(activated)
+    arena.free(entered)
     return out

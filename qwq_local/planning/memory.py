@@ -36,9 +36,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A computer: `available_bytes` of its memory can be had; `gpus` in the order in which they get layers.
+    """A computer: `available_bytes` of its memory are free; `gpus` in the order in which they get layers.
 
-    `is_unified`: what a GPU takes is taken from the same memory. `is_described`: read from a file, not found.
+    `is_unified`: GPUs use the same memory. `is_described`: it was read from a file, it is not this computer.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Machine:
     is_described: bool = False
 
     def capped(self, limits: tuple[int, ...]) -> Machine:
-        """The same machine with at most so many bytes free: one limit per GPU, the system's memory last."""
+        """The same machine with limits on its free bytes: one for each GPU, the system's memory last."""
         gpus = tuple(
             replace(gpu, free_bytes=min(gpu.free_bytes, limit))
             for gpu, limit in zip(self.gpus, limits[:-1], strict=True)
@@ -72,7 +72,7 @@ class Placement:
 
 
 ComputeBytes = Callable[[Placement], tuple[int, ...]]
-"""Gives the compute buffers of a placement: one figure per GPU, the CPU's last."""
+"""The compute buffers of a placement: one figure for each GPU, the CPU's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,13 @@ class DeviceUse:
 
     @property
     def free(self) -> int:
-        """What is left; negative when it does not fit."""
+        """The bytes that are left; negative when it does not fit."""
         return self.usable - self.total
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What asks for memory, and what offers it: `reserve_bytes` of every device are kept free."""
+    """A model and the machine that it runs on; `reserve_bytes` of each device stay free."""
 
     model: ModelSizes
     machine: Machine
@@ -138,10 +138,7 @@ def fits(target: Target, uses: tuple[DeviceUse, ...]) -> bool:
 
 
 def split_layers(target: Target, context: ContextShape, n_gpu_layers: int) -> tuple[int, ...] | None:
-    """How many of the layers each GPU gets, in proportion to what it can take; None when they cannot.
-
-    With one GPU there is nothing to decide.
-    """
+    """The layers of each GPU, in proportion to what it can hold; None when together they cannot."""
     n_gpus = len(target.machine.gpus)
     if n_gpus <= 1 or not n_gpu_layers:
         return (n_gpu_layers,) * n_gpus
@@ -163,7 +160,7 @@ def _room(target: Target, context: ContextShape, n_gpu_layers: int) -> list[int]
     )
     compute = target.compute(Placement(context, even))
     kv = kv_layer_bytes(model.shape, context)
-    # The largest layer stands for all: which ones a GPU gets is not known yet.
+    # The largest layer stands for all: it is not known yet which ones a GPU gets.
     layer = max(model.layer_bytes) + kv
     aside = target.reserve_bytes
     spare = [gpu.free_bytes - aside - buffer for gpu, buffer in zip(machine.gpus, compute[:-1], strict=True)]

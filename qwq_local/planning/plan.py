@@ -1,6 +1,6 @@
-"""The plan of a run: what a prompt needs and what the memory has in, every size and the reasons out.
+"""The plan of a run: context, KV type, budgets and GPU layers, as a prompt needs and the memory allows.
 
-A pure function. When not everything fits, this gives way, in this order and never more than is needed:
+When not everything fits, the plan reduces these, in this order and no more than needed:
 
     1  f16 KV cache              becomes q8_0
     2  the thinking budget       shrinks, to a sixteenth of the native window at least
@@ -32,7 +32,7 @@ _FLASH_HEAD_DIM = 64
 
 
 class Reduction(StrEnum):
-    """What was given up so that the rest fits, in the order in which it is given up."""
+    """What a plan reduces so that the rest fits, in this order."""
 
     KV_Q8 = "q8_0 KV"
     THINKING = "smaller thinking budget"
@@ -42,7 +42,7 @@ class Reduction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What is not the plan's to decide; None leaves it to the plan, -1 GPU layers are all of them."""
+    """What the user decides. None leaves it to the plan; -1 GPU layers means all of them."""
 
     kv_type: str | None = None
     n_gpu_layers: int | None = None
@@ -53,7 +53,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """All that a plan is made from."""
+    """Everything that a plan depends on."""
 
     needs: Needs
     window: Window
@@ -105,7 +105,7 @@ class Plan:
 
 
 class NothingFits(QwqError):
-    """No plan fits; carries the least demanding one for the message about it."""
+    """No plan fits. `least` is the least demanding one, for the message."""
 
     def __init__(self, least: Plan) -> None:
         super().__init__("no plan fits")
@@ -113,23 +113,23 @@ class NothingFits(QwqError):
 
 
 def make_plan(request: Request) -> Plan:
-    """The plan that gives up least. Raises NothingFits, PromptTooLong, UsageError."""
+    """The plan that reduces least. Raises NothingFits, PromptTooLong, UsageError."""
     search = _Search(request)
     all_layers = search.all_layers()
     found = search.on_layers(all_layers)
     if found is None and request.choices.n_gpu_layers is None:
-        # More layers burden the GPUs, fewer the CPU: where the GPUs are full the CPU has least to hold.
-        n_layers = _largest(all_layers - 1, search.gpus_hold)
+        # With as many layers as the GPUs hold, the CPU has the least to hold.
+        n_layers = largest(all_layers - 1, search.gpus_hold)
         found = search.on_layers(n_layers) if n_layers is not None else None
         if found is not None:
             found = replace(found, reductions=(*found.reductions, Reduction.LAYERS))
     if found is None:
         raise NothingFits(search.least())
-    return search.roomy(found) if request.needs.takes_largest else found
+    return search.enlarged(found) if request.needs.takes_largest else found
 
 
 def with_context(request: Request, plan: Plan, n_ctx: int) -> Plan | None:
-    """The same plan with another context, the layers where they are; None when that does not fit."""
+    """The same plan with another context and the layers where they are; None when it does not fit."""
     context = replace(plan.placement.context, n_ctx=n_ctx)
     placement = replace(plan.placement, context=context)
     uses = device_uses(request.target, placement)
@@ -140,7 +140,7 @@ def with_context(request: Request, plan: Plan, n_ctx: int) -> Plan | None:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One rung of the ladder: a KV type, whether the budget may shrink, and what that has given up."""
+    """One step down: a KV type, whether the thinking budget may shrink, and what is reduced by then."""
 
     kv_type: str
     shrinks: bool
@@ -148,16 +148,16 @@ class _Step:
 
 
 class _Search:
-    """Goes down the ladder of reductions for a number of GPU layers."""
+    """Searches the least reduction that fits, for a number of GPU layers."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._shape = request.target.model.shape
-        # Raises before any memory is looked at when the tokens alone do not work out.
+        # Raises before it looks at memory when the tokens do not fit the window.
         self._full = share_window(request.needs, request.window)
 
     def all_layers(self) -> int:
-        """As many layers as there are to put on GPUs, or as many as was asked for."""
+        """The layers that can be on GPUs, or as many as the user asked for."""
         if not self._request.target.machine.gpus:
             return 0
         most = self._request.target.model.n_offloadable
@@ -165,7 +165,7 @@ class _Search:
         return most if wanted is None or wanted < 0 else min(wanted, most)
 
     def on_layers(self, n_layers: int) -> Plan | None:
-        """The plan that gives up least with so many layers on GPUs."""
+        """The plan that reduces least with this many layers on GPUs, None when none fits."""
         for step in self._steps():
             if not step.shrinks:
                 found = self._tried(self._full, step, n_layers)
@@ -176,7 +176,7 @@ class _Search:
         return None
 
     def gpus_hold(self, n_layers: int) -> bool:
-        """Whether the GPUs can hold so many layers when everything else has given way."""
+        """Whether the GPUs can hold this many layers when everything else is reduced."""
         placement = self._placement(self._smallest(), self._last_step(), n_layers)
         if placement is None:
             return False
@@ -186,21 +186,21 @@ class _Search:
         """The least demanding plan, whether it fits or not."""
         n_layers = self.all_layers()
         if self._request.choices.n_gpu_layers is None:
-            n_layers = _largest(n_layers, self.gpus_hold) or 0
+            n_layers = largest(n_layers, self.gpus_hold) or 0
         return self._planned(self._smallest(), self._last_step(), n_layers)
 
-    def roomy(self, plan: Plan) -> Plan:
-        """The same plan with the largest native context that fits without giving up more."""
+    def enlarged(self, plan: Plan) -> Plan:
+        """The same plan with the largest native context that fits without further reduction."""
         native = self._request.window.native
         if plan.rope.is_on or self._request.needs.n_ctx is not None or plan.n_ctx >= native:
             return plan
 
-        def enlarged(n_granules: int) -> Plan | None:
+        def with_more(n_granules: int) -> Plan | None:
             return with_context(self._request, plan, plan.n_ctx + n_granules * GRANULE)
 
         most = (native - plan.n_ctx) // GRANULE
-        count = _largest(most, lambda n: enlarged(n) is not None)
-        return (enlarged(count) if count else None) or plan
+        count = largest(most, lambda n: with_more(n) is not None)
+        return (with_more(count) if count else None) or plan
 
     def _steps(self) -> Iterator[_Step]:
         reductions: tuple[Reduction, ...] = ()
@@ -211,7 +211,7 @@ class _Search:
             elif kv_type == "q8_0" and self._request.choices.kv_type is None:
                 reductions = (*reductions, Reduction.KV_Q8)
             yield _Step(kv_type, False, reductions)
-            # The budget is asked for before q4_0 is, and after q8_0 where that is possible.
+            # The budget shrinks before q4_0 is tried, and after q8_0 where that is possible.
             if shrinks and (kv_type != "f16" or len(self._kv_types()) == 1):
                 yield _Step(kv_type, True, reductions)
 
@@ -240,7 +240,7 @@ class _Search:
             shares = share_window(with_budget(needs, floor + count * GRANULE), window)
             return self._tried(shares, step, n_layers)
 
-        count = _largest(steps, lambda n: with_steps(n) is not None)
+        count = largest(steps, lambda n: with_steps(n) is not None)
         return with_steps(count) if count is not None else None
 
     def _tried(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
@@ -254,7 +254,7 @@ class _Search:
         gpus = len(self._request.target.machine.gpus)
         placement = self._placement(shares, step, n_layers)
         if placement is None:
-            # Only to name figures: all on the first GPU.
+            # This only serves the message: all layers on the first GPU.
             placement = Placement(self._context(shares, step), (n_layers, *(0,) * (gpus - 1)))
         return self._at(shares, step, placement)
 
@@ -282,7 +282,7 @@ class _Search:
         choices = self._request.choices
         wanted = choices.flash_attention
         if wanted is None:
-            # CPUs can always; CUDA has no kernel for smaller heads. A quantized V cache cannot do without.
+            # CPUs always can; CUDA has no kernel for smaller heads. A quantized V cache needs it.
             wanted = not self._request.target.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
         flash = wanted or is_quantized(step.kv_type)
         n_batch = min(choices.n_batch, padded(shares.n_ctx))
@@ -290,8 +290,8 @@ class _Search:
         return ContextShape(shares.n_ctx, n_batch, n_ubatch, step.kv_type, step.kv_type, flash)
 
 
-def _largest(high: int, is_good: Callable[[int], bool]) -> int | None:
-    """The largest number from 0 to `high` that is good, if 0 is; numbers below a good one are good."""
+def largest(high: int, is_good: Callable[[int], bool]) -> int | None:
+    """The largest good number from 0 to `high`, None if 0 is not good. Below a good one, all are good."""
     low = 0
     if high < low or not is_good(low):
         return None

@@ -1,4 +1,4 @@
-"""A plan and a turn in words: what was decided, what gave way, who has the context, how much and how long."""
+"""Plans and turns as lines of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwq_local.text import binary_size
 
 
 def plan_line(plan: Plan) -> str:
-    """What was decided, on one line: context, scaling, KV type, place, budget, memory."""
+    """The plan on one line: context, scaling, KV type, place, budget, memory."""
     parts = [f"context {plan.n_ctx:,}", _scaling(plan), f"{plan.kv_type} KV", _place(plan)]
     parts += [f"thinking {plan.thinking_budget:,}", ", ".join(_memory(use) for use in plan.uses if use.total)]
     if plan.reductions:
@@ -20,26 +20,26 @@ def plan_line(plan: Plan) -> str:
 
 
 def reduction_texts(plan: Plan) -> tuple[str, ...]:
-    """Each thing that gave way, in words."""
+    """What the plan reduces, in words."""
     return tuple(_reduction_text(plan, reduction) for reduction in plan.reductions)
 
 
 def shortage_line(plan: Plan) -> str:
-    """What gave way because the memory is short; empty when nothing did."""
+    """What the plan reduces because memory is short; empty when nothing."""
     if not plan.reductions:
         return ""
     return f"the memory is short, given up: {', '.join(reduction_texts(plan))}."
 
 
 def scaling_line(plan: Plan) -> str:
-    """That the window is stretched and what for; empty when it is not."""
+    """That the window is stretched, and why; empty when it is not."""
     if not plan.rope.is_on:
         return ""
     return f"{_needed(plan)} need {_scaling(plan)}: a context of {plan.n_ctx:,}."
 
 
 def switch_line(before: Plan, plan: Plan) -> str:
-    """That the conversation goes on under another scaling, and what that costs."""
+    """That the conversation continues with another scaling, and what that costs."""
     if not plan.rope.is_on:
         return f"{_needed(plan)} fit the native window again: YaRN is off, the prompt is read anew."
     verb = "outgrow" if plan.rope.factor > before.rope.factor else "need no more than"
@@ -48,7 +48,7 @@ def switch_line(before: Plan, plan: Plan) -> str:
 
 
 def choice_lines(planned: Planned) -> Iterator[str]:
-    """What was chosen, a line for each thing that was decided."""
+    """The plan, one line for each choice."""
     yield (
         f"context   {planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
         f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}"

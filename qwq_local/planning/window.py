@@ -1,7 +1,7 @@
-"""Tokens: how large a context a prompt needs, which YaRN factor that takes, and who gets what of it.
+"""Tokens: the context that a prompt needs, its YaRN factor, and the shares of thinking and answer.
 
-When prompt, thinking budget and answer reserve do not fit the window together, the thinking gives way first,
-then the reserve, each down to a sixteenth of the native window. Arithmetic only.
+When prompt, thinking budget and answer reserve do not fit the window together, the thinking shrinks first,
+then the reserve, each down to a sixteenth of the native window.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from enum import StrEnum
 from qwq_local.errors import PromptTooLong, UsageError
 from qwq_local.planning.shape import padded
 
-# Tokens kept for the sentence that closes a thinking which does not end by itself.
+# Tokens for the sentence that closes the thinking when the model does not.
 CLOSING = 64
 _FLOOR = 16
 
 
 class Scaling(StrEnum):
-    """How positions past the native window are brought into it."""
+    """How positions past the native window are scaled into it."""
 
     YARN = "yarn"
     LINEAR = "linear"
@@ -26,7 +26,7 @@ class Scaling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """One rope scaling: factor 1 is none. `origin` is the window in tokens that it scales from."""
+    """A rope scaling; factor 1 is none. `origin` is the window in tokens that it scales from."""
 
     factor: float = 1.0
     origin: int = 0
@@ -40,9 +40,9 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a run asks for, in tokens; None lets the plan choose.
+    """What a run needs, in tokens. An `n_ctx` of None lets the plan choose.
 
-    `takes_largest` takes the largest native context that fits rather than the smallest that is needed.
+    `takes_largest` asks for the largest native context that fits, not the smallest that is enough.
     """
 
     prompt_tokens: int
@@ -54,9 +54,9 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What the model offers: its native window in tokens and the factors that stretch it.
+    """A model's native window in tokens, and the factors that stretch it.
 
-    `yarn` None lets the tokens decide; a factor is kept to. `origin` 0 stands for the native window.
+    With a `yarn` of None the plan chooses the factor. An `origin` of 0 means the native window.
     """
 
     native: int
@@ -80,7 +80,7 @@ class Window:
         return int(self.native * factor)
 
     def factor_for(self, n_tokens: int) -> float:
-        """The smallest allowed factor whose window holds so many tokens, else the largest."""
+        """The smallest allowed factor whose window holds this many tokens, else the largest."""
         for factor in self.allowed_factors:
             if n_tokens <= self.tokens(factor):
                 return factor
@@ -93,7 +93,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """A context in tokens, and what of it is for the thinking and the answer."""
+    """A context in tokens, and the parts of it for thinking and answer."""
 
     n_ctx: int
     thinking_budget: int
@@ -102,13 +102,13 @@ class Shares:
 
 
 def thinking_floor(needs: Needs, window: Window) -> int:
-    """The thinking budget below which nothing is gained any more, in tokens."""
+    """The smallest thinking budget that a plan goes down to, in tokens."""
     limit = min(needs.n_ctx or window.native, window.native)
     return min(limit // _FLOOR, needs.thinking_budget)
 
 
 def share_window(needs: Needs, window: Window) -> Shares:
-    """The smallest context that holds prompt, thinking and answer, or as much as the window allows of them.
+    """The smallest context that holds prompt, thinking and answer, or as much of them as the window allows.
 
     Raises PromptTooLong when the prompt leaves no room to answer, UsageError for an n_ctx past the window.
     """
@@ -137,7 +137,7 @@ def with_budget(needs: Needs, thinking_budget: int) -> Needs:
 
 
 def _limit(needs: Needs, window: Window, needed: int) -> tuple[int, float]:
-    """How many tokens there may be, and under which factor."""
+    """The most tokens of the context, and the factor for them."""
     if needs.n_ctx is None:
         factor = window.factor_for(needed)
         return window.tokens(factor), factor
@@ -150,21 +150,21 @@ def _limit(needs: Needs, window: Window, needed: int) -> tuple[int, float]:
 
 
 def _too_long(needs: Needs, window: Window, limit: int, least: int) -> PromptTooLong:
-    """`least` is what the prompt would take with the smallest thinking and answer."""
+    """`least` is what prompt, smallest thinking and smallest answer take together."""
     factor = window.factor_for(limit)
     stretched = f" (factor {factor:g} over {window.native:,})" if factor > 1 else ""
     if not needs.prompt_tokens:
         return PromptTooLong(
             f"a little thinking and answer take {least:,} tokens, whatever is asked; the window holds "
-            f"{limit:,}{stretched}.{_mend(needs, window, least)}"
+            f"{limit:,}{stretched}.{_advice(needs, window, least)}"
         )
     return PromptTooLong(
         f"the prompt has {needs.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
-        f"answer; the window holds {limit:,}{stretched}.{_mend(needs, window, least)}"
+        f"answer; the window holds {limit:,}{stretched}.{_advice(needs, window, least)}"
     )
 
 
-def _mend(needs: Needs, window: Window, least: int) -> str:
+def _advice(needs: Needs, window: Window, least: int) -> str:
     if needs.n_ctx is not None and needs.n_ctx < window.largest:
         return f" Leave n_ctx out, or raise it up to {window.largest:,}."
     over = least - window.largest

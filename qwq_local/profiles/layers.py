@@ -46,12 +46,12 @@ DEFAULT_ORIGIN = "default"
 ENVIRONMENT_PREFIX = "QWQ_"
 FLAG = "--set"
 NOT_KEYS = frozenset({"QWQ_MODEL", "QWQ_PROFILE", "QWQ_CONFIG_DIR", "QWQ_CACHE_DIR", "QWQ_DATA_DIR"})
-TYPO_LIKENESS = 0.75  # QWQ_ variables less like a key than this are another program's business
+TYPO_LIKENESS = 0.75  # QWQ_ variables less like a key than this belong to another program
 CAPPED = {"thinking_budget": "max_thinking_budget", "answer_reserve": "max_answer_reserve"}
 
 
 class ProfileKind(StrEnum):
-    """What a profile is about; the folder it lies in is its plural."""
+    """What a profile is about. Its folder is the plural."""
 
     MODEL = "model"
     TASK = "task"
@@ -59,21 +59,21 @@ class ProfileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProfileFolders:
-    """Where profiles are looked for; each holds models/ and tasks/. The user's own need not exist."""
+    """The folders of profiles, each with models/ and tasks/. The user's own need not exist."""
 
     own: Path
     bundled: Path
 
     def own_file(self, kind: ProfileKind, name: str) -> Path:
-        """Where the user's profile of that name is or would be. Raises ProfileError for a malformed name."""
+        """The path of the user's profile of that name. Raises ProfileError for a malformed name."""
         return self.own / f"{kind}s" / f"{_checked(name)}.toml"
 
     def bundled_file(self, kind: ProfileKind, name: str) -> Path:
-        """Where the bundled profile of that name is or would be. Raises ProfileError likewise."""
+        """The path of the bundled profile of that name. Raises ProfileError for a malformed name."""
         return self.bundled / f"{kind}s" / f"{_checked(name)}.toml"
 
     def has(self, kind: ProfileKind, name: str) -> bool:
-        """Whether there is a profile of that name; a name that is none has no profile."""
+        """Whether there is a profile of that name; False for a malformed one."""
         return NAME_FORM.fullmatch(name) is not None and (
             _is_file(self.own_file(kind, name)) or _is_file(self.bundled_file(kind, name))
         )
@@ -86,7 +86,7 @@ class ProfileFolders:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Checked values of some keys, and where they came from; `kind` is None outside of files."""
+    """Checked values of some keys, and their origin; `kind` is None if that is no file."""
 
     origin: str
     values: Mapping[str, object]
@@ -113,7 +113,7 @@ class _File:
 
 
 def file_layers(kind: ProfileKind, name: str, folders: ProfileFolders) -> list[Layer]:
-    """The layers of one profile, lowest first: what it extends or overrides, then itself.
+    """The layers of one profile, lowest first: the profiles that it extends or overrides, then itself.
 
     Raises ProfileError for a profile that does not exist or cannot be read, for an unknown key, a value of
     the wrong type, and for files that extend each other in a circle.
@@ -131,7 +131,7 @@ def file_layers(kind: ProfileKind, name: str, folders: ProfileFolders) -> list[L
 
 
 def list_profiles(folders: ProfileFolders) -> Iterator[ProfileEntry]:
-    """Every profile there is, models first; one that cannot be read is listed with its problem."""
+    """All profiles, models first; one that cannot be read comes with its problem."""
     for kind in ProfileKind:
         for name in folders.names(kind):
             has_own = _is_file(folders.own_file(kind, name))
@@ -150,7 +150,7 @@ def list_profiles(folders: ProfileFolders) -> Iterator[ProfileEntry]:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedProfile:
-    """A profile with the names it was made from and, for every key, where its value came from.
+    """A profile, the names that it was made from, and the origin of each value.
 
     `notices` are lines for the user, such as an environment variable that looks like a misspelt key.
     """
@@ -163,21 +163,17 @@ class ResolvedProfile:
 
 
 def profile_folders(directories: Directories) -> ProfileFolders:
-    """The folders in which this user's and the bundled profiles lie."""
+    """The folders of this user's and of the bundled profiles."""
     return ProfileFolders(own=directories.config / "profiles", bundled=bundled("profiles"))
 
 
 def model_profile_name(model: str, folders: ProfileFolders) -> str:
-    """The model profile that goes with what was given as `--model`.
-
-    That is the profile of the same name (a GGUF's file name without its ending, a name without `:Q4_K_M`),
-    else the one of QwQ-32B.
-    """
+    """The name of the model profile for a `--model`: its own, else that of QwQ-32B."""
     return own_model_profile(model, folders) or DEFAULT_MODEL
 
 
 def own_model_profile(model: str, folders: ProfileFolders) -> str | None:
-    """The model profile of the same name, None when there is none."""
+    """The model profile of the same name: a GGUF's file name without its ending, a name without `:Q4_K_M`."""
     stem = Path(model).name
     stem = stem[: -len(".gguf")] if stem.lower().endswith(".gguf") else stem
     for name in (model, stem, stem.partition(":")[0]):
@@ -193,10 +189,10 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     settings: Sequence[str] = (),
 ) -> ResolvedProfile:
-    """The profile for a model and a task; `settings` are the `key=value` texts of `--set`, in order.
+    """The profile for a model, as `--model` names it, and a task, or no task.
 
-    `model` is whatever `--model` was; `task` None leaves the task's layer out. Raises ProfileError naming
-    the file, variable or flag, the key, and what is allowed.
+    `settings` are the `key=value` texts of `--set`, in order. Raises ProfileError with the file, variable or
+    flag, the key, and the allowed values.
     """
     variables = environ or {}
     model = model_profile_name(model, folders)
@@ -311,7 +307,7 @@ def _find(kind: ProfileKind, name: str, folders: ProfileFolders, asked_by: str =
 
 
 def _beneath(file: _File, kind: ProfileKind, folders: ProfileFolders) -> Path | None:
-    """The file that `file` builds on: what it extends, else the bundled one that it overrides."""
+    """The file under `file`: the one it extends, else the bundled one that it overrides."""
     bundled = folders.bundled_file(kind, file.path.stem)
     overrides = file.path != bundled and file.own and _is_file(bundled)
     if file.extends is None or (file.extends == file.path.stem and overrides):
@@ -333,7 +329,7 @@ def _read(path: Path, own: bool) -> _File:
 
 
 def read_table(path: Path, what: str = "profile") -> dict[str, object]:
-    """The keys and values of a TOML file that a person wrote. Raises ProfileError naming it."""
+    """The keys and values of a TOML file. Raises ProfileError with its path."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -92,7 +92,7 @@ def as_variables(messages: Sequence[Message], *, empty_is_none: bool = False) ->
 class BpeVocabulary:
     """A small byte-level BPE of the `tokenizers` library, with the special tokens of all formats.
 
-    `plain` knows no special token; `whole` finds them in a text, as llama.cpp does with special parsing.
+    `plain` has no special tokens; `whole` finds them in a text, as llama.cpp does with special parsing.
     """
 
     def __init__(self) -> None:

@@ -154,7 +154,7 @@ REPACKAGED = {
     "leaves <think> out": SIMPLE.replace("<think>\\n", ""),
     "leaves the turn out": SIMPLE.replace("{{ '<|im_start|>assistant\\n<think>\\n' }}", ""),
     "closes the thinking": SIMPLE.replace("<think>\\n", "<think>\\n\\n</think>\\n\\n"),
-    "closes unless told": SIMPLE.replace("assistant\\n<think>\\n' }}", (
+    "closes by default": SIMPLE.replace("assistant\\n<think>\\n' }}", (
         "assistant\\n<think>\\n' }}{% if not enable_thinking %}{{ '</think>' }}{% endif %}"
     )),
     "adds a system prompt": "{{ '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}" + SIMPLE,

@@ -1,4 +1,4 @@
-"""The plan: what gives way and in which order, held to by property tests, and what is said of it."""
+"""The plan: what it reduces and in which order, as properties, and the lines about it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_with_enough_memory_nothing_is_given_up() -> None:
         (12.0, tuple(Reduction), "q4_0", 40, 2_048),
     ],
 )
-def test_the_order_of_sacrifice(
+def test_the_order_of_reductions(
     gib: float, reductions: tuple[Reduction, ...], kv_type: str, layers: int, budget: int
 ) -> None:
     """As the card gets smaller: KV type, thinking, KV type again, layers; each is named in the line."""
@@ -148,7 +148,7 @@ def test_nothing_is_given_up_that_could_be_kept(gib: float, needs: Needs, model:
 
 
 def worth(plan: Plan) -> tuple[float, ...]:
-    """Larger is better, in the order in which things are given up."""
+    """Larger is better, in the order of the reductions."""
     kv = ("q4_0", "q8_0", "f16").index(plan.kv_type)
     return (plan.n_gpu_layers, min(kv, 1), plan.thinking_budget, kv)
 
