@@ -41,6 +41,9 @@ SPECS = {
     "one KV head": CheckpointSpec(
         n_layers=2, hidden_size=320, intermediate_size=320, n_heads=5, n_kv_heads=1
     ),
+    "qwen3": CheckpointSpec(
+        n_layers=3, hidden_size=128, n_heads=4, n_kv_heads=2, head_dim=64, architecture="qwen3"
+    ),
     "tied": CheckpointSpec(n_layers=1, hidden_size=256, n_heads=4, n_kv_heads=2, tied=True, vocab_size=5000),
 }
 CPU = Machine("test", (), 64 * GIB, 64 * GIB, cores=1)

@@ -22,7 +22,7 @@ from qwq_convert.plan import ConvertRequest, describe, open_source, sizes
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, edit_json, write_checkpoint
 from tests.command import qwq
-from tests.quantizer import BOOL, FLOAT, INT, TEXT, QuantizeOptions, llama_quantize
+from tests.convert.quantizer import BOOL, FLOAT, INT, TEXT, QuantizeOptions, llama_quantize
 
 COMMIT = "976055f8c83f394f35dbd3ab09a285a984907bd0"
 LENGTH = "qwen2.context_length"

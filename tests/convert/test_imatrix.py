@@ -37,7 +37,7 @@ from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, first_added_token, weights, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
 from tests.conftest import load
-from tests.imatrix_reference import Reference
+from tests.convert.imatrix_reference import Reference
 
 GROUPED = CheckpointSpec(dtype="F32")
 TIED = CheckpointSpec(dtype="F32", n_layers=3, n_kv_heads=4, tied=True)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, StoredTensor, store, weights, write_checkpoint
-from tests.quantizer import INT, TEXT, QuantizeOptions, llama_quantize
+from tests.convert.quantizer import INT, TEXT, QuantizeOptions, llama_quantize
 
 # Rows of whole K-quant blocks, in which every mixture shows: with and without an importance matrix.
 WHOLE_BLOCKS = {

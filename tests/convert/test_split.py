@@ -17,9 +17,10 @@ from qwq_convert.plan import ConvertRequest
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, write_checkpoint
-from tests.quantizer import QuantizeOptions, llama_quantize
+from tests.command import ROOT
+from tests.convert.quantizer import QuantizeOptions, llama_quantize
 
-MINIATURE = Path(__file__).parent.parent / "miniature" / "checkpoint"
+MINIATURE = ROOT / "miniature" / "checkpoint"
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 

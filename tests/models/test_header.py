@@ -16,8 +16,7 @@ from gguf import GGUFReader
 from qwq_local.errors import ModelFileError
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import read_header, special_token_ids
-
-ROOT = Path(__file__).parent.parent
+from tests.command import ROOT, environment
 
 
 @pytest.fixture(scope="module")
@@ -183,13 +182,11 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
     """)
     result = subprocess.run(
         [sys.executable, "-c", program, *map(str, passed)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env=_path_environment(),
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(tmp_path / "cache"),
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.strip() == "alive"
-
-
-def _path_environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}"}

@@ -41,8 +41,9 @@ from tests.checkpoints import (
     write_safetensors,
     write_sparse,
 )
+from tests.command import ROOT
 
-MINIATURE = Path(__file__).parent.parent / "miniature" / "checkpoint"
+MINIATURE = ROOT / "miniature" / "checkpoint"
 _MOST_AHEAD = (2 + THREADS_THAT_WAIT) * ITEMS_PER_THREAD
 
 
@@ -386,5 +387,4 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def _paths() -> str:
-    root = Path(__file__).parent.parent
-    return f"{root}:{root / 'convert'}"
+    return f"{ROOT}:{ROOT / 'convert'}"
