@@ -1,4 +1,4 @@
-"""Decode speed: our turn against a bare llama_decode loop, against `Llama`, and under a JSON schema.
+"""Decode speed: our reply against a bare llama_decode loop, against `Llama`, and under a JSON schema.
 
     python bench/decode.py [--part rates|peer|overheads] [--tokens 192] [--pairs 5]
 
@@ -14,7 +14,7 @@ import argparse
 import ctypes
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,21 +23,14 @@ from compare import machine, pair_ratios, summary
 from llama_cpp import Llama, StoppingCriteriaList
 from make_model import bench_model
 
-from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import (
-    AbortFlag,
-    ContextSettings,
-    Grammar,
-    JsonSchema,
-    PrefillProgress,
-    SamplerSettings,
-)
-from qwq_local.engine.constraint import compile_constraint
-from qwq_local.engine.context import LlamaContext
+from qwq_local.dialogue.control import Opening
+from qwq_local.dialogue.reply import Reply, ReplySettings
+from qwq_local.engine.api import AbortFlag, ContextSettings, JsonSchema, SamplerSettings
+from qwq_local.engine.constraint import ConstraintMatcher, compile_constraint
+from qwq_local.engine.context import LlamaContext, Rows, common_prefix
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
-from qwq_local.engine.sampler import SamplerChain
-from qwq_local.engine.vocabulary import LlamaVocabulary
+from qwq_local.engine.scheduler import Job, Scheduler
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.header import read_header, special_token_ids
 
@@ -54,45 +47,65 @@ def load(path: Path) -> LoadedModel:
     return drained(load_model(path, LoadSettings(special_ids=special_ids), AbortFlag()))
 
 
+def read(context: LlamaContext, tokens: Sequence[int]) -> int:
+    """Make the first slot hold exactly these tokens; returns the row of the last one's logits."""
+    sequence, row = context.sequences[0], 0
+    sequence.truncate(min(common_prefix(sequence.tokens, tokens), len(tokens) - 1))
+    while (done := len(sequence.tokens)) < len(tokens):
+        (row,) = context.decode([Rows(0, tokens[done : done + context.settings.n_batch])])
+    return row
+
+
 def bare_rate(context: LlamaContext, prompt: Sequence[int], n_tokens: int) -> float:
     """llama_decode and llama_sampler_sample in a loop, and nothing else."""
     lib = library()
-    list(context.prefill(prompt))
-    handle, vocab = context._handle, lib.llama_model_get_vocab(context._model.handle)
+    read(context, prompt)
     token = (ctypes.c_int32 * 1)()
-    with closing(SamplerChain(SAMPLER, vocab, context.vocabulary.size, CONTEXT.n_ctx)) as chain:
+    with closing(context.new_chain(SAMPLER)) as chain:
         for number in range(n_tokens):
-            token[0] = lib.llama_sampler_sample(chain.handle, handle, -1)
-            lib.llama_decode(handle, lib.llama_batch_get_one(token, 1))
+            token[0] = lib.llama_sampler_sample(chain.handle, context.handle, -1)
+            lib.llama_decode(context.handle, lib.llama_batch_get_one(token, 1))
             if number == 0:
                 began = time.perf_counter()
         elapsed = time.perf_counter() - began
-    lib.llama_memory_seq_rm(context._memory, 0, len(prompt), -1)
+    lib.llama_memory_seq_rm(lib.llama_get_memory(context.handle), 0, len(prompt), -1)
     return (n_tokens - 1) / elapsed
 
 
-def turn_rate(
-    context: LlamaContext, prompt: Sequence[int], n_tokens: int, grammar: Grammar | None = None
+def reply_rate(
+    context: TimedContext, prompt: Sequence[int], n_tokens: int, matcher: ConstraintMatcher | None = None
 ) -> float:
-    """Our turn, every event drained; the rate of its sampled tokens, from the end of the first decode on.
+    """Our reply through the scheduler, every event read; the rate of its sampled tokens.
 
-    Without a grammar the tokens are thinking, with one they are the answer.
+    Without a constraint the tokens are thinking, with one they are the answer.
     """
-    engine = TimedEngine(context)
-    budget = 0 if grammar else n_tokens
-    settings = TurnSettings(
-        SAMPLER,
-        thinking_budget=budget,
+    settings = ReplySettings(
+        window=context.settings.n_ctx,
+        sampler=SAMPLER,
+        thinking_budget=n_tokens if matcher is None else 0,
         answer_reserve=64,
-        max_tokens=n_tokens if grammar else 1,
-        grammar=grammar,
+        max_tokens=1 if matcher is None else n_tokens,
+        is_constrained=matcher is not None,
     )
-    for _ in Turn(engine, settings).events(prompt):
-        pass
-    times = engine.appended_at[:n_tokens]
-    if len(times) < n_tokens:
+    run(context, settings, prompt, matcher)
+    times = context.decoded_at[: n_tokens - 1]
+    if len(times) < n_tokens - 1:
         raise SystemExit(f"the random model ended after {len(times)} tokens; try another seed")
-    return (n_tokens - 1) / (times[-1] - times[0])
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def run(
+    context: TimedContext,
+    settings: ReplySettings,
+    prompt: Sequence[int],
+    matcher: ConstraintMatcher | None = None,
+) -> None:
+    """One reply, every event read."""
+    reply = Reply(context.vocabulary, settings, Opening(tuple(prompt)))
+    context.start_timing()
+    with closing(Scheduler(context)) as scheduler:
+        for _ in scheduler.submit(reply, Job(tuple(prompt), settings.window, settings.sampler, matcher)):
+            pass
 
 
 def llama_rate(llama: Llama, prompt: Sequence[int], n_tokens: int) -> float:
@@ -112,77 +125,52 @@ def llama_rate(llama: Llama, prompt: Sequence[int], n_tokens: int) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-class TimedEngine:
-    """An engine that keeps the time at which each append ended, and how long after the last one it began."""
+class TimedContext(LlamaContext):
+    """A context that keeps when each decode ended, and the seconds between the decode before and it."""
 
-    def __init__(self, engine: LlamaContext) -> None:
-        self._engine = engine
-        self._resumed = 0.0
+    def start_timing(self) -> None:
+        """Forget the times so far."""
         self.outside_s: list[float] = []
-        self.appended_at: list[float] = []
+        self.decoded_at: list[float] = []
+        self._ended = time.perf_counter()
 
-    @property
-    def vocabulary(self) -> LlamaVocabulary:
-        return self._engine.vocabulary
-
-    @property
-    def settings(self) -> ContextSettings:
-        return self._engine.settings
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        return self._engine.tokens
-
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
-        yield from self._engine.prefill(tokens)
-        self._resumed = time.perf_counter()
-
-    def start_sampling(self, settings: SamplerSettings) -> None:
-        self._engine.start_sampling(settings)
-
-    def remember(self, tokens: Sequence[int]) -> None:
-        self._engine.remember(tokens)
-
-    def sample(self, grammar: Grammar | None = None) -> int:
-        return self._engine.sample(grammar)
-
-    def append(self, token: int) -> None:
-        self.outside_s.append(time.perf_counter() - self._resumed)
-        self._engine.append(token)
-        self._resumed = time.perf_counter()
-        self.appended_at.append(self._resumed)
-
-    def truncate(self, n_tokens: int) -> None:
-        self._engine.truncate(n_tokens)
+    def decode(self, rows: Sequence[Rows], abort: AbortFlag | None = None) -> list[int]:
+        """Decode, and note the times of decodes of one token."""
+        began = time.perf_counter()
+        last_rows = super().decode(rows, abort)
+        if len(rows[0].tokens) == 1:
+            # The time from one decode to the next, without a synchronization that sampling makes anyway.
+            self.outside_s.append(began - self._ended)
+            self.decoded_at.append(time.perf_counter())
+        self._ended = time.perf_counter()
+        return last_rows
 
 
 def outside_growth(model: LoadedModel) -> tuple[float, float]:
     """Seconds per token outside llama_decode around token 100 and around token 8,000 of one thinking."""
     settings = replace(CONTEXT, n_ctx=8704)
-    with closing(LlamaContext(model, settings, AbortFlag())) as context:
-        engine = TimedEngine(context)
-        turn = Turn(engine, TurnSettings(SAMPLER, thinking_budget=8200, answer_reserve=64, max_tokens=1))
-        for _ in turn.events(model.vocabulary.encode_text(TEXT)):
-            pass
-    return statistics.median(engine.outside_s[20:220]), statistics.median(engine.outside_s[7900:8100])
+    with closing(TimedContext(model, settings)) as context:
+        reply = ReplySettings(settings.n_ctx, SAMPLER, thinking_budget=8200, answer_reserve=64, max_tokens=1)
+        run(context, reply, model.vocabulary.encode_text(TEXT))
+    return statistics.median(context.outside_s[20:220]), statistics.median(context.outside_s[7900:8100])
 
 
 def compare_rates(n_tokens: int, pairs: int) -> None:
-    """Print our turn's rate against a bare loop's, and under a schema, on the standard model."""
+    """Print our reply's rate against a bare loop's, and under a schema, on the standard model."""
     path = bench_model()
     print(f"{machine()}; {path.name}, {THREADS} threads, {n_tokens} tokens", flush=True)
     model = load(path)
     prompt = model.vocabulary.encode_text(TEXT)
-    context = LlamaContext(model, CONTEXT, AbortFlag())
+    context = TimedContext(model, CONTEXT)
     constraint = compile_constraint(JsonSchema(SCHEMA), model.vocabulary)
 
     def ours() -> float:
-        return turn_rate(context, prompt, n_tokens)
+        return reply_rate(context, prompt, n_tokens)
 
     ours(), bare_rate(context, prompt, n_tokens)  # warm up
     bare = pair_ratios(ours, lambda: bare_rate(context, prompt, n_tokens), pairs)
     print(summary("turn / bare llama_decode loop", bare, "at least 0.97"), flush=True)
-    schema = pair_ratios(lambda: turn_rate(context, prompt, n_tokens, constraint.matcher()), ours, pairs)
+    schema = pair_ratios(lambda: reply_rate(context, prompt, n_tokens, constraint.matcher()), ours, pairs)
     print(summary("turn under a schema / free turn", schema, "at least 0.9"), flush=True)
     print(f"our rate: {statistics.median(ours() for _ in range(3)):.1f} tokens/s", flush=True)
     context.close()
@@ -190,15 +178,15 @@ def compare_rates(n_tokens: int, pairs: int) -> None:
 
 
 def compare_peer(n_tokens: int, pairs: int) -> None:
-    """Print our turn's rate against that of the `Llama` class, on the standard model."""
+    """Print our reply's rate against that of the `Llama` class, on the standard model."""
     path = bench_model()
     print(f"{machine()}; {path.name}, {THREADS} threads, {n_tokens} tokens", flush=True)
     model, llama = load(path), peer_of(path)
     prompt = model.vocabulary.encode_text(TEXT)
-    with closing(LlamaContext(model, CONTEXT, AbortFlag())) as context:
-        turn_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
+    with closing(TimedContext(model, CONTEXT)) as context:
+        reply_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
         ratios = pair_ratios(
-            lambda: turn_rate(context, prompt, n_tokens), lambda: llama_rate(llama, prompt, n_tokens), pairs
+            lambda: reply_rate(context, prompt, n_tokens), lambda: llama_rate(llama, prompt, n_tokens), pairs
         )
     print(summary("turn / Llama.create_completion(stream=True)", ratios, "more than 1"), flush=True)
     llama.close()
@@ -211,10 +199,10 @@ def compare_overheads(pairs: int) -> None:
     print(f"{machine()}; {path.name}, {THREADS} threads", flush=True)
     model, llama = load(path), peer_of(path)
     prompt = model.vocabulary.encode_text(TEXT)
-    with closing(LlamaContext(model, CONTEXT, AbortFlag())) as context:
-        turn_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
+    with closing(TimedContext(model, CONTEXT)) as context:
+        reply_rate(context, prompt, 64), llama_rate(llama, prompt, 64)  # warm up
         peer = pair_ratios(
-            lambda: turn_rate(context, prompt, 1024), lambda: llama_rate(llama, prompt, 1024), pairs
+            lambda: reply_rate(context, prompt, 1024), lambda: llama_rate(llama, prompt, 1024), pairs
         )
         print(summary("turn / Llama, 1,024 tokens of a quick model", peer, "more than 1"), flush=True)
     llama.close()

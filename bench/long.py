@@ -18,12 +18,11 @@ from contextlib import closing
 from pathlib import Path
 
 from compare import machine, pair_ratios, summary
-from decode import THREADS, bare_rate, load, turn_rate
+from decode import THREADS, TimedContext, bare_rate, load, read, reply_rate
 from make_model import bench_model
 
 from qwq_local.backend.provision import Provision
-from qwq_local.engine.api import AbortFlag, ContextSettings
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import library
 from qwq_local.machine.hardware import this_machine
 from qwq_local.profiles.keys import Profile
@@ -33,19 +32,18 @@ N_PREFILL, N_BATCH = 512, 512
 ROOM = 1024
 
 
-def our_prefill_rate(context: LlamaContext, tokens: Sequence[int], depth: int) -> float:
+def our_prefill_rate(context: TimedContext, tokens: Sequence[int], depth: int) -> float:
     """Tokens per second of `prefill` from the depth on, the search for the common beginning included."""
     began = time.perf_counter()
-    for _ in context.prefill(tokens[: depth + N_PREFILL]):
-        pass
+    read(context, tokens[: depth + N_PREFILL])
     elapsed = time.perf_counter() - began
-    context.truncate(depth)
+    context.sequences[0].truncate(depth)
     return N_PREFILL / elapsed
 
 
-def bare_prefill_rate(context: LlamaContext, tokens: Sequence[int], depth: int) -> float:
+def bare_prefill_rate(context: TimedContext, tokens: Sequence[int], depth: int) -> float:
     """The same by llama_decode alone."""
-    lib, handle = library(), context._handle
+    lib, handle = library(), context.handle
     batch = (ctypes.c_int32 * N_BATCH)()
     began = time.perf_counter()
     for start in range(depth, depth + N_PREFILL, N_BATCH):
@@ -53,13 +51,13 @@ def bare_prefill_rate(context: LlamaContext, tokens: Sequence[int], depth: int) 
         lib.llama_decode(handle, lib.llama_batch_get_one(batch, N_BATCH))
     lib.llama_synchronize(handle)
     elapsed = time.perf_counter() - began
-    lib.llama_memory_seq_rm(context._memory, 0, depth, -1)
+    lib.llama_memory_seq_rm(lib.llama_get_memory(handle), 0, depth, -1)
     return N_PREFILL / elapsed
 
 
-def compare_at(context: LlamaContext, tokens: Sequence[int], depth: int, pairs: int, n_decode: int) -> None:
+def compare_at(context: TimedContext, tokens: Sequence[int], depth: int, pairs: int, n_decode: int) -> None:
     """Print both comparisons at one depth."""
-    list(context.prefill(tokens[:depth]))
+    read(context, tokens[:depth])
     our_prefill_rate(context, tokens, depth), bare_prefill_rate(context, tokens, depth)  # warm up
     prefill = pair_ratios(
         lambda: our_prefill_rate(context, tokens, depth),
@@ -70,8 +68,8 @@ def compare_at(context: LlamaContext, tokens: Sequence[int], depth: int, pairs: 
     prompt = tokens[:depth]
 
     def our_decode() -> float:
-        rate = turn_rate(context, prompt, n_decode)
-        context.truncate(depth)
+        rate = reply_rate(context, prompt, n_decode)
+        context.sequences[0].truncate(depth)
         return rate
 
     decode = pair_ratios(our_decode, lambda: bare_rate(context, prompt, n_decode), pairs)
@@ -116,7 +114,7 @@ def main() -> None:
     settings = ContextSettings(
         max(arguments.depths) + ROOM, N_BATCH, N_BATCH, flash_attention=True, threads=THREADS
     )
-    with closing(model), closing(LlamaContext(model, settings, AbortFlag())) as context:
+    with closing(model), closing(TimedContext(model, settings)) as context:
         for depth in sorted(arguments.depths):
             compare_at(context, tokens, depth, arguments.pairs, arguments.decode)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from compare import machine
-from decode import THREADS, load
+from decode import THREADS, load, read
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from make_model import WORK, bench_model
@@ -28,7 +28,7 @@ from qwq_convert.architectures.qwen2 import ARCHITECTURE as QWEN2
 from qwq_convert.quant_types import TensorPlace, more_bits
 
 from qwq_local.backend.provision import Provision
-from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.devices import offload_devices
@@ -86,8 +86,8 @@ def compare_with_real(path: Path) -> None:
                 shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
                 flash_attention=shape.flash_attention, threads=THREADS,
             )  # fmt: skip
-            with closing(LlamaContext(model, settings, AbortFlag())) as context:
-                real = held_bytes(context._handle) or ()
+            with closing(LlamaContext(model, settings)) as context:
+                real = held_bytes(context.handle) or ()
             [planned] = device_uses(demand, Placement(shape))
             both = planned.kv_cache + planned.compute
             worst = max(worst, abs(both - sum(part.kv_cache + part.compute for part in real)))
@@ -129,8 +129,8 @@ def compare_with_driver() -> None:
         settings = ContextSettings(
             n_ctx, context.n_batch, context.n_ubatch, plan.kv_type, plan.kv_type, flash_attention=True
         )
-        with closing(model), closing(LlamaContext(model, settings, AbortFlag())) as made:
-            list(made.prefill([100 + i % 5000 for i in range(2048)]))
+        with closing(model), closing(LlamaContext(model, settings)) as made:
+            read(made, [100 + i % 5000 for i in range(2048)])
             taken = before - offload_devices()[0].free_bytes
         planned = plan.uses[0].total
         print(

@@ -100,9 +100,9 @@ class Prompted:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's natural log-probability under the model's softmax at temperature 1, and the likeliest ids.
+    """A token's natural log-probability, by the model's own softmax at temperature 1.
 
-    `top` holds (token id, log-probability) pairs, the likeliest first.
+    `top` holds (token id, log-probability) of the likeliest tokens, the likeliest first.
     """
 
     token: int

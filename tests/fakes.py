@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from qwq_local.dialogue.control import Opening, ReplyControl
+from qwq_local.dialogue.reply import Reply, ReplySettings
 from qwq_local.engine.api import (
     Aborted,
     AbortFlag,
-    ContextSettings,
-    Grammar,
+    CutBack,
+    End,
+    Force,
+    Pause,
     PrefillProgress,
-    SamplerSettings,
+    Sample,
 )
+from qwq_local.events import Event
 
 END = "<|im_end|>"
 CLOSE = "</think>"
@@ -63,18 +69,14 @@ class FakeVocabulary:
 
 
 @dataclass
-class FakeGrammar:
+class FakeMatcher:
     """Keeps the tokens that were sampled under it."""
 
     seen: list[int] = field(default_factory=list)
 
-    def reset(self) -> None:
-        """Forget them."""
-        self.seen.clear()
-
 
 class QueuedEngine:
-    """An Engine whose samples are the pieces it was given; it ends the turn when they run out."""
+    """Samples the pieces it was given, then the end of the turn; caches what it is told to."""
 
     def __init__(
         self,
@@ -84,14 +86,14 @@ class QueuedEngine:
         abort_after: int = -1,
     ) -> None:
         self.vocabulary = FakeVocabulary()
-        self.settings = ContextSettings(n_ctx=n_ctx)
-        self.sampler: SamplerSettings | None = None
+        self.n_ctx = n_ctx
         self.remembered: list[int] = []
+        self.matcher = FakeMatcher()
+        self.abort = AbortFlag() if abort is None else abort
+        self.sampled = 0
         self._cache: list[int] = []
         self._queue = [self.vocabulary.token_of(piece) for piece in pieces]
-        self._abort = abort or AbortFlag()
         self._abort_after = abort_after
-        self.sampled = 0
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -100,45 +102,87 @@ class QueuedEngine:
 
     @property
     def cached_text(self) -> str:
-        """What the cached tokens say."""
+        """The text of the cached tokens."""
         return self.vocabulary.text(self._cache)
 
     def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
         """Take the tokens in two steps."""
-        if self._abort:
+        if self.abort:
             raise Aborted
         half = len(tokens) // 2
         yield PrefillProgress(half, len(tokens), 0)
         self._cache = list(tokens)
         yield PrefillProgress(len(tokens), len(tokens), 0)
 
-    def start_sampling(self, settings: SamplerSettings) -> None:
-        """Remember the settings."""
-        self.sampler = settings
-        self.remembered = []
+    def force(self, tokens: Sequence[int]) -> None:
+        """Cache tokens that were not sampled."""
+        self._cache += tokens
 
-    def remember(self, tokens: Sequence[int]) -> None:
-        """Keep the tokens."""
-        self.remembered = list(tokens)
-
-    def sample(self, grammar: Grammar | None = None) -> int:
+    def sample(self) -> int:
         """The next of the queue."""
         if self.sampled == self._abort_after:
-            self._abort.set()
+            self.abort.set()
         self.sampled += 1
         token = self._queue.pop(0) if self._queue else _SPECIAL[END]
         self.remembered.append(token)
-        if isinstance(grammar, FakeGrammar):
-            grammar.seen.append(token)
         return token
 
     def append(self, token: int) -> None:
         """Cache the token."""
-        if self._abort:
+        if self.abort:
             raise Aborted
-        assert len(self._cache) < self.settings.n_ctx, "the turn must not run past the window"
+        assert len(self._cache) < self.n_ctx, "the reply must not run past the window"
         self._cache.append(token)
 
     def truncate(self, n_tokens: int) -> None:
         """Drop the tokens from a position on."""
         del self._cache[n_tokens:]
+
+
+def play(
+    engine: QueuedEngine,
+    settings: ReplySettings,
+    prompt: Sequence[int],
+    opening: Opening | None = None,
+    *,
+    control: ReplyControl | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Event]:
+    """The events of a reply that a queued engine generates, as the scheduler runs it."""
+    opening = opening or Opening(tuple(prompt))
+    reply = Reply(engine.vocabulary, replace(settings, window=engine.n_ctx), opening, control, clock)
+    is_stopped = False
+    try:
+        if not reply.is_over:
+            for progress in engine.prefill([*opening.prompt, *reply.generated]):
+                yield from reply.prefilled(progress)
+            yield from _decoded(engine, reply)
+    except Aborted:
+        is_stopped = True
+    yield from reply.finish(is_stopped=is_stopped)
+
+
+def _decoded(engine: QueuedEngine, reply: Reply) -> Iterator[Event]:
+    engine.remembered = list(reply.generated)
+    while True:
+        match reply.next():
+            case Sample(is_constrained):
+                token = engine.sample()
+                if is_constrained:
+                    engine.matcher.seen.append(token)
+                yield from reply.took((token,))
+                if not engine.vocabulary.is_end(token):
+                    engine.append(token)
+            case Force(tokens):
+                engine.force(tokens)
+                yield from reply.took(tokens)
+                engine.remembered = list(reply.generated)
+            case CutBack(n_tokens):
+                engine.truncate(n_tokens)
+                engine.remembered = list(reply.generated)
+            case Pause():
+                while not reply.wait(0.02):
+                    if engine.abort:
+                        raise Aborted
+            case End():
+                return

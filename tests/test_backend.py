@@ -33,7 +33,7 @@ def miniature_profile(tmp_path: Path, *settings: str) -> Profile:
 @pytest.fixture
 def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalBackend]:
     profile = miniature_profile(tmp_path)
-    with closing(LocalBackend(miniature("Q8_0"), profile, 2, AbortFlag())) as made:
+    with closing(LocalBackend(miniature("Q8_0"), profile, 1, AbortFlag())) as made:
         yield made
 
 
@@ -126,7 +126,7 @@ def test_a_context_grows_with_the_questions_and_the_seed_in_force_is_told(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     profile = miniature_profile(tmp_path, "thinking_budget=32", "answer_reserve=32", "seed=7")
-    with closing(LocalBackend(miniature("Q8_0"), profile, 2, AbortFlag())) as backend:
+    with closing(LocalBackend(miniature("Q8_0"), profile, 1, AbortFlag())) as backend:
         planned = [
             next(e for e in ask(backend, question) if isinstance(e, Planned))
             for question in ("hi", "hello " * 60, "hi")

@@ -19,7 +19,6 @@ from qwq_local.backend.provision import Provision
 from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import DoesNotFit, PromptTooLong
 from qwq_local.events import Event, Notice, Planned, Prefill
@@ -29,6 +28,7 @@ from qwq_local.planning.plan import Plan
 from qwq_local.profiles.layers import Profile, profile_folders, resolve
 from qwq_local.text import GIB
 from tests.command import ROOT
+from tests.single_sequence import SingleSequence
 
 GREEDY = SamplerSettings(temperature=0)
 
@@ -62,7 +62,7 @@ def cached(events: list[Event]) -> int:
     return next(event.cached for event in events if isinstance(event, Prefill))
 
 
-def continued(context: LlamaContext, count: int = 24) -> list[int]:
+def continued(context: SingleSequence, count: int = 24) -> list[int]:
     context.start_sampling(GREEDY)
     tokens = []
     for _ in range(count):
@@ -79,11 +79,11 @@ def test_a_copied_cache_goes_on_as_the_one_it_was_copied_from(
 ) -> None:
     settings = ContextSettings(512, 256, 256, kv_type, kv_type, flash_attention=flash, threads=1)
     tokens = loaded.vocabulary.encode_text("How many r's are in the word strawberry? " * 4)
-    with closing(LlamaContext(loaded, settings, AbortFlag())) as small:
+    with closing(SingleSequence(loaded, settings)) as small:
         list(small.prefill(tokens))
         state = small.saved_state()
         expected = continued(small)
-    with closing(LlamaContext(loaded, replace(settings, n_ctx=1024), AbortFlag())) as large:
+    with closing(SingleSequence(loaded, replace(settings, n_ctx=1024))) as large:
         assert large.restore(state)
         assert list(large.tokens) == tokens
         assert next(large.prefill(tokens)).cached == len(tokens) - 1
@@ -104,11 +104,11 @@ def test_a_state_that_does_not_belong_is_refused_and_leaves_an_empty_cache(
     loaded: LoadedModel, other: dict[str, object]
 ) -> None:
     settings = ContextSettings(1024, 256, 256, flash_attention=True, threads=1)
-    with closing(LlamaContext(loaded, settings, AbortFlag())) as context:
+    with closing(SingleSequence(loaded, settings)) as context:
         list(context.prefill(loaded.vocabulary.encode_text("hello " * 90)))
         state = context.saved_state()
         assert len(state.tokens) > 256
-    with closing(LlamaContext(loaded, replace(settings, **other), AbortFlag())) as context:  # type: ignore[arg-type]
+    with closing(SingleSequence(loaded, replace(settings, **other))) as context:  # type: ignore[arg-type]
         list(context.prefill([5, 6, 7]))
         assert not context.restore(state)
         assert list(context.tokens) == []
@@ -191,18 +191,20 @@ def test_when_the_new_context_cannot_be_had_the_old_one_comes_back_with_what_it_
 ) -> None:
     provision = _Failing(miniature("Q8_0"), profile(tmp_path, "kv_type=f32"))
     tokens = loaded.vocabulary.encode_text("How many r's are in the word strawberry? ")
-    with closing(provision), closing(Contexts(loaded, provision, 1, AbortFlag())) as contexts:
+    with closing(provision), closing(Contexts(loaded, provision, 1)) as contexts:
         standing = drained(contexts.ready(len(tokens), 0))
-        list(standing.context.prefill(tokens))
-        expected = continued(standing.context)
-        standing.context.truncate(len(tokens))
+        sequence = SingleSequence(loaded, standing.context.settings, context=standing.context)
+        list(sequence.prefill(tokens))
+        expected = continued(sequence)
+        sequence.truncate(len(tokens))
         provision.fails = True
         told: list[Notice] = []
         steps = contexts.ready(len(tokens) + 400, 0)
         with little_memory_left(), pytest.raises(DoesNotFit, match="nothing smaller"):
             told.extend(steps)
         assert ["is back." in notice.text for notice in told] == [True]
-        back = drained(contexts.ready(len(tokens), 0)).context
+        context = drained(contexts.ready(len(tokens), 0)).context
+        back = SingleSequence(loaded, context.settings, context=context)
         assert list(back.tokens) == tokens
         list(back.prefill(tokens))
         assert continued(back) == expected
@@ -222,7 +224,7 @@ def test_a_conversation_starts_with_the_largest_native_context(
     miniature: Callable[[str], Path], loaded: LoadedModel, tmp_path: Path
 ) -> None:
     provision = Provision(miniature("Q8_0"), profile(tmp_path), is_roomy=True)
-    with closing(provision), closing(Contexts(loaded, provision, 1, AbortFlag())) as contexts:
+    with closing(provision), closing(Contexts(loaded, provision, 1)) as contexts:
         first = drained(contexts.ready(20, 0))
         assert (first.plan.n_ctx, first.plan.rope.factor) == (1024, 1)
         assert drained(contexts.ready(800, 0)).context is first.context

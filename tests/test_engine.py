@@ -16,34 +16,34 @@ import pytest
 from llama_cpp import Llama
 
 from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings, JsonSchema, SamplerSettings
-from qwq_local.engine.batches import BatchSizer
 from qwq_local.engine.constraint import compile_constraint
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.library import check_version
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
+from qwq_local.engine.scheduler import _ChunkSize
 from qwq_local.errors import EngineError, UsageError
 from tests.conftest import load
+from tests.single_sequence import SingleSequence
 
 GREEDY = SamplerSettings(temperature=0)
-SETTINGS = ContextSettings(n_ctx=1024, flash_attention=False, threads=2)
+SETTINGS = ContextSettings(n_ctx=1024, flash_attention=False, threads=1)
 QUESTION = (
     "<|im_start|>user\nHow many r's are in the word strawberry?<|im_end|>\n<|im_start|>assistant\n<think>\n"
 )
 
 
 @pytest.fixture
-def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as made:
+def context(loaded: LoadedModel) -> Iterator[SingleSequence]:
+    with closing(SingleSequence(loaded, SETTINGS)) as made:
         yield made
 
 
-def prefill(context: LlamaContext, tokens: Sequence[int]) -> int:
+def prefill(context: SingleSequence, tokens: Sequence[int]) -> int:
     """Prefill, and say how many tokens the cache already had."""
     return list(context.prefill(tokens))[-1].cached
 
 
-def sampled(context: LlamaContext, count: int, settings: SamplerSettings = GREEDY) -> list[int]:
+def sampled(context: SingleSequence, count: int, settings: SamplerSettings = GREEDY) -> list[int]:
     """The next tokens, the last one not appended."""
     context.start_sampling(settings)
     tokens = []
@@ -58,10 +58,10 @@ def sampled(context: LlamaContext, count: int, settings: SamplerSettings = GREED
 def test_greedy_tokens_equal_those_of_llama(
     miniature: Callable[[str], Path], file_type: str, flash_attention: bool
 ) -> None:
-    """256 tokens, same flash attention, KV type, batch, n_ctx and threads; ends of turn are sampled past."""
+    """256 tokens on one thread, under the same settings; ends of turn are sampled past."""
     path = miniature(file_type)
     peer = Llama(
-        str(path), n_ctx=1024, n_batch=512, n_threads=2, n_threads_batch=2, flash_attn=flash_attention,
+        str(path), n_ctx=1024, n_batch=512, n_threads=1, n_threads_batch=2, flash_attn=flash_attention,
         verbose=False,
     )  # fmt: skip
     prompt = peer.tokenize(QUESTION.encode(), add_bos=False, special=True)
@@ -69,12 +69,12 @@ def test_greedy_tokens_equal_those_of_llama(
     peer.close()
     model = load(path)
     settings = replace(SETTINGS, flash_attention=flash_attention)
-    with closing(model), closing(LlamaContext(model, settings, AbortFlag())) as context:
+    with closing(model), closing(SingleSequence(model, settings)) as context:
         prefill(context, prompt)
         assert sampled(context, 256) == theirs
 
 
-def test_the_longest_common_prefix_stays_cached(context: LlamaContext) -> None:
+def test_the_longest_common_prefix_stays_cached(context: SingleSequence) -> None:
     tokens = context.vocabulary.encode_text("The quick brown fox jumps over the lazy dog. " * 4)
     assert prefill(context, tokens) == 0
 
@@ -87,10 +87,10 @@ def test_logits_after_reuse_are_those_of_a_fresh_prefill(loaded: LoadedModel) ->
     """After a shared prefix, and after the same prompt again, the same is sampled as in a new context."""
     first = loaded.vocabulary.encode_text("How many r's are in the word strawberry?")
     second = first[:20] + loaded.vocabulary.encode_text(" and now something else")
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+    with closing(SingleSequence(loaded, SETTINGS)) as fresh:
         prefill(fresh, second)
         expected = sampled(fresh, 20)
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as used:
+    with closing(SingleSequence(loaded, SETTINGS)) as used:
         prefill(used, first)
         sampled(used, 30)
         assert prefill(used, second) == 20
@@ -103,10 +103,10 @@ def test_one_model_serves_several_contexts_with_different_rope_scaling(loaded: L
     """The native one gives the same tokens before and after a YaRN context was made and used beside it."""
     tokens = loaded.vocabulary.encode_text("sort 5, 3, 1 please")
     scaled = replace(SETTINGS, n_ctx=2048, yarn_factor=2.0, yarn_origin=1024)
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as native:
+    with closing(SingleSequence(loaded, SETTINGS)) as native:
         prefill(native, tokens)
         expected = sampled(native, 20)
-        with closing(LlamaContext(loaded, scaled, AbortFlag())) as long:
+        with closing(SingleSequence(loaded, scaled)) as long:
             prefill(long, tokens)
             sampled(long, 20)
         native.truncate(0)
@@ -114,7 +114,7 @@ def test_one_model_serves_several_contexts_with_different_rope_scaling(loaded: L
         assert sampled(native, 20) == expected
 
 
-def test_prefill_reports_its_progress(context: LlamaContext) -> None:
+def test_prefill_reports_its_progress(context: SingleSequence) -> None:
     tokens = context.vocabulary.encode_text("word " * 180)
     steps = list(context.prefill(tokens))
 
@@ -144,11 +144,11 @@ def test_an_abort_inside_a_batch_leaves_a_cache_that_the_next_turn_can_use(
     """llama.cpp asks the flag once for every node of the graph; the second stops after some micro-batches."""
     settings = replace(SETTINGS, n_ubatch=n_ubatch)
     tokens = loaded.vocabulary.encode_text("one two three four five six seven eight " * 12)[:400]
-    with closing(LlamaContext(loaded, settings, AbortFlag())) as fresh:
+    with closing(SingleSequence(loaded, settings)) as fresh:
         prefill(fresh, tokens)
         expected = sampled(fresh, 20)
     flag = _AbortsAfter(looks)
-    with closing(LlamaContext(loaded, settings, flag)) as context:
+    with closing(SingleSequence(loaded, settings, flag)) as context:
         with pytest.raises(Aborted):
             prefill(context, tokens)
         assert list(context.tokens) == []
@@ -231,7 +231,7 @@ def test_neutral_steps_are_left_out_and_greedy_is_greedy(loaded: LoadedModel) ->
     assert chain_steps(loaded, penalized)[0] == "penalties"
 
 
-def test_the_same_seed_gives_the_same_tokens(context: LlamaContext) -> None:
+def test_the_same_seed_gives_the_same_tokens(context: SingleSequence) -> None:
     tokens = context.vocabulary.encode_text("How many e's are in the word letter?")
     runs = []
     for seed in (7, 7, 8, 9, 10, 11):
@@ -241,7 +241,7 @@ def test_the_same_seed_gives_the_same_tokens(context: LlamaContext) -> None:
     assert any(run != runs[0] for run in runs[2:])
 
 
-def test_a_penalty_changes_what_is_sampled_and_its_window_bounds_it(context: LlamaContext) -> None:
+def test_a_penalty_changes_what_is_sampled_and_its_window_bounds_it(context: SingleSequence) -> None:
     tokens = context.vocabulary.encode_text("a a a a a a a a a")
     prefill(context, tokens)
     free = sampled(context, 40)
@@ -264,19 +264,15 @@ def test_settings_that_would_end_the_process_are_refused(loaded: LoadedModel) ->
         {"yarn_factor": 2.0},
     ):
         with pytest.raises(UsageError):
-            LlamaContext(loaded, replace(SETTINGS, **bad), AbortFlag())
+            SingleSequence(loaded, replace(SETTINGS, **bad))
 
 
 def test_a_full_context_is_an_error_and_not_a_crash(loaded: LoadedModel) -> None:
-    with closing(
-        LlamaContext(loaded, replace(SETTINGS, n_ctx=256, n_batch=256, n_ubatch=256), AbortFlag())
-    ) as c:
+    with closing(SingleSequence(loaded, replace(SETTINGS, n_ctx=256, n_batch=256, n_ubatch=256))) as c:
         prefill(c, loaded.vocabulary.encode_text("x" * 256)[:256])
         c.start_sampling(GREEDY)
         with pytest.raises(EngineError, match="full"):
             c.append(c.sample())
-        with pytest.raises(EngineError, match="do not fit"):
-            prefill(c, [5] * 257)
 
 
 def test_another_version_of_the_library_is_refused_in_one_line() -> None:
@@ -287,14 +283,14 @@ def test_another_version_of_the_library_is_refused_in_one_line() -> None:
 
 def test_batches_adapt_to_a_quarter_of_a_second_where_nothing_else_can_stop_them() -> None:
     """A device that does 2,000 tokens a second, then slows to 200."""
-    sizer = BatchSizer(2048, adaptive=True)
+    sizer = _ChunkSize(2048, 0, 0.25, is_adaptive=True)
     for rate in [2000.0] * 6 + [200.0] * 4:
         sizer.measured(sizer.size, sizer.size / rate)
         assert 16 <= sizer.size <= 2048
         if rate == 2000:
             assert sizer.size / rate <= 0.25
     assert sizer.size == 50
-    fixed = BatchSizer(512, adaptive=False)
+    fixed = _ChunkSize(512, 0, 0.25, is_adaptive=False)
     fixed.measured(512, 60.0)
     assert fixed.size == 512
 
@@ -314,7 +310,7 @@ def test_what_is_sampled_under_a_schema_obeys_it(
     """With a chain that has no memory and with one that has; left alone, the model says other things."""
     vocabulary = loaded.vocabulary
     constraint = compile_constraint(JsonSchema(schema), vocabulary)
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context:
+    with closing(SingleSequence(loaded, SETTINGS)) as context:
         for seed in range(4):
             prefill(context, vocabulary.encode_text("Say something."))
             context.start_sampling(replace(settings, seed=seed))

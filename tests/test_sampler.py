@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.model import LoadedModel
-from qwq_local.errors import EngineError
+from tests.single_sequence import SingleSequence
 
 GREEDY = SamplerSettings(temperature=0)
 PENALTIES = replace(GREEDY, repeat_penalty=1.4, frequency_penalty=0.3, presence_penalty=1.0)
@@ -30,18 +29,18 @@ TEXT = "Say something."  # left alone, the miniature says one letter for ever
 
 
 @pytest.fixture
-def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
-    with closing(LlamaContext(loaded, ContextSettings(512, threads=1), AbortFlag())) as made:
+def context(loaded: LoadedModel) -> Iterator[SingleSequence]:
+    with closing(SingleSequence(loaded, ContextSettings(512, threads=1))) as made:
         yield made
 
 
-def begin(context: LlamaContext, tokens: Sequence[int], settings: SamplerSettings) -> None:
+def begin(context: SingleSequence, tokens: Sequence[int], settings: SamplerSettings) -> None:
     for _ in context.prefill(tokens):
         pass
     context.start_sampling(settings)
 
 
-def sampled(context: LlamaContext, prompt: Sequence[int], *, is_told: bool = False) -> list[int]:
+def sampled(context: SingleSequence, prompt: Sequence[int], *, is_told: bool = False) -> list[int]:
     """The next tokens; with `is_told` the chain is told before each what it sampled so far."""
     for _ in range(COUNT):
         if is_told:
@@ -51,7 +50,9 @@ def sampled(context: LlamaContext, prompt: Sequence[int], *, is_told: bool = Fal
 
 
 @pytest.mark.parametrize("settings", MEMORIES, ids=IDS)
-def test_being_told_what_it_sampled_changes_nothing(context: LlamaContext, settings: SamplerSettings) -> None:
+def test_being_told_what_it_sampled_changes_nothing(
+    context: SingleSequence, settings: SamplerSettings
+) -> None:
     """Neither what is penalized nor which random number comes next."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, settings)
@@ -62,7 +63,7 @@ def test_being_told_what_it_sampled_changes_nothing(context: LlamaContext, setti
 
 @pytest.mark.parametrize("settings", MEMORIES[:5], ids=IDS[:5])
 def test_a_new_chain_that_is_told_goes_on_as_the_old_one(
-    context: LlamaContext, settings: SamplerSettings
+    context: SingleSequence, settings: SamplerSettings
 ) -> None:
     """And one that is not told does not: else this would prove nothing."""
     prompt = context.vocabulary.encode_text(TEXT)
@@ -78,7 +79,7 @@ def test_a_new_chain_that_is_told_goes_on_as_the_old_one(
     assert has_forgotten
 
 
-def test_what_it_is_told_takes_the_place_of_what_it_sampled(context: LlamaContext) -> None:
+def test_what_it_is_told_takes_the_place_of_what_it_sampled(context: SingleSequence) -> None:
     """A penalty that nothing withstands: only what is remembered cannot come."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, replace(GREEDY, presence_penalty=100.0))
@@ -86,8 +87,3 @@ def test_what_it_is_told_takes_the_place_of_what_it_sampled(context: LlamaContex
     assert context.sample() != first
     context.remember([])
     assert context.sample() == first
-
-
-def test_there_must_be_a_chain_to_remember(context: LlamaContext) -> None:
-    with pytest.raises(EngineError, match="no sampler chain"):
-        context.remember([1])

@@ -11,9 +11,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from qwq_local.backend.provision import Provision
-from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.context import LlamaContext, SequenceState
 from qwq_local.engine.model import LoadedModel
+from qwq_local.engine.scheduler import Scheduler
 from qwq_local.errors import DoesNotFit, QwqError
 from qwq_local.events import Notice
 from qwq_local.planning.plan import Plan
@@ -23,20 +24,20 @@ from qwq_local.planning.window import Scaling
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A context and the plan that it fulfils."""
+    """A context, its scheduler, and the plan that it fulfils."""
 
     context: LlamaContext
+    scheduler: Scheduler
     plan: Plan
 
 
 class Contexts:
     """The one context there is at a time; free it with `close`, before its model."""
 
-    def __init__(self, model: LoadedModel, provision: Provision, threads: int, abort: AbortFlag) -> None:
+    def __init__(self, model: LoadedModel, provision: Provision, threads: int) -> None:
         self._model = model
         self._provision = provision
         self._threads = threads
-        self._abort = abort
         self._standing: Standing | None = None
         self._is_outdated = False
 
@@ -62,7 +63,7 @@ class Contexts:
         plan = self.foreseen(prompt_tokens, loaded_layers)
         standing = self._standing
         if standing is not None and not self._is_outdated and _serves(standing, plan):
-            self._standing = Standing(standing.context, plan)
+            self._standing = replace(standing, plan=plan)
             return self._standing
         saved = self._saved(plan)
         if standing is not None and standing.plan.rope != plan.rope:
@@ -79,6 +80,7 @@ class Contexts:
     def close(self) -> None:
         """Free the context; closing twice is harmless."""
         if self._standing is not None:
+            self._standing.scheduler.close()
             self._standing.context.close()
             self._standing = None
 
@@ -89,7 +91,7 @@ class Contexts:
         self.close()
         while True:
             try:
-                context = LlamaContext(self._model, self._settings(plan), self._abort)
+                context = LlamaContext(self._model, self._settings(plan))
                 break
             except DoesNotFit as refused:
                 self._provision.could_not_be_had(plan)
@@ -99,10 +101,10 @@ class Contexts:
                     f"trying {smaller.n_ctx:,} tokens with {smaller.kv_type} KV."
                 )
                 plan = smaller
-        self._standing = Standing(context, plan)
+        self._standing = Standing(context, Scheduler(context), plan)
         self._is_outdated = False
         if saved is not None:
-            context.restore(saved)
+            context.sequences[0].restore(saved)
         return self._standing
 
     def _smaller(self, failed: Plan, loaded_layers: int, refused: DoesNotFit) -> Plan:
@@ -113,20 +115,20 @@ class Contexts:
             raise DoesNotFit(f"{refused} {none_left}") from None
 
     def _bring_back(self, standing: Standing, saved: SequenceState | None) -> Generator[Notice, None, None]:
-        context = LlamaContext(self._model, standing.context.settings, self._abort)
-        self._standing = Standing(context, standing.plan)
-        was_kept = saved is not None and context.restore(saved)
+        context = LlamaContext(self._model, standing.context.settings)
+        self._standing = Standing(context, Scheduler(context), standing.plan)
+        was_kept = saved is not None and context.sequences[0].restore(saved)
         read_anew = "" if was_kept else "; what it held is read again with the next question"
         yield Notice(f"the context of {standing.plan.n_ctx:,} tokens is back{read_anew}.")
 
     def _saved(self, plan: Plan) -> SequenceState | None:
         """What is cached now, when there is room to keep it aside while the context is rebuilt."""
-        if self._standing is None or not self._standing.context.tokens:
+        if self._standing is None or not (sequence := self._standing.context.sequences[0]).tokens:
             return None
         host = plan.uses[-1]
-        if self._standing.context.state_bytes > host.free:
+        if sequence.state_bytes > host.free:
             return None
-        return self._standing.context.saved_state()
+        return sequence.saved_state()
 
     def _grown(self, before: Plan, plan: Plan) -> Plan:
         """The plan with twice the context that there is, to grow into, where that is free of sacrifice."""

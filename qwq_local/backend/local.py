@@ -21,15 +21,16 @@ from qwq_local.backend.weights import Weights
 from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.prompts.formats import Prompt, PromptFormat, prompt_format
 from qwq_local.dialogue.prompts.segments import encode_plain
-from qwq_local.dialogue.resumption import planned_prompt_tokens
-from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint, Vocabulary
+from qwq_local.dialogue.reply import Reply, ReplySettings
+from qwq_local.dialogue.transcript import planned_prompt_tokens
+from qwq_local.engine.api import AbortFlag, AnswerConstraint, Vocabulary
 from qwq_local.engine.constraint import (
     Constraint,
     ConstraintMatcher,
     check_constraint,
     compile_constraint,
 )
+from qwq_local.engine.scheduler import Job
 from qwq_local.errors import PromptTooLong, UsageError
 from qwq_local.events import Event, Notice, Planned, Prompted
 from qwq_local.models.identity import header_sha256
@@ -195,7 +196,7 @@ class LocalBackend:
             )
         if question.wants_tokens:
             yield Prompted(asked.prompt.tokens)
-        yield from self._turn(standing, self._turn_settings(plan, seed, question), asked)
+        yield from self._decoded(standing, self._reply_settings(plan, n_ctx, seed, question), asked)
 
     def _asked(self, question: Question) -> _Asked:
         """The question as tokens of this model; an opening brings its own, unless it was lost before that."""
@@ -228,25 +229,34 @@ class LocalBackend:
             self._prompt_format = prompt_format(template, vocabulary.special_tokens, name or self._path.stem)
         return self._prompt_format
 
-    def _turn(self, standing: Standing, settings: TurnSettings, asked: _Asked) -> Iterator[Event]:
-        """The events of the turn, begun with what is kept of the prompt; Aborted while that is read.
+    def _decoded(self, standing: Standing, settings: ReplySettings, asked: _Asked) -> Iterator[Event]:
+        """The events of the reply; what the KV store has of the prompt is read first.
 
-        An error in it, which no wish of a person is, leaves no context behind: the next turn makes its own.
+        An error leaves no context behind: the next reply makes its own.
         """
-        context, question = standing.context, asked.question
-        turn = Turn(context, settings, control=question.control, abort=self._abort)
+        question, sequence = asked.question, standing.context.sequences[0]
+        opening = question.opening or Opening(tuple(asked.prompt.tokens))
+        reply = Reply(self.weights.vocabulary, settings, opening, question.control)
+        if reply.is_over:
+            yield from reply.finish()
+            return
+        tokens, header = (*opening.prompt, *reply.generated), self.provision.header
+        if self._once is not None:
+            yield from self._once.restore(sequence, header, tokens, self._abort)
+        matcher = self._matcher(question.constraint)
+        job = Job(tokens, settings.window, settings.sampler, matcher, abort=self._abort)
+        events = standing.scheduler.submit(reply, job)
         try:
-            events = turn.events(asked.prompt.tokens, question.opening)
-            if self._once is not None:
-                header = self.provision.header
-                yield from self._once.restore(context, header, asked.tokens, self._abort)
-                events = self._once.noted(events, context, header, asked.prompt.tokens)
-            yield from events
-        except (Aborted, GeneratorExit):
+            yield from (
+                events if self._once is None else self._once.noted(events, sequence, header, opening.prompt)
+            )
+        except GeneratorExit:
             raise
         except BaseException:
             self._drop_context()
             raise
+        finally:
+            events.close()
 
     def _drop_context(self) -> None:
         if self._once is not None:
@@ -270,14 +280,15 @@ class LocalBackend:
         planned = self.provision.planned(plan, seed, ledger)
         return replace(planned, prompt_tokens=len(asked.prompt.tokens))
 
-    def _turn_settings(self, plan: Plan, seed: int, question: Question) -> TurnSettings:
-        return TurnSettings(
+    def _reply_settings(self, plan: Plan, window: int, seed: int, question: Question) -> ReplySettings:
+        return ReplySettings(
+            window=window,
             sampler=self._profile.sampler_settings(seed),
             thinking_budget=plan.thinking_budget,
             answer_reserve=plan.answer_reserve,
             max_tokens=self._profile.max_tokens,
             loop_guard=self._profile.loop_guard,
-            grammar=self._matcher(question.constraint),
+            is_constrained=question.constraint is not None,
             wants_tokens=question.wants_tokens,
         )
 

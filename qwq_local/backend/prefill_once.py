@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwq_local.engine.api import AbortFlag
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.context import CachedSequence
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.engine.kv_store import KvStore, Prefilled, kv_folder
 from qwq_local.events import Event, Finished, FinishReason, Notice
@@ -24,7 +24,7 @@ from qwq_local.profiles.keys import Profile
 
 @dataclass(frozen=True, slots=True)
 class _LastTurn:
-    context: LlamaContext
+    sequence: CachedSequence
     header: Header
     prefilled: Prefilled
 
@@ -51,7 +51,7 @@ class PrefillOnce:
         return self._identities.of(header)
 
     def restore(
-        self, context: LlamaContext, header: Header, prompt: Sequence[int], abort: AbortFlag
+        self, sequence: CachedSequence, header: Header, prompt: Sequence[int], abort: AbortFlag
     ) -> Iterator[Notice]:
         """Give the context what is stored of the prompt, if that is more than it holds. Raises Aborted."""
         self._last = None
@@ -59,10 +59,10 @@ class PrefillOnce:
             return
         if not self._is_private:
             self._identities.learn(header)
-        yield from map(Notice, self._store.restore(context, model, prompt, abort))
+        yield from map(Notice, self._store.restore(sequence, model, prompt, abort))
 
     def noted(
-        self, events: Iterable[Event], context: LlamaContext, header: Header, prompt: Sequence[int]
+        self, events: Iterable[Event], sequence: CachedSequence, header: Header, prompt: Sequence[int]
     ) -> Iterator[Event]:
         """The events of a turn as they come; at their end it is one that can be kept.
 
@@ -73,9 +73,9 @@ class PrefillOnce:
             if isinstance(event, Finished):
                 rate = event.stats.prefill_rate
                 is_stopped = event.reason is FinishReason.INTERRUPTED
-                tokens = tuple(context.tokens) if is_stopped else prompt
+                tokens = tuple(sequence.tokens) if is_stopped else prompt
                 prefilled = Prefilled(tokens, 1 / rate if rate else 0.0, model_name(header))
-                self._last = _LastTurn(context, header, prefilled)
+                self._last = _LastTurn(sequence, header, prefilled)
             yield event
 
     def keep(self) -> Iterator[Notice]:
@@ -86,7 +86,7 @@ class PrefillOnce:
         """
         last, self._last = self._last, None
         if last is not None and (model := self._identity(last.header)) is not None:
-            yield from map(Notice, self._store.keep(last.context, model, last.prefilled))
+            yield from map(Notice, self._store.keep(last.sequence, model, last.prefilled))
 
     def forget(self) -> None:
         """There is no last turn any more: its context is gone."""

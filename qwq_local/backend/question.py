@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from qwq_local.dialogue.control import Opening, TurnControl
+from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.conversation import Message
 from qwq_local.engine.api import AnswerConstraint
 from qwq_local.events import Event, Notice, Planned
@@ -29,7 +29,7 @@ class Question:
     constraint: AnswerConstraint | None = None
     seed: int | None = None
     files: Sequence[str] = ()
-    control: TurnControl | None = None
+    control: ReplyControl | None = None
     opening: Opening | None = None
     spared: int = 0
     wants_tokens: bool = False

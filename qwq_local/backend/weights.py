@@ -140,7 +140,7 @@ class Weights:
                 model: LoadedModel = finished.value
                 break
         self._forget_words()
-        contexts = Contexts(model, self._provision, self._threads, self._abort)
+        contexts = Contexts(model, self._provision, self._threads)
         self._loaded = _Loaded(model, contexts, plan.n_gpu_layers)
         return self._loaded
 

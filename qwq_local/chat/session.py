@@ -10,7 +10,7 @@ from qwq_local.backend.question import Backend
 from qwq_local.chat.conversation import Conversation
 from qwq_local.chat.events import ChatStatus
 from qwq_local.chat.model import ChatModel, ChatSetup
-from qwq_local.dialogue.control import TurnControl
+from qwq_local.dialogue.control import ReplyControl
 from qwq_local.dialogue.conversation import Attachment, Framing
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnRecord
@@ -23,13 +23,13 @@ class LiveTurn:
         # A signal handler may come in between on the thread that holds it.
         self._lock = threading.RLock()
         self._backend: Backend | None = None
-        self._control = TurnControl()
+        self._control = ReplyControl()
         self._is_stopped = False
 
-    def begin(self, backend: Backend) -> TurnControl:
+    def begin(self, backend: Backend) -> ReplyControl:
         """Start a turn; returns the control for its question."""
         with self._lock:
-            self._backend, self._control, self._is_stopped = backend, TurnControl(), False
+            self._backend, self._control, self._is_stopped = backend, ReplyControl(), False
             return self._control
 
     def end(self) -> None:
@@ -54,14 +54,14 @@ class LiveTurn:
         """End the thinking and answer; ends a pause too."""
         if (control := self._running()) is not None:
             control.answer_now()
-            control.go_on()
+            control.resume()
 
     def steer(self, text: str) -> None:
         """Put a sentence into the thinking; ends a pause too."""
         if (control := self._running()) is not None:
             if text.strip():
                 control.steer(text)
-            control.go_on()
+            control.resume()
 
     def pause(self) -> None:
         """Let the turn wait."""
@@ -71,9 +71,9 @@ class LiveTurn:
     def go_on(self) -> None:
         """End the pause."""
         if (control := self._running()) is not None:
-            control.go_on()
+            control.resume()
 
-    def _running(self) -> TurnControl | None:
+    def _running(self) -> ReplyControl | None:
         with self._lock:
             return self._control if self._backend is not None else None
 

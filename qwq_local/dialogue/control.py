@@ -1,7 +1,4 @@
-"""What a person may still ask of a turn while it runs, and a turn that goes on from where another ended.
-
-Wishes come in from any thread; the turn takes them before its next token. Knows no screen and no engine.
-"""
+"""What the user can ask of a reply while it runs, and where a reply that continues another one starts."""
 
 from __future__ import annotations
 
@@ -16,13 +13,14 @@ _TAG = re.compile(r"<(?=/?think>)")
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A turn that was begun before: the token ids of its prompt and of what followed, sampled or forced.
+    """Where a reply starts: the token ids of the prompt and of what an earlier reply generated after it.
 
-    `steered` are the person's sentences among those, in order.
+    `generated` holds sampled and forced tokens; `steered` are the sentences among them that the user put in,
+    in order.
     """
 
     prompt: tuple[int, ...]
-    generated: tuple[int, ...]
+    generated: tuple[int, ...] = ()
     steered: tuple[str, ...] = ()
 
 
@@ -38,48 +36,46 @@ class Steer:
     text: str
 
 
-class TurnControl:
-    """What a person asks of the running turn, from any thread; the turn takes it before its next token."""
+class ReplyControl:
+    """What the user asks of the running reply, from any thread; the reply reads it before its next token."""
 
     def __init__(self) -> None:
-        self._wishes: deque[AnswerNow | Steer] = deque()
+        self._requests: deque[AnswerNow | Steer] = deque()
         self._runs = threading.Event()
         self._runs.set()
 
     def answer_now(self) -> None:
-        """End the thinking and answer; nothing when it answers already."""
-        self._wishes.append(AnswerNow())
+        """End the thinking and answer; does nothing once the answer has begun."""
+        self._requests.append(AnswerNow())
 
     def steer(self, text: str) -> None:
-        """Put a sentence into the thinking; nothing when it answers already."""
-        self._wishes.append(Steer(text))
+        """Put a sentence into the thinking; does nothing once the answer has begun."""
+        self._requests.append(Steer(text))
 
     def pause(self) -> None:
-        """Let the turn wait before its next token, until `go_on`."""
+        """Make the reply wait before its next token, until `resume`."""
         self._runs.clear()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """End the pause."""
         self._runs.set()
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether there is a wish or a pause; asked before every token."""
-        return bool(self._wishes) or not self._runs.is_set()
+    def is_paused(self) -> bool:
+        """Whether the reply must wait."""
+        return not self._runs.is_set()
 
     def take(self) -> AnswerNow | Steer | None:
-        """The next wish, if any."""
-        return self._wishes.popleft() if self._wishes else None
+        """The next request, if any."""
+        return self._requests.popleft() if self._requests else None
 
     def wait(self, seconds: float) -> bool:
-        """Whether the turn may run; waits so long at most for the end of a pause."""
+        """Wait at most this long for the end of a pause; returns whether the reply may run."""
         return self._runs.wait(seconds)
 
 
 def sentence_of(text: str) -> str:
-    """A person's text as a sentence in the thinking: one line, composed as its tokens will be (NFC), without
-    control characters or a tag that is one.
-    """
+    """A user's text as a sentence of the thinking: one line in NFC, without control characters and tags."""
     line = " ".join(unicodedata.normalize("NFC", text).split())
     line = "".join(character for character in line if unicodedata.category(character) not in ("Cc", "Cs"))
     return _TAG.sub("< ", line)

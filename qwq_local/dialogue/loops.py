@@ -1,13 +1,13 @@
-"""Tokens and their text in, the place where an endless repetition began out.
+"""The loop guard: finds where an endless repetition in the thinking or the answer began.
 
-Two detectors run side by side. Exact: the last tokens repeat with one period. Near: the same few sentences
-come back with small changes or a number that counts up. Both keep a bounded window, so a token costs the same
-at any length. Knows no engine: whoever feeds it cuts the text and the KV cache.
+Two detectors run side by side. The exact one finds that the last tokens repeat with one period. The near one
+finds that the same few sentences return with small changes or with a number that counts up. Both keep a
+bounded window, so a token costs the same at any length. The caller cuts the text and the KV cache.
 
-What must not be taken for a loop shapes the rules. Data repeats (zeros, rules, dumps): a cycle without
-letters needs more. Code and tables repeat: cycles need more there, sentences do not count at all. A refrain
-comes back, a draft is written twice: new sentences in between wear the suspicion off, and a sentence is
-stale from its third time on. Cases are gone through one by one: what varies counts by steps, not by words.
+Some repetition is not a loop, and that shapes the rules. Data repeats (zeros, rules, dumps): a cycle without
+letters must be longer. Code and tables repeat: cycles must be longer there, and sentences do not count. A
+refrain returns, a draft is written twice: new sentences in between lower the count, and a sentence counts in
+full from its third time on. Cases are tried one by one: what varies counts by steps, not by words.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
-from qwq_local.dialogue.cycles import Cycles
-from qwq_local.dialogue.repetition import Loop, LoopSettings
-
-__all__ = ["Loop", "LoopGuard", "LoopSettings"]
-
+_NGRAM = 8  # tokens that must recur before a period is considered
+_HASH_BASE = 0x9E3779B97F4A7C15
+_HASH_MASK = (1 << 64) - 1
+_MAX_PERIODS = 8  # candidate periods followed at once
 _MAX_SENTENCE = 400  # characters; a longer one is taken in slices
 _MIN_WORDS = 4  # a shorter sentence ("Hmm.", "01 s 0") proves nothing
 _REMEMBERED = 1024  # distinct sentences
@@ -40,6 +40,66 @@ _FENCE = re.compile(r"\s*(?:```|~~~)")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•]|\(?\d+[.):])\s")
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A repetition: cut the text back to its first `start` tokens, which keep the material once.
+
+    `start` counts tokens from the first one fed. It lies where the second occurrence begins, moved to the
+    nearest beginning of a sentence when the cycle holds one. `period` is in tokens, for sentences
+    the latest distance between two alike.
+    """
+
+    start: int
+    period: int
+    kind: Literal["cycle", "sentence"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How much repetition is too much, in tokens and words; the defaults are for the thinking.
+
+    A cycle fires once it spans `short_repeats` periods or `short_tokens`, whichever is less, but at least
+    `long_repeats` periods and `min_tokens` (`min_symbol_tokens` when no letter is in it); in code and tables
+    `code_factor` times that. Sentences fire at `stale_words` words that say nothing new, or when one
+    sentence has varied `steps` times; both net of what was new in between.
+    """
+
+    max_period: int = 1500
+    min_tokens: int = 640
+    min_symbol_tokens: int = 1500
+    short_repeats: int = 8
+    short_tokens: int = 2000
+    long_repeats: int = 3
+    code_factor: int = 2
+    stale_words: int = 450
+    steps: int = 160
+
+    @classmethod
+    def thinking(cls) -> LoopSettings:
+        """Settings for the thinking: a loop there costs minutes, a false alarm only an early answer."""
+        return cls()
+
+    @classmethod
+    def answer(cls) -> LoopSettings:
+        """Settings for the answer, where tables, code and lists live and an alarm ends the turn."""
+        return cls(
+            min_tokens=1200,
+            min_symbol_tokens=3000,
+            short_repeats=12,
+            short_tokens=3000,
+            long_repeats=4,
+            code_factor=3,
+            stale_words=900,
+            steps=400,
+        )
+
+    def required_tokens(self, period: int, has_letters: bool, in_code: bool) -> int:
+        """How many tokens a cycle of `period` tokens must span to be a loop."""
+        floor = self.min_tokens if has_letters else self.min_symbol_tokens
+        by_period = max(self.long_repeats * period, min(self.short_repeats * period, self.short_tokens))
+        return max(floor, by_period) * (self.code_factor if in_code else 1)
+
+
 class LoopGuard:
     """Watches one stretch of text, the thinking or the answer, for repetition without end.
 
@@ -54,7 +114,7 @@ class LoopGuard:
         """Forget everything: the next token is number 0 again."""
         self._count = 0
         self._splitter = _Splitter()
-        self._cycles = Cycles(self._settings)
+        self._cycles = _Cycles(self._settings)
         self._sentences = _Sentences(self._settings)
 
     def feed(self, token: int, piece: str) -> Loop | None:
@@ -259,3 +319,65 @@ class _Sentences:
 
     def _is_stale(self) -> bool:
         return self._stale_words >= self._settings.stale_words
+
+
+class _Cycles:
+    """Follows the few periods at which the latest tokens equal earlier ones."""
+
+    def __init__(self, settings: LoopSettings) -> None:
+        self._settings = settings
+        longest = settings.required_tokens(settings.max_period, has_letters=False, in_code=True)
+        self._size = longest + settings.max_period + _NGRAM
+        self._ring = [-1] * self._size
+        self._hash = 0
+        self._drop = pow(_HASH_BASE, _NGRAM, 1 << 64)
+        self._keys = [-1] * settings.max_period  # the hash that each latest position stored
+        self._last: dict[int, int] = {}  # hash of an n-gram -> where it last ended
+        self._matched_from: dict[int, int] = {}  # period -> first token that equals the one a period before
+        self._last_letter = -1
+
+    def feed(self, index: int, token: int, has_letter: bool, in_code: bool) -> tuple[int, int] | None:
+        """Start of the second occurrence and period, once the cycle is long enough."""
+        ring, size = self._ring, self._size
+        ring[index % size] = token
+        if has_letter:
+            self._last_letter = index
+        for period in list(self._matched_from):
+            if ring[(index - period) % size] != token:
+                del self._matched_from[period]
+        self._consider(index, token)
+        for period, matched_from in self._matched_from.items():
+            required = self._settings.required_tokens(period, index - self._last_letter < period, in_code)
+            if index + 1 - matched_from + period >= required:
+                start = self._exact_start(index, period)
+                self._matched_from[period] = start
+                if index + 1 - start + period >= required:
+                    self._matched_from.clear()
+                    return start, period
+        return None
+
+    def _consider(self, index: int, token: int) -> None:
+        """Take the distance to the last occurrence of the latest n-gram as a period to follow."""
+        leaving = self._ring[(index - _NGRAM) % self._size] if index >= _NGRAM else -1
+        self._hash = (self._hash * _HASH_BASE + token + 1 - (leaving + 1) * self._drop) & _HASH_MASK
+        if index + 1 < _NGRAM:
+            return
+        key, slot = self._hash, index % len(self._keys)
+        previous = self._last.get(key)
+        if self._last.get(self._keys[slot]) == index - len(self._keys):
+            del self._last[self._keys[slot]]
+        self._keys[slot] = key
+        self._last[key] = index
+        if previous is not None and len(self._matched_from) < _MAX_PERIODS:
+            self._matched_from.setdefault(index - previous, index + 1 - _NGRAM)
+
+    def _exact_start(self, index: int, period: int) -> int:
+        """Walk back over tokens that equal the one a period before: hashes may lie, and came in late."""
+        start = index + 1
+        oldest = max(0, index + 1 - self._size) + period
+        while start > oldest and self._at(start - 1) == self._at(start - 1 - period):
+            start -= 1
+        return start
+
+    def _at(self, index: int) -> int:
+        return self._ring[index % self._size]

@@ -25,7 +25,7 @@ CLOSE = "</think>"
 _TAG = re.compile(r"</?think>")
 
 
-class State(Enum):
+class ThinkingState(Enum):
     """Which part of the reply the next visible character belongs to."""
 
     THINKING = "thinking"
@@ -128,7 +128,7 @@ class ThinkingParser:
 
     __slots__ = ("_at_start", "_code", "_held", "_open_tags", "_state")
 
-    def __init__(self, state: State = State.THINKING) -> None:
+    def __init__(self, state: ThinkingState = ThinkingState.THINKING) -> None:
         self._state = state
         self._at_start = True  # nothing visible yet in this part
         self._held = ""  # what may be the beginning of a tag
@@ -136,7 +136,7 @@ class ThinkingParser:
         self._open_tags = 0  # `<think>` written as text in the answer
 
     @property
-    def state(self) -> State:
+    def state(self) -> ThinkingState:
         """THINKING until `</think>` came; still THINKING after `flush` when it never did."""
         return self._state
 
@@ -175,24 +175,24 @@ class ThinkingParser:
         if not text:
             return
         self._at_start = False
-        if self._state is State.THINKING:
+        if self._state is ThinkingState.THINKING:
             parts.append(Thinking(text))
         else:
             self._code.feed(text)
             parts.append(Answer(text))
 
     def _take_tag(self, tag: str, parts: list[Part]) -> None:
-        if self._state is State.THINKING:
+        if self._state is ThinkingState.THINKING:
             if tag == CLOSE:
-                self._enter(State.ANSWER)
+                self._enter(ThinkingState.ANSWER)
                 parts.append(Closed())
         elif self._at_start:
             if tag == OPEN:
-                self._enter(State.THINKING)
+                self._enter(ThinkingState.THINKING)
         elif self._stays(tag):
             self._take_text(tag, parts)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ThinkingState) -> None:
         self._state = state
         self._at_start = True
 

@@ -1,7 +1,7 @@
-"""Tokens in, thinking and answer out, piece by piece and whole; what a turn has said so far.
+"""The text of a reply: tokens become thinking and answer, piece by piece and as a whole.
 
-A transcript is a function of its tokens: those that were sampled and those that were forced come to the same
-text when they are read again. Knows no engine, no limits and no clock.
+The transcript is a function of the tokens: sampled and forced tokens give the same text when they are read
+again. It also knows how the program ends a thinking: with a sentence and the closing tag.
 """
 
 from __future__ import annotations
@@ -11,21 +11,81 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from qwq_local.dialogue.closing import CLOSING_SENTENCES, Closings, closing_text
+from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.prompts.segments import encode_plain
-from qwq_local.dialogue.thinking import Closed, State, ThinkingParser
+from qwq_local.dialogue.thinking import CLOSE, Closed, ThinkingParser, ThinkingState
 from qwq_local.engine.api import Vocabulary
 from qwq_local.events import Answer, CloseReason, Event, Steered, Thinking
 
 _BLANK_LINE = "\n\n"
+_SMALLEST_SHARE = 4  # a continued answer gets at least this part of its reserve again
+# The thinking ends with this sentence when the program ends it: the model then answers more readily.
+CLOSING_SENTENCES = {
+    CloseReason.BUDGET: "I have thought long enough. Time to give the answer.",
+    CloseReason.CONTEXT: "There is no room left to think. Time to give the answer.",
+    CloseReason.LOOP: "I am repeating myself. Time to give the answer.",
+    CloseReason.ASKED: "I am asked to answer now. Time to give the answer.",
+    CloseReason.MODEL: "",
+}
+
+
+def closing_text(reason: CloseReason) -> str:
+    """What the thinking ends with, before the tag."""
+    sentence = CLOSING_SENTENCES[reason]
+    return f"\n\n{sentence}\n" if sentence else "\n"
+
+
+class Closings:
+    """The token ids of every closing under one vocabulary, encoded once each."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokens: dict[CloseReason, tuple[int, ...]] = {}
+        self._longest = 0
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest closing: so much room ends any thinking."""
+        if not self._longest:
+            self._longest = max(len(self.tokens(reason)) for reason in CLOSING_SENTENCES)
+        return self._longest
+
+    def tokens(self, reason: CloseReason) -> tuple[int, ...]:
+        """The sentence, the tag, and the blank line after it."""
+        if reason not in self._tokens:
+            tag = self._vocabulary.special_tokens.get(CLOSE)
+            close = self._encode(CLOSE) if tag is None else [tag]
+            tokens = (*self._encode(closing_text(reason)), *close, *self._encode(_BLANK_LINE))
+            self._tokens[reason] = tokens
+        return self._tokens[reason]
+
+    def after(self, tag: Sequence[int]) -> list[int]:
+        """The tag as it was written, and the blank line after it."""
+        return [*tag, *self._encode(_BLANK_LINE)]
+
+    def tag(self) -> list[int]:
+        """The tag in plain tokens, for a thinking that the model ended in the middle of one."""
+        return self._encode(CLOSE)
+
+    def found(self, tokens: Sequence[int], at: int) -> CloseReason | None:
+        """The closing with a sentence that stands in `tokens` at a position, if any."""
+        for reason, sentence in CLOSING_SENTENCES.items():
+            if sentence:
+                closing = self.tokens(reason)
+                if tokens[at] == closing[0] and tuple(tokens[at : at + len(closing)]) == closing:
+                    return reason
+        return None
+
+    def _encode(self, text: str) -> list[int]:
+        return self._vocabulary.encode_text(text)
 
 
 class Transcript:
-    """The reply so far. `is_exact`, for an answer under a grammar: a tag in it is content.
+    """The reply so far. With `is_exact`, for an answer under a constraint, a tag in the answer is content.
 
-    `thinking_tokens` and `answer_tokens` count what was fed or steered; a closing sentence is nobody's.
-    `stretch` counts what the loop guard watches: the tokens since the thinking or the answer began, or since
-    a sentence was put into it.
+    `thinking_tokens` and `answer_tokens` count what was fed or steered, but not a closing sentence. `stretch`
+    counts the tokens that the loop guard watches: those since the thinking or the answer began, or since a
+    sentence was put in.
     """
 
     def __init__(self, vocabulary: Vocabulary, closings: Closings, *, is_exact: bool) -> None:
@@ -41,7 +101,7 @@ class Transcript:
     @property
     def is_thinking(self) -> bool:
         """Whether what comes next belongs to the thinking."""
-        return self._parser.state is State.THINKING
+        return self._parser.state is ThinkingState.THINKING
 
     @property
     def thinking(self) -> str:
@@ -85,7 +145,7 @@ class Transcript:
         return events
 
     def close(self, reason: CloseReason) -> Sequence[Event]:
-        """End the thinking with our sentence, or as the model would have."""
+        """End the thinking with the sentence for this reason, or as the model would."""
         held = self.flush()
         if not CLOSING_SENTENCES[reason]:
             return [*held, *self._closed_without_words(reason)]
@@ -94,13 +154,13 @@ class Transcript:
         return [*held, *events]
 
     def enter_answer(self) -> None:
-        """What comes next is the answer's."""
+        """The answer begins here."""
         self.stretch = 0
-        self._parser = ThinkingParser(State.ANSWER)
+        self._parser = ThinkingParser(ThinkingState.ANSWER)
         self._decoder = _utf8_decoder()
 
     def paragraph(self, sentence: str) -> tuple[str, str, str]:
-        """A sentence with the newlines before and after that part it from the thinking."""
+        """A sentence, and the newlines before and after it that make it a paragraph of the thinking."""
         if self._parser.is_holding or self._decoder.getstate()[0]:
             return _BLANK_LINE, sentence, _BLANK_LINE
         end = "".join(self._thinking[-2:])
@@ -120,9 +180,9 @@ class Transcript:
         return [*held, *events, Steered(sentence), Thinking(after)]
 
     def replay(self, tokens: Sequence[int], steered: Sequence[str] = ()) -> int:
-        """Read tokens again that were sampled or forced before; how many of them are the thinking's.
+        """Read tokens again that were sampled or forced before; returns how many belong to the thinking.
 
-        `steered` are the sentences that were put into them, in order.
+        `steered` are the sentences among them that the user put in, in order.
         """
         sentences = deque(steered)
         encode = cache(lambda text: tuple(encode_plain(text, self._vocabulary)))
@@ -149,7 +209,7 @@ class Transcript:
         steered: deque[str],
         encode: Callable[[str], tuple[int, ...]],
     ) -> int:
-        """Take what was put into the thinking at a position, if anything was; how many tokens that are."""
+        """Read the closing or the steered sentence at a position, if there is one; returns its tokens."""
         if (reason := self._closings.found(tokens, at)) is not None:
             self.close(reason)
             return len(self._closings.tokens(reason))
@@ -163,7 +223,7 @@ class Transcript:
         return 0
 
     def _closed_without_words(self, reason: CloseReason) -> Sequence[Event]:
-        """These tokens might be the model's own, and nobody could tell them apart later."""
+        """These tokens look like the model's own, so they count as such: a replay cannot tell either."""
         shown: list[Event] = []
         for token in self._closings.tokens(reason):
             _, events, closed = self.feed(token)
@@ -198,3 +258,20 @@ class Transcript:
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+def planned_prompt_tokens(
+    opening: Opening, vocabulary: Vocabulary, thinking_budget: int, answer_reserve: int
+) -> int:
+    """The prompt length, in tokens, to plan for when a reply continues: what was generated and the rest fit.
+
+    While the budgets hold it is the length of the prompt itself, so the plan and its rope scaling stay the
+    same. The rest of an answer is what its reserve has left, at least a quarter of the reserve.
+    """
+    transcript = Transcript(vocabulary, Closings(vocabulary), is_exact=False)
+    transcript.replay(opening.generated)
+    rest = max(answer_reserve - transcript.answer_tokens, answer_reserve // _SMALLEST_SHARE)
+    if transcript.is_thinking:
+        rest += max(0, thinking_budget - transcript.thinking_tokens)
+    excess = len(opening.generated) + rest - thinking_budget - answer_reserve
+    return len(opening.prompt) + max(0, excess)

@@ -1,15 +1,15 @@
-"""The seam between dialogue and inference: token ids in, token ids out.
+"""The seam between dialogue and inference: settings, steps and Protocols, in token ids.
 
-Values that describe a context, sampling and a vocabulary, and the Protocols that the rest of the program
-is written against. Knows no llama.cpp: tests pass in engines that replay a queue of tokens.
+Nothing here needs llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from qwq_local.events import TokenLogprob
 from qwq_local.settings import Number, OneOf, Several, setting, tokens
 
 DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
@@ -64,7 +64,8 @@ class ContextSettings:
     """One context over loaded weights: window in tokens, rope scaling, KV types, batch sizes, threads.
 
     `yarn_factor` 1 is unscaled; another factor scales from `yarn_origin` tokens, linearly if asked to.
-    `threads` 0 lets the engine take all cores. `flash_attention` None lets llama.cpp decide.
+    `threads` 0 uses all cores. `flash_attention` None lets llama.cpp decide. `n_slots` sequences share the
+    `n_ctx` cells of one unified KV cache.
     """
 
     n_ctx: int
@@ -77,6 +78,7 @@ class ContextSettings:
     yarn_origin: int = 0
     is_linear: bool = False
     threads: int = 0
+    n_slots: int = 1
 
     def holds_same_keys(self, other: ContextSettings) -> bool:
         """Whether what one has cached can be copied into the other: same scaling, types and attention."""
@@ -168,38 +170,64 @@ class Grammar(Protocol):
         """Forget what it saw, before the next answer."""
 
 
-class Engine(Protocol):
-    """One context over a loaded model: a KV cache of tokens, logits after the last one, a sampler chain."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sample the next token; under the constraint if `is_constrained`."""
+
+    is_constrained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Force:
+    """Put these token ids into the KV cache without sampling."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CutBack:
+    """Drop every token from position `n_tokens` on, counted from the start of the prompt."""
+
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sample nothing now; ask again after `Generation.wait`."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The generation is over."""
+
+
+Step = Sample | Force | CutBack | Pause | End
+E_co = TypeVar("E_co", covariant=True)
+
+
+class Generation(Protocol[E_co]):
+    """One running generation, as a state machine that says what to do and hears what was done.
+
+    The scheduler calls `prefilled` while it reads the prompt, then `next` before every token. It answers a
+    Sample with `took([token])` and a Force with `took(tokens)` once the tokens are in the KV cache. `finish`
+    comes once, after an End or when the generation is stopped. `took` and `finish` return events.
+    """
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's vocabulary."""
+    def generated(self) -> Sequence[int]:
+        """The token ids after the prompt. The KV cache holds the prompt and these, at most one token less."""
 
-    @property
-    def settings(self) -> ContextSettings:
-        """The settings that the context was made with; n_ctx is the one in force."""
+    def prefilled(self, progress: PrefillProgress) -> Sequence[E_co]:
+        """Report progress through the prompt."""
 
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The tokens whose keys and values are cached now."""
+    def next(self) -> Step:
+        """The next step. A Sample may be asked for again: it stands until `took`."""
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
-        """Make the KV cache hold exactly `tokens`, keeping the longest common prefix; logits follow the last.
+    def took(self, tokens: Sequence[int], logprob: TokenLogprob | None = None) -> Sequence[E_co]:
+        """Record one sampled token, or all tokens of a Force."""
 
-        Raises Aborted (what was computed stays cached) and EngineError.
-        """
+    def finish(self, *, is_stopped: bool = False) -> Sequence[E_co]:
+        """End the generation; `is_stopped` when somebody stopped it before its End."""
 
-    def start_sampling(self, settings: SamplerSettings) -> None:
-        """Begin a new chain: fresh seed, empty penalty window."""
-
-    def remember(self, tokens: Sequence[int]) -> None:
-        """Let penalties and DRY look back at these tokens alone, as if all were sampled; the seed runs on."""
-
-    def sample(self, grammar: Grammar | None = None) -> int:
-        """The next token by the chain from the current logits, obeying the grammar; it is not yet cached."""
-
-    def append(self, token: int) -> None:
-        """Put one token into the KV cache and compute the logits after it. Raises Aborted, EngineError."""
-
-    def truncate(self, n_tokens: int) -> None:
-        """Drop all cached tokens from position `n_tokens` on; logits are stale until the next append."""
+    def wait(self, seconds: float) -> bool:
+        """Wait at most this long for the end of a pause; returns whether it has ended."""

@@ -14,7 +14,7 @@ import pytest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.prefill_once import PrefillOnce
 from qwq_local.backend.question import Backend, Question
-from qwq_local.dialogue.control import Opening, TurnControl
+from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
 from qwq_local.errors import EngineError, PromptTooLong, UsageError
@@ -213,7 +213,7 @@ def test_a_reply_that_nobody_reads_to_its_end_does_not_stop_the_next(backend: Lo
 
 def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBackend) -> None:
     ask(backend, RASPBERRY)
-    control = TurnControl()
+    control = ReplyControl()
     control.pause()
     question = Question([STRAWBERRY], control=control)
     events: list[Event] = []
@@ -235,11 +235,11 @@ def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBac
 
 
 def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -> None:
-    control = TurnControl()
+    control = ReplyControl()
     events: list[Event] = []
     for event in backend.reply(Question([STRAWBERRY], control=control, wants_tokens=True)):
         events.append(event)
-        if sum(isinstance(each, Thinking) for each in events) == 8 and not control.is_wanted:
+        if sum(isinstance(each, Thinking) for each in events) == 8 and isinstance(event, Thinking):
             control.steer("The letters are counted.")
             control.answer_now()
     closed = next(event for event in events if isinstance(event, ThinkingClosed))
@@ -321,7 +321,7 @@ def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(
 
 def test_a_turn_under_yarn_is_gone_on_with_under_yarn(backend: LocalBackend) -> None:
     """Although with the little that it thought it would fit the native window."""
-    control = TurnControl()
+    control = ReplyControl()
     control.answer_now()
     first = stopped(backend, 3, LONG, control=control)
     assert planned(first).yarn_factor == 2

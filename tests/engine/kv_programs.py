@@ -18,11 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+from tests.single_sequence import SingleSequence
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ModelIdentity("header")
@@ -38,7 +38,7 @@ def a_text(model: LoadedModel, n_tokens: int, word: str = "fox") -> list[int]:
     return model.vocabulary.encode_text(text)[:n_tokens]
 
 
-def prefill(context: LlamaContext, tokens: Sequence[int]) -> int:
+def prefill(context: SingleSequence, tokens: Sequence[int]) -> int:
     """Prefill; how many tokens had to be computed."""
     last = list(context.prefill(tokens))[-1]
     return last.total - last.cached
@@ -46,7 +46,7 @@ def prefill(context: LlamaContext, tokens: Sequence[int]) -> int:
 
 def restore(
     store: KvStore,
-    context: LlamaContext,
+    context: SingleSequence,
     tokens: Sequence[int],
     model: ModelIdentity = MODEL,
     abort: AbortFlag | None = None,
@@ -62,13 +62,13 @@ def restore(
 
 
 def keep(
-    store: KvStore, context: LlamaContext, tokens: Sequence[int], model: ModelIdentity = MODEL
+    store: KvStore, context: SingleSequence, tokens: Sequence[int], model: ModelIdentity = MODEL
 ) -> list[str]:
     """Store what the context has of the prompt; what was said of it."""
     return list(store.keep(context, model, Prefilled(tokens)))
 
 
-def what_follows(context: LlamaContext, n_tokens: int = 12) -> tuple[str, list[int]]:
+def what_follows(context: SingleSequence, n_tokens: int = 12) -> tuple[str, list[int]]:
     """A digest of the logits after the last token, and what is sampled greedily."""
     logits = library().llama_get_logits_ith(context._handle, -1)
     row = ctypes.string_at(logits, 4 * context.vocabulary.size)
@@ -105,7 +105,7 @@ def read_in_another_process(
 def _read(model: LoadedModel, folder: Path, described: str) -> None:
     store = KvStore(KvFolder(folder))
     for values, tokens in json.loads(described):
-        with closing(LlamaContext(model, ContextSettings(**values), AbortFlag())) as context:
+        with closing(SingleSequence(model, ContextSettings(**values))) as context:
             restored = restore(store, context, tokens)
             computed = prefill(context, tokens)
             print(json.dumps([restored, computed, *what_follows(context)]))
@@ -114,7 +114,7 @@ def _read(model: LoadedModel, folder: Path, described: str) -> None:
 def _save(model: LoadedModel, folder: Path, first: int, count: int, file_limit: int) -> None:
     """Store `count` texts and read each back; the store has room for two of them."""
     store = KvStore(KvFolder(folder, 1 << 21), min_tokens=MIN_TOKENS)
-    with closing(LlamaContext(model, SETTINGS, AbortFlag())) as context:
+    with closing(SingleSequence(model, SETTINGS)) as context:
         for number in range(first, first + count):
             text = a_text(model, 400, f"{number} fox")
             prefill(context, text)
@@ -125,7 +125,7 @@ def _save(model: LoadedModel, folder: Path, first: int, count: int, file_limit: 
                 _limit_files(abs(file_limit), is_deadly=file_limit > 0)
             if said := keep(store, context, text):
                 sys.exit(said[0])
-            with closing(LlamaContext(model, SETTINGS, AbortFlag())) as fresh:
+            with closing(SingleSequence(model, SETTINGS)) as fresh:
                 restore(store, fresh, text)
                 prefill(fresh, text)
 

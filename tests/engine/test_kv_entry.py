@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwq_local.engine.api import Aborted, AbortFlag
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import (
     PIECE_BYTES,
     DamagedEntry,
@@ -36,6 +35,7 @@ from qwq_local.engine.kv_store import KvFolder, KvStore, NoRoom
 from qwq_local.engine.model import LoadedModel
 from tests.conftest import load
 from tests.engine.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
+from tests.single_sequence import SingleSequence
 from tests.tiny_models import constant_model
 
 TAIL_BYTES = 16
@@ -47,7 +47,7 @@ class Stored:
     """A real entry, the tokens it is of, a context to read it into, and another entry's bytes."""
 
     model: LoadedModel
-    context: LlamaContext
+    context: SingleSequence
     tokens: list[int]
     name: str
     content: bytes
@@ -58,7 +58,7 @@ class Stored:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     folder = KvFolder(tmp_path_factory.mktemp("kv"), 1 << 30)
     path = constant_model(tmp_path_factory.mktemp("model"), "a")
-    with closing(load(path)) as model, closing(LlamaContext(model, SETTINGS, AbortFlag())) as context:
+    with closing(load(path)) as model, closing(SingleSequence(model, SETTINGS)) as context:
         tokens = a_text(model, 100)
         for text in (a_text(model, 90, "cat"), tokens):
             prefill(context, text)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from qwq_local.engine.api import Aborted, AbortFlag
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.kv_entry import SUFFIX, Entry, ModelIdentity
 from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
@@ -32,6 +31,7 @@ from tests.engine.kv_programs import (
     started,
     what_follows,
 )
+from tests.single_sequence import SingleSequence
 from tests.tiny_models import constant_model
 
 N_EXACT = 90
@@ -76,12 +76,14 @@ def store(folder: KvFolder) -> KvStore:
 
 
 @pytest.fixture
-def context(loaded: LoadedModel) -> Iterator[LlamaContext]:
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as made:
+def context(loaded: LoadedModel) -> Iterator[SingleSequence]:
+    with closing(SingleSequence(loaded, SETTINGS)) as made:
         yield made
 
 
-def kept(store: KvStore, context: LlamaContext, tokens: Sequence[int], model: ModelIdentity = MODEL) -> None:
+def kept(
+    store: KvStore, context: SingleSequence, tokens: Sequence[int], model: ModelIdentity = MODEL
+) -> None:
     prefill(context, tokens)
     assert keep(store, context, tokens, model) == []
 
@@ -89,7 +91,7 @@ def kept(store: KvStore, context: LlamaContext, tokens: Sequence[int], model: Mo
 def restored(store: KvStore, loaded: LoadedModel, tokens: Sequence[int], **changes: object) -> int:
     """How many tokens a new context gets."""
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    with closing(LlamaContext(loaded, settings, AbortFlag())) as context:
+    with closing(SingleSequence(loaded, settings)) as context:
         return restore(store, context, tokens)
 
 
@@ -99,12 +101,12 @@ def test_another_process_goes_on_as_a_fresh_prefill_does_to_the_bit(
     """Logits and greedy tokens for KV types, flash attention, YaRN factors; the last token is computed."""
     tokens, expected = a_text(miniature_model, N_EXACT), []
     for settings in MIXES.values():
-        with closing(LlamaContext(miniature_model, settings, AbortFlag())) as fresh:
+        with closing(SingleSequence(miniature_model, settings)) as fresh:
             # In the same two batches as after the store: the last token alone.
             prefill(fresh, tokens[:-1])
             prefill(fresh, tokens)
             expected.append([len(tokens), 1, *what_follows(fresh)])
-        with closing(LlamaContext(miniature_model, settings, AbortFlag())) as saving:
+        with closing(SingleSequence(miniature_model, settings)) as saving:
             kept(store, saving, tokens)
     cases = [(settings, tokens) for settings in MIXES.values()]
     assert len(folder.entries()) == len(MIXES)
@@ -119,11 +121,11 @@ def test_a_second_question_is_answered_as_by_the_context_that_read_the_text(
     """Logits to the bit: cutting off the first question after the store is cutting it off in the cache."""
     text = a_text(miniature_model, N_EXACT)
     first, second = (text + miniature_model.vocabulary.encode_text(asked) for asked in ("Why?", "How many?"))
-    with closing(LlamaContext(miniature_model, MIXES[mix], AbortFlag())) as reader:
+    with closing(SingleSequence(miniature_model, MIXES[mix])) as reader:
         kept(store, reader, first)
         prefill(reader, second)
         expected = what_follows(reader)
-    with closing(LlamaContext(miniature_model, MIXES[mix], AbortFlag())) as later:
+    with closing(SingleSequence(miniature_model, MIXES[mix])) as later:
         assert restore(store, later, second) >= len(text)
         assert prefill(later, second) <= len(second) - len(text)
         assert what_follows(later) == expected
@@ -135,7 +137,7 @@ def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
     text, computed = a_text(loaded, 400), []
     for number in range(10):
         question = text + loaded.vocabulary.encode_text(f" Question {number}: what is it?")
-        with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as context:
+        with closing(SingleSequence(loaded, SETTINGS)) as context:
             restore(store, context, question)
             computed.append(prefill(context, question))
             assert keep(store, context, question) == []
@@ -144,7 +146,7 @@ def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
     assert len(folder.entries()) == 1
 
 
-def test_the_longest_beginning_wins(loaded: LoadedModel, context: LlamaContext, store: KvStore) -> None:
+def test_the_longest_beginning_wins(loaded: LoadedModel, context: SingleSequence, store: KvStore) -> None:
     text = a_text(loaded, 500)
     other = a_text(loaded, 300, "cat")
     for tokens in (text[:200], other, text[:350] + other[:100], text[:120] + other[:150]):
@@ -158,7 +160,7 @@ def test_the_longest_beginning_wins(loaded: LoadedModel, context: LlamaContext, 
 
 
 def test_what_grows_replaces_what_it_grew_from(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     """A conversation leaves one file; a sibling that shares only a part stays."""
     text, other = a_text(loaded, 600), a_text(loaded, 300, "cat")
@@ -171,7 +173,7 @@ def test_what_grows_replaces_what_it_grew_from(
 
 
 def test_only_what_was_prefilled_and_is_not_stored_yet_is_worth_a_file(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     text = a_text(loaded, 400)
     kept(store, context, text[: MIN_TOKENS - 1])
@@ -184,7 +186,7 @@ def test_only_what_was_prefilled_and_is_not_stored_yet_is_worth_a_file(
 
 
 def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_far_as_it_came(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     prompt = a_text(loaded, 200)
     prefill(context, prompt)
@@ -198,7 +200,7 @@ def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_fa
 
 
 def test_what_the_context_holds_is_not_read_again(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     text = a_text(loaded, 300)
     kept(store, context, text)
@@ -209,7 +211,7 @@ def test_what_the_context_holds_is_not_read_again(
     assert folder.entries()[0].used_s == 1, "it was read, or touched"
 
 
-def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: LlamaContext, store: KvStore) -> None:
+def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: SingleSequence, store: KvStore) -> None:
     text, other = a_text(loaded, 100), a_text(loaded, 120, "cat")
     for number, tokens in enumerate((text, other), start=1):
         kept(store, context, tokens)
@@ -231,7 +233,7 @@ def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: LlamaContex
 )
 def test_another_context_gets_nothing_and_leaves_the_entry_alone(
     loaded: LoadedModel,
-    context: LlamaContext,
+    context: SingleSequence,
     folder: KvFolder,
     store: KvStore,
     changes: dict[str, object],
@@ -244,12 +246,12 @@ def test_another_context_gets_nothing_and_leaves_the_entry_alone(
 
 
 def test_another_model_gets_nothing_also_where_its_shape_is_the_same(
-    loaded: LoadedModel, context: LlamaContext, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, store: KvStore
 ) -> None:
     text = a_text(loaded, 200)
     kept(store, context, text, ModelIdentity("other header"))
     kept(store, context, text, ModelIdentity("header", "b" * 64))
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+    with closing(SingleSequence(loaded, SETTINGS)) as fresh:
         assert restore(store, fresh, text, ModelIdentity("header", "a" * 64)) == 0
         assert restore(store, fresh, text, ModelIdentity("copied file", "b" * 64)) == 200
     assert restored(store, loaded, text) == 200
@@ -258,7 +260,7 @@ def test_another_model_gets_nothing_also_where_its_shape_is_the_same(
 def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
     loaded: LoadedModel,
     miniature: Callable[[str], Path],
-    context: LlamaContext,
+    context: SingleSequence,
     store: KvStore,
     tmp_path: Path,
 ) -> None:
@@ -267,7 +269,7 @@ def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
     prefill(context, text)
     context.write_state(file)
     settings = replace(SETTINGS, flash_attention=True)
-    with closing(LlamaContext(loaded, settings, AbortFlag())) as other:
+    with closing(SingleSequence(loaded, settings)) as other:
         prefill(other, text[:20])
         assert not other.read_state(file, len(text))
         assert list(other.tokens) == []
@@ -275,7 +277,7 @@ def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
 
 
 def test_private_reads_and_leaves_no_trace(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     private = KvStore(folder, min_tokens=MIN_TOKENS, is_private=True)
     text = a_text(loaded, 300)
@@ -302,7 +304,7 @@ def damage(entry: Entry) -> None:
 
 
 def test_a_damaged_entry_is_removed_and_the_next_best_is_read(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     text, other = a_text(loaded, 400), a_text(loaded, 100, "cat")
     kept(store, context, text[:200] + other)
@@ -314,17 +316,17 @@ def test_a_damaged_entry_is_removed_and_the_next_best_is_read(
 
 
 def test_an_abort_while_verifying_is_heard(
-    loaded: LoadedModel, context: LlamaContext, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, store: KvStore
 ) -> None:
     text, abort = a_text(loaded, 200), AbortFlag()
     kept(store, context, text)
     abort.set()
-    with closing(LlamaContext(loaded, SETTINGS, abort)) as fresh, pytest.raises(Aborted):
+    with closing(SingleSequence(loaded, SETTINGS, abort)) as fresh, pytest.raises(Aborted):
         restore(store, fresh, text, abort=abort)
 
 
 def test_an_entry_is_not_read_where_prefilling_is_as_quick(
-    loaded: LoadedModel, context: LlamaContext, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, store: KvStore
 ) -> None:
     """A large entry of which little is of use, on a machine that prefills in no time."""
     text = a_text(loaded, 600)
@@ -334,7 +336,7 @@ def test_an_entry_is_not_read_where_prefilling_is_as_quick(
 
 
 def test_the_bytes_of_an_entry_are_those_of_the_keys_and_values(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     """16 bytes a token beside them (its id, position and sequence), and less than 4 KiB in all."""
     kept(store, context, a_text(loaded, 500))
@@ -349,14 +351,14 @@ def test_the_bytes_of_an_entry_are_those_of_the_keys_and_values(
 
 
 def test_reading_and_writing_much_is_announced(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder
 ) -> None:
     text = a_text(loaded, 300)
     prefill(context, text)
     store = KvStore(folder, min_tokens=MIN_TOKENS, many_bytes=600_000)
     said = ["keeping 300 prefilled tokens for the next question (0.6 MiB)."]
     assert keep(store, context, text) == said
-    with closing(LlamaContext(loaded, SETTINGS, AbortFlag())) as fresh:
+    with closing(SingleSequence(loaded, SETTINGS)) as fresh:
         said = ["reading 300 prefilled tokens (0.6 MiB)."]
         assert list(store.restore(fresh, MODEL, text, AbortFlag())) == said
         assert len(fresh.tokens) == 300
@@ -366,7 +368,7 @@ def test_reading_and_writing_much_is_announced(
 
 
 def test_only_the_user_can_read_what_is_kept(
-    loaded: LoadedModel, context: LlamaContext, folder: KvFolder, store: KvStore
+    loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     before = os.umask(0)
     try:
@@ -378,7 +380,7 @@ def test_only_the_user_can_read_what_is_kept(
 
 
 def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
-    loaded: LoadedModel, context: LlamaContext, tmp_path: Path
+    loaded: LoadedModel, context: SingleSequence, tmp_path: Path
 ) -> None:
     text = a_text(loaded, 300)
     prefill(context, text)
@@ -419,7 +421,7 @@ def test_two_processes_at_once_are_safe(model_file: Path, folder: KvFolder) -> N
 
 @pytest.mark.parametrize("killed_at", [1_000, 500_000, "in the trailer"])
 def test_a_kill_while_saving_leaves_a_store_that_the_next_run_goes_on_with(
-    loaded: LoadedModel, context: LlamaContext, model_file: Path, store: KvStore, killed_at: int | str
+    loaded: LoadedModel, context: SingleSequence, model_file: Path, store: KvStore, killed_at: int | str
 ) -> None:
     """The kernel kills at the byte. What is left is no entry, and is removed when it is old enough."""
     folder = store.folder

@@ -167,13 +167,13 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
         from pathlib import Path
         from contextlib import closing
         from qwq_local.engine.api import AbortFlag, ContextSettings
-        from qwq_local.engine.context import LlamaContext
+        from qwq_local.engine.context import SingleSequence
         from qwq_local.errors import QwqError
         from tests.conftest import load
         for name in sys.argv[1:]:
             try:
                 with closing(load(Path(name))) as model:
-                    with closing(LlamaContext(model, ContextSettings(n_ctx=256), AbortFlag())) as context:
+                    with closing(SingleSequence(model, ContextSettings(n_ctx=256))) as context:
                         for _ in context.prefill(model.vocabulary.encode_text("count the r")):
                             pass
             except QwqError as error:

@@ -18,9 +18,8 @@ from qwq_convert.architectures.qwen3 import ARCHITECTURE as QWEN3
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
-from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.breakdown import held_bytes
-from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.dry_run import DryRun
 from qwq_local.models.architecture import check_architecture
 from qwq_local.models.header import read_header
@@ -32,6 +31,7 @@ from qwq_local.text import GIB
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 from tests.command import ROOT
 from tests.conftest import load
+from tests.single_sequence import SingleSequence
 
 SPECS = {
     "wide heads": CheckpointSpec(n_layers=3, hidden_size=512, intermediate_size=640, n_heads=4, n_kv_heads=2),
@@ -89,7 +89,7 @@ def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
                 shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
                 flash_attention=shape.flash_attention, threads=1,
             )  # fmt: skip
-            with closing(LlamaContext(model, settings, AbortFlag())) as context:
+            with closing(SingleSequence(model, settings)) as context:
                 real = held_bytes(context._handle)
             [planned] = device_uses(target, Placement(shape))
             assert real is not None
@@ -105,7 +105,7 @@ def test_the_weights_are_the_tensors_of_the_file(path: Path) -> None:
     n_tensors = len(read_header(path).tensors)
     with closing(load(path)) as model:
         settings = ContextSettings(256, 256, 256, flash_attention=True, threads=1)
-        with closing(LlamaContext(model, settings, AbortFlag())) as context:
+        with closing(SingleSequence(model, settings)) as context:
             real = held_bytes(context._handle)
     assert real is not None
     # Mapped from the file, so what lies between the tensors is counted as well.
@@ -192,9 +192,9 @@ from qwq_local.engine.library import show_log
 show_log()
 from qwq_local.engine.api import AbortFlag, ContextSettings
 from qwq_local.engine.breakdown import held_bytes
-from qwq_local.engine.context import LlamaContext
+from tests.single_sequence import SingleSequence
 from tests.conftest import load
-context = LlamaContext(load(Path({str(path)!r})), ContextSettings(8192, 512, 512, threads=1), AbortFlag())
+context = SingleSequence(load(Path({str(path)!r})), ContextSettings(8192, 512, 512, threads=1), AbortFlag())
 [held] = held_bytes(context._handle)
 print(held.kv_cache, held.compute)
 """

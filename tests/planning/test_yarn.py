@@ -20,8 +20,7 @@ from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.backend.provision import model_window
-from qwq_local.engine.api import AbortFlag, ContextSettings
-from qwq_local.engine.context import LlamaContext
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import PromptTooLong
@@ -39,6 +38,7 @@ from tests.checkpoints import (
     write_safetensors,
 )
 from tests.conftest import load
+from tests.single_sequence import SingleSequence
 
 Array = NDArray[np.float64]
 ORIGIN = 64  # the native window of this little model
@@ -173,7 +173,7 @@ EXACT = ContextSettings(
 def logits(model: LoadedModel, factor: float) -> Array:
     """llama.cpp's logits after the last token, through our engine's own settings."""
     settings = replace(EXACT, yarn_factor=factor, yarn_origin=ORIGIN)
-    with closing(LlamaContext(model, settings, AbortFlag())) as context:
+    with closing(SingleSequence(model, settings)) as context:
         list(context.prefill(TOKENS))
         pointer = library().llama_get_logits_ith(context._handle, -1)
         return np.ctypeslib.as_array(pointer, (SPEC.vocab_size,)).astype(np.float64)

@@ -17,8 +17,8 @@ from qwq_local.dialogue.thinking import (
     Closed,
     CodeTracker,
     Part,
-    State,
     ThinkingParser,
+    ThinkingState,
 )
 from qwq_local.events import Answer, Thinking
 
@@ -81,7 +81,7 @@ def merge(parts: Iterable[Part]) -> Merged:
     return merged
 
 
-def parse(pieces: Iterable[str], state: State = State.THINKING) -> Merged:
+def parse(pieces: Iterable[str], state: ThinkingState = ThinkingState.THINKING) -> Merged:
     parser = ThinkingParser(state)
     parts = [part for piece in pieces for part in parser.feed(piece)]
     return merge(parts + parser.flush())
@@ -98,7 +98,7 @@ def test_a_text_parses_the_same_at_every_cut(text: str, expected: Merged) -> Non
             assert parse([text[:first], text[first:second], text[second:]]) == expected
 
 
-Step = tuple[str, list[Part], State]
+Step = tuple[str, list[Part], ThinkingState]
 
 
 @pytest.mark.parametrize(
@@ -106,35 +106,41 @@ Step = tuple[str, list[Part], State]
     [
         pytest.param(
             [
-                ("\n", [], State.THINKING),
-                ("So </", [Thinking("So ")], State.THINKING),
-                ("think", [], State.THINKING),
-                (">", [Closed()], State.ANSWER),
-                ("\n\n", [], State.ANSWER),
-                ("Yes", [Answer("Yes")], State.ANSWER),
+                ("\n", [], ThinkingState.THINKING),
+                ("So </", [Thinking("So ")], ThinkingState.THINKING),
+                ("think", [], ThinkingState.THINKING),
+                (">", [Closed()], ThinkingState.ANSWER),
+                ("\n\n", [], ThinkingState.ANSWER),
+                ("Yes", [Answer("Yes")], ThinkingState.ANSWER),
             ],
             id="a close in three pieces",
         ),
         pytest.param(
             [
-                ("a <", [Thinking("a ")], State.THINKING),
-                (" b", [Thinking("< b")], State.THINKING),
-                ("<thin", [], State.THINKING),
-                ("g>", [Thinking("<thing>")], State.THINKING),
+                ("a <", [Thinking("a ")], ThinkingState.THINKING),
+                (" b", [Thinking("< b")], ThinkingState.THINKING),
+                ("<thin", [], ThinkingState.THINKING),
+                ("g>", [Thinking("<thing>")], ThinkingState.THINKING),
             ],
             id="what only looked like a tag is given back",
         ),
         pytest.param(
             [
-                ("a</think>", [Thinking("a"), Closed()], State.ANSWER),
-                (" <thi", [], State.ANSWER),
-                ("nk>\n", [], State.THINKING),
-                ("b", [Thinking("b")], State.THINKING),
+                ("a</think>", [Thinking("a"), Closed()], ThinkingState.ANSWER),
+                (" <thi", [], ThinkingState.ANSWER),
+                ("nk>\n", [], ThinkingState.THINKING),
+                ("b", [Thinking("b")], ThinkingState.THINKING),
             ],
             id="reopened at the start of the answer",
         ),
         pytest.param(
-            [("a</think>b</think>c", [Thinking("a"), Closed(), Answer("b"), Answer("c")], State.ANSWER)],
+            [
+                (
+                    "a</think>b</think>c",
+                    [Thinking("a"), Closed(), Answer("b"), Answer("c")],
+                    ThinkingState.ANSWER,
+                )
+            ],
             id="all in one piece",
         ),
     ],
@@ -151,12 +157,12 @@ def test_flush_gives_back_what_was_held_and_the_state_says_that_nothing_closed()
     assert parser.feed("so</thi") == [Thinking("so")]
     assert parser.flush() == [Thinking("</thi")]
     assert parser.flush() == []
-    assert parser.state is State.THINKING
+    assert parser.state is ThinkingState.THINKING
 
 
 def test_a_parser_started_in_the_answer_closes_nothing() -> None:
-    assert parse(["\nYes", ".</think>"], State.ANSWER) == [("A", "Yes.")]
-    assert parse(["<think>a</think>b"], State.ANSWER) == [("T", "a"), ("C", ""), ("A", "b")]
+    assert parse(["\nYes", ".</think>"], ThinkingState.ANSWER) == [("A", "Yes.")]
+    assert parse(["<think>a</think>b"], ThinkingState.ANSWER) == [("T", "a"), ("C", ""), ("A", "b")]
 
 
 # The reference: the same rules over the whole text at once, quadratic and by regular expressions.

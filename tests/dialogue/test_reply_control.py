@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from qwq_local.dialogue.closing import CLOSING_SENTENCES
-from qwq_local.dialogue.control import TurnControl, sentence_of
-from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import Aborted, AbortFlag, Grammar, PrefillProgress
+from qwq_local.dialogue.control import ReplyControl, sentence_of
+from qwq_local.dialogue.reply import ReplySettings
+from qwq_local.dialogue.transcript import CLOSING_SENTENCES
+from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.events import (
     CloseReason,
     Event,
@@ -22,12 +22,12 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from tests.fakes import CLOSE, END, FakeGrammar, QueuedEngine
+from tests.fakes import CLOSE, END, QueuedEngine, play
 
 PROMPT = "question"
-SETTINGS = TurnSettings(thinking_budget=1000, answer_reserve=64)
+SETTINGS = ReplySettings(4096, thinking_budget=1000, answer_reserve=64)
 ASKED = CLOSING_SENTENCES[CloseReason.ASKED]
-Wish = Callable[[TurnControl], None]
+Wish = Callable[[ReplyControl], None]
 
 
 class WishingEngine(QueuedEngine):
@@ -41,39 +41,40 @@ class WishingEngine(QueuedEngine):
         abort: AbortFlag | None = None,
     ) -> None:
         super().__init__(pieces, n_ctx, abort)
-        self.control = TurnControl()
+        self.control = ReplyControl()
         self._wishes = wishes
         if 0 in wishes:
             wishes[0](self.control)
 
-    def sample(self, grammar: Grammar | None = None) -> int:
+    def sample(self) -> int:
         """The next of the queue; what is wished meanwhile counts after it."""
-        token = super().sample(grammar)
+        token = super().sample()
         if self.sampled in self._wishes:
             self._wishes[self.sampled](self.control)
         return token
 
 
 class CountingEngine(WishingEngine):
-    """Counts what each prefill computes: what is not cached already, as a real engine does."""
+    """Keeps how many tokens each Force has."""
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
-        """Note how many tokens follow the common beginning."""
-        common = 0
-        while common < min(len(tokens), len(self.tokens)) and tokens[common] == self.tokens[common]:
-            common += 1
-        self.computed = [*getattr(self, "computed", []), len(tokens) - common]
-        yield from super().prefill(tokens)
+    def __init__(self, pieces: Sequence[str | bytes], wishes: Mapping[int, Wish]) -> None:
+        super().__init__(pieces, wishes)
+        self.forced: list[int] = []
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Note their number."""
+        self.forced.append(len(tokens))
+        super().force(tokens)
 
 
 def steer(text: str) -> Wish:
     return lambda control: control.steer(text)
 
 
-def run(engine: WishingEngine, settings: TurnSettings = SETTINGS) -> list[Event]:
+def run(engine: WishingEngine, settings: ReplySettings = SETTINGS) -> list[Event]:
     """The events of a turn; what is shown of the thinking is what is kept of it."""
     prompt = engine.vocabulary.encode_text(PROMPT)
-    events = list(Turn(engine, settings, control=engine.control).events(prompt))
+    events = list(play(engine, settings, prompt, control=engine.control))
     shown = [event.text for event in events if isinstance(event, Thinking | Steered)]
     assert "".join(shown) == finished(events).thinking
     return events
@@ -93,7 +94,7 @@ def notices(events: Sequence[Event]) -> list[str]:
 
 
 def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_same_cache() -> None:
-    engine = WishingEngine(["Hm", " well", "It is", " 3.", END], {2: TurnControl.answer_now})
+    engine = WishingEngine(["Hm", " well", "It is", " 3.", END], {2: ReplyControl.answer_now})
     events = run(engine)
 
     assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 2)
@@ -106,7 +107,7 @@ def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_sam
 
 @pytest.mark.parametrize(
     ("wish", "forced"),
-    [(TurnControl.answer_now, f"\n\n{ASKED}\n_\n\n"), (steer("Count twice."), "\n\nCount twice.\n\n")],
+    [(ReplyControl.answer_now, f"\n\n{ASKED}\n_\n\n"), (steer("Count twice."), "\n\nCount twice.\n\n")],
     ids=["answer now", "steer"],
 )
 def test_taking_part_computes_nothing_but_what_is_put_in(wish: Wish, forced: str) -> None:
@@ -114,11 +115,11 @@ def test_taking_part_computes_nothing_but_what_is_put_in(wish: Wish, forced: str
     engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: wish})
     run(engine)
 
-    assert engine.computed == [len(PROMPT), len(forced)]
+    assert engine.forced == [len(forced)]
 
 
 def test_answer_now_while_it_prefills_counts_when_the_thinking_begins() -> None:
-    events = run(WishingEngine(["Three.", END], {0: TurnControl.answer_now}))
+    events = run(WishingEngine(["Three.", END], {0: ReplyControl.answer_now}))
 
     assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 0)
     assert (finished(events).thinking, finished(events).answer) == (f"{ASKED}\n", "Three.")
@@ -199,7 +200,7 @@ def test_an_empty_sentence_changes_nothing() -> None:
     [(replace(SETTINGS, thinking_budget=12), 4096), (replace(SETTINGS, answer_reserve=40), 140)],
 )
 def test_a_sentence_that_the_limits_leave_no_room_for_is_refused_by_a_notice(
-    settings: TurnSettings, n_ctx: int
+    settings: ReplySettings, n_ctx: int
 ) -> None:
     engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer("A sentence of many characters.")}, n_ctx)
     events = run(engine, settings)
@@ -218,7 +219,7 @@ def test_steered_tokens_count_against_the_budget() -> None:
 
 
 def test_while_it_answers_nothing_can_be_asked_of_it_any_more() -> None:
-    def both(control: TurnControl) -> None:
+    def both(control: ReplyControl) -> None:
         control.answer_now()
         control.steer("No.")
 
@@ -230,7 +231,7 @@ def test_while_it_answers_nothing_can_be_asked_of_it_any_more() -> None:
 
 
 def test_wishes_are_granted_in_their_order() -> None:
-    def several(control: TurnControl) -> None:
+    def several(control: ReplyControl) -> None:
         control.steer("One.")
         control.steer("Two.")
         control.answer_now()
@@ -254,7 +255,7 @@ def test_the_loop_guard_begins_anew_after_a_steered_sentence() -> None:
     for engine in (plain, steered):
         settings = replace(SETTINGS, thinking_budget=2500, max_tokens=1)
         prompt = engine.vocabulary.encode_text(PROMPT)
-        events = list(Turn(engine, settings, control=engine.control).events(prompt))
+        events = list(play(engine, settings, prompt, control=engine.control))
         assert closed(events).reason is CloseReason.LOOP
         kept = finished(events).thinking
 
@@ -266,14 +267,13 @@ def test_the_loop_guard_begins_anew_after_a_steered_sentence() -> None:
 
 
 def test_a_thinking_under_a_grammar_can_be_steered_and_ended() -> None:
-    def both(control: TurnControl) -> None:
+    def both(control: ReplyControl) -> None:
         control.steer("Be brief.")
         control.answer_now()
 
-    grammar = FakeGrammar([99])
     engine = WishingEngine(["a", '{"a"', ": 1}", END], {1: both})
-    events = run(engine, replace(SETTINGS, grammar=grammar))
-    assert engine.vocabulary.text(grammar.seen) == '{"a": 1}' + END
+    events = run(engine, replace(SETTINGS, is_constrained=True))
+    assert engine.vocabulary.text(engine.matcher.seen) == '{"a": 1}' + END
     assert finished(events).answer == '{"a": 1}'
 
 
@@ -287,7 +287,7 @@ class FakeClock:
         return self.now
 
 
-class PausedControl(TurnControl):
+class PausedControl(ReplyControl):
     """A control that is paused; after it was waited for three times something happens. It never sleeps."""
 
     def __init__(self, clock: FakeClock, then: Callable[[], None]) -> None:
@@ -312,13 +312,13 @@ def test_a_pause_waits_counts_for_nothing_and_then_a_wish_made_in_it_is_granted(
 
     def then() -> None:
         control.steer("Go.")
-        control.go_on()
+        control.resume()
 
     control = PausedControl(clock, then)
     engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: lambda _: control.pause()})
-    turn = Turn(engine, SETTINGS, clock, control)
     events = []
-    for event in turn.events(engine.vocabulary.encode_text(PROMPT)):
+    prompt = engine.vocabulary.encode_text(PROMPT)
+    for event in play(engine, SETTINGS, prompt, control=control, clock=clock):
         events.append(event)
         clock.now += 1.0
 
@@ -334,9 +334,9 @@ def test_a_pause_waits_counts_for_nothing_and_then_a_wish_made_in_it_is_granted(
 
 def test_an_answer_can_be_paused_too() -> None:
     clock = FakeClock()
-    control = PausedControl(clock, lambda: control.go_on())
+    control = PausedControl(clock, lambda: control.resume())
     engine = WishingEngine(["a", CLOSE, "c", END], {3: lambda _: control.pause()})
-    events = list(Turn(engine, SETTINGS, clock, control).events([1, 2]))
+    events = list(play(engine, SETTINGS, [1, 2], control=control, clock=clock))
     assert control.waits == 3
     assert finished(events).stats.decode_s == 0
 
@@ -345,7 +345,7 @@ def test_a_paused_turn_can_be_stopped() -> None:
     clock, abort = FakeClock(), AbortFlag()
     control = PausedControl(clock, abort.set)
     engine = WishingEngine(["a", "b", END], {1: lambda _: control.pause()}, abort=abort)
-    events = list(Turn(engine, SETTINGS, clock, control, abort).events([1, 2]))
+    events = list(play(engine, SETTINGS, [1, 2], control=control, clock=clock))
     assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")
     assert (control.waits, finished(events).stats.decode_s) == (3, 0)
 
@@ -353,17 +353,12 @@ def test_a_paused_turn_can_be_stopped() -> None:
 class StoppedInForce(WishingEngine):
     """An engine that is stopped in the middle of tokens that are put into its cache."""
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[PrefillProgress]:
-        """Take half of them and stop, when there is something cached already."""
-        if not self._cache:
-            yield from super().prefill(tokens)
-            return
-        n_more = len(tokens) - len(self._cache)
-        self._cache = list(tokens[: len(self._cache) + n_more // 2])
+    def force(self, tokens: Sequence[int]) -> None:
+        """Stop before they are cached."""
         raise Aborted
 
 
-@pytest.mark.parametrize("wish", [TurnControl.answer_now, steer("Go.")])
+@pytest.mark.parametrize("wish", [ReplyControl.answer_now, steer("Go.")])
 def test_a_stop_while_a_sentence_is_put_in_leaves_nothing_of_it(wish: Wish) -> None:
     engine = StoppedInForce(["a", "b", END], {1: wish})
     events = run(engine)

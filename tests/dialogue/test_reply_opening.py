@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.dialogue.closing import CLOSING_SENTENCES
-from qwq_local.dialogue.control import Opening, TurnControl
+from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.dialogue.prompts.formats import prompt_format
-from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, SamplerSettings
+from qwq_local.dialogue.reply import ReplySettings
+from qwq_local.dialogue.transcript import CLOSING_SENTENCES
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.model import LoadedModel
 from qwq_local.events import (
@@ -31,9 +31,10 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.models.header import read_header
-from tests.fakes import CLOSE, END, FakeGrammar, FakeVocabulary, QueuedEngine
+from tests.dialogue.decoding import decode
+from tests.fakes import CLOSE, END, FakeVocabulary, QueuedEngine, play
 
-SETTINGS = TurnSettings(thinking_budget=1000, answer_reserve=64, wants_tokens=True)
+SETTINGS = ReplySettings(4096, thinking_budget=1000, answer_reserve=64, wants_tokens=True)
 AMPLE = replace(SETTINGS, thinking_budget=100_000)
 LLAMA = "🦙".encode()
 LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " it", " again", ".", "\n"]
@@ -60,23 +61,23 @@ class WatchedEngine(QueuedEngine):
         vocabulary: FakeVocabulary | None = None,
         rest: Iterable[int] = (),
         n_ctx: int = 4096,
-        wishes: Mapping[int, Callable[[TurnControl], None]] | None = None,
+        wishes: Mapping[int, Callable[[ReplyControl], None]] | None = None,
     ) -> None:
         super().__init__(pieces, n_ctx)
         if vocabulary is not None:
             self.vocabulary, self._queue = vocabulary, list(rest)
-        self.control = TurnControl()
+        self.control = ReplyControl()
         self.shown: list[Event] = []
         self.moments: dict[int, Moment] = {}
         self._wishes = wishes or {}
         self.latest = 0
 
-    def sample(self, grammar: Grammar | None = None) -> int:
+    def sample(self) -> int:
         """The next of the queue."""
         assert self.remembered == self.tokens[len(PROMPT) :]
         moment = Moment(thinking(self.shown), answer(self.shown), tuple(self._queue))
         self.moments[len(self.tokens) - len(PROMPT)] = moment
-        self.latest = token = super().sample(grammar)
+        self.latest = token = super().sample()
         if self.sampled in self._wishes:
             self._wishes[self.sampled](self.control)
         return token
@@ -99,10 +100,10 @@ def answer(events: Iterable[Event]) -> str:
 
 
 def run(
-    engine: WatchedEngine, settings: TurnSettings = SETTINGS, generated: tuple[int, ...] = ()
+    engine: WatchedEngine, settings: ReplySettings = SETTINGS, generated: tuple[int, ...] = ()
 ) -> tuple[list[Event], Finished]:
     opening = Opening(PROMPT, generated) if generated else None
-    for event in Turn(engine, settings, control=engine.control).events(PROMPT, opening):
+    for event in play(engine, settings, PROMPT, opening, control=engine.control):
         engine.shown.append(event)
     assert isinstance(event, Finished)
     assert told(engine.shown, generated) == tuple(engine.tokens[len(PROMPT) :])
@@ -123,7 +124,7 @@ def notices(events: Iterable[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice)]
 
 
-def steer(control: TurnControl) -> None:
+def steer(control: ReplyControl) -> None:
     control.steer("What of the r's?")
 
 
@@ -132,8 +133,8 @@ class Script:
     """What the model says, under which limits, and what is wished after how many tokens."""
 
     pieces: Sequence[str | bytes]
-    settings: TurnSettings = SETTINGS
-    wishes: Mapping[int, Callable[[TurnControl], None]] = field(default_factory=dict)
+    settings: ReplySettings = SETTINGS
+    wishes: Mapping[int, Callable[[ReplyControl], None]] = field(default_factory=dict)
 
 
 SCRIPTS = {
@@ -153,7 +154,7 @@ SCRIPTS = {
     ),
     "steered": Script(["a ", "b", LLAMA[:1], "c", CLOSE, "d", END], wishes={2: steer, 3: steer, 4: steer}),
     "steered first": Script([" a", CLOSE, "d", END], wishes={1: steer}),
-    "asked": Script(["a ", LLAMA[:3], "d", "e", END], wishes={2: TurnControl.answer_now}),
+    "asked": Script(["a ", LLAMA[:3], "d", "e", END], wishes={2: ReplyControl.answer_now}),
     "loop": Script(LOOP * 60, replace(SETTINGS, max_tokens=4)),
 }
 
@@ -213,7 +214,7 @@ def test_a_turn_stopped_anywhere_is_gone_on_with_as_if_it_had_not_been(name: str
     for n_sampled in range(1, whole.sampled):
         stopped = WatchedEngine(script.pieces, wishes=script.wishes)
         stopped._abort_after = n_sampled
-        for event in Turn(stopped, script.settings, control=stopped.control).events(PROMPT):
+        for event in play(stopped, script.settings, PROMPT, control=stopped.control):
             stopped.shown.append(event)
         known = told(stopped.shown)
         assert isinstance(event, Finished)
@@ -269,7 +270,7 @@ def test_rates_are_those_of_this_turn_alone() -> None:
     engine = WatchedEngine(vocabulary=vocabulary, rest=[vocabulary.token_of("b")] * 2)
     generated = (*[vocabulary.token_of("t")] * 5, vocabulary.token_of(CLOSE), *[vocabulary.token_of("b")] * 4)
     events = []
-    for event in Turn(engine, SETTINGS, lambda: now[0]).events(PROMPT, Opening(PROMPT, generated)):
+    for event in play(engine, SETTINGS, PROMPT, Opening(PROMPT, generated), clock=lambda: now[0]):
         now[0] += 1.0
         events.append(event)
     event = events[-1]
@@ -289,7 +290,7 @@ def test_an_answer_that_had_ended_has_nothing_to_go_on_with(ends_with_end: bool)
     if ends_with_end:
         generated += (vocabulary.token_of(END),)
     opening = Opening(PROMPT, generated)
-    *shown, finished = Turn(engine, SETTINGS).events(PROMPT, opening)
+    *shown, finished = play(engine, SETTINGS, PROMPT, opening)
     assert notices(shown) == ["there is nothing to go on with: the answer had come to its end."]
     assert isinstance(finished, Finished)
     assert (finished.reason, finished.thinking, finished.answer) == (FinishReason.STOP, "t", "3.")
@@ -312,12 +313,12 @@ def test_tokens_are_told_about_four_times_a_second_and_at_the_end() -> None:
     now = [0.0]
 
     class Slow(WatchedEngine):
-        def sample(self, grammar: Grammar | None = None) -> int:
+        def sample(self) -> int:
             now[0] += 0.1
-            return super().sample(grammar)
+            return super().sample()
 
     engine = Slow([*"thinking it over", CLOSE, *"and the answer", END])
-    shown = list(Turn(engine, SETTINGS, lambda: now[0]).events(PROMPT))
+    shown = list(play(engine, SETTINGS, PROMPT, clock=lambda: now[0]))
     generated = [event for event in shown if isinstance(event, Generated)]
     assert [len(event.tokens) for event in generated] == [3] * 10 + [1]
     assert [event.start for event in generated] == [*range(0, 33, 3)]
@@ -326,7 +327,7 @@ def test_tokens_are_told_about_four_times_a_second_and_at_the_end() -> None:
     assert told(shown) == tuple(engine.tokens[len(PROMPT) :])
     assert not any(
         isinstance(event, Generated)
-        for event in Turn(WatchedEngine("ab"), replace(SETTINGS, wants_tokens=False)).events(PROMPT)
+        for event in play(WatchedEngine("ab"), replace(SETTINGS, wants_tokens=False), PROMPT)
     )
 
 
@@ -334,13 +335,13 @@ def test_what_a_loop_cost_is_taken_back() -> None:
     now = [0.0]
 
     class Slow(WatchedEngine):
-        def sample(self, grammar: Grammar | None = None) -> int:
+        def sample(self) -> int:
             now[0] += 0.02
-            return super().sample(grammar)
+            return super().sample()
 
     engine = Slow([*LOOP * 60, CLOSE, *["So", ":", "\n"], *LOOP * 200], n_ctx=8192)
     settings = replace(SETTINGS, thinking_budget=2500)
-    shown = list(Turn(engine, settings, lambda: now[0]).events(PROMPT))
+    shown = list(play(engine, settings, PROMPT, clock=lambda: now[0]))
     told_at = [
         (event.start, event.start + len(event.tokens)) for event in shown if isinstance(event, Generated)
     ]
@@ -352,13 +353,12 @@ def test_what_a_loop_cost_is_taken_back() -> None:
 
 def test_a_grammar_answers_after_a_thinking_that_was_begun_before() -> None:
     vocabulary = FakeVocabulary()
-    grammar = FakeGrammar([99])
     rest = map(vocabulary.token_of, ["b", CLOSE, '{"a"', ": 1}", END])
     engine = WatchedEngine(vocabulary=vocabulary, rest=rest)
-    settings = replace(SETTINGS, grammar=grammar)
+    settings = replace(SETTINGS, is_constrained=True)
     _, finished = run(engine, settings, (vocabulary.token_of("a"),))
     assert (finished.thinking, finished.answer) == ("ab", '{"a": 1}')
-    assert vocabulary.text(grammar.seen) == '{"a": 1}' + END
+    assert vocabulary.text(engine.matcher.seen) == '{"a": 1}' + END
 
 
 QUESTION = "How many r's are in the word strawberry?"
@@ -371,20 +371,24 @@ def test_the_miniature_goes_on_from_any_of_its_tokens_to_the_same_end(
     template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
     form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
     prompt = form.encode([Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
-    settings = replace(SETTINGS, sampler=SamplerSettings(temperature=0))
-    with closing(LlamaContext(loaded, ContextSettings(512, threads=1), AbortFlag())) as context:
-        shown = list(Turn(context, settings).events(prompt))
-        generated = tuple(context.tokens[len(prompt) :])
+    settings = replace(SETTINGS, window=512, sampler=SamplerSettings(temperature=0))
+    with closing(LlamaContext(loaded, ContextSettings(512, threads=1))) as context:
+        shown = list(decode(context, settings, Opening(prompt)))
+        generated = tuple(context.sequences[0].tokens[len(prompt) :])
         assert told(shown) == generated
         expected = shown[-1]
         assert isinstance(expected, Finished)
         assert expected.answer
         for n_tokens in {*range(1, len(generated), 7), len(generated) - 1, len(generated)}:
-            context.truncate(0)
-            shown = list(Turn(context, settings).events(prompt, Opening(prompt, generated[:n_tokens])))
+            context.sequences[0].truncate(0)
+            shown = list(decode(context, settings, Opening(prompt, generated[:n_tokens])))
             finished = shown[-1]
             assert isinstance(finished, Finished)
-            assert told(shown, generated[:n_tokens]) == generated == tuple(context.tokens[len(prompt) :])
+            assert (
+                told(shown, generated[:n_tokens])
+                == generated
+                == tuple(context.sequences[0].tokens[len(prompt) :])
+            )
             assert (finished.thinking, finished.answer) == (expected.thinking, expected.answer)
             assert finished.stats.thinking_tokens == expected.stats.thinking_tokens
 
@@ -396,16 +400,16 @@ def test_the_miniature_is_steered_and_asked_to_answer(
     template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
     form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
     prompt = form.encode([Message(Role.USER, QUESTION)], loaded.vocabulary).tokens
-    settings = replace(SETTINGS, sampler=SamplerSettings(temperature=0))
-    control = TurnControl()
+    settings = replace(SETTINGS, window=512, sampler=SamplerSettings(temperature=0))
+    control = ReplyControl()
     shown: list[Event] = []
-    with closing(LlamaContext(loaded, ContextSettings(512, threads=1), AbortFlag())) as context:
-        for event in Turn(context, settings, control=control).events(prompt):
+    with closing(LlamaContext(loaded, ContextSettings(512, threads=1))) as context:
+        for event in decode(context, settings, Opening(prompt), control):
             shown.append(event)
             if isinstance(event, Thinking) and len(shown) == 12:
                 control.steer(f"The letters are counted {CLOSE}{END}.")
                 control.answer_now()
-        generated = tuple(context.tokens[len(prompt) :])
+        generated = tuple(context.sequences[0].tokens[len(prompt) :])
     assert isinstance(event, Finished)
     assert thinking(shown) == event.thinking
     assert f"\n\nThe letters are counted < /think>{END}.\n\n" in event.thinking

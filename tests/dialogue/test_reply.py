@@ -1,4 +1,4 @@
-"""The turn over an engine that replays a queue: limits, closing, loops, interruption."""
+"""The reply over an engine that replays a queue: limits, closing, loops, interruption."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from qwq_local.dialogue.closing import CLOSING_SENTENCES
-from qwq_local.dialogue.turn import Turn, TurnSettings
+from qwq_local.dialogue.reply import ReplySettings
+from qwq_local.dialogue.transcript import CLOSING_SENTENCES
 from qwq_local.engine.api import AbortFlag
 from qwq_local.events import (
     Answer,
@@ -21,14 +21,14 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from tests.fakes import CLOSE, END, FakeGrammar, QueuedEngine
+from tests.fakes import CLOSE, END, QueuedEngine, play
 
 PROMPT = "question"
-SETTINGS = TurnSettings(thinking_budget=1000, answer_reserve=64)
+SETTINGS = ReplySettings(4096, thinking_budget=1000, answer_reserve=64)
 
 
-def run(engine: QueuedEngine, settings: TurnSettings = SETTINGS) -> list[Event]:
-    return list(Turn(engine, settings).events(engine.vocabulary.encode_text(PROMPT)))
+def run(engine: QueuedEngine, settings: ReplySettings = SETTINGS) -> list[Event]:
+    return list(play(engine, settings, engine.vocabulary.encode_text(PROMPT)))
 
 
 def thinking(events: Sequence[Event]) -> str:
@@ -194,28 +194,26 @@ def test_an_abort_in_prefill_ends_the_turn_in_order() -> None:
     assert finished(events).reason is FinishReason.INTERRUPTED
 
 
-def test_a_grammar_sees_only_what_is_sampled_under_it() -> None:
-    """Neither the thinking, nor the tag, nor the blank line after it reach the grammar."""
-    grammar = FakeGrammar([99])
+def test_a_constraint_sees_only_what_is_sampled_under_it() -> None:
+    """Neither the thinking, nor the tag, nor the blank line after it reach the constraint."""
     engine = QueuedEngine(["{thinking}", CLOSE, '{"a"', ": 1}", END])
-    events = run(engine, replace(SETTINGS, grammar=grammar))
+    events = run(engine, replace(SETTINGS, is_constrained=True))
 
-    assert engine.vocabulary.text(grammar.seen) == '{"a": 1}' + END
+    assert engine.vocabulary.text(engine.matcher.seen) == '{"a": 1}' + END
     assert answer(events) == '{"a": 1}'
     assert f"{CLOSE}\n\n" + '{"a"' in engine.cached_text
 
 
-def test_text_after_a_tag_in_the_same_piece_does_not_bypass_the_grammar() -> None:
-    grammar = FakeGrammar()
+def test_text_after_a_tag_in_the_same_piece_does_not_bypass_the_constraint() -> None:
     engine = QueuedEngine(["thought", "</think>\n\nSure! ", '{"a": 1}', END])
-    events = run(engine, replace(SETTINGS, grammar=grammar))
+    events = run(engine, replace(SETTINGS, is_constrained=True))
 
     assert answer(events) == '{"a": 1}'
     assert "Sure" not in engine.cached_text
 
 
-def test_a_tag_inside_an_answer_under_a_grammar_is_content() -> None:
+def test_a_tag_inside_an_answer_under_a_constraint_is_content() -> None:
     pieces = ["thought", CLOSE, '{"a": "', "</th", "ink>", '"}', END]
-    events = run(QueuedEngine(pieces), replace(SETTINGS, grammar=FakeGrammar()))
+    events = run(QueuedEngine(pieces), replace(SETTINGS, is_constrained=True))
 
     assert answer(events) == '{"a": "</think>"}'

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from qwq_local.dialogue.control import Opening, TurnControl
-from qwq_local.dialogue.turn import Turn, TurnSettings
-from qwq_local.engine.api import AbortFlag, ContextSettings, Grammar, SamplerSettings
+from qwq_local.dialogue.control import Opening, ReplyControl
+from qwq_local.dialogue.reply import ReplySettings
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.context import LlamaContext
-from qwq_local.engine.model import LoadedModel
-from qwq_local.events import CloseReason, Event, Finished, FinishReason, ThinkingClosed
-from tests.fakes import CLOSE, END, FakeVocabulary, QueuedEngine
+from qwq_local.engine.sampler import SamplerChain
+from qwq_local.events import CloseReason, Event, Finished, FinishReason, Generated, ThinkingClosed
+from tests.conftest import load
+from tests.dialogue.decoding import decode
+from tests.fakes import CLOSE, END, FakeVocabulary, QueuedEngine, play
 
-SETTINGS = TurnSettings(thinking_budget=2000, answer_reserve=64, wants_tokens=True)
+SETTINGS = ReplySettings(4096, thinking_budget=2000, answer_reserve=64, wants_tokens=True)
 SHORT = replace(SETTINGS, max_tokens=3)
 PROMPT = tuple(FakeVocabulary().encode_text("question"))
-Wish = Callable[[TurnControl], None]
+Wish = Callable[[ReplyControl], None]
 
 
 def finished(events: Sequence[Event]) -> Finished:
@@ -36,7 +39,7 @@ COUNTING = [
 CLOSING = [CLOSE, "\n\n", "So", ":", "\n"]
 
 
-def steer(control: TurnControl) -> None:
+def steer(control: ReplyControl) -> None:
     control.steer("Stop that.")
 
 
@@ -47,7 +50,7 @@ class Script:
     pieces: Sequence[str]
     cuts: Sequence[int]
     wishes: Mapping[int, Wish] = field(default_factory=dict)
-    settings: TurnSettings = SHORT
+    settings: ReplySettings = SHORT
 
 
 LOOPS = {
@@ -68,14 +71,14 @@ class WishingEngine(QueuedEngine):
     def __init__(self, queue: Sequence[int], vocabulary: FakeVocabulary, wishes: Mapping[int, Wish]) -> None:
         super().__init__([], n_ctx=8192)
         self.vocabulary, self._queue = vocabulary, list(queue)
-        self.control = TurnControl()
+        self.control = ReplyControl()
         self.at: list[tuple[int, ...]] = []
         self._wishes = wishes
 
-    def sample(self, grammar: Grammar | None = None) -> int:
+    def sample(self) -> int:
         """The next of the queue."""
         self.at.append(tuple(self.tokens[len(PROMPT) :]))
-        token = super().sample(grammar)
+        token = super().sample()
         if self.sampled in self._wishes:
             self._wishes[self.sampled](self.control)
         return token
@@ -94,7 +97,7 @@ def whole(script: Script) -> Whole:
     vocabulary = FakeVocabulary()
     queue = [vocabulary.token_of(piece) for piece in script.pieces]
     engine = WishingEngine(queue, vocabulary, script.wishes)
-    events = list(Turn(engine, script.settings, control=engine.control).events(PROMPT))
+    events = list(play(engine, script.settings, PROMPT, control=engine.control))
     assert any(
         isinstance(event, ThinkingClosed | Finished) and event.reason in (CloseReason.LOOP, FinishReason.LOOP)
         for event in events
@@ -114,7 +117,7 @@ def test_a_loop_is_found_and_cut_where_it_would_have_been(name: str) -> None:
         engine = WishingEngine(expected.queue[n_sampled:], vocabulary, later)
         steered = ("Stop that.",) if any(n <= n_sampled for n in script.wishes) else ()
         opening = Opening(PROMPT, expected.engine.at[n_sampled], steered)
-        end = finished(list(Turn(engine, script.settings, control=engine.control).events(PROMPT, opening)))
+        end = finished(list(play(engine, script.settings, PROMPT, opening, control=engine.control)))
         assert n_sampled + engine.sampled == expected.engine.sampled, n_sampled
         assert (end.thinking, end.answer) == (expected.end.thinking, expected.end.answer)
         assert end.reason is expected.end.reason
@@ -126,7 +129,7 @@ def test_what_was_said_before_a_sentence_was_put_in_is_not_held_against_what_fol
     script = LOOPS["after a sentence was put in"]
     expected = whole(script)
     engine = WishingEngine(expected.queue[640:], expected.engine.vocabulary, {})
-    list(Turn(engine, script.settings).events(PROMPT, Opening(PROMPT, expected.engine.at[640])))
+    list(play(engine, script.settings, PROMPT, Opening(PROMPT, expected.engine.at[640])))
     assert engine.sampled < expected.engine.sampled - 640
 
 
@@ -138,7 +141,7 @@ def test_what_the_thinking_repeated_is_not_held_against_the_answer() -> None:
     for n_known in (0, len(queue) - 100):
         engine = WishingEngine(queue[n_known:], vocabulary, {})
         opening = Opening(PROMPT, tuple(queue[:n_known]))
-        assert finished(list(Turn(engine, SETTINGS).events(PROMPT, opening))).reason is FinishReason.STOP
+        assert finished(list(play(engine, SETTINGS, PROMPT, opening))).reason is FinishReason.STOP
         assert engine.tokens == [*PROMPT, *queue[:-1]]
 
 
@@ -146,7 +149,7 @@ def test_a_loop_that_the_guard_was_off_for_is_found_once_it_goes_on() -> None:
     vocabulary = FakeVocabulary()
     cycle = [vocabulary.token_of(piece) for piece in CYCLE]
     engine = WishingEngine(cycle * 300, vocabulary, {})
-    events = list(Turn(engine, SETTINGS).events(PROMPT, Opening(PROMPT, tuple(cycle * 70))))
+    events = list(play(engine, SETTINGS, PROMPT, Opening(PROMPT, tuple(cycle * 70))))
     (closed,) = [event for event in events if isinstance(event, ThinkingClosed)]
     assert closed.reason is CloseReason.LOOP
     assert finished(events).thinking.count("Wait, is that right?") == 1
@@ -157,7 +160,7 @@ def test_without_a_loop_guard_nothing_is_cut() -> None:
     cycle = [vocabulary.token_of(piece) for piece in CYCLE]
     engine = WishingEngine(cycle * 60, vocabulary, {})
     settings = replace(SETTINGS, loop_guard=False)
-    end = finished(list(Turn(engine, settings).events(PROMPT, Opening(PROMPT, tuple(cycle * 40)))))
+    end = finished(list(play(engine, settings, PROMPT, Opening(PROMPT, tuple(cycle * 40)))))
     assert end.thinking.count("Wait, is that right?") == 100
 
 
@@ -171,53 +174,66 @@ SAMPLERS = {
 }
 
 
-class Watched(LlamaContext):
-    """A real engine that notes how many tokens it has whenever it samples, and may tell penalties nothing."""
-
-    is_forgetful = False
-
-    def sample(self, grammar: Grammar | None = None) -> int:
-        """The next token."""
-        self.sampled_at.append(len(self.tokens))
-        return super().sample(grammar)
-
-    def start_sampling(self, settings: SamplerSettings) -> None:
-        """Begin to note anew."""
-        self.sampled_at: list[int] = []
-        super().start_sampling(settings)
+class ForgetfulChain(SamplerChain):
+    """A chain whose penalties are told nothing of what was generated before."""
 
     def remember(self, tokens: Sequence[int]) -> None:
-        """Tell the penalties, or do not."""
-        if not self.is_forgetful:
-            super().remember(tokens)
+        """Do not."""
+
+
+class ForgetfulContext(LlamaContext):
+    """A context that makes forgetful chains."""
+
+    chain_class = ForgetfulChain
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a reply said, and its ids with which of them were sampled."""
+
+    thinking: str
+    answer: str
+    tokens: tuple[int, ...]
+    sampled_at: tuple[int, ...] = field(compare=False)
 
 
 def said_by(
-    engine: Watched, prompt: tuple[int, ...], settings: TurnSettings, generated: tuple[int, ...] = ()
-) -> tuple[str, str, tuple[int, ...]]:
-    """What a turn says, and its ids, begun where it is told."""
-    opening = Opening(prompt, generated)
-    end = finished(list(Turn(engine, settings).events(prompt, opening)))
-    return end.thinking, end.answer, tuple(engine.tokens[len(prompt) :])
+    context: LlamaContext, prompt: tuple[int, ...], settings: ReplySettings, generated: tuple[int, ...] = ()
+) -> Said:
+    """What a reply says that starts from these ids."""
+    events = list(decode(context, settings, Opening(prompt, generated)))
+    tokens, sampled = list(generated), [True] * len(generated)
+    for event in events:
+        if isinstance(event, Generated):
+            tokens[event.start :], sampled[event.start :] = event.tokens, event.sampled
+    end = finished(events)
+    at = tuple(index for index, is_sampled in enumerate(sampled) if is_sampled)
+    return Said(end.thinking, end.answer, tuple(tokens), at)
 
 
 @pytest.mark.parametrize("budget", [100, 20], ids=["late", "early"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_miniature_under_penalties_goes_on_to_the_same_end(
-    loaded: LoadedModel, name: str, budget: int
+    miniature: Callable[[str], Path], name: str, budget: int
 ) -> None:
-    """Greedy, from the same cache; where the penalties are told nothing it ends otherwise, else this would
-    prove nothing. Without its template the miniature says one letter for ever, unless it is penalized.
+    """Greedy, in float32, where the shape of a batch decides no token. Where the penalties are told nothing
+    the end differs, else this would prove nothing. Without its template the miniature says one letter for
+    ever, unless it is penalized.
     """
+    loaded = load(miniature("F32"))
     prompt = tuple(loaded.vocabulary.encode_text("Say something."))
-    settings = replace(SETTINGS, sampler=SAMPLERS[name], thinking_budget=budget, max_tokens=30)
-    with closing(Watched(loaded, ContextSettings(1024, threads=1), AbortFlag())) as context:
+    settings = replace(SETTINGS, window=1024, sampler=SAMPLERS[name], thinking_budget=budget, max_tokens=30)
+    with (
+        closing(loaded),
+        closing(
+            LlamaContext(loaded, ContextSettings(1024, kv_type_k="f32", kv_type_v="f32", threads=1))
+        ) as context,
+        closing(
+            ForgetfulContext(loaded, ContextSettings(1024, kv_type_k="f32", kv_type_v="f32", threads=1))
+        ) as forgetful,
+    ):
         expected = said_by(context, prompt, settings)
-        generated = expected[2]
-        cuts = context.sampled_at[1 :: len(context.sampled_at) // 8]
+        cuts = expected.sampled_at[1 :: len(expected.sampled_at) // 8]
         for at in cuts:
-            assert said_by(context, prompt, settings, generated[: at - len(prompt)]) == expected, at
-        context.is_forgetful = True
-        assert any(
-            said_by(context, prompt, settings, generated[: at - len(prompt)]) != expected for at in cuts
-        )
+            assert said_by(context, prompt, settings, expected.tokens[:at]) == expected, at
+        assert any(said_by(forgetful, prompt, settings, expected.tokens[:at]) != expected for at in cuts)
