@@ -8,7 +8,7 @@
     ├── DoesNotFit           4  llama.cpp could not have the memory
     ├── PromptTooLong        5  more tokens than the window
     ├── ModelFileError       1  a GGUF that is damaged, foreign or of another architecture
-    ├── TemplateError        1  a chat template that does not render
+    ├── TemplateError        1  a chat template of no known form
     ├── PullError            1  a download that the hub, the network or the disk does not let through
     ├── EngineError          1  llama.cpp refused to go on
     ├── HistoryError         1  conversations that cannot be read, found or kept
@@ -81,7 +81,7 @@ class ModelFileError(QwqError):
 
 
 class TemplateError(QwqError):
-    """A chat template that is missing, does not render, or takes too long."""
+    """A chat template in no known form, or a vocabulary without the control tokens of its form."""
 
 
 class PullError(QwqError):

@@ -1,7 +1,4 @@
-"""What is said, as values: messages with their roles, and the user's message made of files and a question.
-
-Text comes in; frozen, checked messages go out. Knows no template and no token.
-"""
+"""Messages: who says what, the answer in a reply, and a question made of files, standard input and text."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; an assistant's may hold calls, and the thinking in its content is cut before rendering.
+    """One message. An assistant's may hold tool calls, and thinking in its content.
 
     Raises UsageError for content that is not text and for calls whose arguments are not an object.
     """
@@ -83,7 +80,7 @@ def user_message(attachments: Sequence[Attachment], stdin_text: str, question: s
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What stands around every question: the system prompt, the files before it, the suffix after it."""
+    """What goes with every question: the system prompt, the files before it, the suffix after it."""
 
     system: str
     attachments: tuple[Attachment, ...] = ()
@@ -132,7 +129,7 @@ class SplitReply:
 def split_reply(reply: str) -> SplitReply:
     """The reply, split at the last `</think>` that is not quoted.
 
-    A tag in quotes, or between the two lines of a fence, belongs to the text. A reply that opens a thinking
+    A tag in quotes, or between the two lines of a fence, belongs to the text. A reply that opens its thinking
     and does not close it has no answer.
     """
     marks = list(_MARK.finditer(reply))
@@ -141,7 +138,7 @@ def split_reply(reply: str) -> SplitReply:
     for mark in marks:
         if mark.group(1):
             before += 1
-        # Thinking may be cut inside a fence: one that is never closed after the tag does not hold it.
+        # Thinking may end inside a fence: a fence that never closes after the tag does not hold it.
         elif not ((before % 2 and (n_fences - before) % 2) or _is_quoted(reply, mark.start(), mark.end())):
             start, end = mark.span()
     is_open = reply.lstrip().startswith(OPEN)
@@ -163,7 +160,7 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
-    """Raises UsageError when there is nothing to answer: no message, or the last one is not to the model."""
+    """Raises UsageError when there is nothing to answer: no message, or the last one is the assistant's."""
     if not messages:
         raise UsageError("The conversation is empty. Give a question.")
     last = messages[-1].role

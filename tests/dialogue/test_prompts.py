@@ -183,6 +183,11 @@ def test_a_default_system_prompt_is_read_off_the_template() -> None:
         "<|im_start|>system\nYou are\nhelpful.<|im_end|>\n<|im_"
     )
     assert "helpful" not in encoded([Message(Role.SYSTEM, ""), QUESTION], template).text
+    literal = "Don't guess: put it in \\\\boxed{}."
+    math = f'{{{{ "<|im_start|>system\\n{literal}<|im_end|>\\n" }}}}{SIMPLE}'
+    assert encoded([QUESTION], math).text.startswith(
+        "<|im_start|>system\nDon't guess: put it in \\boxed{}.<|im_end|>\n"
+    )
 
 
 def test_a_model_that_leaves_thinking_to_itself_can_be_made_to_begin_with_it() -> None:

@@ -20,7 +20,11 @@ _START, _END = Control("<|im_start|>"), Control("<|im_end|>")
 _MARK = re.compile(r"<\|\w+\|>")
 _KNOWN_MARKS = {_START.text, _END.text, "<|endoftext|>"}
 _OPENS_THINKING = re.compile(r"<\|im_start\|>assistant(?:\\n|\n)<think>(?!(?:\\n|\n)*</think>)")
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
+# Text between the two tokens in one literal, which no quote ends before a plus or a brace.
+_DEFAULT_SYSTEM = re.compile(
+    r"<\|im_start\|>system(?:\\n|\n)((?:(?!<\||['\"]\s*[+~}]).)+)<\|im_end\|>", re.DOTALL
+)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class ChatML:
         return self.tool_text is not None
 
     def segments(self, messages: Sequence[Message], tools: Tools) -> Iterator[Segment]:
-        """The prompt up to the assistant's turn, which it opens."""
+        """The prompt, up to the opening of the assistant's turn."""
         yield from self._system_turn(messages[0], tools)
         last_question = max(
             (at for at, message in enumerate(messages) if message.role is Role.USER), default=len(messages)
@@ -199,7 +203,7 @@ def match_chatml(template: str, name: str) -> ChatML | None:
         return None
     opens_thinking = _OPENS_THINKING.search(template) is not None
     found = _DEFAULT_SYSTEM.search(template)
-    default_system = found[1].replace("\\n", "\n") if found else ""
+    default_system = _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], found[1]) if found else ""
     if tool_text is _MINIATURE_TOOLS:
         earlier = Earlier.STRIPPED_ANSWER
     elif "last_query_index" in template and not is_qwq:

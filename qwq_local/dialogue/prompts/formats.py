@@ -1,7 +1,7 @@
-"""Which prompt format a model has, the prompt of a conversation in it, and who takes up the context.
+"""The prompt format of a model, prompts in it, and what takes up the context.
 
-A model file carries a chat template, a program. It is not run here: the marks in its text say which of the
-formats it describes.
+A model file carries a chat template, which is a program. It is never run: the marks in its text say which
+format it describes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BUILT_IN = "The model's file holds no chat template; QwQ's turns are written by
 
 
 class PromptForm(Protocol):
-    """One model's prompt format: see the modules beside this one."""
+    """What a prompt format gives for one model: see chatml.py and deepseek.py."""
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -45,10 +45,10 @@ class PromptForm(Protocol):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Where it is not what the model's chat template asks for, one line each."""
+        """The differences to the model's chat template, one line each."""
 
     def segments(self, messages: Sequence[Message], tools: Tools) -> Iterator[Segment]:
-        """The prompt up to the assistant's turn, which it opens."""
+        """The prompt, up to the opening of the assistant's turn."""
 
     def opens_thinking_after(self, messages: Sequence[Message]) -> bool:
         """Whether the template itself opens the thinking of the next reply."""
@@ -56,9 +56,9 @@ class PromptForm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as token ids and as text, and a line for each thing that is not as the template has it.
+    """A prompt as token ids and as text. `opens_thinking`: it ends inside the thinking of the reply.
 
-    `opens_thinking`: it ends inside the thinking of the reply.
+    `notices` are the differences to the model's chat template, one line each.
     """
 
     tokens: tuple[int, ...]
@@ -140,8 +140,8 @@ class PromptFormat:
 def prompt_format(template: str | None, special_tokens: Container[str], name: str) -> PromptFormat:
     """The prompt format of the model called `name`, by its chat template; QwQ's if it has none.
 
-    Raises TemplateError when the template describes no format that there is, or when one of the format's
-    control tokens is not in the vocabulary.
+    Raises TemplateError when the template describes neither format, or when the vocabulary lacks one of the
+    format's control tokens.
     """
     form: PromptForm | None = ChatML(notices=(_BUILT_IN,))
     if template and template.strip():
