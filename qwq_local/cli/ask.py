@@ -11,6 +11,8 @@ from typing import TextIO
 
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.question import Question
+from qwq_local.chat.conversation import history_messages
+from qwq_local.chat.model import value_text
 from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.environment import (
@@ -18,20 +20,26 @@ from qwq_local.cli.environment import (
     finish_stdout,
     interrupts_to,
 )
-from qwq_local.cli.flags import AskFlags
+from qwq_local.cli.flags import DEFAULT_PROFILE, AskFlags
 from qwq_local.cli.output import STATUS, EventWriter, ending, event_writer, final_ledger, write_plan
 from qwq_local.cli.split import SplitOutput, answer_in_parts, show_split_plan
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint, JsonSchema, LarkGrammar, Regex
 from qwq_local.engine.constraint import check_constraint
 from qwq_local.engine.devices import can_offload
+from qwq_local.engine.library import TESTED_VERSION
 from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
 from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
+from qwq_local.history.archive import FILE, Archive
+from qwq_local.history.background import AskedTurn, BackgroundRecorder
+from qwq_local.history.records import ConversationRecord, TurnOrigin, TurnRecord
 from qwq_local.machine.description import read_machine
 from qwq_local.machine.hardware import idle_gpu_notice, present_gpu
-from qwq_local.paths import Directories, directories
+from qwq_local.paths import Directories, directories, make_private
 from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import stats_line
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.keys import RECORDED_KEYS
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
 from qwq_local.split.plan import SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
@@ -42,15 +50,42 @@ MAX_CONSTRAINT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class _Continued:
+    """The conversation that `-c` continues, in its open history."""
+
+    archive: Archive
+    conversation: ConversationRecord
+    turns: tuple[TurnRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _AskRun:
+    """One question on its way: what was asked, who answers, where the events go.
+
+    `recorder` keeps the answer in the history, unless nothing is to be kept.
+    """
+
+    environment: Environment
+    flags: AskFlags
+    given: _Input
+    backend: LocalBackend
+    writer: EventWriter
+    recorder: BackgroundRecorder | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Input:
     """What was read and checked: the prompt's parts, the constraint, the open file of `--think-to`."""
 
     profile: Profile
     framing: Framing
+    continued: _Continued | None
     question: str = ""
     stdin_text: str = ""
     constraint: AnswerConstraint | None = None
     trace: TextIO | None = None
+    model: str = ""
+    task: str = ""
 
 
 def ask(environment: Environment, flags: AskFlags) -> int:
@@ -60,17 +95,20 @@ def ask(environment: Environment, flags: AskFlags) -> int:
     loaded.
     """
     places = directories(environment.variables)
-    flags = replace(flags, model=meant_model(flags.model, places))
-    resolved = _resolve(environment, flags, places)
-    machine = _machine(flags, places)
-    given = _read(environment, flags, resolved.profile)
     with ExitStack() as stack:
+        continued = _continued(flags, places, stack)
+        machine = _machine(flags, places)
+        before = continued.conversation if continued else None
+        model = meant_model(flags.model or (before.model if before else "") or DEFAULT_MODEL, places)
+        task = flags.profile or (before.profile if before else "") or DEFAULT_PROFILE
+        resolved = _resolve(environment, flags, places, model, task)
+        given = replace(_read(environment, flags, resolved.profile, continued), model=model, task=task)
         if given.trace is not None:
             stack.enter_context(given.trace)
         writer = stack.enter_context(closing(event_writer(environment, flags.think, jsonl=flags.jsonl)))
         for notice in resolved.notices:
             writer.show(Notice(notice))
-        backend, abort = local_backend(flags.model, resolved, places, machine, is_private=flags.private)
+        backend, abort = local_backend(given.model, resolved, places, machine, is_private=flags.private)
         stack.enter_context(closing(backend))
         stack.enter_context(interrupts_to(abort))
         if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
@@ -80,24 +118,82 @@ def ask(environment: Environment, flags: AskFlags) -> int:
             if status is not ExitStatus.INTERRUPTED:
                 _keep(environment, backend, writer)
             return status
-        if flags.split and (done := _split(environment, flags, given, backend, abort, writer)) is not None:
+        recorder = None if flags.private or flags.dry_run else _recorder(given, backend, places)
+        if recorder is not None:
+            stack.callback(_finish, recorder, environment)
+        run = _AskRun(environment, flags, given, backend, writer, recorder)
+        if flags.split and (done := _split(run, abort)) is not None:
             return done
-        return _answer(environment, flags, given, backend, writer)
+        return _answer(run)
 
 
-def _read(environment: Environment, flags: AskFlags, profile: Profile) -> _Input:
+def _continued(flags: AskFlags, places: Directories, stack: ExitStack) -> _Continued | None:
+    """The last conversation for `-c`; the stack closes its history. Raises UsageError, HistoryError."""
+    if not flags.goes_on:
+        return None
+    if flags.private:
+        raise UsageError("--private has no past: leave it out to go on with a conversation.")
+    if flags.each or flags.split:
+        raise UsageError("--continue asks one question: leave out --each and --split.")
+    path = places.data / FILE
+    archive = stack.enter_context(Archive.to_read(path)) if path.exists() else None
+    if archive is None or (latest := archive.latest()) is None:
+        raise UsageError("there is no conversation yet to go on with. Leave out --continue.")
+    return _Continued(archive, latest, tuple(archive.path(latest.id, with_tokens=False)))
+
+
+def _recorder(given: _Input, backend: LocalBackend, places: Directories) -> BackgroundRecorder:
+    """Keeps the question and its answer in the history."""
+    names = [attachment.name for attachment in given.framing.attachments]
+    if given.question and given.stdin_text:
+        names.append("standard input")
+    continued = given.continued
+    asked = AskedTurn(
+        command="ask",
+        question=given.question or given.stdin_text or ", ".join(names),
+        content=given.framing.messages(given.question, given.stdin_text)[-1].content,
+        system=given.framing.system,
+        files=tuple(names),
+        conversation=continued.conversation.id if continued else None,
+        parent=continued.turns[-1].id if continued and continued.turns else None,
+    )
+
+    def origin() -> TurnOrigin:
+        return TurnOrigin(
+            model=given.model,
+            identity=backend.identity(),
+            library=f"llama-cpp-python {TESTED_VERSION}",
+            profile=given.task,
+            settings={key: value_text(given.profile, key) for key in RECORDED_KEYS},
+        )
+
+    def opened() -> Archive:
+        return continued.archive if continued else Archive.open(make_private(places.data) / FILE)
+
+    return BackgroundRecorder(opened, asked, origin)
+
+
+def _finish(recorder: BackgroundRecorder, environment: Environment) -> None:
+    for line in recorder.close():
+        write_line(environment.stderr, f"note: {one_line(line, 500)}\n")
+
+
+def _read(
+    environment: Environment, flags: AskFlags, profile: Profile, continued: _Continued | None
+) -> _Input:
     """Reads everything that is needed before the model is looked up. Raises UsageError."""
-    system = check_utf8(profile.system if flags.system is None else flags.system, "the system prompt")
+    own = continued.conversation.system if continued else profile.system
+    system = check_utf8(own if flags.system is None else flags.system, "the system prompt")
     constraint = read_constraint(flags.json_schema, flags.regex, flags.grammar)
     if flags.each:
         _refuse_with_each(flags)
     trace = _open_trace(flags)
     framing = Framing(system, tuple(read_attachments(flags.files)), profile.question_suffix)
     if flags.each:
-        return _Input(profile, framing, constraint=constraint)
+        return _Input(profile, framing, continued, constraint=constraint)
     question, stdin_text = check_utf8(flags.question, "the question"), _read_stdin(environment)
     framing.messages(question, stdin_text)
-    return _Input(profile, framing, question, stdin_text, constraint, trace)
+    return _Input(profile, framing, continued, question, stdin_text, constraint, trace)
 
 
 def read_attachments(paths: list[Path] | None) -> list[Attachment]:
@@ -168,20 +264,20 @@ def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-def _answer(
-    environment: Environment, flags: AskFlags, given: _Input, backend: LocalBackend, writer: EventWriter
-) -> int:
+def _answer(run: _AskRun) -> int:
     """Asks everything at once; the exit status."""
-    messages = given.framing.messages(given.question, given.stdin_text)
-    question = Question(messages, given.constraint, files=tuple(map(fence, given.framing.attachments)))
+    environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
+    question = replace(_question(given), wants_tokens=run.recorder is not None)
     if flags.dry_run:
-        write_plan(environment, backend.dry_run(question), jsonl=flags.jsonl)
+        write_plan(environment, run.backend.dry_run(question), jsonl=flags.jsonl)
         return ExitStatus.ANSWERED
     planned: Planned | None = None
     finished: Finished | None = None
     try:
         with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
-            for event in backend.reply(question):
+            for event in run.backend.reply(question):
+                if run.recorder is not None:
+                    run.recorder.feed(event)
                 writer.show(event)
                 match event:
                     case Planned():
@@ -197,7 +293,7 @@ def _answer(
     if not flags.jsonl and (line := ending(finished.reason, given.profile)):
         writer.show(Notice(line))
     if finished.reason is not FinishReason.INTERRUPTED:
-        _keep(environment, backend, writer)
+        _keep(environment, run.backend, writer)
     writer.close()
     if flags.stats:
         write_line(environment.stderr, f"{stats_line(finished.stats)}\n")
@@ -206,15 +302,21 @@ def _answer(
     return STATUS[finished.reason]
 
 
-def _split(
-    environment: Environment,
-    flags: AskFlags,
-    given: _Input,
-    backend: LocalBackend,
-    abort: AbortFlag,
-    writer: EventWriter,
-) -> int | None:
+def _question(given: _Input) -> Question:
+    """The question after the answered turns of the conversation."""
+    turns = [turn for turn in given.continued.turns if turn.answer.strip()] if given.continued else []
+    new = given.framing.messages(given.question, given.stdin_text)[-1]
+    return Question(
+        [*history_messages(given.framing.system, turns), new],
+        given.constraint,
+        files=tuple(map(fence, given.framing.attachments)),
+        spared=sum(turn.stats.thinking_tokens for turn in turns),
+    )
+
+
+def _split(run: _AskRun, abort: AbortFlag) -> int | None:
     """Asks a text that does not fit in parts; the exit status. None when it fits, after saying so."""
+    flags, given, backend = run.flags, run.given, run.backend
     n_ctx = given.profile.n_ctx or backend.provision.window.largest
     request = SplitRequest(given.framing, given.stdin_text, given.question, n_ctx, given.constraint)
     try:
@@ -222,21 +324,33 @@ def _split(
     except Aborted:
         return ExitStatus.INTERRUPTED
     if not plan.excerpts:
-        writer.show(Notice(f"the text fits: {plan.planned.prompt_tokens:,} tokens, asked in one pass."))
+        run.writer.show(Notice(f"the text fits: {plan.planned.prompt_tokens:,} tokens, asked in one pass."))
         return None
-    writer.close()
-    output = SplitOutput(environment, given.profile, flags.jsonl, flags.think, given.trace, flags.stats)
+    run.writer.close()
+    if run.recorder is not None:  # the text is too long to be sent again
+        run.recorder.asked = replace(run.recorder.asked, content=given.question)
+    output = SplitOutput(
+        run.environment,
+        given.profile,
+        flags.jsonl,
+        flags.think,
+        given.trace,
+        flags.stats,
+        run.recorder,
+    )
     if flags.dry_run:
         return show_split_plan(plan, output)
     return answer_in_parts(backend, request, plan, output)
 
 
-def _resolve(environment: Environment, flags: AskFlags, places: Directories) -> ResolvedProfile:
+def _resolve(
+    environment: Environment, flags: AskFlags, places: Directories, model: str, task: str
+) -> ResolvedProfile:
     settings = list(flags.settings or ())
     if flags.seed is not None:
         settings.append(f"seed={flags.seed}")
     folders = profile_folders(places)
-    return resolve(flags.model, flags.profile, folders, environment.variables, settings)
+    return resolve(model, task, folders, environment.variables, settings)
 
 
 def _machine(flags: AskFlags, places: Directories) -> Machine | None:

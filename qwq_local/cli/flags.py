@@ -68,9 +68,12 @@ class AskFlags:
         list[Path] | None,
         typer.Option("--file", "-f", metavar="FILE", help="A text file to read first; may be repeated."),
     ] = None
+    goes_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = (
+        False
+    )
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None
-    model: Model = DEFAULT_MODEL
-    profile: Task = DEFAULT_PROFILE
+    model: ModelIfGiven = None
+    profile: TaskIfGiven = None
     settings: Settings = None
     seed: Seed = None
     think: Annotated[
@@ -91,13 +94,21 @@ class AskFlags:
     ] = None
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every event as a line of JSON.")] = False
     each: Annotated[
-        bool, typer.Option("--each", help="Answer each line of JSON on standard input with a line of JSON.")
+        bool,
+        typer.Option(
+            "--each",
+            help="Answer each line of JSON on standard input with a line of JSON; not kept in the history.",
+        ),
     ] = False
     split: Annotated[
-        bool, typer.Option("--split", help="Ask a text that no context holds in parts, then their answers.")
+        bool,
+        typer.Option(
+            "--split",
+            help="Ask a text that no context holds in parts, then their answers; the history keeps the last.",
+        ),
     ] = False
     private: Annotated[
-        bool, typer.Option("--private", help="Keep nothing of this on disk for the next question.")
+        bool, typer.Option("--private", help="Keep nothing of this on disk, no history and no cache.")
     ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan for this prompt and stop.")] = (
         False

@@ -33,7 +33,7 @@ from qwq_local.text import plural
 from qwq_local.wire import write_line
 
 STDOUT = "-"
-_NOTHING = "No conversation is kept yet; `qwq chat` keeps every one."
+_NOTHING = "No conversation is kept yet; `qwq chat` and `qwq ask` keep every one."
 _MAX_TITLE, _MAX_MODEL = 60, 24
 _YOURS = "[yours] "
 
@@ -68,9 +68,10 @@ def list_command(
 
 
 def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[str]:
-    """The list as aligned lines; titles and models are cut to fit the columns."""
-    rows = [("ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS")]
+    """The list as aligned lines, those of `qwq ask` marked; titles and models are cut to fit the columns."""
+    rows = [("ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS", "")]
     rest = max(2, *(len(str(record.id)) for record in records)) + len(minute_of(0)) + len("TURNS") + 4 * 2
+    rest += max(len(_mark(record)) for record in records)
     room = max(20, columns - rest)
     n_model = min(_MAX_MODEL, room // 3)
     for record in records:
@@ -81,12 +82,17 @@ def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[
                 minute_of(record.changed_at),
                 one_line(record.model, n_model) or "-",
                 str(record.n_turns),
+                _mark(record).strip(),
             )
         )
     widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell + " " * (width - cell_width(cell)) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def _mark(record: ConversationRecord) -> str:
+    return "  ask" if record.command == "ask" else ""
 
 
 @app.command("search")
@@ -161,7 +167,7 @@ def conversation_lines(
     """
     yield f"# {title_of(conversation)}"
     facts = (
-        f"conversation {conversation.id}",
+        f"conversation {conversation.id}" + (" by `qwq ask`" if conversation.command == "ask" else ""),
         model_of(conversation, turns),
         conversation.profile,
         minute_of(conversation.created_at),

@@ -24,6 +24,7 @@ from qwq_local.events import (
     ThinkingClosed,
     TurnStats,
 )
+from qwq_local.history.background import BackgroundRecorder
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles.layers import Profile
 from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
@@ -36,7 +37,10 @@ from qwq_local.wire import event_line, write_line
 
 @dataclass(frozen=True, slots=True)
 class SplitOutput:
-    """Where and how the passes are shown. `trace` is the open file of `--think-to`."""
+    """Where and how the passes are shown. `trace` is the open file of `--think-to`.
+
+    `recorder` keeps the last pass in the history.
+    """
 
     environment: Environment
     profile: Profile
@@ -44,6 +48,7 @@ class SplitOutput:
     think: Think | None = None
     trace: TextIO | None = None
     stats: bool = False
+    recorder: BackgroundRecorder | None = None
 
 
 class _SplitWriter(Protocol):
@@ -72,6 +77,8 @@ def answer_in_parts(
     try:
         for event in answer_split(backend, request, plan):
             run.take(event)
+            if run.is_last and output.recorder is not None:
+                output.recorder.feed(event)
             writer.show(event)
             if output.trace is not None:
                 _write_trace(output.trace, event)
@@ -101,7 +108,7 @@ class _PassTotals:
         self.passes = 0
         self.spent = self.last = TurnStats()
         self.planned: Planned | None = None
-        self._is_last = False
+        self.is_last = False
 
     def take(self, event: SplitEvent) -> None:
         """Counts the pass that the event ends."""
@@ -111,10 +118,10 @@ class _PassTotals:
             case PartDone():
                 self._count(event.stats)
             case Joining():
-                self._is_last = True
+                self.is_last = True
             case Finished():
                 self.reason = event.reason
-                if self._is_last:
+                if self.is_last:
                     self._count(event.stats)
 
     def _count(self, stats: TurnStats) -> None:

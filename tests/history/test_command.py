@@ -23,6 +23,7 @@ from qwq_local.history.records import TurnStart
 from tests.command import Terminal, environment, qwq
 from tests.history.programs import started
 
+NOTHING = "No conversation is kept yet; `qwq chat` and `qwq ask` keep every one.\n"
 EVIL = "evil\x1b[2J\x1b]0;title\x07name\u202e"
 
 
@@ -44,7 +45,7 @@ def place(tmp_path: Path) -> Path:
 
 def test_nothing_is_made_where_nothing_is_kept(tmp_path: Path) -> None:
     listed = qwq(tmp_path, "history")
-    assert (listed.status, listed.stdout) == (0, "No conversation is kept yet; `qwq chat` keeps every one.\n")
+    assert (listed.status, listed.stdout) == (0, NOTHING)
     assert qwq(tmp_path, "history", "--json").stdout == "[]\n"
     assert qwq(tmp_path, "history", "show", "1").status == 1
     assert not (tmp_path / "data").exists()
@@ -191,7 +192,7 @@ def test_what_was_done_to_the_history_is_said_on_stderr(place: Path) -> None:
     path = place / "data" / FILE
     path.write_bytes(b"no database at all")
     listed = qwq(place, "history")
-    assert listed.stdout == "No conversation is kept yet; `qwq chat` keeps every one.\n"
+    assert listed.stdout == NOTHING
     assert "history.sqlite3 was damaged" in listed.stderr
     [kept] = path.parent.glob("history.damaged-*.sqlite3")
     assert kept.read_bytes() == b"no database at all"
