@@ -55,7 +55,7 @@ $(VENV)/.venv-made:
 
 # The source stays: tests take chat templates from it.
 $(SDIST)/.downloaded: $(VENV)/.venv-made
-	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(SDIST) $(LLAMA)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(SDIST) $(LLAMA)
 	@touch $@
 
 $(VENV)/.llama-built: $(VENV)/.venv-made | $(SDIST)/.downloaded
