@@ -17,8 +17,30 @@ from qwq_local.dialogue.excerpts import Measure, Sources, TextPart, cut, is_insi
 
 FAMILY = "👩‍👩‍👧‍👦"
 PIECES = (
-    *("word ", "Satz. ", "line\n", "\n\n", "\n \t\n", " ", "a", "字", "。」", "漢字かな", "é", "e\u0301"),
-    *(FAMILY, "🏳️‍🌈", "👍🏽", "🇩🇪", "🇫", "각", "\u1100\u1161\u11a8", "क्षि", "\r\n", "\u200d", "\u0600", "..."),
+    "word ",
+    "Satz. ",
+    "line\n",
+    "\n\n",
+    "\n \t\n",
+    " ",
+    "a",
+    "字",
+    "。」",
+    "漢字かな",
+    "é",
+    "e\u0301",
+    FAMILY,
+    "🏳️‍🌈",
+    "👍🏽",
+    "🇩🇪",
+    "🇫",
+    "각",
+    "\u1100\u1161\u11a8",
+    "क्षि",
+    "\r\n",
+    "\u200d",
+    "\u0600",
+    "...",
 )
 texts = st.one_of(st.text(max_size=400), st.lists(st.sampled_from(PIECES), max_size=200).map("".join))
 

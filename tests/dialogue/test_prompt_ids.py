@@ -42,8 +42,23 @@ SPELLINGS = {chr(0xE000 + at): piece for at, piece in enumerate(SPECIAL)}
 _TABLE = str.maketrans(SPELLINGS)
 STAND_INS = {piece: character for character, piece in SPELLINGS.items()}
 PIECES = (
-    *("words here", "How many r's?", " 12", "a", "量子纠缠", "草莓 🍓", "cafe\u0301", "Привет"),
-    *("\n", "\n\n", "\r\n", " ", "   ", "\t", "\u00a0", "\u2028", "\x0b"),
+    "words here",
+    "How many r's?",
+    " 12",
+    "a",
+    "量子纠缠",
+    "草莓 🍓",
+    "cafe\u0301",
+    "Привет",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " ",
+    "   ",
+    "\t",
+    "\u00a0",
+    "\u2028",
+    "\x0b",
     *(
         "</",
         "<|",

@@ -86,9 +86,14 @@ def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
     with closing(load(path)) as model, closing(dry_run):
         for shape in contexts(sizes.shape):
             settings = ContextSettings(
-                shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
-                flash_attention=shape.flash_attention, threads=1,
-            )  # fmt: skip
+                shape.n_ctx,
+                shape.n_batch,
+                shape.n_ubatch,
+                shape.kv_type_k,
+                shape.kv_type_v,
+                flash_attention=shape.flash_attention,
+                threads=1,
+            )
             with closing(SingleSequence(model, settings)) as context:
                 real = held_bytes(context._handle)
             [planned] = device_uses(target, Placement(shape))
@@ -199,9 +204,13 @@ context = SingleSequence(load(Path({str(path)!r})), ContextSettings(8192, 512, 5
 print(held.kv_cache, held.compute)
 """
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'convert'}"},
-    )  # fmt: skip
+    )
     kv_cache, compute = map(int, ran.stdout.split())
     for what, n_bytes in (("KV", kv_cache), ("compute", compute)):
         logged = re.search(rf"CPU {what} buffer size =\s+([\d.]+) MiB", ran.stderr)

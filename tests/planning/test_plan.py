@@ -228,9 +228,10 @@ def test_what_never_fits_is_told_with_numbers_and_the_three_nearest_things_that_
     assert "needs 33.1 GiB of CPU memory (weights 32.4 GiB, KV 0.5 GiB, compute 0.2 GiB)" in message
     assert "15.5 GiB may be used" in message
     assert offers == [
-        "Q3_K_S (about 13.4 GiB)", "17.6 GiB more free CPU memory",
+        "Q3_K_S (about 13.4 GiB)",
+        "17.6 GiB more free CPU memory",
         "Q3_K_M and 42.3 MiB more free CPU memory",
-    ]  # fmt: skip
+    ]
 
 
 def test_settings_that_are_in_the_way_are_the_nearest() -> None:

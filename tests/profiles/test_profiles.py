@@ -548,8 +548,16 @@ def test_an_error_leaves_the_command_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        *("miniature", "miniature:F16", "qwq-32b:Q4_K_M", "/models/QwQ-32B.gguf", "other.GGUF"),
-        *("owner/QwQ:Q8_0", "mine", "Mi", "Q5_K_M", "qwq-merge"),
+        "miniature",
+        "miniature:F16",
+        "qwq-32b:Q4_K_M",
+        "/models/QwQ-32B.gguf",
+        "other.GGUF",
+        "owner/QwQ:Q8_0",
+        "mine",
+        "Mi",
+        "Q5_K_M",
+        "qwq-merge",
     ],
 )
 def test_a_model_is_shown_that_has_a_profile_or_is_here_or_may_come(
