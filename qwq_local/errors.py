@@ -98,3 +98,7 @@ class HistoryError(QwqError):
 
 class ConvertError(QwqError):
     """A checkpoint that cannot be converted, with the file and the mend."""
+
+
+class Aborted(Exception):
+    """The work was stopped on request; the KV cache holds a consistent prefix, and work can go on."""

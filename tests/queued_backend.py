@@ -119,6 +119,10 @@ class PlanningBackend(QueuedBackend):
             ledger=ledger,
         )
 
+    def largest_context(self) -> int:
+        """The largest of the windows."""
+        return 4 * NATIVE
+
     def count_tokens(self, text: str) -> int:
         """The words."""
         return n_words(text)

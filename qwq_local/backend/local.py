@@ -117,6 +117,10 @@ class LocalBackend:
         plan = self.weights.foreseen(asked.planned_tokens)
         return self._planned(asked, plan, self._seed(question))
 
+    def largest_context(self) -> int:
+        """The largest context that a plan may have, in tokens."""
+        return self._profile.n_ctx or self.provision.window.largest
+
     def count_tokens(self, text: str) -> int:
         """The tokens of plain text."""
         return len(encode_plain(text, self.weights.vocabulary))

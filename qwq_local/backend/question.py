@@ -60,6 +60,9 @@ class Plans(Protocol):
     def dry_run(self, question: Question) -> Planned:
         """The plan for a question, without answering it. Raises what `reply` would."""
 
+    def largest_context(self) -> int:
+        """The largest context that a plan may have, in tokens."""
+
 
 @runtime_checkable
 class CountsTokens(Protocol):

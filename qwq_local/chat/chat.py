@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from qwq_local.backend.question import Backend
 from qwq_local.chat.commands.conversation import edited_question, new_question
 from qwq_local.chat.commands.history import resume
 from qwq_local.chat.commands.registry import completions, find_command, parse
@@ -18,8 +19,7 @@ from qwq_local.chat.conversation import short_title
 from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Completion, Said
 from qwq_local.chat.model import ChatSetup
 from qwq_local.chat.session import Session
-from qwq_local.engine.api import Aborted
-from qwq_local.errors import PromptTooLong, QwqError, UsageError
+from qwq_local.errors import Aborted, PromptTooLong, QwqError, UsageError
 from qwq_local.history.records import TurnRecord, TurnState
 
 _OFFERED = 3
@@ -35,6 +35,11 @@ class Chat:
         self._session = Session.of(replace(opened, model_names=_remembered(opened.model_names)))
         self._last_changed: ChatStatus | None = None
         self._running: Generator[ChatEvent] | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that answers now."""
+        return self._session.model.backend
 
     def start(self) -> Iterator[ChatEvent]:
         """What to show before the first line: a resumed conversation, notices, an offer to continue."""

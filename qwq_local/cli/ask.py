@@ -9,39 +9,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
+from qwq_local.backend.make import LIBRARY, BackendRequest, check_constraint, chosen_model, hardware_notice
+from qwq_local.backend.question import Backend, Identified, Keeps, Plans, Question
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.model import value_text
-from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.each import answer_each
 from qwq_local.cli.environment import (
     Environment,
+    ReplyInterrupt,
     finish_stdout,
-    interrupts_to,
+    interrupts_stop,
 )
 from qwq_local.cli.flags import DEFAULT_PROFILE, AskFlags
 from qwq_local.cli.output import STATUS, EventWriter, ending, event_writer, final_ledger, write_plan
 from qwq_local.cli.split import SplitOutput, answer_in_parts, show_split_plan
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
-from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint, JsonSchema, LarkGrammar, Regex
-from qwq_local.engine.constraint import check_constraint
-from qwq_local.engine.devices import can_offload
-from qwq_local.engine.library import TESTED_VERSION
-from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
+from qwq_local.engine.api import AnswerConstraint, JsonSchema, LarkGrammar, Regex
+from qwq_local.errors import Aborted, ConstraintError, EngineError, ExitStatus, UsageError
 from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.background import AskedTurn, BackgroundRecorder
 from qwq_local.history.records import ConversationRecord, TurnOrigin, TurnRecord
 from qwq_local.machine.description import read_machine
-from qwq_local.machine.hardware import idle_gpu_notice, present_gpu
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import RECORDED_KEYS
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
-from qwq_local.split.plan import SplitRequest, plan_split
+from qwq_local.split.plan import SplitBackend, SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import write_line
@@ -62,15 +58,16 @@ class _Continued:
 class _AskRun:
     """One question on its way: what was asked, who answers, where the events go.
 
-    `recorder` keeps the answer in the history, unless nothing is to be kept.
+    `recorder` keeps the answer in the history, unless nothing is to be kept. `interrupt` is what Ctrl-C does.
     """
 
     environment: Environment
     flags: AskFlags
     given: _Input
-    backend: LocalBackend
+    backend: Backend
     writer: EventWriter
     recorder: BackgroundRecorder | None
+    interrupt: ReplyInterrupt
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ def ask(environment: Environment, flags: AskFlags) -> int:
         continued = _continued(flags, places, stack)
         machine = _machine(flags, places)
         before = continued.conversation if continued else None
-        model = meant_model(flags.model or (before.model if before else "") or DEFAULT_MODEL, places)
+        model = chosen_model(flags.model or (before.model if before else "") or DEFAULT_MODEL, places)
         task = flags.profile or (before.profile if before else "") or DEFAULT_PROFILE
         resolved = _resolve(environment, flags, places, model, task)
         given = replace(_read(environment, flags, resolved.profile, continued), model=model, task=task)
@@ -108,21 +105,21 @@ def ask(environment: Environment, flags: AskFlags) -> int:
         writer = stack.enter_context(closing(event_writer(environment, flags.think, jsonl=flags.jsonl)))
         for notice in resolved.notices:
             writer.show(Notice(notice))
-        backend, abort = local_backend(given.model, resolved, places, machine, is_private=flags.private)
-        stack.enter_context(closing(backend))
-        stack.enter_context(interrupts_to(abort))
-        if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
-            writer.show(Notice(idle))
+        request = BackendRequest(given.model, resolved, places, machine, is_private=flags.private)
+        backend = stack.enter_context(closing(environment.make_backend(request)))
+        interrupt = stack.enter_context(interrupts_stop(backend.stop))
+        if (idle_gpu := hardware_notice(backend)) is not None:
+            writer.show(Notice(idle_gpu))
         if flags.each:
-            status = answer_each(environment, given.framing, given.constraint, backend, writer)
+            status = answer_each(environment, given.framing, given.constraint, backend, writer, interrupt)
             if status is not ExitStatus.INTERRUPTED:
                 _keep(environment, backend, writer)
             return status
         recorder = None if flags.private or flags.dry_run else _recorder(given, backend, places)
         if recorder is not None:
             stack.callback(_finish, recorder, environment)
-        run = _AskRun(environment, flags, given, backend, writer, recorder)
-        if flags.split and (done := _split(run, abort)) is not None:
+        run = _AskRun(environment, flags, given, backend, writer, recorder, interrupt)
+        if flags.split and (done := _split(run)) is not None:
             return done
         return _answer(run)
 
@@ -142,7 +139,7 @@ def _continued(flags: AskFlags, places: Directories, stack: ExitStack) -> _Conti
     return _Continued(archive, latest, tuple(archive.path(latest.id, with_tokens=False)))
 
 
-def _recorder(given: _Input, backend: LocalBackend, places: Directories) -> BackgroundRecorder:
+def _recorder(given: _Input, backend: Backend, places: Directories) -> BackgroundRecorder:
     """Keeps the question and its answer in the history."""
     names = [attachment.name for attachment in given.framing.attachments]
     if given.question and given.stdin_text:
@@ -161,8 +158,8 @@ def _recorder(given: _Input, backend: LocalBackend, places: Directories) -> Back
     def origin() -> TurnOrigin:
         return TurnOrigin(
             model=given.model,
-            identity=backend.identity(),
-            library=f"llama-cpp-python {TESTED_VERSION}",
+            identity=backend.identity() if isinstance(backend, Identified) else "",
+            library=LIBRARY if isinstance(backend, Identified) else "",
             profile=given.task,
             settings={key: value_text(given.profile, key) for key in RECORDED_KEYS},
         )
@@ -269,13 +266,15 @@ def _answer(run: _AskRun) -> int:
     environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
     question = replace(_question(given), wants_tokens=run.recorder is not None)
     if flags.dry_run:
+        if not isinstance(run.backend, Plans):
+            raise UsageError(f"--dry-run: {given.model} makes no plan.")
         write_plan(environment, run.backend.dry_run(question), jsonl=flags.jsonl)
         return ExitStatus.ANSWERED
     planned: Planned | None = None
     finished: Finished | None = None
     try:
         with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
-            for event in run.backend.reply(question):
+            for event in run.interrupt.watch(run.backend.reply(question)):
                 if run.recorder is not None:
                     run.recorder.feed(event)
                 writer.show(event)
@@ -314,13 +313,14 @@ def _question(given: _Input) -> Question:
     )
 
 
-def _split(run: _AskRun, abort: AbortFlag) -> int | None:
+def _split(run: _AskRun) -> int | None:
     """Asks a text that does not fit in parts; the exit status. None when it fits, after saying so."""
     flags, given, backend = run.flags, run.given, run.backend
-    n_ctx = given.profile.n_ctx or backend.provision.window.largest
-    request = SplitRequest(given.framing, given.stdin_text, given.question, n_ctx, given.constraint)
+    if not isinstance(backend, SplitBackend):
+        raise UsageError(f"--split: the tokens of {given.model} are not counted here. Leave it out.")
+    request = SplitRequest(given.framing, given.stdin_text, given.question, given.constraint)
     try:
-        plan = plan_split(backend, request, abort)
+        plan = plan_split(backend, request, run.interrupt.is_stopped)
     except Aborted:
         return ExitStatus.INTERRUPTED
     if not plan.excerpts:
@@ -340,7 +340,7 @@ def _split(run: _AskRun, abort: AbortFlag) -> int | None:
     )
     if flags.dry_run:
         return show_split_plan(plan, output)
-    return answer_in_parts(backend, request, plan, output)
+    return answer_in_parts(backend, request, plan, output, run.interrupt)
 
 
 def _resolve(
@@ -362,10 +362,12 @@ def _machine(flags: AskFlags, places: Directories) -> Machine | None:
     return read_machine(flags.machine, profile_folders(places)) if flags.machine else None
 
 
-def _keep(environment: Environment, backend: LocalBackend, writer: EventWriter) -> None:
+def _keep(environment: Environment, backend: Backend, writer: EventWriter) -> None:
     """Ends the output, then keeps what was prefilled, so that the reader of the answer does not wait."""
     writer.close()
     finish_stdout(environment.stdout)
+    if not isinstance(backend, Keeps):
+        return
     for notice in backend.keep():
         write_line(environment.stderr, f"note: {one_line(notice.text, 500)}\n")
 

@@ -9,20 +9,17 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
 
+from qwq_local.backend.make import LIBRARY, BackendRequest, chosen_model, hardware_notice
 from qwq_local.backend.question import Backend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Said, Shown, Talk, ThinkView
 from qwq_local.chat.model import ChatSetup
-from qwq_local.cli.backends import local_backend, meant_model
 from qwq_local.cli.environment import Environment, interrupts_call
 from qwq_local.cli.flags import DEFAULT_PROFILE, ChatFlags
 from qwq_local.cli.local import default_profile, model_places
-from qwq_local.engine.devices import can_offload
-from qwq_local.engine.library import TESTED_VERSION
 from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import ConversationRecord
-from qwq_local.machine.hardware import idle_gpu_notice, present_gpu
 from qwq_local.models.inventory import local_models
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
@@ -45,8 +42,8 @@ def chat(environment: Environment, flags: ChatFlags) -> int:
         talk = Chat(_setup(environment, flags, places, archive))
         if flags.dry_run:
             return _show_plan(environment, talk)
-        if (idle := idle_gpu_notice(present_gpu(), can_offload=can_offload())) is not None:
-            err.write(f"note: {one_line(idle, 500)}\n")
+        if (notice := hardware_notice(talk.backend)) is not None:
+            err.write(f"note: {one_line(notice, 500)}\n")
         if environment.stdin_is_terminal and out.is_live:
             return _draw(environment, talk, out, flags, places)
         view = ThinkView(flags.think) if flags.think else None
@@ -83,7 +80,8 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         return resolve(model, profile, folders, environment.variables, settings)
 
     def made(model: str, resolved: ResolvedProfile) -> Backend:
-        return local_backend(model, resolved, places, is_private=flags.private, is_roomy=True)[0]
+        request = BackendRequest(model, resolved, places, is_private=flags.private, is_roomy=True)
+        return environment.make_backend(request)
 
     def model_names() -> list[str]:
         where = model_places(environment.variables, default_profile(environment.variables))
@@ -93,14 +91,14 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         archive=archive,
         make_backend=made,
         resolve=resolved,
-        model=meant_model(flags.model or (resumed.model if resumed else "") or DEFAULT_MODEL, places),
+        model=chosen_model(flags.model or (resumed.model if resumed else "") or DEFAULT_MODEL, places),
         profile=flags.profile or (resumed.profile if resumed else "") or DEFAULT_PROFILE,
         settings=tuple(flags.settings or ()),
         system=flags.system if flags.system is None else check_utf8(flags.system, "the system prompt"),
         seed=flags.seed,
         resume=resumed.id if resumed else None,
         entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
-        library=f"llama-cpp-python {TESTED_VERSION}",
+        library=LIBRARY,
         model_names=model_names,
         profile_names=lambda: [
             entry.name for entry in list_profiles(folders) if entry.kind is ProfileKind.TASK

@@ -8,17 +8,16 @@ next line is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
-from qwq_local.cli.environment import Environment
+from qwq_local.backend.question import Backend, Question
+from qwq_local.cli.environment import Environment, ReplyInterrupt
 from qwq_local.cli.output import EventWriter
 from qwq_local.dialogue.conversation import Framing
-from qwq_local.engine.api import Aborted, AnswerConstraint
-from qwq_local.errors import ExitStatus, PromptTooLong, UsageError
-from qwq_local.events import Answer, Finished, FinishReason, Notice, Thinking
+from qwq_local.engine.api import AnswerConstraint
+from qwq_local.errors import Aborted, ExitStatus, PromptTooLong, UsageError
+from qwq_local.events import Answer, Event, Finished, FinishReason, Notice, Thinking
 from qwq_local.utf8 import MAX_TEXT_BYTES, decode_utf8
 from qwq_local.wire import answer_line, error_line, write_line
 
@@ -38,8 +37,9 @@ def answer_each(
     environment: Environment,
     framing: Framing,
     constraint: AnswerConstraint | None,
-    backend: LocalBackend,
+    backend: Backend,
     writer: EventWriter,
+    interrupt: ReplyInterrupt,
 ) -> int:
     """Answers every line of standard input; 0 when all got an answer, 1 when some did not."""
     status = ExitStatus.ANSWERED
@@ -48,7 +48,7 @@ def answer_each(
         if not problem:
             try:
                 question = Question(framing.messages(line.question), constraint, line.seed)
-                finished = _finished(backend, question, writer, line.number)
+                finished = _finished(interrupt.watch(backend.reply(question)), writer, line.number)
             except (UsageError, PromptTooLong) as error:
                 problem = str(error)
             except Aborted:
@@ -65,9 +65,9 @@ def answer_each(
     return status
 
 
-def _finished(backend: LocalBackend, question: Question, writer: EventWriter, number: int) -> Finished:
+def _finished(events: Iterable[Event], writer: EventWriter, number: int) -> Finished:
     """Runs one turn and shows its progress and notices; its text goes into the line of JSON."""
-    for event in backend.reply(question):
+    for event in events:
         match event:
             case Finished():
                 return event

@@ -6,27 +6,37 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeVar
 
 from qwq_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwq_local.engine.api import AbortFlag
+    from qwq_local.backend.make import BackendMaker, BackendRequest
+    from qwq_local.backend.question import Backend
+
+T = TypeVar("T")
+
+
+def _make_backend(request: BackendRequest) -> Backend:
+    from qwq_local.backend.make import make_backend
+
+    return make_backend(request)
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Streams and variables. `stdout` carries the answer alone, `stderr` everything else."""
+    """Streams, variables and who answers. `stdout` carries the answer alone, `stderr` everything else."""
 
     stdin: BinaryIO | None
     stdout: TextIO
     stderr: TextIO
     variables: Mapping[str, str]
+    make_backend: BackendMaker = _make_backend
 
     @property
     def stdin_is_terminal(self) -> bool:
@@ -146,18 +156,39 @@ def interrupts_call(action: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def interrupts_to(flag: AbortFlag) -> Iterator[None]:
-    """Within the block, the first Ctrl-C sets the flag and the second raises KeyboardInterrupt.
+class ReplyInterrupt:
+    """What Ctrl-C does while llama.cpp works: the first calls `stop`, the second raises KeyboardInterrupt.
 
-    C code loses a KeyboardInterrupt that is raised while llama.cpp calls back into Python; the flag stops the
-    engine at its next check, and the reply ends in order.
+    C code loses a KeyboardInterrupt that is raised while llama.cpp calls back into Python; `stop` ends the
+    work in order.
     """
 
-    def set_or_raise() -> None:
-        if flag:
-            raise KeyboardInterrupt
-        flag.set()
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._is_stopped = False
 
-    with interrupts_call(set_or_raise):
-        yield
+    def __call__(self) -> None:
+        """React to Ctrl-C."""
+        if self._is_stopped:
+            raise KeyboardInterrupt
+        self._is_stopped = True
+        self._stop()
+
+    def is_stopped(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._is_stopped
+
+    def watch(self, events: Iterable[T]) -> Iterator[T]:
+        """The events of replies. A stop that came between two of them ends the next one."""
+        for event in events:
+            if self._is_stopped:
+                self._stop()
+            yield event
+
+
+@contextmanager
+def interrupts_stop(stop: Callable[[], None]) -> Iterator[ReplyInterrupt]:
+    """Within the block, the first Ctrl-C calls `stop`."""
+    interrupt = ReplyInterrupt(stop)
+    with interrupts_call(interrupt):
+        yield interrupt

@@ -24,8 +24,8 @@ from qwq_convert.imatrix.run import (
     prepare,
 )
 
-from qwq_local.cli.backends import model_file
-from qwq_local.cli.environment import Environment, interrupts_to, refuse_stdout
+from qwq_local.backend.make import model_file
+from qwq_local.cli.environment import Environment, interrupts_stop, refuse_stdout
 from qwq_local.cli.flags import ImatrixFlags
 from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
@@ -166,7 +166,7 @@ def _collect(
 ) -> int:
     abort = AbortFlag()
     status = ExitStatus.ANSWERED
-    with closing(screen), interrupts_to(abort):
+    with closing(screen), interrupts_stop(abort.set):
         try:
             model = _load(prepared.request.model, model_name(header), loading, abort, screen)
         except Aborted:

@@ -10,10 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
-from qwq_local.cli.environment import Environment
+from qwq_local.cli.environment import Environment, ReplyInterrupt
 from qwq_local.cli.output import STATUS, ending, final_ledger, write_plan
-from qwq_local.engine.api import Aborted
-from qwq_local.errors import ExitStatus, QwqError
+from qwq_local.errors import Aborted, ExitStatus, QwqError
 from qwq_local.events import (
     Answer,
     Finished,
@@ -69,13 +68,17 @@ def show_split_plan(plan: SplitPlan, output: SplitOutput) -> int:
 
 
 def answer_in_parts(
-    backend: SplitBackend, request: SplitRequest, plan: SplitPlan, output: SplitOutput
+    backend: SplitBackend,
+    request: SplitRequest,
+    plan: SplitPlan,
+    output: SplitOutput,
+    interrupt: ReplyInterrupt,
 ) -> int:
     """Asks every part, then for one answer from theirs; the exit status of the last pass. Raises QwqError."""
     environment, run = output.environment, _PassTotals()
     writer = _writer(output)
     try:
-        for event in answer_split(backend, request, plan):
+        for event in interrupt.watch(answer_split(backend, request, plan)):
             run.take(event)
             if run.is_last and output.recorder is not None:
                 output.recorder.feed(event)

@@ -25,7 +25,7 @@ from qwq_convert.verification import (
     verify_placement,
 )
 
-from qwq_local.cli.backends import model_file
+from qwq_local.backend.make import model_file
 from qwq_local.cli.convert import find_source
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import VerifyFlags

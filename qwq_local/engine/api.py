@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from qwq_local.errors import Aborted as Aborted
 from qwq_local.events import TokenLogprob
 from qwq_local.settings import Number, OneOf, Several, setting, tokens
 
@@ -116,10 +117,6 @@ class AbortFlag:
 
     def __bool__(self) -> bool:
         return self._set
-
-
-class Aborted(Exception):
-    """The abort flag was set; the KV cache holds a consistent prefix and the engine can go on."""
 
 
 class Vocabulary(Protocol):

@@ -6,15 +6,15 @@ memory allows without taking layers off a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qwq_local.backend.question import Backend, CountsTokens, Plans, Question
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.dialogue.excerpts import Excerpt, Measure, Sources, cut
-from qwq_local.engine.api import Aborted, AbortFlag, AnswerConstraint
-from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
+from qwq_local.engine.api import AnswerConstraint
+from qwq_local.errors import Aborted, DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import Planned
 from qwq_local.planning.window import CLOSING
 
@@ -35,21 +35,18 @@ _ANSWERED = 400
 _SHRINKS = 0.75
 
 
+@runtime_checkable
 class SplitBackend(Backend, Plans, CountsTokens, Protocol):
     """A backend that can answer a text in parts: it counts tokens and plans."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """What is asked: the texts, the question with its framing, and the largest context in tokens.
-
-    Only the last answer obeys the constraint.
-    """
+    """What is asked: texts, and a question with its framing. Only the last answer obeys the constraint."""
 
     framing: Framing
     stdin_text: str
     question: str
-    n_ctx: int
     constraint: AnswerConstraint | None = None
 
     def whole(self) -> Question:
@@ -106,14 +103,14 @@ class SplitPlanned:
     overlap_tokens: int
 
 
-def plan_split(backend: SplitBackend, request: SplitRequest, abort: AbortFlag) -> SplitPlan:
+def plan_split(backend: SplitBackend, request: SplitRequest, is_stopped: Callable[[], bool]) -> SplitPlan:
     """How the text is asked: in one pass when it fits, else in parts as large as window and memory allow.
 
     Raises UsageError without a question, PromptTooLong when there is no room beside it, DoesNotFit, Aborted.
     """
 
     def measure(text: str) -> int:
-        if abort:
+        if is_stopped():
             raise Aborted
         return backend.count_tokens(text)
 
@@ -126,7 +123,7 @@ def plan_split(backend: SplitBackend, request: SplitRequest, abort: AbortFlag) -
         if not sources.text.strip():
             raise
     frame = backend.dry_run(_frame(request, sources))
-    shares = _shares(frame, request.n_ctx)
+    shares = _shares(frame, backend.largest_context())
     room = shares.part
     while True:
         is_least = room * _SHRINKS < LEAST_ROOM

@@ -11,11 +11,10 @@ import pytest
 
 from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Framing, Role
-from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
-from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
+from qwq_local.engine.api import JsonSchema
+from qwq_local.errors import Aborted, DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
 from qwq_local.planning.window import Needs, Window, share_window
-from qwq_local.profiles.keys import Profile
 from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
 from qwq_local.split.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
 
@@ -67,28 +66,22 @@ class AnsweringBackend:
     def count_tokens(self, text: str) -> int:
         return len(text)
 
+    def largest_context(self) -> int:
+        return N_CTX
+
     def stop(self) -> None:
         raise NotImplementedError
-
-    def keep(self) -> Iterator[Notice]:
-        yield from ()
-
-    def adopt(self, profile: Profile) -> None:
-        raise NotImplementedError
-
-    def identity(self) -> str:
-        return "fake"
 
     def close(self) -> None:
         pass
 
 
 def asked_of(text: str = "", *files: Attachment, question: str = "Who did it?") -> SplitRequest:
-    return SplitRequest(Framing("Be brief.", files, "Say why."), text, question, N_CTX, OBJECT)
+    return SplitRequest(Framing("Be brief.", files, "Say why."), text, question, OBJECT)
 
 
 def run(backend: AnsweringBackend, request: SplitRequest) -> tuple[SplitPlan, list[SplitEvent]]:
-    plan = plan_split(backend, request, AbortFlag())
+    plan = plan_split(backend, request, lambda: False)
     return plan, list(answer_split(backend, request, plan))
 
 
@@ -134,17 +127,15 @@ def test_parts_fill_the_window_and_leave_thinking_and_answer_whole() -> None:
 
 
 def test_a_text_that_fits_is_to_be_asked_in_one_pass() -> None:
-    plan = plan_split(AnsweringBackend(lambda _: "yes"), asked_of("short"), AbortFlag())
+    plan = plan_split(AnsweringBackend(lambda _: "yes"), asked_of("short"), lambda: False)
 
     assert (plan.excerpts, plan.passes) == ((), 1)
     assert plan.planned.prompt_tokens < 100
 
 
 def test_cutting_a_long_text_can_be_interrupted() -> None:
-    abort = AbortFlag()
-    abort.set()
     with pytest.raises(Aborted):
-        plan_split(AnsweringBackend(lambda _: "yes"), asked_of(STORY), abort)
+        plan_split(AnsweringBackend(lambda _: "yes"), asked_of(STORY), lambda: True)
 
 
 def test_files_stand_under_their_names_with_their_lines() -> None:
@@ -242,8 +233,8 @@ def test_parts_are_smaller_where_the_memory_is_short(costs: str) -> None:
 def test_what_cannot_be_split_is_refused() -> None:
     backend = AnsweringBackend(lambda _: "yes")
     with pytest.raises(UsageError, match="not the question"):
-        plan_split(backend, asked_of(STORY, question="  "), AbortFlag())
+        plan_split(backend, asked_of(STORY, question="  "), lambda: False)
     with pytest.raises(PromptTooLong, match="window"):
-        plan_split(backend, asked_of("", question="why " * 2000), AbortFlag())
+        plan_split(backend, asked_of("", question="why " * 2000), lambda: False)
     with pytest.raises(PromptTooLong, match="Shorten the question"):
-        plan_split(backend, asked_of(STORY, question="why " * 750), AbortFlag())
+        plan_split(backend, asked_of(STORY, question="why " * 750), lambda: False)

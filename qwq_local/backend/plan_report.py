@@ -1,0 +1,100 @@
+"""What would run of a model, here or on another computer, before anything is loaded or bought."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+from qwq_convert.file_types import find_file_type
+
+from qwq_local.backend.local import LocalBackend
+from qwq_local.backend.make import BackendRequest
+from qwq_local.backend.provision import model_window, planned_event, request_for
+from qwq_local.backend.question import Question
+from qwq_local.engine.api import AbortFlag
+from qwq_local.errors import ConvertError, DoesNotFit, ModelNotFound, QwqError, UsageError
+from qwq_local.events import Ledger, Planned
+from qwq_local.machine.hardware import physical_cores, this_machine
+from qwq_local.models.catalog import Catalog
+from qwq_local.models.known_sizes import known_sizes
+from qwq_local.models.store import find_model
+from qwq_local.planning.alternatives import TableRow, context_table, plan_or_explain
+from qwq_local.planning.compute import described_compute
+from qwq_local.planning.memory import Machine
+from qwq_local.planning.plan import Request
+from qwq_local.planning.shape import ModelSizes
+from qwq_local.planning.window import RopeScaling
+from qwq_local.profiles import DEFAULT_MODEL
+from qwq_local.profiles.keys import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What would run: a table of contexts, and the plan for a question or the `problem` why none fits."""
+
+    model: str
+    machine: Machine
+    rows: tuple[TableRow, ...]
+    n_offloadable: int
+    planned: Planned | None
+    problem: QwqError | None = None
+
+
+def plan_report(request: BackendRequest, question: Question) -> PlanReport:
+    """What would run of a model, for one question.
+
+    Of a file of QwQ-32B that is not on this machine the published sizes are used. Raises ModelNotFound,
+    UsageError, and what planning raises except DoesNotFit.
+    """
+    profile, places = request.resolved.profile, request.places
+    catalog = Catalog(request.resolved.model, profile.repo, profile.files)
+    try:
+        path = find_model(request.model, catalog, places.cache, places.data)
+    except ModelNotFound as error:
+        sizes = _known_sizes(request.model, catalog)
+        if sizes is None:
+            raise
+        if question.files:
+            raise ModelNotFound(f"to count the tokens of a file the model must be here. {error}") from None
+        return _estimated_report(sizes, profile, request.machine or this_machine())
+    backend = LocalBackend(path, profile, physical_cores(), AbortFlag())
+    backend.plan_for(request.machine)
+    with closing(backend):
+        rows = context_table(backend.provision.request(0))
+        planned, problem = None, None
+        try:
+            planned = backend.dry_run(question)
+        except DoesNotFit as error:
+            problem = error
+        facts = backend.provision
+        return PlanReport(facts.name, facts.machine, rows, facts.sizes.n_offloadable, planned, problem)
+
+
+def _known_sizes(model: str, catalog: Catalog) -> ModelSizes | None:
+    """The sizes of a file of QwQ-32B that is not on this machine; None for another model.
+
+    Raises UsageError with the list of types for an unknown type.
+    """
+    stem, _, file_type = model.partition(":")
+    if stem.lower() != catalog.name or catalog.name != DEFAULT_MODEL:
+        return None
+    try:
+        wanted = find_file_type(file_type or next(iter(catalog.files), "Q4_K_M"))
+    except ConvertError as error:
+        raise UsageError(str(error)) from None
+    return known_sizes(wanted.name)
+
+
+def _estimated_report(sizes: ModelSizes, profile: Profile, machine: Machine) -> PlanReport:
+    """For a file that is not on this machine: exact weights, compute buffers by the formula."""
+    name = f"QwQ 32B {sizes.file_type} (not on this machine)"
+    window = model_window(profile, RopeScaling())
+    compute = described_compute(sizes, machine)
+    request: Request = request_for(profile, window, sizes, machine, compute)
+    rows = context_table(request)
+    try:
+        chosen = plan_or_explain(request)
+    except DoesNotFit as error:
+        return PlanReport(name, machine, rows, sizes.n_offloadable, None, error)
+    planned = planned_event(name, chosen, seed=0, ledger=Ledger(free=chosen.n_ctx))
+    return PlanReport(name, machine, rows, sizes.n_offloadable, planned)
