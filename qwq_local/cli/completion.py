@@ -46,16 +46,16 @@ def _machines() -> Iterable[str]:
     return machine_names(profile_folders(directories(os.environ)))
 
 
-def _settings() -> Iterable[str]:
-    from qwq_local.profiles.keys import RULES
-
-    return [f"{key}=" for key in RULES]
-
-
 models = _starting(_models)
 tasks = _starting(_tasks)
 machines = _starting(_machines)
-settings = _starting(_settings)
+
+
+def settings(incomplete: str) -> list[tuple[str, str]]:
+    """The keys that start with what is typed, each with its meaning."""
+    from qwq_local.profiles.keys import MEANINGS
+
+    return [(f"{key}=", meaning) for key, meaning in MEANINGS.items() if f"{key}=".startswith(incomplete)]
 
 
 def types(incomplete: str) -> list[str]:

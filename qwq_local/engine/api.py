@@ -28,25 +28,41 @@ class SamplerKeys:
     the prompt, never at the prompt.
     """
 
-    temperature: float = setting(0.6, Number(0, 5), "how freely tokens are drawn; 0 takes the likeliest")
-    top_k: int = setting(40, Number(0, 1_000_000, whole=True), "draw from this many likeliest tokens; 0: all")
-    top_p: float = setting(0.95, _SHARE_ABOVE_0, "draw from the likeliest that share this much; 1: all")
-    min_p: float = setting(0.0, _SHARE, "leave out tokens below this share of the likeliest; 0: none")
-    typical: float = setting(1.0, _SHARE_ABOVE_0, "draw from the most typical likewise; 1: all")
+    temperature: float = setting(0.6, Number(0, 5), "randomness; 0 always takes the likeliest token")
+    top_k: int = setting(
+        40, Number(0, 1_000_000, whole=True), "keep this many of the likeliest tokens; 0: all"
+    )
+    top_p: float = setting(
+        0.95, _SHARE_ABOVE_0, "keep the likeliest tokens up to this total probability; 1: all"
+    )
+    min_p: float = setting(
+        0.0, _SHARE, "drop tokens below this fraction of the likeliest one's probability; 0: none"
+    )
+    typical: float = setting(
+        1.0, _SHARE_ABOVE_0, "keep the most typical tokens up to this total probability; 1: all"
+    )
     penalty_window: int = setting(64, tokens(-1), "tokens that the penalties look back at; -1: all")
-    repeat_penalty: float = setting(1.0, Number(0, 10, above_low=True), "penalty for repeated tokens; 1: off")
-    frequency_penalty: float = setting(0.0, Number(-2, 2), "penalty for each time a token came; 0: off")
-    presence_penalty: float = setting(0.0, Number(-2, 2), "penalty for a token that came at all; 0: off")
-    dry_multiplier: float = setting(0.0, Number(0, 10), "strength of DRY, against repeated sequences; 0: off")
-    dry_base: float = setting(1.75, Number(1, 10), "growth of DRY with each further token of a repetition")
-    dry_allowed_length: int = setting(2, tokens(1), "tokens that may repeat before DRY begins")
+    repeat_penalty: float = setting(
+        1.0, Number(0, 10, above_low=True), "penalty for a repeated token; 1: off"
+    )
+    frequency_penalty: float = setting(
+        0.0, Number(-2, 2), "penalty that grows each time a token occurs; 0: off"
+    )
+    presence_penalty: float = setting(0.0, Number(-2, 2), "penalty for a token that occurred at all; 0: off")
+    dry_multiplier: float = setting(
+        0.0, Number(0, 10), "strength of DRY, the penalty for repeated sequences; 0: off"
+    )
+    dry_base: float = setting(1.75, Number(1, 10), "growth of DRY with each token of a repeated sequence")
+    dry_allowed_length: int = setting(
+        2, tokens(1), "length of a repeated sequence, in tokens, that DRY leaves alone"
+    )
     dry_window: int = setting(-1, tokens(-1), "tokens that DRY looks back at; -1: all")
-    xtc_probability: float = setting(0.0, _SHARE, "how often XTC leaves the likeliest tokens out; 0: never")
-    xtc_threshold: float = setting(0.1, _SHARE, "the share above which XTC leaves a token out")
+    xtc_probability: float = setting(0.0, _SHARE, "chance that XTC removes the likeliest tokens; 0: never")
+    xtc_threshold: float = setting(0.1, _SHARE, "probability above which XTC may remove a token")
     sampler_order: tuple[str, ...] = setting(
         DEFAULT_ORDER,
         Several(OneOf(DEFAULT_ORDER)),
-        "the steps, first to last; others are left out",
+        "steps of the sampler, first to last; a step that is not named is left out",
     )
 
 

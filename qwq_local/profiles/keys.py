@@ -45,22 +45,26 @@ class Profile(SamplerKeys):
     repo: str = setting(
         "",
         Text(r"[\w.-]+/[\w.-]+", "owner/name of a repository on the hub"),
-        "where qwq pull finds the model",
+        "repository that qwq pull takes the model from",
     )
     files: Mapping[str, str] = field(default_factory=dict, metadata={"rule": Files(), "meaning": _FILES})
-    native_window: int = setting(32_768, tokens(64), "the window that the model was trained with")
-    yarn_origin: int = setting(32_768, tokens(64), "the window that YaRN scales from")
+    native_window: int = setting(32_768, tokens(64), "window that the model was trained with")
+    yarn_origin: int = setting(32_768, tokens(64), "window that YaRN scales from")
     yarn_factors: tuple[float, ...] = setting(
         (1.0,), Several(Number(1, 64)), "YaRN factors that the model was tried with"
     )
-    max_thinking_budget: int = setting(0, tokens(0), "the most thinking that a task may ask for; 0: any")
-    max_answer_reserve: int = setting(0, tokens(0), "the largest reserve that a task may ask for; 0: any")
+    max_thinking_budget: int = setting(0, tokens(0), "largest thinking budget that a task may set; 0: any")
+    max_answer_reserve: int = setting(0, tokens(0), "largest answer reserve that a task may set; 0: any")
 
     # The context: see engine.api.ContextSettings.
     seed: int | None = setting(
-        None, Number(0, MAX_SEED, whole=True, words={"random": None}), "what sampling starts from"
+        None,
+        Number(0, MAX_SEED, whole=True, words={"random": None}),
+        "seed of the sampler; random: a new one each time",
     )
-    n_ctx: int | None = setting(None, tokens(64, auto=None), "context size; auto: as prompt and budgets need")
+    n_ctx: int | None = setting(
+        None, tokens(64, auto=None), "context in tokens; auto: as much as prompt and budgets need"
+    )
     yarn: float | None = setting(
         None,
         Number(1, 64, words={"off": 1.0, "auto": None}),
@@ -87,17 +91,17 @@ class Profile(SamplerKeys):
     kv_store: float | None = setting(
         None,
         Number(0, 1 << 20, words={"off": 0.0, "auto": None}),
-        "GiB of disk for prompts that were read; auto: a tenth of what is free",
+        "GiB of disk for the KV cache of earlier prompts; auto: a tenth of the free space",
     )
-    kv_store_min_tokens: int = setting(1024, tokens(1), "the shortest prompt that is kept on disk")
+    kv_store_min_tokens: int = setting(1024, tokens(1), "shortest prompt whose KV cache is kept on disk")
 
     # Budgets and the prompt.
-    thinking_budget: int = setting(16_384, tokens(0), "the most tokens of thinking")
-    answer_reserve: int = setting(4_096, tokens(1), "context that is kept free for the answer")
-    max_tokens: int = setting(0, tokens(0), "the most tokens of the answer; 0: no limit but the context")
-    system: str = setting("", Text(), "the system prompt; empty: none")
-    question_suffix: str = setting("", Text(), "text after each question, on a line of its own")
-    loop_guard: bool = setting(True, Switch(), "end repetition without end")
+    thinking_budget: int = setting(16_384, tokens(0), "most tokens of thinking")
+    answer_reserve: int = setting(4_096, tokens(1), "tokens of the context that stay free for the answer")
+    max_tokens: int = setting(0, tokens(0), "most tokens of the answer; 0: as many as the context holds")
+    system: str = setting("", Text(), "system prompt; empty: none")
+    question_suffix: str = setting("", Text(), "text after each question, on its own line")
+    loop_guard: bool = setting(True, Switch(), "end endless repetition")
 
     is_window_known: bool = True
 

@@ -81,7 +81,7 @@ def test_set_lists_shows_sets_and_takes_back(talk: Talking) -> None:
     assert talk.lines("/set") == ["nothing is set: everything is as profile chat has it."]
     assert talk.lines("/set temperature") == [
         "temperature 0.6 · bundled models/miniature.toml",
-        "how freely tokens are drawn; 0 takes the likeliest",
+        "randomness; 0 always takes the likeliest token",
         "allowed: a number from 0 to 5",
     ]
     assert talk.lines("/set temperature 0.3") == ["temperature 0.3 · set here"]

@@ -22,12 +22,9 @@ def completed(cache: Path, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("complete", "typed", "expected"),
     [
-        (completion.settings, "top", ["top_k=", "top_p="]),
         (completion.types, "q4_k", ["q4_k_M", "q4_k_S"]),
         (completion.types, "Q8", ["Q8_0"]),
         (completion.machines, "rtx-40", ["rtx-4090"]),
-        (completion.settings, "is_", []),
-        (completion.settings, "zzz", []),
     ],
 )
 def test_what_begins_so_is_offered(
@@ -36,9 +33,17 @@ def test_what_begins_so_is_offered(
     assert complete(typed) == expected
 
 
+def test_a_key_is_offered_with_its_meaning() -> None:
+    found = completion.settings("top")
+    assert [value for value, _ in found] == ["top_k=", "top_p="]
+    assert found[0][1] == "keep this many of the likeliest tokens; 0: all"
+    assert completion.settings("is_") == completion.settings("zzz") == []
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
+        ("qwq ask --set dry_w", ["dry_window="]),
         ("qwq convert folder q4_k", ["q4_k_M", "q4_k_S"]),
         ("qwq models show mini", ["miniature"]),
     ],
