@@ -94,7 +94,7 @@ TODO_SMALL = (
     "qwq_local.models",
     "qwq_local.terminal",
 )
-TODO_REPEATED = {"Asked", "Facts", "Origin", "PartialFile", "Piece", "Progress", "Record", "State"}
+TODO_REPEATED = {"Asked", "Facts", "Origin", "Piece", "Progress", "Record", "State"}
 
 
 @cache

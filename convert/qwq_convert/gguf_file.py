@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import NoReturn
 
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
+from qwq_convert.disk import InputFile
 from qwq_convert.file_types import BLOCKS, QuantType, block_bytes, block_size, tensor_bytes
 from qwq_convert.strict_json import named, shown
-from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 
 MAGIC = b"GGUF"
@@ -365,33 +364,33 @@ class TensorChunk:
 
 
 class TensorData:
-    """The open files behind `parts`; reads from several threads at once. A context manager."""
+    """The tensor data of a GGUF and of its parts; several threads may read at once. A context manager."""
 
     def __init__(self, parts: Sequence[GgufHeader]) -> None:
         self._parts = parts
-        self._fds: list[int] = []
+        self._files: list[InputFile] = []
 
     def __enter__(self) -> TensorData:
         try:
             for part in self._parts:
-                self._fds.append(os.open(part.path, os.O_RDONLY | BINARY))
-        except OSError as error:
+                self._files.append(InputFile(part.path))
+        except BaseException:
             self._close()
-            raise ConvertError(f"{part.path}: cannot be read ({error.strerror}).") from None
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
     def read(self, chunk: TensorChunk) -> bytes:
-        """The bytes of a chunk; ConvertError when the disk fails or the file was cut since it was opened."""
+        """The bytes of a chunk. Raises ConvertError when the disk fails or the file was cut meanwhile."""
         part = self._parts[chunk.part]
         at = part.data_start + chunk.tensor.offset + tensor_bytes(chunk.tensor.kind, chunk.start)
-        return read_exactly(self._fds[chunk.part], chunk.n_bytes, at, str(part.path))
+        return self._files[chunk.part].read(chunk.n_bytes, at)
 
     def _close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
+        for file in self._files:
+            file.close()
 
 
 def chunks_of(part: int, tensor: TensorEntry) -> Iterator[TensorChunk]:

@@ -17,12 +17,12 @@ from gguf import GGUFValue, GGUFValueType, Keys
 
 from qwq_convert.architecture import FIGURES, KEY_LENGTH, ModelShape, shape_of
 from qwq_convert.architectures import find_architecture, supported
+from qwq_convert.disk import InputFile
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.key_values import KeyValues
 from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
-from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")
@@ -44,10 +44,10 @@ class GgufSource:
         self._tensors = {tensor.name: tensor for header in self._headers for tensor in _sources(header)}
         if not self._tensors:
             raise ConvertError(f"{path}: holds no tensors. Use the GGUF with the weights, or the checkpoint.")
-        self._files: dict[str, int] = {}
-        self._open_files = ExitStack()
-        for header in self._headers:
-            self._files[header.path.name] = self._open(header.path)
+        with ExitStack() as opened:
+            files = [opened.enter_context(InputFile(header.path)) for header in self._headers]
+            self._open_files = opened.pop_all()
+        self._files = {file.path.name: file for file in files}
 
     def __enter__(self) -> GgufSource:
         return self
@@ -62,16 +62,13 @@ class GgufSource:
 
     @property
     def identity(self) -> str:
-        """Another text when a part was changed."""
-        digest = hashlib.sha256()
-        for name, descriptor in self._files.items():
-            status = os.fstat(descriptor)
-            digest.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
-        return digest.hexdigest()
+        """A digest of the files' names, sizes and times; it differs when a part was changed."""
+        states = "\n".join(file.state for file in self._files.values())
+        return hashlib.sha256(os.fsencode(states)).hexdigest()
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from byte `start` of it; safe from several threads at once."""
-        return read_exactly(self._files[tensor.shard], n_bytes, tensor.place(start, n_bytes), tensor.shard)
+        return self._files[tensor.shard].read(n_bytes, tensor.place(start, n_bytes))
 
     def named_tensors(self) -> tuple[NamedTensor, ...]:
         """The tensors in llama-quantize's order, keeping their types where nothing is quantized."""
@@ -117,15 +114,6 @@ class GgufSource:
 
     def _read(self, key: str) -> object:
         return self._first.value(key) if key in self._first.keys else None
-
-    def _open(self, path: Path) -> int:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | BINARY)
-        except OSError as error:
-            self._open_files.close()
-            raise ConvertError(f"{path}: cannot be opened ({error.strerror}).") from None
-        self._open_files.callback(os.close, descriptor)
-        return descriptor
 
 
 # What is written has a layout of its own, in which tensors are aligned to the format's default.

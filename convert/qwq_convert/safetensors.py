@@ -8,12 +8,11 @@ Everything is checked against the file's real length; nothing is allocated on a 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwq_convert.disk import InputFile
 from qwq_convert.strict_json import Fields, parse_object, shown
-from qwq_convert.writing.positioned import BINARY, read_exactly
 from qwq_local.errors import ConvertError
 
 # The limit that the safetensors library itself sets.
@@ -58,9 +57,9 @@ class Shard:
     """An open safetensors file whose header has been read and found to agree with the file's length."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` and read its header; ConvertError when the file is missing, cut or damaged."""
+        """Open `path` and read its header. Raises ConvertError when the file is missing, cut or damaged."""
         self.name = path.name
-        self._fd = _open_regular(path)
+        self._file = InputFile(path)
         try:
             self.tensors = self._read_header()
         except BaseException:
@@ -74,23 +73,20 @@ class Shard:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the file. A second call does nothing."""
+        self._file.close()
 
     @property
     def state(self) -> str:
-        """Name, size and time of change: another text when the file was changed."""
-        status = os.fstat(self._fd)
-        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+        """Name, size and time of change; a changed file has another state."""
+        return self._file.state
 
     def read(self, offset: int, n_bytes: int) -> bytes:
-        """Exactly `n_bytes` from `offset`; safe from several threads at once."""
-        return read_exactly(self._fd, n_bytes, offset, self.name)
+        """Exactly `n_bytes` from `offset`; several threads may read at once."""
+        return self._file.read(n_bytes, offset)
 
     def _read_header(self) -> tuple[SourceTensor, ...]:
-        n_bytes = os.fstat(self._fd).st_size
+        n_bytes = self._file.n_bytes
         if n_bytes < 8:
             raise ConvertError(f"{self.name}: has {n_bytes} bytes, too few. Download the file again.")
         header_bytes = int.from_bytes(self.read(0, 8), "little")
@@ -144,13 +140,3 @@ def _sizes(entry: Fields, key: str) -> list[int]:
             entry.fail(f"{key} holds {shown(value)}. Download the file again.")
         sizes.append(value)
     return sizes
-
-
-def _open_regular(path: Path) -> int:
-    try:
-        # Asked first: opening a named pipe would wait for a writer.
-        if not path.is_file():
-            raise ConvertError(f"{path}: no such file. Download the checkpoint again.")
-        return os.open(path, os.O_RDONLY | BINARY)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot be opened ({error.strerror}).") from None

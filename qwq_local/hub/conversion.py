@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_convert.checkpoint import CheckpointFolder
-from qwq_convert.output import journal_path, partial_path, read_journal
+from qwq_convert.disk import partial_path
+from qwq_convert.output import journal_path, read_journal
 from qwq_convert.pipeline import ConvertEvent, TensorDone, convert
 from qwq_convert.plan import ConversionPlan, ConvertRequest, plan_conversion
 

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 from qwq_convert.checkpoint import CheckpointFolder
+from qwq_convert.disk import partial_path
 from qwq_convert.file_types import QuantType
 from qwq_convert.key_values import parse_override
-from qwq_convert.output import ConversionOutput, Journal, partial_path, read_journal
+from qwq_convert.output import ConversionOutput, Journal, read_journal
 from qwq_convert.pipeline import (
     ConversionDone,
     ConversionPlanned,
@@ -217,7 +218,7 @@ def test_a_journal_that_finds_no_room_costs_only_what_it_could_not_record(
     path = journal_of(request_)
     wait_until(lambda: b"tensor" in path.read_bytes())
     n_bytes = path.stat().st_size
-    writer = Journal(path, planned(request_).fingerprint, goes_on=True)
+    writer = Journal(path, planned(request_).fingerprint, is_new=False)
     with closing(writer), file_size_limit(n_bytes + 10), pytest.raises(OSError, match="File too large"):
         writer.finished(["blk.1.ffn_up.weight"])
     assert path.stat().st_size == n_bytes
@@ -323,7 +324,7 @@ def test_a_journal_of_another_conversion_is_not_believed(request_: ConvertReques
     """Also where only its first line was replaced: every line vouches for its conversion."""
     interrupt(request_, 9)
     path, other = journal_of(request_), replace(request_, name="Another")
-    first = Journal(path.with_name("first"), planned(other).fingerprint, goes_on=False)
+    first = Journal(path.with_name("first"), planned(other).fingerprint, is_new=True)
     first.close()
     path.write_bytes(first.path.read_bytes() + _without_first_line(path.read_bytes()))
     first.path.unlink()
@@ -559,7 +560,7 @@ def as_before_the_names(plan: ConversionPlan, n_named: int) -> list[Path]:
     """Put finished files back to where they are when the last `n_named` have their names; those without."""
     unnamed = [partial_path(file.path) for file in plan.files[: len(plan.files) - n_named]]
     writer = Journal(
-        partial_path(plan.files[0].path).with_suffix(".partial.journal"), plan.fingerprint, goes_on=False
+        partial_path(plan.files[0].path).with_suffix(".partial.journal"), plan.fingerprint, is_new=True
     )
     with closing(writer):
         writer.finished(tensor.name for tensor in plan.tensors)

@@ -11,7 +11,6 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,10 +21,11 @@ from gguf import GGUFValueType as ValueType
 from gguf import Keys
 from numpy.typing import NDArray
 
+from qwq_convert.disk import write_errors
 from qwq_convert.file_types import QuantType
 from qwq_convert.gguf_file import MAGIC, MAX_NAME_BYTES, VERSION, GgufHeader, read_header
-from qwq_convert.writing.positioned import sync_folder
 from qwq_local.errors import ConvertError
+from qwq_local.files import atomic_file
 
 SUMS_SUFFIX = ".in_sum2"
 COUNTS_SUFFIX = ".counts"
@@ -91,25 +91,10 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, note: tuple[str, str] | 
     """Write the GGUF file that llama-imatrix writes, byte for byte; `note` is a key and text after its own.
 
     The file grows beside `path`, where a killed run leaves it for the next, and takes its place when it is on
-    the disk; one process at a time (writing/lock.py). ConvertError when it cannot.
+    the disk. The caller locks out other processes. Raises ConvertError when it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.new")
-    try:
-        try:
-            with beside.open("wb") as file:
-                file.writelines(_encoded(matrix, note))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConvertError(
-            f"{path}: cannot be written ({error.strerror}). Free space or go elsewhere."
-        ) from None
+    with write_errors(path), atomic_file(path, beside=path.with_name(f"{path.name}.new")) as file:
+        file.writelines(_encoded(matrix, note))
 
 
 def merge(matrices: Iterable[ImportanceMatrix], chunk_size: int | None = None) -> ImportanceMatrix:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwq_convert.disk import partial_path, write_errors
 from qwq_convert.gguf_file import read_header
 from qwq_convert.imatrix.collector import (
     TESTED_VERSION,
@@ -27,10 +28,9 @@ from qwq_convert.imatrix.collector import (
     Tokens,
 )
 from qwq_convert.imatrix.file import ImportanceMatrix, merge, read_imatrix, write_imatrix
-from qwq_convert.output import partial_path
 from qwq_convert.strict_json import Fields, parse_object
-from qwq_convert.writing.lock import alone
 from qwq_local.errors import ConvertError
+from qwq_local.files import lock_beside
 
 # Chunks shorter than this say little, and of the shortest llama.cpp computes too few rows at once to count.
 LEAST_CHUNK = 32
@@ -215,7 +215,9 @@ def merge_files(request: ImatrixRequest) -> CollectionDone:
 def output_held(out: Path) -> Iterator[None]:
     """Within the block `out` is free and no other run's. Raises ConvertError."""
     check_output(out)
-    with alone(out):
+    with ExitStack() as held:
+        with write_errors(out):
+            held.enter_context(lock_beside(out))
         check_output(out)  # another run may have finished it meanwhile
         yield
 

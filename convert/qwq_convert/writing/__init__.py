@@ -1,1 +1,0 @@
-"""Planned files in, whole files out, whatever interrupts the writing."""
