@@ -15,7 +15,7 @@ from typing import ClassVar
 from qwq_convert.checkpoint import Checkpoint
 from qwq_convert.output import ConversionOutput, check_output
 from qwq_convert.plan import ConversionPlan, ConvertRequest, open_source, plan_conversion
-from qwq_convert.quantizer import Job, available_threads, quantized
+from qwq_convert.quantizer import TensorJob, available_threads, quantized
 from qwq_convert.verification import verify_structure
 
 
@@ -67,7 +67,7 @@ def run_conversion(request: ConvertRequest) -> Path:
     return paths[0]
 
 
-def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bool) -> list[Job]:
+def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bool) -> list[TensorJob]:
     """The tensors that are not finished yet, in the order in which they lie in the source."""
     placed = [
         (number, tensor)
@@ -77,7 +77,7 @@ def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bo
     ]
     placed.sort(key=lambda each: (each[1].source.shard, each[1].source.offset))
     return [
-        Job(tensor, output.writer_of(number, tensor), plan.importance.get(tensor.name), allow_nonfinite)
+        TensorJob(tensor, output.writer_of(number, tensor), plan.importance.get(tensor.name), allow_nonfinite)
         for number, tensor in placed
     ]
 

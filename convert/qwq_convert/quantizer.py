@@ -39,7 +39,7 @@ class TensorReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TensorJob:
     """A tensor to make: the importance of its columns, where there is one, and what takes its bytes.
 
     `write` gets a place in the tensor and the bytes for it, from several threads at once. With
@@ -63,8 +63,8 @@ class FinishedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    job: Job
+class _RowChunk:
+    job: TensorJob
     first_row: int
     n_rows: int
     is_last: bool
@@ -81,7 +81,9 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def quantized(source: TensorReader, jobs: Sequence[Job], threads: int) -> Generator[FinishedRows, None, None]:
+def quantized(
+    source: TensorReader, jobs: Sequence[TensorJob], threads: int
+) -> Generator[FinishedRows, None, None]:
     """Make every tensor, in order; ConvertError names the tensor whose values cannot be used."""
     finish = partial(_finish, source)
     with closing(in_order(_chunks(jobs), finish, threads + THREADS_THAT_WAIT)) as results:
@@ -89,17 +91,17 @@ def quantized(source: TensorReader, jobs: Sequence[Job], threads: int) -> Genera
             yield rows
 
 
-def _chunks(jobs: Sequence[Job]) -> Iterator[_Chunk]:
+def _chunks(jobs: Sequence[TensorJob]) -> Iterator[_RowChunk]:
     for job in jobs:
         n_per_row = job.tensor.shape[-1]
         n_rows = job.tensor.source.n_elements // n_per_row
         step = max(1, CHUNK_ELEMENTS // n_per_row)
         for first_row in range(0, n_rows, step):
             count = min(step, n_rows - first_row)
-            yield _Chunk(job, first_row, count, first_row + count == n_rows)
+            yield _RowChunk(job, first_row, count, first_row + count == n_rows)
 
 
-def _finish(source: TensorReader, chunk: _Chunk) -> FinishedRows:
+def _finish(source: TensorReader, chunk: _RowChunk) -> FinishedRows:
     tensor = chunk.job.tensor
     source_kind = QuantType[tensor.source.dtype]
     start = tensor_bytes(source_kind, chunk.first_row * chunk.n_per_row)
@@ -110,7 +112,7 @@ def _finish(source: TensorReader, chunk: _Chunk) -> FinishedRows:
     return FinishedRows(tensor, finished.nbytes, n_nonfinite, chunk.is_last)
 
 
-def _converted(chunk: _Chunk, content: bytes, source_kind: QuantType) -> tuple[ggml.Bytes, int]:
+def _converted(chunk: _RowChunk, content: bytes, source_kind: QuantType) -> tuple[ggml.Bytes, int]:
     """The bytes to write, and how many of the weights were no numbers."""
     job, kind, n_nonfinite = chunk.job, chunk.job.tensor.kind, 0
     if source_kind == kind:
@@ -141,7 +143,7 @@ def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
     return bool(rows.size - np.count_nonzero(np.isfinite(rows)) == n_nonfinite)
 
 
-def _count_nonfinite(chunk: _Chunk, rows: ggml.Rows) -> int:
+def _count_nonfinite(chunk: _RowChunk, rows: ggml.Rows) -> int:
     """How many values are no numbers; ConvertError names the first unless they are allowed."""
     finite = np.isfinite(rows)
     count = int(rows.size - np.count_nonzero(finite))
