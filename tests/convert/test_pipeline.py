@@ -28,7 +28,7 @@ from qwq_convert.pipeline import (
     run_conversion,
 )
 from qwq_convert.plan import ConvertRequest, plan_conversion
-from qwq_convert.quantizer import THREADS_THAT_WAIT, Job, quantized
+from qwq_convert.quantizer import THREADS_THAT_WAIT, TensorJob, quantized
 from qwq_convert.safetensors import SourceTensor
 
 from qwq_local.errors import ConvertError
@@ -308,7 +308,7 @@ def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: Conve
     with CheckpointFolder(request_.source) as inner:
         source = WatchedCheckpoint(inner)
         tensors = plan_conversion(inner, request_).tensors
-        chunks = quantized(source, [Job(tensor, write) for tensor in tensors], threads=2)
+        chunks = quantized(source, [TensorJob(tensor, write) for tensor in tensors], threads=2)
         drawing = threading.Thread(target=lambda: list(chunks))
         drawing.start()
         try:
@@ -323,7 +323,7 @@ def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: Conve
 def test_no_more_than_a_few_chunks_are_made_ahead_of_a_slow_reader(request_: ConvertRequest) -> None:
     with CheckpointFolder(request_.source) as inner:
         source = WatchedCheckpoint(inner)
-        jobs = [Job(tensor, lambda *_: None) for tensor in plan_conversion(inner, request_).tensors]
+        jobs = [TensorJob(tensor, lambda *_: None) for tensor in plan_conversion(inner, request_).tensors]
         chunks = quantized(source, jobs, threads=2)
         next(chunks)
         wait_until(lambda: len(source.reads) == _MOST_AHEAD)
