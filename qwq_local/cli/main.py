@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from qwq_local import __version__
-from qwq_local.cli.environment import engine_environment, silence_stdout
+from qwq_local.cli.environment import Environment, engine_environment, silence_stdout
 from qwq_local.errors import ExitStatus, QwqError, UsageError
 
 # Each command: the function that runs it or the Typer application, and its line in the list of commands.
@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 _COMPLETED_WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 
-def _application(arguments: Sequence[str]) -> typer.Typer:
+def _application(arguments: Sequence[str], environment: Environment | None) -> typer.Typer:
     """The application that reads these arguments; it has the flags only of the commands they name.
 
     To read the flags of all commands takes Typer longer than everything else together.
@@ -56,13 +56,13 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
         from qwq_local.cli.flags import FLAGS
 
         if name in FLAGS:
-            app.command(name, short_help=summary)(_command(place, FLAGS[name]))
+            app.command(name, short_help=summary)(_command(place, FLAGS[name], environment))
         else:
             app.add_typer(_imported(place), name=name, short_help=summary)
     return app
 
 
-def _command(place: str, flags: type) -> Callable[..., int]:
+def _command(place: str, flags: type, environment: Environment | None) -> Callable[..., int]:
     """The command at MODULE:NAME, with the fields of a dataclass as its parameters.
 
     The module is imported when the command runs, so that help and usage errors come at once.
@@ -70,8 +70,8 @@ def _command(place: str, flags: type) -> Callable[..., int]:
 
     def run(**values: Any) -> int:
         given = flags(**values)
-        environment = engine_environment(shows_log=getattr(given, "verbose", False))
-        status: int = _imported(place)(environment, given)
+        own = environment or engine_environment(shows_log=getattr(given, "verbose", False))
+        status: int = _imported(place)(own, given)
         return status
 
     run.__doc__ = flags.__doc__
@@ -120,10 +120,14 @@ def _check_hub_address(address: str) -> None:
         raise UsageError(f"HF_ENDPOINT is {address[:100]!r} ({error}): give it as https://HOST.") from None
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one command. Returns its exit status, one of ExitStatus."""
+def main(arguments: Sequence[str], environment: Environment | None = None) -> int:
+    """Runs one command. Returns its exit status, one of ExitStatus.
+
+    A test passes an environment of its own; help, usage errors and the commands that are groups use the
+    process's all the same.
+    """
     try:
-        status = _application(arguments)(args=list(arguments), prog_name="qwq", standalone_mode=False)
+        status = _application(arguments, environment)(args=list(arguments), prog_name="qwq", standalone_mode=False)
         sys.stdout.flush()
     except QwqError as error:
         return _report(str(error), error.exit_status)

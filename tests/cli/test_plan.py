@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import Ran, Terminal, environment, qwq
+from tests.command import Ran, Terminal, environment, qwq, qwq_here
 from tests.tiny_models import CHECKPOINT
 
 MINIATURE = ("plan", "miniature")
@@ -39,13 +39,13 @@ def test_what_fits_a_card_is_told_before_20_gb_are_fetched(cache: Path) -> None:
 def test_the_sizes_of_files_that_are_not_here_are_those_that_were_published(
     cache: Path, file_type: str, gib: float
 ) -> None:
-    [plan] = objects(qwq(cache, "plan", f"qwq-32b:{file_type}", "--machine", "mac-128gb", "--json"))
+    [plan] = objects(qwq_here(cache, "plan", f"qwq-32b:{file_type}", "--machine", "mac-128gb", "--json"))
     weights = sum(device["weights"] for device in plan["plan"]["devices"])
     assert round(weights / 2**30, 2) == gib
 
 
 def test_a_type_that_there_is_not_is_told_with_the_nearest(cache: Path) -> None:
-    ran = qwq(cache, "plan", "qwq-32b:Q4_KM", "--machine", "rtx-4090")
+    ran = qwq_here(cache, "plan", "qwq-32b:Q4_KM", "--machine", "rtx-4090")
     assert (ran.status, ran.stdout) == (2, "")
     assert "file type 'Q4_KM' is unknown, did you mean Q4_K_M" in ran.stderr
 
@@ -56,14 +56,14 @@ def objects(ran: Ran) -> list[dict[str, Any]]:
 
 
 def test_json_carries_machine_table_and_plan(cache: Path) -> None:
-    [told] = objects(qwq(cache, *MINIATURE, "--json"))
-    assert (told["v"], told["model"], told["error"]) == (1, "QwQ miniature Q8_0", None)
-    assert told["machine"]["name"] == "this machine"
-    assert [row["n_ctx"] for row in told["table"]] == [256, 512, 1024, 2048, 4096]
-    assert [row["yarn_factor"] for row in told["table"]] == [1, 1, 1, 2, 4]
-    assert [cell["kv_type"] for cell in told["table"][0]["cells"]] == ["f16", "q8_0", "q4_0"]
-    assert {cell["fit"] for row in told["table"] for cell in row["cells"]} == {"fits"}
-    plan = told["plan"]
+    [written] = objects(qwq_here(cache, *MINIATURE, "--json"))
+    assert (written["v"], written["model"], written["error"]) == (1, "QwQ miniature Q8_0", None)
+    assert written["machine"]["name"] == "this machine"
+    assert [row["n_ctx"] for row in written["table"]] == [256, 512, 1024, 2048, 4096]
+    assert [row["yarn_factor"] for row in written["table"]] == [1, 1, 1, 2, 4]
+    assert [cell["kv_type"] for cell in written["table"][0]["cells"]] == ["f16", "q8_0", "q4_0"]
+    assert {cell["fit"] for row in written["table"] for cell in row["cells"]} == {"fits"}
+    plan = written["plan"]
     assert (plan["n_ctx"], plan["kv_type"], plan["yarn_factor"]) == (1024, "f16", 1)
     assert sum(plan["ledger"][part] for part in ("system", "files", "history", "prompt", "free")) == 1024
 
@@ -71,31 +71,31 @@ def test_json_carries_machine_table_and_plan(cache: Path) -> None:
 def test_files_are_counted_in_tokens(cache: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("once upon a time " * 40)
-    [told] = objects(qwq(cache, *MINIATURE, "-f", str(book), "--json"))
-    assert told["plan"]["ledger"]["files"] > 200
-    assert told["plan"]["prompt_tokens"] > told["plan"]["ledger"]["files"]
-    assert told["plan"]["yarn_factor"] == 2
+    [written] = objects(qwq_here(cache, *MINIATURE, "-f", str(book), "--json"))
+    assert written["plan"]["ledger"]["files"] > 200
+    assert written["plan"]["prompt_tokens"] > written["plan"]["ledger"]["files"]
+    assert written["plan"]["yarn_factor"] == 2
 
 
 def test_what_does_not_fit_shows_its_table_and_ends_with_4(cache: Path) -> None:
-    ran = qwq(cache, "plan", "qwq-32b:Q8_0", "--machine", "mac-32gb")
+    ran = qwq_here(cache, "plan", "qwq-32b:Q8_0", "--machine", "mac-32gb")
     assert ran.status == 4
     assert ran.stdout.count(" no") == 18
     assert ran.stderr.startswith("qwq: does not fit: needs ")
     assert "(1) Q5_K_M (about 21.7 GiB)" in ran.stderr
-    [told] = objects(qwq(cache, "plan", "qwq-32b:Q8_0", "--machine", "mac-32gb", "--json"))
-    assert told["plan"] is None
-    assert "does not fit" in str(told["error"])
+    [written] = objects(qwq_here(cache, "plan", "qwq-32b:Q8_0", "--machine", "mac-32gb", "--json"))
+    assert written["plan"] is None
+    assert "does not fit" in str(written["error"])
 
 
 def test_a_model_that_is_nowhere_and_a_machine_that_is_none(cache: Path, tmp_path: Path) -> None:
-    assert qwq(cache, "plan", "unheard-of").status == 3
-    ran = qwq(cache, "plan", "miniature", "--machine", "rtx-4900")
+    assert qwq_here(cache, "plan", "unheard-of").status == 3
+    ran = qwq_here(cache, "plan", "miniature", "--machine", "rtx-4900")
     assert ran.status == 2
     assert "rtx-4090" in ran.stderr
     (tmp_path / "mine.toml").write_text("cores = 2\nmemory = 4\navailable = 3\n")
-    assert "on mine" in qwq(cache, *MINIATURE, "--machine", str(tmp_path / "mine.toml")).stdout
-    ran = qwq(cache, *CARD, "-f", str(tmp_path / "mine.toml"))
+    assert "on mine" in qwq_here(cache, *MINIATURE, "--machine", str(tmp_path / "mine.toml")).stdout
+    ran = qwq_here(cache, *CARD, "-f", str(tmp_path / "mine.toml"))
     assert ran.status == 3
     assert "to count the tokens of a file the model must be here" in ran.stderr
 
@@ -103,8 +103,8 @@ def test_a_model_that_is_nowhere_and_a_machine_that_is_none(cache: Path, tmp_pat
 def test_a_dry_run_is_the_plan_of_the_run_itself(cache: Path) -> None:
     """The same event as the real run's, but for what another moment finds free."""
     question = ("ask", "-m", "miniature", "--seed", "5", "--jsonl", "--set", "max_tokens=1", "what is this?")
-    [dry] = objects(qwq(cache, *question, "--dry-run"))
-    real = next(e for e in map(json.loads, qwq(cache, *question).stdout.splitlines()) if "n_ctx" in e)
+    [dry] = objects(qwq_here(cache, *question, "--dry-run"))
+    real = next(e for e in map(json.loads, qwq_here(cache, *question).stdout.splitlines()) if "n_ctx" in e)
     for event in (dry, real):
         event.pop("line")
         event["devices"] = [{**device, "usable": 0} for device in event["devices"]]
@@ -112,15 +112,15 @@ def test_a_dry_run_is_the_plan_of_the_run_itself(cache: Path) -> None:
 
 
 def test_a_dry_run_for_a_person_says_nothing_of_an_answer(cache: Path) -> None:
-    ran = qwq(cache, "ask", "-m", "miniature", "--dry-run", "what?")
+    ran = qwq_here(cache, "ask", "-m", "miniature", "--dry-run", "what?")
     assert (ran.status, ran.stderr) == (0, "")
     assert "context   1,024 tokens: prompt 2" in ran.stdout
     assert "context 1,024 tok: system 0 + files 0 + history 0 + prompt 2" in ran.stdout
-    other = qwq(cache, "ask", "-m", "miniature", "--dry-run", "--machine", "rtx-5090", "what?")
+    other = qwq_here(cache, "ask", "-m", "miniature", "--dry-run", "--machine", "rtx-5090", "what?")
     n_layers = json.loads((CHECKPOINT / "config.json").read_text())["num_hidden_layers"]
     assert f"layers    {n_layers + 1} on the GPU" in other.stdout
-    assert qwq(cache, "ask", "-m", "miniature", "--machine", "cpu", "what?").status == 2
-    assert qwq(cache, "ask", "-m", "miniature", "--dry-run", "--each", stdin=b"").status == 2
+    assert qwq_here(cache, "ask", "-m", "miniature", "--machine", "cpu", "what?").status == 2
+    assert qwq_here(cache, "ask", "-m", "miniature", "--dry-run", "--each", stdin=b"").status == 2
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
