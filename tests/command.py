@@ -65,8 +65,8 @@ def qwq(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: s
 def qwq_here(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: str) -> Ran:
     """Run `qwq` to its end in this process, which is much faster: Python and llama.cpp are loaded already.
 
-    For commands that are declared by a dataclass of flags, and for any command's help and usage errors. What C
-    code prints, signals and closed pipes need a process: see `qwq`.
+    For the commands in cli/flags.py, and for the help and usage errors of all commands. What C code prints,
+    signals and closed pipes need a process: see `qwq`.
     """
     out, err, help_text = io.StringIO(), io.StringIO(), io.StringIO()
     own = Environment(None if stdin is None else io.BytesIO(stdin), out, err, environment(cache, **variables))

@@ -7,11 +7,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.command import environment
+from tests.command import environment, qwq_here
 from tests.hub_server import LocalHub, StoredFile
 
 ROOT = Path(__file__).parent.parent
@@ -114,12 +115,11 @@ def test_commands_that_need_hardware_are_at_least_commands(command: str) -> None
         assert "llama-cpp-python==0.3.36" in words
 
 
+@cache
 def help_of(*command: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "qwq_local", *command, "--help"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return result.stdout
+    ran = qwq_here(ROOT, *command, "--help")
+    assert ran.status == 0, ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/jsonl.md"])

@@ -127,7 +127,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     process's all the same.
     """
     try:
-        status = _application(arguments, environment)(args=list(arguments), prog_name="qwq", standalone_mode=False)
+        app = _application(arguments, environment)
+        status = app(args=list(arguments), prog_name="qwq", standalone_mode=False)
         sys.stdout.flush()
     except QwqError as error:
         return _report(str(error), error.exit_status)

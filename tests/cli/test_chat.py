@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwq_local.history.archive import FILE, Archive
-from tests.command import QWQ, Ran, environment
+from tests.command import QWQ, TIMEOUT_S, Ran, environment, qwq, qwq_here
 
 SEEDED = ("chat", "--model", "miniature", "--seed", "1", "--set", "temperature=0")
 COUNT = "How many r's are in the word strawberry?"
@@ -24,14 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chat(cache: Path, typed: str, *flags: str, **variables: str) -> Ran:
-    result = subprocess.run(
-        [*QWQ, *SEEDED, *flags],
-        input=typed.encode(),
-        capture_output=True,
-        env=environment(cache, **variables),
-        timeout=120,
-    )
-    return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
+    return qwq_here(cache, *SEEDED, *flags, stdin=typed.encode(), **variables)
 
 
 def test_each_line_is_answered_on_stdout_and_a_second_turn_knows_the_first(cache: Path) -> None:
@@ -58,9 +51,7 @@ def test_a_conversation_lasts_and_is_gone_on_with(tmp_path: Path) -> None:
     assert ran.status == 0, ran.stderr
     assert "raspberry" in ran.stdout
     assert r"\boxed{3}" in ran.stderr  # what was said before is shown, but not as an answer of now
-    listed = subprocess.run(
-        [*QWQ, "history", "--json"], capture_output=True, env=environment(tmp_path), timeout=60, check=True
-    )
+    listed = qwq(tmp_path, "history", "--json")
     [conversation] = json.loads(listed.stdout)
     assert (conversation["name"], conversation["n_turns"]) == ("berries", 2)
 
@@ -104,7 +95,7 @@ def test_a_reader_that_goes_away_ends_it_quietly_and_the_turn_is_kept(tmp_path: 
             stdout=stdout,
             stderr=subprocess.PIPE,
             env=environment(tmp_path),
-            timeout=120,
+            timeout=TIMEOUT_S,
         )
     assert (ran.returncode, ran.stderr) == (141, b"")
     with Archive.open(tmp_path / "data" / FILE) as archive:
@@ -112,12 +103,6 @@ def test_a_reader_that_goes_away_ends_it_quietly_and_the_turn_is_kept(tmp_path: 
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [*QWQ, *SEEDED, "--private"],
-        input=b"\xff\n",
-        capture_output=True,
-        env=environment(tmp_path),
-        timeout=60,
-    )
-    assert result.returncode == 2
-    assert result.stderr.decode() == "qwq: a line of standard input is not UTF-8 text: byte 0 is 0xff.\n"
+    ran = qwq_here(tmp_path, *SEEDED, "--private", stdin=b"\xff\n")
+    assert ran.status == 2
+    assert ran.stderr == "qwq: a line of standard input is not UTF-8 text: byte 0 is 0xff.\n"

@@ -1,7 +1,8 @@
-"""`qwq convert` as a person meets it: real processes, on pipes and on pseudo-terminals."""
+"""`qwq convert`: in the test's process, in its own, and on pseudo-terminals."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -25,7 +26,7 @@ from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import ConvertFlags
 from qwq_local.errors import ExitStatus, QwqError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
-from tests.command import QWQ, Ran, Terminal, environment
+from tests.command import QWQ, TIMEOUT_S, Ran, Terminal, environment, qwq_here
 
 # About two seconds of work for one thread: there is something to see and to interrupt, on fast machines too.
 SLOW = CheckpointSpec(hidden_size=512, intermediate_size=6144)
@@ -44,9 +45,15 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(directory: Path, *arguments: str) -> Ran:
-    """The real command, in a directory of its own."""
+    """The command in the test's process, in a directory of its own."""
+    with contextlib.chdir(directory):
+        return qwq_here(directory / "cache", "convert", *arguments)
+
+
+def run_process(directory: Path, *arguments: str) -> Ran:
+    """The command in its own process, in a directory of its own."""
     command, variables = [*QWQ, "convert", *arguments], environment(directory / "cache")
-    result = subprocess.run(command, cwd=directory, capture_output=True, env=variables, timeout=120)
+    result = subprocess.run(command, cwd=directory, capture_output=True, env=variables, timeout=TIMEOUT_S)
     return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
@@ -64,7 +71,7 @@ def left_behind(directory: Path) -> list[str]:
 
 def test_piped_it_says_what_it_made_in_one_line_and_nothing_on_stdout(folder: Path, tmp_path: Path) -> None:
     """The file is named after the source and the type, and lies where one is."""
-    ran = run(tmp_path, str(folder), "q8_0")
+    ran = run_process(tmp_path, str(folder), "q8_0")
     assert (ran.status, ran.stdout) == (0, "")
     assert ran.stderr == "model-Q8_0.gguf: 0.11 MiB, whole and checked.\n"
     assert left_behind(tmp_path) == ["model-Q8_0.gguf"]
@@ -174,7 +181,7 @@ def test_help_names_every_option(tmp_path: Path) -> None:
 def test_on_a_terminal_a_line_shows_tensor_bar_rate_and_time_left(
     columns: int, rows: int, slow: Path, tmp_path: Path
 ) -> None:
-    """It fits the window, is drawn over itself, and gives way to what was made."""
+    """It fits the window, is drawn over itself, and is replaced by the result."""
     out = str(tmp_path / "out.gguf")
     with on_terminal([str(slow), "IQ4_XS", "-o", out, "--threads", "1"], tmp_path, columns, rows) as terminal:
         text = terminal.read_until(lambda text: " left" in text)
@@ -254,7 +261,7 @@ def test_a_weight_that_is_no_number_is_one_line_with_its_place(tmp_path: Path) -
     values = weights(spec)
     values["lm_head.weight"][2, 3] = np.inf
     write_safetensors(folder / "model.safetensors", {k: store(v, "BF16") for k, v in values.items()})
-    ran = run(tmp_path, str(folder), "BF16", "--jsonl")
+    ran = run_process(tmp_path, str(folder), "BF16", "--jsonl")
     assert ran.status == 1
     kept, error = ran.stderr.splitlines()
     assert kept.endswith("of 15 tensors are kept: the same command goes on from there.")
@@ -262,7 +269,7 @@ def test_a_weight_that_is_no_number_is_one_line_with_its_place(tmp_path: Path) -
         "qwq: model.safetensors: lm_head.weight holds inf at [2, 3]. Download the file again, or "
         "convert with --allow-nonfinite."
     )
-    ran = run(tmp_path, str(folder), "BF16", "--allow-nonfinite")
+    ran = run_process(tmp_path, str(folder), "BF16", "--allow-nonfinite")
     assert ran.status == 0
     going_on, counted, made = ran.stderr.splitlines()
     assert going_on.startswith("going on: ")
@@ -350,7 +357,7 @@ def test_wrong_usage_is_a_line_and_a_status_of_the_process(slow: Path, tmp_path:
 
 
 def test_a_name_of_bytes_that_are_no_text_is_a_name_like_any_other(folder: Path, tmp_path: Path) -> None:
-    ran = run(tmp_path, str(folder), "Q8_0", "-o", "\udcff.gguf", "--jsonl")
+    ran = run_process(tmp_path, str(folder), "Q8_0", "-o", "\udcff.gguf", "--jsonl")
     assert (ran.status, ran.stderr) == (0, "")
     assert events_of(ran.stdout)[-1]["event"] == "finished"
     assert (tmp_path / "\udcff.gguf").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.command import QWQ, Ran, Terminal, environment, qwq
+from tests.command import QWQ, TIMEOUT_S, Ran, Terminal, environment, qwq_here
 
 QUESTION = "How many e's are in the word tree?"
 GREEDY = ("-m", "miniature", "--set", "temperature=0")
@@ -41,7 +41,7 @@ def written(path: Path, n_paragraphs: int) -> Path:
 
 
 def split(cache: Path, file: Path, *arguments: str) -> Ran:
-    return qwq(cache, "ask", "--split", *SMALL, "-f", str(file), *arguments, QUESTION)
+    return qwq_here(cache, "ask", "--split", *SMALL, "-f", str(file), *arguments, QUESTION)
 
 
 def events(text: str) -> list[dict[str, Any]]:
@@ -70,11 +70,11 @@ def test_stdout_carries_the_last_answer_alone_and_stderr_the_parts(tmp_path: Pat
 
 def test_without_it_a_long_prompt_stays_too_long_and_is_told_of_it(cache: Path, tmp_path: Path) -> None:
     book = written(tmp_path / "long.txt", 500)
-    ran = qwq(cache, "ask", *GREEDY, "-f", str(book), QUESTION)
+    ran = qwq_here(cache, "ask", *GREEDY, "-f", str(book), QUESTION)
 
     assert (ran.status, ran.stdout) == (5, "")
     assert "qwq ask --split" in ran.stderr
-    dry = qwq(cache, "ask", "--split", "--dry-run", *GREEDY, "-f", str(book), QUESTION)
+    dry = qwq_here(cache, "ask", "--split", "--dry-run", *GREEDY, "-f", str(book), QUESTION)
     assert dry.status == 0, dry.stderr
     assert re.search(r"asked in \d+ passes: \d+ parts of up to 3,\d\d\d tokens", dry.stdout)
     assert "thinking 600, answer 150" in dry.stdout
@@ -84,7 +84,7 @@ def test_without_it_a_long_prompt_stays_too_long_and_is_told_of_it(cache: Path, 
 def test_what_fits_is_asked_in_one_pass_and_that_is_said(cache: Path, tmp_path: Path) -> None:
     short = written(tmp_path / "short.txt", 2)
     ran = split(cache, short)
-    alone = qwq(cache, "ask", *SMALL, "-f", str(short), QUESTION)
+    alone = qwq_here(cache, "ask", *SMALL, "-f", str(short), QUESTION)
 
     assert (ran.status, ran.stdout) == (0, alone.stdout)
     assert re.match(r"note: the text fits: \d+ tokens, asked in one pass\.\n", ran.stderr)
@@ -138,7 +138,7 @@ def test_wrong_usage_is_refused_before_anything_is_asked(cache: Path, story: Pat
         (("-f", str(story)), "not the question"),
         (("-f", str(story), "--json-schema", str(schema), QUESTION), "#/not"),
     ):
-        ran = qwq(cache, "ask", "--split", *SMALL, *arguments, stdin=b"")
+        ran = qwq_here(cache, "ask", "--split", *SMALL, *arguments, stdin=b"")
         assert (ran.status, ran.stdout) == (2, "")
         assert says in ran.stderr
         assert len(ran.stderr.splitlines()) == 1
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_the_answers_that_came_in_the_lines_of_json(cache: Path, b
             assert line, read
             read += line
         process.send_signal(signal.SIGINT)
-        rest, stderr = process.communicate(timeout=60)
+        rest, stderr = process.communicate(timeout=TIMEOUT_S)
     lines = events((read + rest).decode())
 
     assert process.returncode == 130
@@ -181,7 +181,7 @@ def test_ctrl_c_shows_the_answers_that_came_where_they_were_not(cache: Path, boo
             assert line, read
             read += line
         process.send_signal(signal.SIGINT)
-        stdout, rest = process.communicate(timeout=60)
+        stdout, rest = process.communicate(timeout=TIMEOUT_S)
 
     assert (process.returncode, stdout) == (130, b"")
     for part in (1, 2):

@@ -1,4 +1,4 @@
-"""`qwq verify` in real processes: what it prints, where, and the status it ends with."""
+"""`qwq verify`: what it prints, where, and the status it ends with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
 from qwq_local.errors import ModelFileError
 from tests.checkpoints import CheckpointSpec, edit_json, write_checkpoint
-from tests.command import ROOT, Ran, qwq
+from tests.command import ROOT, Ran, qwq, qwq_here
 
 SPEC = CheckpointSpec(hidden_size=256, intermediate_size=256)
 
@@ -42,7 +42,7 @@ def file(whole: bytes, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def verify(cache: Path) -> Callable[..., Ran]:
-    return lambda *arguments, **variables: qwq(cache, "verify", *map(str, arguments), **variables)
+    return lambda *arguments: qwq_here(cache, "verify", *map(str, arguments))
 
 
 def refused(ran: Ran) -> str:
@@ -80,15 +80,15 @@ def test_beside_its_source_the_error_of_each_type_is_a_table(
     assert tokenizer.endswith("the same tokens in llama.cpp and in the tokenizers library.")
 
 
-def test_a_damaged_block_is_one_line_and_status_1(verify: Callable[..., Ran], file: Path) -> None:
-    """libggml's own words about it, on the C library's stderr, are kept off the screen."""
+def test_a_damaged_block_is_one_line_and_status_1(cache: Path, file: Path) -> None:
+    """What libggml prints about it to the stderr of the process is kept off the screen."""
     header = read_header(file)
     tensor = next(tensor for tensor in header.tensors if tensor.name == "blk.1.ffn_up.weight")
     content = bytearray(file.read_bytes())
     at = header.data_start + tensor.offset + 5 * 144
     content[at : at + 2] = b"\xff\x7f"
     file.write_bytes(content)
-    assert "blk.1.ffn_up.weight has a damaged block, number 5," in refused(verify(file))
+    assert "blk.1.ffn_up.weight has a damaged block, number 5," in refused(qwq(cache, "verify", str(file)))
 
 
 def test_a_file_that_is_cut_is_one_line_and_status_1(
@@ -210,12 +210,12 @@ def test_another_tokenizer_is_status_1_with_the_first_text_that_differs(
 
 
 def test_without_the_tokenizers_library_the_rest_is_checked(
-    verify: Callable[..., Ran], file: Path, checkpoint: Path, tmp_path: Path
+    cache: Path, file: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A module of that name that cannot be imported stands before the installed one."""
+    """A module of that name that cannot be imported hides the installed one."""
     (tmp_path / "tokenizers.py").write_text("raise ImportError('not here')\n")
-    root = Path(__file__).parent.parent.parent
-    ran = verify(file, checkpoint, PYTHONPATH=f"{tmp_path}:{root}:{root / 'convert'}")
+    path = f"{tmp_path}:{ROOT}:{ROOT / 'convert'}"
+    ran = qwq(cache, "verify", str(file), str(checkpoint), PYTHONPATH=path)
     assert ran.status == 0
     assert ran.stderr.endswith("Run: pip install tokenizers\n")
     assert "Q4_K" in ran.stdout
