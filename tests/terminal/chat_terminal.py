@@ -19,11 +19,6 @@ at_every_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[
 COUNT = "How many r's are in the word strawberry?"
 COUNTED = r"""There are 3 r's in "strawberry": \boxed{3}"""
 CERTAIN = ("--seed", "1", "--set", "temperature=0")
-LONG = (
-    *("--seed", "1", "--set", "temperature=0", "--set", "frequency_penalty=-2", "--set", "loop_guard=off"),
-    *("--set", "yarn=4", "--set", "n_ctx=4096", "--set", "thinking_budget=3500", "--set", "max_tokens=40"),
-)
-"""What was said is said again and again: thoughts of many seconds, in which a key can be pressed."""
 
 
 def bare(text: str) -> str:
@@ -36,7 +31,6 @@ class Terminal(Chat):
 
     _looked_at = 0, 0, 0
     _visible = _text = ""
-    _was_resized = False
 
     @property
     def visible(self) -> str:
@@ -77,7 +71,7 @@ class Terminal(Chat):
         """Whether the screen is as it has to be while the chat waits for input.
 
         One empty input line with the cursor in it, a status line below it that fits, and nothing left
-        anywhere of earlier ones, nor of live rows; no row was ever wider than a window that kept its size.
+        anywhere of earlier ones, nor of live rows; no row was ever wider than the window.
         """
         rows = self.text.split("\n")
         cursor = self.screen.cursor
@@ -87,14 +81,9 @@ class Terminal(Chat):
             and rows.count("❯") == rows.count(rows[-1]) == 1
             and (cursor.x, cursor.y) == (2, self.visible.count("\n") - 1)
             and not (cursor.hidden or self.screen.is_alternate)
-            and (self._was_resized or not self.screen.n_overflows)
+            and not self.screen.n_overflows
             and not any(row.startswith(("▾", "⋯", "search:", "steer ❯")) for row in rows)
         )
-
-    def resize(self, columns: int, rows: int) -> None:
-        """Change the window; rows that are on their way were made for the old one."""
-        self._was_resized = True
-        super().resize(columns, rows)
 
     def does(self, line: str, *expected: str) -> str:
         """Enter a command; what it said, once that has all that is expected, however it is wrapped."""
@@ -194,5 +183,6 @@ def rows(data: Path, query: str) -> list[tuple[Any, ...]]:
 
 def last_turn(data: Path, columns: str) -> tuple[Any, ...]:
     """Columns of the turn that began last."""
-    (row,) = rows(data, f"SELECT {columns} FROM turns ORDER BY id DESC LIMIT 1")
+    turns = "SELECT turns.*, thinking, answer FROM turns JOIN turn_texts ON turn_texts.id = turns.id"
+    (row,) = rows(data, f"SELECT {columns} FROM ({turns}) ORDER BY id DESC LIMIT 1")
     return row

@@ -17,7 +17,8 @@ NO_REFLOW = {"XTERM_VERSION": "XTerm(390)"}
 """What a terminal like the emulator says of itself: it cuts rows and wraps nothing anew."""
 
 ENTER, ESCAPE, UP, DOWN, RIGHT, BACKSPACE = "\r", "\x1b", "\x1b[A", "\x1b[B", "\x1b[C", "\x7f"
-ALT_ENTER, TAB, CTRL_UNDERSCORE = "\x1b\r", "\t", "\x1f"
+ALT_ENTER, ALT_F, TAB, CTRL_UNDERSCORE = "\x1b\r", "\x1bf", "\t", "\x1f"
+PAGE_UP, PAGE_DOWN, HOME, END = "\x1b[5~", "\x1b[6~", "\x1b[H", "\x1b[F"
 
 
 def ctrl(letter: str) -> str:

@@ -15,9 +15,47 @@ from qwq_local.errors import QwqError
 from qwq_local.terminal.repl.clipboard import MAX_OSC_BYTES, copy
 from qwq_local.terminal.repl.fullscreen import EditorProcess, editor_command
 from qwq_local.terminal.repl.pager import PagerText
-from tests.terminal.repl_terminal import DOWN, ENTER, ESCAPE, UP, Chat, Shared, chatting, ctrl
+from tests.terminal.repl_terminal import (
+    BACKSPACE,
+    DOWN,
+    END,
+    ENTER,
+    ESCAPE,
+    HOME,
+    PAGE_DOWN,
+    PAGE_UP,
+    UP,
+    Chat,
+    Shared,
+    chatting,
+    ctrl,
+)
 
 EDIT = ctrl("x") + ctrl("e")
+PAGER_KEYS = (
+    (DOWN, 2),
+    ("j", 3),
+    (ENTER, 4),
+    (UP, 3),
+    ("k", 2),
+    (" ", 25),
+    ("b", 2),
+    ("f", 25),
+    (PAGE_UP, 2),
+    (PAGE_DOWN, 25),
+    (ctrl("b"), 2),
+    (ctrl("f"), 25),
+    ("u", 14),
+    ("d", 25),
+    (ctrl("u"), 14),
+    (ctrl("d"), 25),
+    ("G", 279),
+    ("g", 1),
+    (END, 279),
+    (HOME, 1),
+    ("k", 1),
+)
+"""The keys that scroll the pager, pressed one after the other, and the row that is the first then."""
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +80,8 @@ def reading(shared: Shared) -> Iterator[Chat]:
 
 
 def test_the_pager_scrolls_by_rows_pages_and_to_the_ends(reading: Chat) -> None:
-    for keys, first in (
-        (DOWN + DOWN, 3), ("j", 4), (UP, 3), (" ", 26), ("\x1b[6~", 49), ("\x1b[5~", 26), ("b", 3), ("d", 14),
-        ("u", 3), ("G", 279), ("g", 1), ("k", 1),
-    ):  # fmt: skip
-        reading.type(keys)
+    for key, first in PAGER_KEYS:
+        reading.type(key)
         reading.wait_for(lambda: reading.visible.startswith(f"page row {first} of"))  # noqa: B023
     reading.type("G")
     reading.wait_for(lambda: "100%" in reading.status)
@@ -65,6 +100,11 @@ def test_the_pager_searches_forward_and_back(reading: Chat) -> None:
     reading.wait_for(lambda: reading.status == hit)
     reading.type("/nowhere" + ENTER)
     reading.sees("not found: nowhere")
+    for key in (ESCAPE, ctrl("c"), ctrl("g")):
+        reading.type("/zz" + BACKSPACE)
+        reading.wait_for(lambda: reading.status == "/z")
+        reading.type(key)
+        reading.sees("line ")
 
 
 def test_what_was_found_is_reversed(reading: Chat) -> None:
@@ -75,7 +115,7 @@ def test_what_was_found_is_reversed(reading: Chat) -> None:
     assert "".join(cell.data for cell in cells if cell.reverse) == "row 77"
 
 
-@pytest.mark.parametrize("key", ["q", ESCAPE, ctrl("c")])
+@pytest.mark.parametrize("key", ["q", "Q", ESCAPE, ctrl("c"), ctrl("t")])
 def test_leaving_the_pager_brings_the_chat_back(reading: Chat, key: str) -> None:
     assert reading.screen.is_alternate
     reading.type(key)
@@ -96,8 +136,9 @@ def test_the_pager_follows_the_window(reading: Chat) -> None:
     reading.wait_for(lambda: reading.input_rows == ["❯"])
 
 
-def test_the_pager_copies(reading: Chat) -> None:
-    reading.type("c")
+@pytest.mark.parametrize("key", ["c", "y"])
+def test_the_pager_copies(reading: Chat, key: str) -> None:
+    reading.type(key)
     reading.sees("copied the page")
     assert b"\x1b]52;c;" in reading.raw
 

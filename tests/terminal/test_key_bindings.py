@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 
-from qwq_local.terminal.repl.key_bindings import waits_s
+from qwq_local.terminal.repl.key_bindings import KeyActions, bindings, waits_s
 from tests.terminal.repl_terminal import (
     ALT_ENTER,
+    ALT_F,
     BACKSPACE,
     CTRL_UNDERSCORE,
     DOWN,
@@ -288,14 +290,25 @@ def test_ctrl_r_searches_the_history(chat: Chat) -> None:
     assert chat.submitted == ["an apple", "a pear", "an apple"]
 
 
-def test_the_history_suggests_and_the_right_arrow_takes_it(chat: Chat) -> None:
+@pytest.mark.parametrize("key", [RIGHT, ctrl("e"), ctrl("f")])
+def test_the_history_suggests_and_a_key_takes_it(chat: Chat, key: str) -> None:
     chat.type("a long question" + ENTER)
     chat.is_idle(1)
     chat.type("a lo")
     chat.has_input("❯ a long question")
-    chat.type(RIGHT + ENTER)
+    chat.type(key + ENTER)
     chat.is_idle(2)
     assert chat.submitted == ["a long question", "a long question"]
+
+
+def test_a_word_of_the_suggestion_is_taken(chat: Chat) -> None:
+    chat.type("a long question" + ENTER)
+    chat.is_idle(1)
+    chat.type("a ")
+    chat.has_input("❯ a long question")
+    chat.type(ALT_F + "shot" + ENTER)
+    chat.is_idle(2)
+    assert chat.submitted == ["a long question", "a long shot"]
 
 
 def test_commands_complete_while_they_are_typed(chat: Chat) -> None:
@@ -381,3 +394,49 @@ def test_the_terminal_is_asked_nothing_and_not_cleared(chat: Chat) -> None:
         assert sequence not in chat.raw
     assert b"\x1b[?2004h" in chat.raw
     assert chat.raw.rindex(b"\x1b[?2004l") > chat.raw.rindex(b"\x1b[?2004h")
+
+
+class NoActions:
+    """Stands for the actions where nothing is pressed."""
+
+    def __getattr__(self, _name: str) -> object:
+        return lambda: None
+
+
+PRESSED = {
+    ("c-c",): 'ctrl("c")',
+    ("c-d",): 'ctrl("d")',
+    ("c-e",): 'ctrl("e")',
+    ("c-f",): 'ctrl("f")',
+    ("c-g",): 'ctrl("g")',
+    ("c-j",): 'ctrl("j")',
+    ("c-l",): 'ctrl("l")',
+    ("c-s",): 'ctrl("s")',
+    ("c-t",): 'ctrl("t")',
+    ("c-x", "c-e"): 'ctrl("x") + ctrl("e")',
+    ("c-z",): '"C-z"',
+    ("c-m",): "ENTER",
+    ("c-i",): "TAB",
+    ("escape", "c-m"): "ALT_ENTER",
+    ("escape", "f"): "ALT_F",
+    ("escape",): "ESCAPE",
+    ("up",): "UP",
+    ("right",): "RIGHT",
+    ("<any>",): "type(",
+    ("<bracketed-paste>",): "pasted(",
+}
+"""The keys that are bound, and what stands in a test that presses them."""
+
+
+def test_every_key_is_pressed() -> None:
+    bound = {
+        tuple(key.value if isinstance(key, Keys) else key for key in binding.keys)
+        for binding in bindings(cast(KeyActions, NoActions())).bindings
+    }
+    assert bound == set(PRESSED)
+    tests = ("test_key_bindings.py", "test_input_line.py", "test_fullscreen.py", "test_tmux.py")
+    source = "".join(Path(__file__).with_name(name).read_text() for name in tests)
+    pressed = (
+        source[: source.index("\nPRESSED = {")] + source[source.index("\ndef test_every_key_is_pressed") :]
+    )
+    assert [written for written in PRESSED.values() if written not in pressed] == []

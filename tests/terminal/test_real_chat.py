@@ -5,22 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.terminal.chat_terminal import (
     CERTAIN,
     COUNT,
     COUNTED,
-    LONG,
-    Terminal,
     at_every_size,
-    bare,
     chatting,
     last_turn,
     rows,
     starting,
 )
-from tests.terminal.repl_terminal import ENTER, ESCAPE, UP, ctrl
+from tests.terminal.repl_terminal import ENTER, TAB, ctrl
 
 STRAWBERRY = [f"{n:02} {letter} " for n, letter in enumerate("strawberry", 1)]
 
@@ -77,160 +72,9 @@ def test_a_conversation(cache: Path, tmp_path: Path, size: tuple[int, int]) -> N
         assert rows(tmp_path, "SELECT number, state FROM turns") == [(1, "done"), (2, "done"), (1, "done")]
 
 
-@at_every_size
-def test_taking_part_in_a_thought(cache: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    with chatting(cache, tmp_path, *LONG, size=size) as chat:
-        chat.thinks(COUNT)
-        chat.type(ctrl("g"))
-        chat.turn_is_over(1)
-        assert re.search(r"▸ thought 1 · \d+s · \d+ tok · ended on request", chat.above)
-        closed, answer = last_turn(tmp_path, "closed, answer")
-        assert closed == "asked"
-        assert bare(answer.strip().split("\n")[0])[:10] in bare(chat.said)
-
-        chat.thinks(COUNT)
-        chat.type("kept" + ctrl("s"))
-        chat.has_input("steer ❯")
-        chat.type("Look again." + ENTER)
-        chat.sees("▏you: Look again.")
-        chat.has_input("❯ kept")
-        chat.type(ctrl("u") + ctrl("s"))
-        chat.has_input("steer ❯")
-        chat.type(ESCAPE)
-        chat.has_input("❯")
-        chat.type(ctrl("g"))
-        chat.turn_is_over(2)
-        assert chat.above.count("▏you: Look again.") == 1
-        thinking, steered = last_turn(tmp_path, "thinking, steered")
-        assert steered == '["Look again."]'
-        assert thinking.count("\n\nLook again.\n\n") == 1
-        chat.type(ctrl("t"))
-        chat.wait_for(lambda: chat.screen.is_alternate and "I count" in chat.visible)
-        chat.type("/look" + ENTER)
-        chat.wait_for(lambda: "1 of 1" in chat.status)
-        assert "Look again." in chat.visible
-        chat.type("q")
-        chat.wait_for(lambda: not chat.screen.is_alternate and chat.is_done)
-        chat.leaves()
-
-
-@at_every_size
-def test_a_thought_is_stopped_and_gone_on_with_while_lines_wait(
-    cache: Path, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    with chatting(cache, tmp_path, *LONG, size=size) as chat:
-        chat.thinks(COUNT)
-        chat.type("/stats" + ENTER)
-        chat.sees("⋯ waiting: /stats")
-        chat.type(UP)
-        chat.has_input("❯ /stats")
-        assert "waiting" not in chat.visible
-        chat.interrupt()
-        chat.wait_for(lambda: chat.status.startswith("QwQ"))
-        assert chat.input_rows == ["❯ /stats"]
-        stopped, state, reason = last_turn(tmp_path, "thinking, state, reason")
-        assert (state, reason) == ("stopped", "interrupted")
-        assert stopped
-        chat.type(ENTER)
-        chat.wait_for(lambda: "ended: interrupted" in chat.said)
-
-        chat.thinks("/continue")
-        chat.type("/name zeros" + ENTER + ctrl("g"))
-        chat.wait_for(lambda: chat.said.endswith("called 'zeros' now."))
-        thinking, answer, state = last_turn(tmp_path, "thinking, answer, state")
-        assert thinking.startswith(stopped)
-        assert thinking.startswith("I count r in")
-        assert len(thinking) > len(stopped)
-        assert answer
-        assert rows(tmp_path, "SELECT count(*) FROM turns") == [(1,)]
-
-
-def test_a_stopped_answer_is_gone_on_with(cache: Path, tmp_path: Path) -> None:
-    flags = (*LONG, "--set", "thinking_budget=30", "--set", "max_tokens=3000")
-    with chatting(cache, tmp_path, *flags) as chat:
-        for n_turns in (1, 2):
-            chat.type((COUNT if n_turns == 1 else "/continue") + ENTER)
-            chat.wait_for(lambda: re.match(r"answering .*? · \d", chat.status) is not None)
-            chat.interrupt()
-            chat.wait_for(lambda: chat.is_done)
-            if n_turns == 1:
-                stopped, reason = last_turn(tmp_path, "answer, reason")
-                assert reason == "interrupted"
-                assert stopped
-        (answer,) = last_turn(tmp_path, "answer")
-        assert answer.startswith(stopped)
-        assert len(answer) > len(stopped)
-
-
-def is_caught(chat: Terminal, data: Path, question: str) -> bool:
-    """Ask and stop at once; whether the thought, which lasts a fraction of a second, was stopped in time."""
-    n_thoughts = chat.above.count("▸")
-    chat.type(question + ENTER)
-    chat.wait_for(lambda: chat.status.startswith("thinking") or chat.above.count("▸") > n_thoughts)
-    chat.interrupt()
-    chat.wait_for(lambda: chat.status.startswith(("QwQ", "Ctrl-C again")))
-    return last_turn(data, "state, answer") == ("stopped", "")
-
-
-def test_what_was_stopped_ends_as_if_it_had_not_been(cache: Path, tmp_path: Path) -> None:
-    question = "What is 48213 + 39178?"
-    with chatting(cache, tmp_path, *CERTAIN) as chat:
-        chat.asks(question, r"\boxed{87391}")
-        whole = last_turn(tmp_path, "thinking, answer, generated")
-        for _ in range(50):
-            chat.does("/undo", "is undone")
-            if is_caught(chat, tmp_path, question):
-                break
-        (stopped,) = last_turn(tmp_path, "thinking")
-        assert whole[0].startswith(stopped)
-        assert 0 < len(stopped) < len(whole[0])
-        chat.does("/continue", r"\boxed{87391}")
-        chat.wait_for(lambda: chat.is_done)
-        assert last_turn(tmp_path, "thinking, answer, generated") == whole
-
-
-@at_every_size
-def test_the_views_of_a_thought_that_runs(cache: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    with chatting(cache, tmp_path, *LONG, "--think", "off", size=size) as chat:
-        chat.thinks(COUNT)
-        assert "strawberry." not in chat.visible
-        chat.type(ctrl("t"))
-        chat.wait_for(lambda: b"thinking: excerpt" in chat.raw and "0000000000" in chat.visible)
-        chat.type(ctrl("t"))
-        chat.wait_for(lambda: b"thinking: tail" in chat.raw and "00000000000000000000" in chat.visible)
-        assert "strawberry." not in chat.visible  # a third of the window, the last lines
-        chat.type(ctrl("t"))
-        chat.wait_for(lambda: b"thinking: full" in chat.raw and "I count r in strawberry." in chat.above)
-        chat.type(ctrl("g"))
-        chat.turn_is_over(1)
-        (thinking,) = last_turn(tmp_path, "thinking")
-        trace = chat.text.partition("▸ thought 1")[0]
-        assert in_order(bare(trace), *map(bare, thinking.split("\n")[:6]))
-        assert bare(thinking) in bare(trace)
-        chat.wait_for(lambda: chat.is_whole)
-
-
-def test_the_window_changes_while_it_thinks(cache: Path, tmp_path: Path) -> None:
-    with chatting(cache, tmp_path, *LONG) as chat:
-        chat.thinks(COUNT)
-        for size in ((20, 24), (200, 50), (34, 16), (120, 30), (80, 24)):
-            chat.resize(*size)
-            seen = len(chat.raw)
-            chat.wait_for(
-                lambda seen=seen: len(chat.raw) > seen and chat.status.startswith("thinking")  # type: ignore[misc]
-            )
-            assert chat.input_rows == ["❯"]
-        chat.type(ctrl("g"))
-        chat.turn_is_over(1)
-        assert chat.above.count("❯ How many") == 1
-        assert chat.above.count("▾") == 0
-        assert chat.does("/name sea", "called 'sea' now.")
-
-
-@pytest.mark.parametrize("size", [(80, 24), (20, 24)], ids=lambda size: f"{size[0]}x{size[1]}")
-def test_a_question_in_chinese_with_emoji(cache: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_question_in_chinese_with_emoji(cache: Path, tmp_path: Path) -> None:
     question = "你好，世界！🦊🍓 草莓里有几个字母？🙂 tell me"
-    with chatting(cache, tmp_path, *CERTAIN, size=size) as chat:
+    with chatting(cache, tmp_path, *CERTAIN, size=(20, 24)) as chat:
         chat.asks(question, "I am a tiny test model")
         assert "".join(question.split()) in "".join(chat.above.split())
         assert last_turn(tmp_path, "question") == (question,)
@@ -274,3 +118,40 @@ def test_answers_go_to_a_pipe_alone(cache: Path, tmp_path: Path) -> None:
         chat.type(ctrl("d"))
         assert chat.read_to_end() == 0
     assert into.read_text().split() == COUNTED.split()
+
+
+def test_a_conversation_is_resumed_where_it_was(cache: Path, tmp_path: Path) -> None:
+    with chatting(cache, tmp_path, *CERTAIN) as chat:
+        chat.asks(COUNT)
+        chat.does("/name berries", "called 'berries' now.")
+        assert chat.leave() == 0
+    for flags in (("--continue",), ("--resume", "berries"), ("--resume", "1")):
+        with chatting(cache, tmp_path, *CERTAIN, *flags) as chat:
+            chat.wait_for(lambda: "conversation 1, 'berries': 1 turn." in chat.above)
+            assert chat.above.startswith(f"❯ {COUNT} ▸ thought 1 · ")
+            assert chat.above.count(COUNTED) == 1
+            if flags == ("--resume", "1"):
+                chat.asks("and in raspberry?", r"""There are 3 r's in "raspberry": \boxed{3}""")
+    assert rows(tmp_path, "SELECT conversation, number FROM turns") == [(1, 1), (1, 2)]
+
+
+def test_commands_keys_profiles_and_files_are_completed(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "a_file.txt").write_text("x")
+    with chatting(cache, tmp_path, *CERTAIN) as chat:
+        chat.type("/re")
+        chat.wait_for(lambda: all(name in chat.visible for name in ("/regen ", "/retry-from ", "/resume ")))
+        chat.type(ctrl("c"))
+        for start, offer, whole in (
+            ("/sta", "/stats", "/stats"),
+            ("/set thinking_b", "thinking_budget", "/set thinking_budget"),
+            ("/profile ma", "math", "/profile math"),
+        ):
+            chat.has_input("❯")
+            chat.type(start)
+            chat.sees(f"\n {offer}")
+            chat.type(TAB)
+            chat.has_typed(whole)
+            chat.type(ctrl("c"))
+        chat.has_input("❯")
+        chat.type(f"see @{tmp_path}/a_f" + TAB)
+        chat.has_typed(f"see @{tmp_path}/a_file.txt")

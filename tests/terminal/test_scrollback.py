@@ -130,6 +130,37 @@ def test_a_person_takes_part_in_a_window_of_any_size(tmp_path: Path, columns: in
         assert chat.leave() == 0
 
 
+def test_the_window_changes_while_it_thinks(tmp_path: Path) -> None:
+    with chatting(tmp_path) as chat:
+        chat.type("hold" + ENTER)
+        chat.sees("step 0.")
+        for columns, rows in ((20, 24), (200, 50), (34, 16), (120, 30), (80, 24)):
+            chat.resize(columns, rows)
+            chat.wait_for(lambda: chat.status.startswith("thinking"))
+            chat.has_input("❯")
+        chat.type(ctrl("g"))
+        chat.is_idle(1)
+        assert chat.text.count("❯ hold") == 1
+        assert "▾" not in chat.text
+
+
+def test_the_view_of_a_thought_changes_while_it_runs(tmp_path: Path) -> None:
+    with chatting(tmp_path, "--view", "off") as chat:
+        chat.type("hold" + ENTER)
+        chat.wait_for(lambda: chat.status.startswith("thinking"))
+        assert "step 0." not in chat.text
+        chat.type(ctrl("t"))
+        chat.sees("▾ step 0.")
+        chat.type(ctrl("t"))
+        chat.sees("▾ thought 1 · thinking …\nthinking begins. step 0.")
+        chat.type(ctrl("t"))
+        chat.wait_for(lambda: "▾" not in chat.visible and "thinking begins. step 0." in chat.visible)
+        chat.type(ctrl("g"))
+        chat.is_idle(1)
+        trace, _, _ = chat.text.partition("▸ thought 1")
+        assert trace.count("thinking begins. step 0.") == 1
+
+
 @dataclass
 class Streaming:
     """An answer of numbered lines of which each comes when the test lets it."""
