@@ -33,7 +33,7 @@ from qwq_local.events import (
 from qwq_local.history.archive import Archive
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.repl.app import Repl, ReplOptions
-from tests.queued_backend import QueuedBackend, Script, planned, talking
+from tests.queued_backend import PlanningBackend, QueuedBackend, Script, planned, talking
 
 FIRST = 100
 TOKEN_S = 0.005
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--part", default="thinking", choices=("thinking", "answer"))
     parser.add_argument("--resume", type=int)
     asked = parser.parse_args()
-    backend = QueuedBackend([held(asked.part)] * 100, name="QwQ held")
+    backend = PlanningBackend([held(asked.part)] * 100, name="QwQ held")
     with closing(Archive.open(asked.data / "history.sqlite3")) as archive:
         chat = talking(archive, asked.data, lambda _: backend, resume=asked.resume).chat
         output = Output.of(sys.stdout, os.environ)
