@@ -1,10 +1,10 @@
-"""How much of a thought is lost when its process is killed with SIGKILL.
+"""Measures how much of a thought is lost when its process is killed with SIGKILL.
 
     python bench/kill.py [--kills 20] [--busy 2]
 
-A process records a turn into a history on the disk, as `qwq chat` does while it streams; every piece, a
-hundred a second, is the time at which it came. It is killed at a random moment, and the last time that is
-found in the history is compared with that of the kill. `--busy` processes compute beside it.
+A process records a turn into a history on the disk, as `qwq chat` does while it streams. It writes the time a
+hundred times a second. It is killed at a random moment, and the last time in the history is compared with
+that of the kill. `--busy` processes compute beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECES_PER_S = 100
 
 
 def think(path: Path) -> None:
-    """Record a thought without an end."""
+    """Record a thought that never ends."""
     archive = Archive.open(path)
     conversation = archive.begin("a model", "default", "")
     recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
@@ -43,7 +43,7 @@ def think(path: Path) -> None:
 
 
 def lost_s(path: Path, after_s: float) -> float:
-    """Seconds of the thought that are gone after a kill so many seconds into it."""
+    """Seconds of the thought that are lost when the process is killed `after_s` seconds into it."""
     with subprocess.Popen([sys.executable, __file__, "--think", path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -57,7 +57,7 @@ def lost_s(path: Path, after_s: float) -> float:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A process that computes for as long as the block lasts."""
+    """A process that computes while the block runs."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             yield
@@ -66,7 +66,7 @@ def busy() -> Iterator[None]:
 
 
 def main() -> None:
-    """Kill, look, print the seconds that were lost."""
+    """Kill processes and print the seconds that were lost."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")

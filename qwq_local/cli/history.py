@@ -208,7 +208,7 @@ def export_command(
         write_line(environment.stdout, sanitize(text) if is_seen else text)
         return
     path = Path(file).expanduser()
-    save_text(path, text, replaces=force, mend="--force replaces it.")
+    save_text(path, text, replaces=force, advice="--force replaces it.")
     write_line(environment.stderr, f"{sanitize(str(path))}: {plural(len(turns), 'turn')}.\n")
 
 

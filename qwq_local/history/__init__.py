@@ -1,1 +1,1 @@
-"""Conversations that last: every turn in a SQLite database, searched, exported, picked up after a crash."""
+"""The history: every turn in a SQLite database, searched, exported, and found again after a crash."""

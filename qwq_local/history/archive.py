@@ -15,7 +15,6 @@ from qwq_local.errors import HistoryError
 from qwq_local.history.database import Database, HistoryNotWritable
 from qwq_local.history.database_file import open_database, open_in_memory, open_to_read
 from qwq_local.history.labels import clean_name
-from qwq_local.history.owner import Owner
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import (
     ConversationRecord,
@@ -28,7 +27,7 @@ from qwq_local.history.records import (
 from qwq_local.history.rows import CONVERSATIONS, conversation_of, storable
 from qwq_local.history.schema import Schema
 from qwq_local.history.search import catch_up, find_words, purge_index, take_out_of_index
-from qwq_local.history.turns import Turns
+from qwq_local.history.turns import Owner, Turns
 
 FILE = "history.sqlite3"
 _OWNERS = "running"

@@ -11,8 +11,7 @@ from qwq_local.errors import QwqError
 from qwq_local.events import Answer, Finished, Planned, Prefill, Thinking
 from qwq_local.history.archive import Archive
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import TurnOrigin, TurnStart
-from qwq_local.history.running_turn import TurnEvent
+from qwq_local.history.records import TurnEvent, TurnOrigin, TurnStart
 
 # A history that another process writes is waited for, one that hangs is not.
 _WAIT_AT_END_S = 15.0

@@ -1,7 +1,7 @@
-"""One connection to the history, for several threads: rows come out, transactions go in.
+"""One connection to the history for several threads.
 
 Every write is one immediate transaction, so that two processes wait for each other instead of failing half
-way. A failure of SQLite comes out as a HistoryError that says what to do. Knows no tables.
+way. A failure of SQLite becomes a HistoryError that says what to do.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from qwq_local.errors import HistoryError
 
 WAIT_S = 10.0
-"""How long a write waits for another process or thread before it is given up."""
+"""How long a write waits for another process or thread before it fails."""
 
 _PRIMARY_CODE = 0xFF  # the rest of an extended result code says where it happened
 DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _NOT_WRITABLE_CODES = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN})
-_MENDS = {
+_ADVICE = {
     sqlite3.SQLITE_FULL: "its disk is full. Make room, or move it with QWQ_DATA_DIR.",
     sqlite3.SQLITE_READONLY: "it may not be written. Change its permissions, or move it with QWQ_DATA_DIR.",
     sqlite3.SQLITE_PERM: "it may not be opened. Change its permissions, or move it with QWQ_DATA_DIR.",
@@ -35,30 +35,30 @@ class HistoryBusy(HistoryError):
 
 
 class HistoryNotWritable(HistoryError):
-    """A history that this user may not write, or not here; perhaps it can be read."""
+    """This user may not write the history, or not in this place; it may be readable."""
 
 
 def error_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code, without what extended codes add; -1 for the module's own errors."""
+    """SQLite's primary result code; -1 for errors of Python's module."""
     code = getattr(error, "sqlite_errorcode", None)
     return code & _PRIMARY_CODE if isinstance(code, int) else -1
 
 
 def explained(error: sqlite3.Error, path: Path | None) -> HistoryError:
-    """What went wrong for a person."""
+    """The error for the user."""
     where = f"the history {path}" if path else "the history in memory"
     code = error_code(error)
     if code in _BUSY_CODES:
         return HistoryBusy(f"{where} is being written by another qwq. Try again when it is done.")
     if code in DAMAGED_CODES:
         return HistoryError(f"{where} is damaged ({error}). Start qwq again: it looks at all of it then.")
-    mend = _MENDS.get(code, "SQLite says: {}. Move it with QWQ_DATA_DIR, or report this.")
+    advice = _ADVICE.get(code, "SQLite says: {}. Move it with QWQ_DATA_DIR, or report this.")
     kind = HistoryNotWritable if code in _NOT_WRITABLE_CODES else HistoryError
-    return kind(f"{where}: {mend.format(error)}")
+    return kind(f"{where}: {advice.format(error)}")
 
 
 class Database:
-    """An open history. `path` is None when it lives in memory; `has_index` where words can be looked up."""
+    """An open history. `path` is None if it lives in memory; `has_index` says whether it can look words up."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Database:
             self._lock.release()
 
     def give_back_space(self) -> None:
-        """Let the file shrink by what was removed, and overwrite what the log still has of it."""
+        """Shrink the file after a removal, and overwrite what the log still has."""
         with self._lock, suppress(sqlite3.Error):
             # A script, since every step of this statement frees a page and `execute` takes only one.
             self._connection.executescript("PRAGMA incremental_vacuum")
@@ -139,7 +139,7 @@ class Database:
 
     def _begin(self, wait_s: float, is_lasting: bool) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
-        # In WAL mode NORMAL never waits for the disk at a commit: what streams in must not hold up a decode.
+        # In WAL mode NORMAL never waits for the disk at a commit, so a decode does not wait for it either.
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
         self._connection.execute("BEGIN IMMEDIATE")
 
@@ -162,5 +162,5 @@ def explained_as_busy(path: Path | None) -> HistoryBusy:
 
 
 def suspicion(path: Path) -> Path:
-    """The mark beside a database in which damage was met: the next one to open it looks at every page."""
+    """The file beside a database that marks it as damaged: who opens it next looks at every page."""
     return path.with_name(path.name + ".suspect")

@@ -1,7 +1,8 @@
 """A conversation as Markdown, JSON or a page of HTML, and how such a text becomes a file.
 
-The JSON has everything but the token ids. The page has no script and loads nothing; thinking is folded. In
-its answers Markdown is rendered, HTML is shown as text, images as links, and LaTeX as it was written.
+The JSON has everything but the token ids. In Markdown and HTML the thinking is folded. No text can break what
+follows it: HTML in it is shown as text, and an open code block is closed. The page has no script and loads
+nothing; in its answers Markdown is rendered, images are links, and LaTeX stays as it was written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -29,7 +31,6 @@ from qwq_local.history.labels import (
     title_of,
     tool_texts,
 )
-from qwq_local.history.markdown import to_markdown
 from qwq_local.history.records import (
     AnswerPart,
     ConversationRecord,
@@ -44,7 +45,18 @@ from qwq_local.history.rows import kind_of, storable
 
 JSON_FORMAT = "qwq-conversation"
 JSON_VERSION = 1
-# Not allowed in HTML, nor in a text that a person should see all of.
+_CODE = ("fence", "code_block")
+_AFTER = "after"
+# Nothing between backticks or after a backslash is a tag: CommonMark 0.31, 2.4 and 6.1.
+_SPAN = re.compile(
+    r"\\.|(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|`+|(?P<tag><(?=/?[A-Za-z][A-Za-z0-9-]*(?:[\s/>]|$)|[!?]))",
+    re.DOTALL,
+)
+_TAG = re.compile(r"(?P<tag><(?=[A-Za-z/!?]))")
+# A tag at the beginning of a line ends even a code span.
+_FIRST = re.compile(r"^([\s>*+0-9.)-]*)<(?=[A-Za-z/!?])", re.MULTILINE)
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+# Not allowed in HTML, and invisible to a reader.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d1f21; --soft: #62676d; --line: #d5d8dc; --page: #ffffff;
@@ -75,7 +87,7 @@ class Format(StrEnum):
 
 
 def format_of(name: str) -> Format:
-    """The format that a file's name asks for. Raises UsageError."""
+    """The format by the ending of a file's name. Raises UsageError."""
     ending = Path(name).suffix.lower().removeprefix(".")
     try:
         return Format({"markdown": "md", "htm": "html"}.get(ending, ending))
@@ -87,7 +99,7 @@ def format_of(name: str) -> Format:
 
 def exported(kind: Format, conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
     """The conversation with these turns in a format."""
-    write = {Format.MARKDOWN: to_markdown, Format.JSON: to_json, Format.HTML: _to_html}[kind]
+    write = {Format.MARKDOWN: _to_markdown, Format.JSON: to_json, Format.HTML: _to_html}[kind]
     return write(conversation, turns)
 
 
@@ -107,16 +119,16 @@ def to_json(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> st
     return storable(json.dumps(content, ensure_ascii=False, indent=1)) + "\n"
 
 
-def save_text(path: Path, text: str, *, replaces: bool = False, mend: str = "Choose another name.") -> None:
+def save_text(path: Path, text: str, *, replaces: bool = False, advice: str = "Choose another name.") -> None:
     """Write a file, whole or not at all.
 
-    Raises HistoryError, with what to do, when it is there and must not be replaced.
+    Raises HistoryError, with the advice, if it is there and must not be replaced.
     """
     try:
         with atomic_file(path, overwrite=replaces) as file:
             file.write(text.encode())
     except FileExistsError:
-        raise HistoryError(f"{path} is there already; nothing was written. {mend}") from None
+        raise HistoryError(f"{path} is there already; nothing was written. {advice}") from None
     except OSError as error:
         raise HistoryError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -145,6 +157,123 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
+# Markdown
+
+
+def _to_markdown(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
+    """The conversation as a Markdown document."""
+    paragraphs = [f"# {_plain(title_of(conversation))}", _facts(conversation, turns)]
+    if conversation.system.strip():
+        paragraphs += _folded("System prompt", [_body(conversation.system)])
+    for turn in turns:
+        paragraphs += _turn_paragraphs(turn)
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def _turn_paragraphs(turn: TurnRecord) -> list[str]:
+    """A turn as paragraphs of Markdown."""
+    paragraphs = [f"## {turn.number}", _quoted(turn.question)]
+    if turn.files:
+        paragraphs.append("Files: " + ", ".join(map(_plain, turn.files)))
+    for part in turn.parts:
+        paragraphs += _part_paragraphs(part, turn)
+    if state := state_line(turn):
+        paragraphs.append(f"*({state})*")
+    return paragraphs
+
+
+def _facts(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
+    facts = (model_of(conversation, turns), conversation.profile, minute_of(conversation.created_at))
+    return " · ".join(_plain(fact) for fact in facts if fact)
+
+
+def _part_paragraphs(part: TurnPart, turn: TurnRecord) -> list[str]:
+    match part:
+        case ThinkingPart():
+            return _folded(thought_line(turn), _thought(part)) if part.text.strip() else []
+        case AnswerPart():
+            return [_body(part.text)]
+        case ToolCallPart() | ToolResultPart():
+            summary, content = tool_texts(part)
+            return _folded(_plain(summary), [_body(content)])
+
+
+def _thought(part: ThinkingPart) -> Iterator[str]:
+    for text, is_steered in steered_parts(part.text, part.steered):
+        yield _quoted(f"**You:** {_body(text)}") if is_steered else _body(text)
+
+
+def _folded(summary: str, paragraphs: Sequence[str] | Iterator[str]) -> list[str]:
+    return [f"<details>\n<summary>{summary}</summary>", *paragraphs, "</details>"]
+
+
+def _quoted(text: str) -> str:
+    """The text as a quotation, whose end closes what is open in it."""
+    return "\n".join(f"> {line}".rstrip() for line in _body(text).split("\n"))
+
+
+def _body(text: str) -> str:
+    """A text that may be Markdown: its tags are shown, and it ends where it ends."""
+    lines = re.split(r"\r\n|\r|\n", text.strip("\r\n"))
+    body = "\n".join(_with_tags_shown(lines))
+    if _has_html(body):
+        # Only the blocks around backticks decide which of them belong together: show tags between them too.
+        body = "\n".join(_with_tags_shown(lines, _TAG))
+    if _is_closed(body):
+        return body
+    fence = _parser().parse(body)[-1].markup
+    closed = f"{body}\n{fence}"
+    return closed if fence and _is_closed(closed) else "\n".join(f"> {line}" for line in body.split("\n"))
+
+
+def _with_tags_shown(lines: Sequence[str], tag: re.Pattern[str] = _SPAN) -> Iterator[str]:
+    """The lines with tags outside of code escaped: those that the pattern finds as `tag`."""
+    code: dict[int, str] = {}
+    for token in _parser().parse("\n".join(lines)):
+        if token.type in _CODE and token.map:
+            code |= dict.fromkeys(range(*token.map), token.type)
+    for kind, numbers in groupby(
+        range(len(lines)), lambda n: code.get(n, "" if lines[n].strip() else "blank")
+    ):
+        part = "\n".join(lines[number] for number in numbers)
+        # After the mark of a quotation a tab is narrower, and would no longer indent code.
+        part = part.expandtabs(4) if kind == "code_block" else part
+        yield part if kind else _FIRST.sub(r"\1&lt;", tag.sub(_escaped, part))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "&lt;" if found["tag"] else found.group()
+
+
+def _has_html(body: str) -> bool:
+    """Whether a reader that lets HTML through finds any, in a document or in a quotation."""
+    quoted = "\n".join(f"> {line}" for line in body.split("\n"))
+    return any(
+        token.type.startswith("html") or any(child.type == "html_inline" for child in token.children or ())
+        for text in (body, quoted)
+        for token in _parser(lets_html_through=True).parse(text)
+    )
+
+
+def _is_closed(body: str) -> bool:
+    """Whether a paragraph after this text stands for itself."""
+    last = _parser().parse(f"{body}\n\n{_AFTER}")[-3:]
+    return [token.level for token in last] == [0, 1, 0] and last[1].content == _AFTER
+
+
+@cache
+def _parser(*, lets_html_through: bool = False) -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": lets_html_through})
+
+
+def _plain(text: str) -> str:
+    """The text on one line without any Markdown."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+# HTML
+
+
 def _to_html(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
     """The conversation as a whole HTML document."""
     title = _text(title_of(conversation))
@@ -158,7 +287,7 @@ def _to_html(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> s
         f'<p class="facts">{_text(" · ".join(filter(None, facts)))}</p>',
     ]
     if conversation.system.strip():
-        lines.append(_folded("System prompt", _text(conversation.system)))
+        lines.append(_details("System prompt", _text(conversation.system)))
     for turn in turns:
         lines += _turn_html(turn)
     return "\n".join([*lines, "</body></html>", ""])
@@ -180,15 +309,15 @@ def _part_html(part: TurnPart, turn: TurnRecord) -> str:
         case ThinkingPart():
             pieces = steered_parts(part.text.strip(), part.steered)
             content = "".join(_mark(text) if is_steered else _text(text) for text, is_steered in pieces)
-            return _folded(thought_line(turn), content) if content else ""
+            return _details(thought_line(turn), content) if content else ""
         case AnswerPart():
             return f'<div class="answer">{_markdown().render(_CONTROL.sub("", part.text))}</div>'
         case ToolCallPart() | ToolResultPart():
             summary, content = tool_texts(part)
-            return _folded(summary, _text(content))
+            return _details(summary, _text(content))
 
 
-def _folded(summary: str, content: str) -> str:
+def _details(summary: str, content: str) -> str:
     return f'<details><summary>{_text(summary)}</summary><div class="thinking">{content}</div></details>'
 
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from qwq_local.errors import HistoryError
 from qwq_local.events import Event, Finished, FinishReason, Generated, Steered, Thinking
 from qwq_local.history.database import HistoryBusy
-from qwq_local.history.records import TurnOrigin, TurnRecord, TurnState
-from qwq_local.history.running_turn import RunningTurn, TurnEvent
+from qwq_local.history.records import RunningTurn, TurnEvent, TurnOrigin, TurnRecord, TurnState
 from qwq_local.history.turns import Turns
 
 # With the quarter of a second that token ids may come later than their text, less than one second is lost.

@@ -7,20 +7,23 @@ and ends, and when its origin becomes known.
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 
 from qwq_local.errors import HistoryError
 from qwq_local.events import Event
+from qwq_local.files import LockHeld, lock_file
 from qwq_local.history.database import Database
-from qwq_local.history.owner import Owner
-from qwq_local.history.records import TurnOrigin, TurnRecord, TurnStart, TurnState
+from qwq_local.history.records import RunningTurn, TurnOrigin, TurnRecord, TurnStart, TurnState
 from qwq_local.history.rows import packed_json, packed_tokens, part_values, storable, turn_of
-from qwq_local.history.running_turn import RunningTurn
 from qwq_local.history.schema import INSERT_PART
 from qwq_local.history.search import add_to_index, take_out_of_index
+from qwq_local.paths import make_private
 from qwq_local.wire import event_object, event_of
 
 _PATH = """WITH RECURSIVE path (turn) AS (
@@ -33,6 +36,80 @@ _PART_COLUMNS = "kind, text, details, {} AS tokens, {} AS sampled, {} AS logprob
 # Token ids of a long path are many and seldom needed.
 _WITH_TOKENS = _COLUMNS.format("prompt"), _PART_COLUMNS.format("tokens", "sampled", "logprobs")
 _WITHOUT_TOKENS = _COLUMNS.format("x''"), _PART_COLUMNS.format("x''", "NULL", "NULL")
+
+
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_SUFFIX = ".lock"
+
+
+class Owner:
+    """This process as the writer of turns, and whether the writers of other turns still live.
+
+    A process that writes turns holds a lock on a file of its own, named by a random token that its turns
+    carry. The system drops the lock with the process, however it ends. So neither a recycled process id nor a
+    reboot makes a dead process look alive, and the process table, which differs between systems and ends at
+    the edge of a container, is not needed. Without a folder no other process sees the turns.
+
+    `hold` and `is_alive` belong inside a transaction of the history: so no file is taken for abandoned
+    between its making and its locking.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.token = secrets.token_hex(16)
+        self._folder = folder
+        self._lock: ExitStack | None = None
+
+    def hold(self) -> None:
+        """Be alive for other processes, until `release` or the end of this process. Raises HistoryError.
+
+        What processes left that are gone is removed the first time.
+        """
+        if self._folder is None or self._lock is not None:
+            return
+        make_private(self._folder)
+        self._remove_abandoned(self._folder)
+        path = self._path(self._folder, self.token)
+        lock = ExitStack()
+        try:
+            lock.enter_context(lock_file(path, mode=0o600))
+        except (OSError, LockHeld) as error:
+            raise HistoryError(f"{path} cannot be locked: {error}. Move it with QWQ_DATA_DIR.") from None
+        self._lock = lock
+
+    def is_alive(self, token: str) -> bool:
+        """Whether the process with that token lives, as far as anyone can tell from here."""
+        if token == self.token:
+            return True
+        if self._folder is None or not _TOKEN.fullmatch(token):
+            return False
+        path = self._path(self._folder, token)
+        if not path.exists():
+            return False
+        try:
+            with lock_file(path):
+                return False
+        except (OSError, LockHeld):
+            return True
+
+    def release(self) -> None:
+        """Be gone for other processes."""
+        if self._folder is None or self._lock is None:
+            return
+        with suppress(OSError):
+            self._path(self._folder, self.token).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._lock.close()
+        self._lock = None
+
+    def _remove_abandoned(self, folder: Path) -> None:
+        with suppress(OSError):
+            for path in folder.glob(f"*{_SUFFIX}"):
+                if _TOKEN.fullmatch(path.stem) and not self.is_alive(path.stem):
+                    path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _path(folder: Path, token: str) -> Path:
+        return folder / (token + _SUFFIX)
 
 
 class Turns:

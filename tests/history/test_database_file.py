@@ -18,9 +18,9 @@ import pytest
 from qwq_local.errors import HistoryError
 from qwq_local.history.archive import Archive
 from qwq_local.history.database_file import ALWAYS_CHECKED_BYTES
-from qwq_local.history.owner import Owner
 from qwq_local.history.records import TurnStart, TurnState
 from qwq_local.history.schema import APPLICATION_ID, MIGRATIONS, VERSION, Schema
+from qwq_local.history.turns import Owner
 from tests.history.programs import started, turn_events
 
 # As version 1 was, with a conversation of two turns.
