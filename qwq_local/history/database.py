@@ -58,7 +58,7 @@ def explained(error: sqlite3.Error, path: Path | None) -> HistoryError:
 
 
 class Database:
-    """An open history. `path` is None if it lives in memory; `has_index` says whether it can look words up."""
+    """An open history. `path` is None if it lives in memory; `has_index` says whether words can be found."""
 
     def __init__(
         self,
