@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from urllib.parse import quote, unquote
@@ -65,6 +66,10 @@ def checked_schema(schema: Mapping[str, object]) -> Subschema:
     copy: Subschema = json.loads(json.dumps(schema))
     for pointer, part in subschemas(copy):
         _check_keywords(copy, pointer, part)
+        if isinstance(part.get("pattern"), str):
+            part["pattern"] = _exact_classes(str(part["pattern"]))
+        if isinstance(named := part.get("patternProperties"), dict):
+            part["patternProperties"] = {_exact_classes(name): inner for name, inner in named.items()}
         if (pattern := _REAL_DAYS.get(str(part.get("format")))) is not None:
             part["allOf"] = [*_items(part, "allOf"), {"pattern": pattern}]
     return copy
@@ -180,6 +185,16 @@ def _check_keywords(schema: Subschema, pointer: str, part: Subschema) -> None:
         raise ConstraintError(
             f"{pointer}/minProperties: more than the required members cannot be enforced. Require more."
         )
+
+
+def _exact_classes(pattern: str) -> str:
+    """The pattern without the character BEL in negated classes, and without NUL in ranges.
+
+    llguidance 1.9 takes a class with all control characters to have the quotation mark and the backslash too.
+    """
+    replacements = {r"\x00-": r"\x01-", r"\u0000-": r"\u0001-", "[^": r"[^\a", "[^]": r"[^]\a"}
+    token = r"\\x00-|\\u0000-|\\.|\[\^\]?"
+    return re.sub(token, lambda match: replacements.get(match[0], match[0]), pattern, flags=re.DOTALL)
 
 
 def _check_reference(schema: Subschema, pointer: str, reference: object) -> None:

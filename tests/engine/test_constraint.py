@@ -616,6 +616,37 @@ def test_characters_that_only_an_escape_can_write_are_written_exactly(vocab: Lla
     assert json.loads(pattern.write(1)) == "a\x01b"
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r'^[^"]$',
+        r'^[^"\\]$',
+        r"^[^ -~]$",
+        r"^[^\]\\]$",
+        r'^[^]"]$',
+        r"^[\x00-#]$",
+        r"^\[\^a$",
+        r'^\\[^"a]$',
+        r"^\W$",
+        r"^[^\x20-\x7e]$",
+    ],
+)
+def test_a_class_of_characters_has_no_others(vocab: LlamaVocabulary, pattern: str) -> None:
+    """As a value and as the name of a member."""
+    value = Walker(vocab, JsonSchema({"type": "string", "pattern": pattern}))
+    closed = {
+        "type": "object",
+        "patternProperties": {pattern: {"type": "null"}},
+        "additionalProperties": False,
+    }
+    name = Walker(vocab, JsonSchema(closed))
+    for text in ("", "\\", "["):
+        for character in '"\\\n\t/a] ^[é':
+            is_match = re.search(f"{pattern[:-1]}\\Z", text + character, re.ASCII) is not None
+            assert value.accepts(json.dumps(text + character, ensure_ascii=False)) is is_match
+            assert name.accepts(json.dumps({text + character: None}, ensure_ascii=False)) is is_match
+
+
 def test_dates_are_days_that_there_are(vocab: LlamaVocabulary) -> None:
     day = Walker(vocab, JsonSchema({"type": "string", "format": "date"}))
     for year, is_leap in (
