@@ -191,14 +191,12 @@ def _compilable(schema: Mapping[str, object]) -> Subschema:
     """The checked schema. Raises ConstraintError with a pointer for what llguidance refuses."""
     try:
         checked = checked_schema(schema)
-        matcher = _of_schema(checked)
-        if error := matcher.get_error():
+        if error := _of_schema(checked).get_error():
             pointer = fault_of(checked, schema, lambda part: _of_schema(part).is_error())
             raise ConstraintError(f"{pointer}: {_reason(error)}.")
-        if _is_inexact(matcher):
-            overlapping = overlapping_one_of(checked, lambda part: not _is_inexact(_of_schema(part)))
-            if overlapping is not None:
-                raise ConstraintError(f"{overlapping}: a value could match two of its branches. Use anyOf.")
+        overlapping = overlapping_one_of(checked, _knows_one_of)
+        if overlapping is not None:
+            raise ConstraintError(f"{overlapping}: a value could match two of its branches. Use anyOf.")
     except ConstraintError as error:
         raise ConstraintError(_printable(str(error))) from None
     return checked
@@ -210,9 +208,9 @@ def _of_schema(schema: Subschema) -> LLMatcher:
     return _matcher(LLMatcher.grammar_from_json_schema(_json_options(schema)), _byte_tokenizer())
 
 
-def _is_inexact(matcher: LLMatcher) -> bool:
-    """Whether a `oneOf` became an `anyOf` of which llguidance does not know that it means the same."""
-    return any("oneOf" in warning for warning in matcher.get_grammar_warnings())
+def _knows_one_of(schema: Subschema) -> bool:
+    """Whether llguidance knows that `anyOf` means the same where the schema has `oneOf`."""
+    return not any("oneOf" in warning for warning in _of_schema(schema).get_grammar_warnings())
 
 
 def _json_options(schema: Subschema) -> Subschema:

@@ -93,12 +93,15 @@ def subschemas(schema: Subschema) -> Iterator[tuple[str, Subschema]]:
 def overlapping_one_of(schema: Subschema, is_exact: Callable[[Subschema], bool]) -> str | None:
     """The pointer of the first `oneOf` that may have two branches matching one value; None if there is none.
 
-    `is_exact` says of a schema whether the compiler itself sees that its branches exclude one another.
+    `is_exact` says of a schema whether the compiler itself sees that its branches exclude one another. It is
+    right about that only where each branch has a type.
     """
     for pointer, part in subschemas(schema):
-        branches = _items(part, "oneOf")
-        is_exclusive = all(_exclude(schema, a, b) for a, b in combinations(branches, 2))
-        if not is_exclusive and not is_exact(_alone(schema, _reference_to(pointer))):
+        branches = [_with_type_of(part, _target(schema, branch)) for branch in _items(part, "oneOf")]
+        if all(_exclude(schema, a, b) for a, b in combinations(branches, 2)):
+            continue
+        have_types = all(isinstance(branch, dict) and "type" in branch for branch in branches)
+        if not have_types or not is_exact(_alone(schema, _reference_to(pointer))):
             return f"{pointer}/oneOf"
     return None
 
@@ -304,6 +307,14 @@ def _target(schema: Subschema, part: object) -> object:
             break
         part = _at(schema, unquote(reference))
     return part
+
+
+def _with_type_of(part: Subschema, branch: object) -> object:
+    return (
+        {**branch, "type": branch.get("type", part["type"])}
+        if isinstance(branch, dict) and "type" in part
+        else branch
+    )
 
 
 def _types_of(part: Subschema) -> set[str]:

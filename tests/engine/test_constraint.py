@@ -292,6 +292,13 @@ SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
         {"oneOf": [obj(**CAT), obj(**DOG)]},
         [{"kind": "cat", "lives": 9}, {"kind": "dog", "good": True}],
     ),
+    "oneOf, its type beside it": (
+        {
+            "type": "object",
+            "oneOf": [{"properties": members, "required": ["kind"]} for members in (CAT, DOG)],
+        },
+        [{"kind": "cat", "lives": 9}, {"kind": "dog", "good": True}],
+    ),
     "oneOf by members": (
         {"oneOf": [{**obj(**{name: {"type": "null"}}), "additionalProperties": False} for name in "ab"]},
         [{"a": None}, {"b": None}],
@@ -407,6 +414,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"oneOf": [{"properties": CAT}, {"properties": DOG}]}, "#/oneOf"),
     ({"oneOf": [{"minLength": 2}, {"maxLength": 2}]}, "#/oneOf"),
     ({"type": "integer", "oneOf": [{"maximum": 3}, {"minimum": 4}]}, "#/oneOf"),
+    ({"const": "a", "oneOf": [True, {"properties": {"a": True}, "maxProperties": 0}]}, "#/oneOf"),
     ({"items": {"oneOf": [{"$ref": "#/$defs/a"}, {"const": 1}]}, "$defs": {"a": True}}, "#/items/oneOf"),
     ({"type": "string", "not": {"maxLength": 2}}, "#/not"),
     ({"not": True}, "#/not"),
@@ -796,6 +804,18 @@ LEAVES = st.one_of(
     st.fixed_dictionaries({}, optional={"minimum": COUNTS, "exclusiveMaximum": st.integers(2, 40)}),
     st.fixed_dictionaries({"enum": st.lists(st.sampled_from([0, 1, "a", "b", None, True]), min_size=1)}),
     st.fixed_dictionaries({"const": st.sampled_from(["a", "b", 1.0, False])}),
+    st.fixed_dictionaries(
+        {"type": st.just("string")},
+        optional={"pattern": st.sampled_from(['^[^"a]+$', "b", "^a|0$"]), "maxLength": st.integers(1, 4)},
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["number", "integer"])},
+        optional={
+            "multipleOf": st.sampled_from([2, 3, 0.5]),
+            "minimum": st.sampled_from([-2.5, 0, 1e3]),
+            "exclusiveMaximum": st.sampled_from([0.25, 1024, 1e9]),
+        },
+    ),
     st.just({"$ref": "#/$defs/shared"}),
 )
 
@@ -803,24 +823,28 @@ LEAVES = st.one_of(
 def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(inner, min_size=1, max_size=3)
     members = st.dictionaries(NAMES, inner, max_size=3)
+    objects: dict[str, st.SearchStrategy[Any]] = {
+        "type": st.just("object"),
+        "properties": members,
+        "patternProperties": st.dictionaries(st.sampled_from(["^a", "b$", "^[^a]+$"]), inner, max_size=2),
+        "additionalProperties": inner,
+        "required": st.lists(NAMES, max_size=2, unique=True),
+        "minProperties": COUNTS,
+        "maxProperties": COUNTS,
+        "anyOf": several,
+    }
+    arrays = {"items": inner, "prefixItems": several, "minItems": COUNTS, "maxItems": COUNTS}
     return st.one_of(
-        st.fixed_dictionaries(
-            {},
-            optional={"type": st.just("object"), "properties": members, "additionalProperties": inner,
-                      "required": st.lists(NAMES, max_size=2, unique=True), "anyOf": several},
-        ),
-        st.fixed_dictionaries(
-            {}, optional={"items": inner, "prefixItems": several, "minItems": COUNTS, "maxItems": COUNTS}
-        ),
+        st.fixed_dictionaries({}, optional=objects),
+        st.fixed_dictionaries({}, optional=arrays),
         *(st.fixed_dictionaries({keyword: several}) for keyword in ("anyOf", "oneOf", "allOf")),
-        st.fixed_dictionaries({"not": inner, "type": st.sampled_from(["object", "integer", "string"])}),
         st.fixed_dictionaries({"$ref": st.just("#/$defs/shared"), "allOf": several}),
-    )  # fmt: skip
+    )
 
 
 @given(
     st.recursive(LEAVES, nested, max_leaves=8),
-    st.recursive(LEAVES.filter(lambda leaf: leaf != {"$ref": "#/$defs/shared"}), nested, max_leaves=4),
+    st.recursive(LEAVES, nested, max_leaves=4).filter(lambda shared: "$ref" not in json.dumps(shared)),
     st.integers(0, 1000),
 )
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
