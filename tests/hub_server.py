@@ -76,8 +76,8 @@ class StoredFile:
 class LocalHub:
     """Repositories by name, each with its files; `faults` are used up by the storage's answers, in order.
 
-    `api_faults` are statuses (with headers) that the hub itself answers first. `hold_at` stops sending when
-    so many bytes have been sent in all, and sets `held`.
+    `api_faults` are statuses (with headers) that the hub itself answers first. `hold_at` stops sending after
+    that many bytes in all, and sets `held`. Nothing is sent before `least_open` connections are open at once.
     """
 
     repos: dict[str, dict[str, StoredFile]]
@@ -90,7 +90,8 @@ class LocalHub:
     hold_at: int | None = None
     held: threading.Event = field(default_factory=threading.Event)
     on_storage_request: Callable[[int], None] = lambda _number: None
-    bytes_per_s_and_connection: int | None = None
+    least_open: int = 1
+    enough_open: threading.Event = field(default_factory=threading.Event)
     commit: str = COMMIT
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
@@ -118,6 +119,7 @@ class LocalHub:
             yield self.hub_url
         finally:
             self.released.set()
+            self.enough_open.set()
             for server in (hub, storage):
                 server.shutdown()
                 server.server_close()
@@ -220,6 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.faults.pop(0)(reply)
             self.hub.n_open += 1
             self.hub.most_open = max(self.hub.most_open, self.hub.n_open)
+            if self.hub.n_open >= self.hub.least_open:
+                self.hub.enough_open.set()
+        self.hub.enough_open.wait()
         try:
             self._send_file(asked, reply)
         finally:
@@ -238,8 +243,6 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, end, PIECE):
             piece = reply.body[start : min(start + PIECE, end)]
             self._maybe_hold(len(piece))
-            if self.hub.bytes_per_s_and_connection:
-                threading.Event().wait(len(piece) / self.hub.bytes_per_s_and_connection)
             self.wfile.write(piece)
             with self.hub.lock:
                 asked.sent += len(piece)
@@ -251,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
             holds = self.hub.hold_at is not None and self.hub.sent + n_bytes > self.hub.hold_at
         if holds:
             self.hub.held.set()
-            self.hub.released.wait(60)
+            self.hub.released.wait()
             raise ConnectionAbortedError
 
     def _refuse(self, asked: Asked, status: int, code: str) -> None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from huggingface_hub import constants
-
 from qwq_local.errors import ModelNotFound, PullError
 from qwq_local.files import LockHeld, allocated_bytes, free_bytes, lock_file, write_atomically
 
@@ -109,6 +107,8 @@ class HubCache:
     @classmethod
     def here(cls) -> HubCache:
         """The cache that HF_HUB_CACHE or HF_HOME name."""
+        from huggingface_hub import constants
+
         return cls(Path(constants.HF_HUB_CACHE))
 
     def folder(self, repo: str) -> Path:
@@ -205,6 +205,8 @@ class HubCache:
 
 def _link(blob: Path, path: Path) -> None:
     """Make `path` the blob: a relative link, else a hard link, else the moved blob itself."""
+    from huggingface_hub import constants
+
     if path.exists() and path.samefile(blob):
         return
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")

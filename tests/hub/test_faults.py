@@ -198,15 +198,15 @@ def test_a_redirect_to_no_address_is_an_error(tmp_path: Path, address: str) -> N
 
 
 def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> None:
-    data = content(16 * MIB)
-    hub = hub_with(data)
-    hub.bytes_per_s_and_connection = 8 * MIB
+    """The server sends nothing before four are open."""
+    hub = hub_with(DATA)
+    hub.least_open = 4
     with hub.served() as url:
-        eager = ConcurrencySettings(first=1, trial_s=0.0, trial_bytes=1, gain=0.0)
+        eager = ConcurrencySettings(first=1, trial_s=0.0, trial_bytes=0, gain=0.0)
         (path,) = Client(url, tmp_path, eager).pull()
-    assert path.read_bytes() == data
+    assert path.read_bytes() == DATA
     assert hub.most_open == 4
-    assert hub.sent == len(data)
+    assert hub.sent == len(DATA)
 
 
 def test_a_connection_that_brings_nothing_is_given_up_again() -> None:
@@ -217,17 +217,6 @@ def test_a_connection_that_brings_nothing_is_given_up_again() -> None:
         seen.append(concurrency.connections)
     # 100 a second with two, 150 with three, 155 with four: back to three, for good.
     assert seen == [2, 3, 3, 4, 4, 3, 3, 3, 3]
-
-
-def test_a_slow_trickle_is_only_slow(tmp_path: Path) -> None:
-    data = content(200_000)
-    hub = hub_with(data)
-    hub.bytes_per_s_and_connection = 1_000_000
-    with hub.served() as url:
-        client = Client(url, tmp_path)
-        (path,) = client.pull()
-    assert path.read_bytes() == data
-    assert client.waits == []
 
 
 def test_progress_reaches_the_whole_length(tmp_path: Path) -> None:

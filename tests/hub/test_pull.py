@@ -17,6 +17,7 @@ import gguf
 import pytest
 
 from qwq_local.cli.pull import PullScreen, list_lines
+from qwq_local.files import allocated_bytes
 from qwq_local.hub.pull import BytesReceived, DownloadRestarted, FileStarted
 from qwq_local.models.fit import Fit, Memory
 from qwq_local.terminal.output import Output
@@ -95,6 +96,11 @@ def test_the_unmodified_client_finds_what_was_pulled_also_without_a_server(
     assert len(served.storage_requests()) == 2, "ours asked for its two spans, the client for nothing"
 
 
+def partial_bytes(folder: Path) -> int:
+    """What partial files take on the disk, without their holes."""
+    return sum(allocated_bytes(path) for path in folder.rglob("*.qwq-partial"))
+
+
 def test_ten_kills_cost_no_more_than_what_was_under_way(tmp_path: Path, model: bytes) -> None:
     """The hub stops sending at a random byte and the process is killed there, ten times; then it ends."""
     data = padded(model, 96 * MIB)
@@ -131,7 +137,8 @@ def test_ctrl_c_keeps_what_came_and_says_how_to_go_on(tmp_path: Path, model: byt
     with hub.served():
         variables = environment(tmp_path, HF_ENDPOINT=hub.hub_url)
         with Terminal(["pull", "Q4_K_M"], variables, columns=120) as terminal:
-            terminal.read_until(lambda text: "GB" in text and hub.held.is_set())
+            # What the client has not read yet is lost, and not what this test is about.
+            terminal.wait_for(lambda: hub.held.is_set() and partial_bytes(tmp_path) >= hub.sent)
             terminal.interrupt()
             assert terminal.read_to_end() == 130
             assert "stopped; what came is kept" in terminal.text
@@ -160,11 +167,9 @@ def test_two_at_once_download_the_file_once(tmp_path: Path, model: bytes) -> Non
             line = second.stderr.readline()
         hub.hold_at = None
         hub.released.set()
-        assert first.wait(60) == 0
-        assert second.wait(60) == 0
-        assert "is here already" in second.stderr.read()
+        assert "is here already" in second.communicate()[1]
         first.communicate()
-        second.stderr.close()
+        assert (first.returncode, second.returncode) == (0, 0)
     assert hub.sent <= len(data) + 12 * MIB
 
 
@@ -298,7 +303,8 @@ def test_what_another_tool_left_damaged_is_fetched_again(
 def test_nothing_is_imported_twice_over(tmp_path: Path) -> None:
     """`qwq ask` with a path does not pay for the hub's client."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom qwq_local.models.store import Catalog, find_model\n"
+        "import sys\nfrom pathlib import Path\nfrom qwq_local.models.catalog import Catalog\n"
+        "from qwq_local.models.store import find_model\n"
         "find_model(sys.argv[1], Catalog('a', 'b/c', {}), Path('.'))\n"
         "print([m for m in sys.modules if m.startswith(('huggingface_hub', 'httpx2'))])"
     )
