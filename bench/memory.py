@@ -34,8 +34,8 @@ from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.devices import offload_devices
 from qwq_local.engine.dry_run import DryRun
 from qwq_local.models.architecture import QWQ_32B, check_architecture
+from qwq_local.models.facts import model_sizes, tensor_kinds
 from qwq_local.models.header import read_header
-from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.models.store import converted_miniature
 from qwq_local.planning.compute import compute_bytes
 from qwq_local.planning.memory import Machine, Placement, Target, device_uses

@@ -16,7 +16,7 @@ from qwq_local.errors import ConvertError, DoesNotFit, ModelNotFound, QwqError, 
 from qwq_local.events import Ledger, Planned
 from qwq_local.machine.hardware import physical_cores, this_machine
 from qwq_local.models.catalog import Catalog
-from qwq_local.models.known_sizes import known_sizes
+from qwq_local.models.facts import known_sizes
 from qwq_local.models.store import find_model
 from qwq_local.planning.alternatives import TableRow, context_table, plan_or_explain
 from qwq_local.planning.compute import described_compute

@@ -13,8 +13,8 @@ from qwq_local.engine.dry_run import DryRun
 from qwq_local.events import DeviceBytes, Ledger, Planned
 from qwq_local.machine.hardware import this_machine
 from qwq_local.models.architecture import check_architecture, model_name
+from qwq_local.models.facts import model_sizes, own_rope_scaling, tensor_kinds
 from qwq_local.models.header import Header, read_header
-from qwq_local.models.sizes import model_sizes, own_rope_scaling, tensor_kinds
 from qwq_local.planning.alternatives import plan_or_explain
 from qwq_local.planning.compute import described_compute
 from qwq_local.planning.memory import ComputeBytes, Machine, Placement, Target

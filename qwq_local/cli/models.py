@@ -22,7 +22,7 @@ from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
-from qwq_local.models.facts import read_facts, shape_or_reason, stated_sha256
+from qwq_local.models.facts import read_facts, shape_or_reason
 from qwq_local.models.fit import Fit, kv_bytes_per_token
 from qwq_local.models.header import read_header
 from qwq_local.models.inventory import (
@@ -105,7 +105,7 @@ def list_command(
     comes_with_qwq = is_miniature(here.state.default)
     chosen = None if comes_with_qwq else default_model(here.models, here.places.catalog, here.state.default)
     fit = measured_fit(here.resolved.profile) if here.models else None
-    shapes = [shape_or_reason(model) for model in here.models]
+    shapes = [shape_or_reason(model.path) for model in here.models]
     contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
     if as_json:
         rows = [
@@ -206,7 +206,7 @@ def show_command(name: Name) -> None:
     """Print what a model is: architecture, window, template, tensors by type, KV cache per token, sha256."""
     here = _Inventory()
     model = here.find(name)
-    facts = read_facts(model)
+    facts = read_facts(model.path)
     shape, profile = facts.shape, here.resolved.profile
     fit = measured_fit(profile)
     kv = kv_bytes_per_token(shape, fit.kv_type)
@@ -227,7 +227,7 @@ def show_command(name: Name) -> None:
         "tensors": f"{sum(facts.tensors.values())}: {kinds}",
         "KV per token": f"{kv:,} bytes as {fit.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
         "context here": f"{context:,} tokens",
-        "sha256": (stated_sha256(model) or "unknown") + (", verified" if model.is_verified else ""),
+        "sha256": (model.stated_sha256 or "unknown") + (", verified" if model.is_verified else ""),
     }
     for label, text in rows.items():
         here.print(f"{label:<13} {text}")
@@ -244,7 +244,7 @@ def default_command(name: Name) -> None:
         here.print(f"The default is the model that was pulled last again: {last}.")
         return
     model = here.find(name)
-    read_facts(model)
+    read_facts(model.path)
     here.places.registry.change(lambda state: replace(state, default=model.name))
     here.print(f"{model.name} is the default now.")
 
@@ -256,7 +256,7 @@ def verify_command(name: Name) -> None:
     model = here.find(name)
     for part in model.parts:
         record = here.state.of(part)
-        expected = stated_sha256(replace(model, path=part, record=record))
+        expected = replace(model, path=part, record=record).stated_sha256
         found = _hashed(part, here.environment)
         if expected and found != expected:
             here.remember(replace(record, verified_at=0.0))
@@ -324,7 +324,7 @@ def _json_row(
         "problem": shape if isinstance(shape, str) else None,
         "from": model.origin.value,
         "repo": model.repo or None,
-        "sha256": stated_sha256(model) or None,
+        "sha256": model.stated_sha256 or None,
         "verified": model.is_verified,
         "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None,
         "default": is_default,

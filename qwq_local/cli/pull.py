@@ -210,7 +210,7 @@ def _list(
 
 def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -> Iterator[str]:
     """The types as aligned lines: type, size, the context that fits beside it here, the file."""
-    from qwq_local.models.fit import LEAST_CONTEXT
+    from qwq_local.models.fit import MIN_CONTEXT
 
     free = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
@@ -218,14 +218,12 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
     is_small = False
     for kind, n_bytes, n_parts, name in rows:
         context = fit.context(n_bytes)
-        fits = (
-            f"{context:,}" if context >= LEAST_CONTEXT else "too large" if not context else f"({context:,})"
-        )
+        fits = f"{context:,}" if context >= MIN_CONTEXT else "too large" if not context else f"({context:,})"
         parts = f" and {n_parts - 1} more" if n_parts > 1 else ""
         is_small = is_small or fits.startswith("(")
         yield f"{kind:<9} {decimal_size(n_bytes):>9}  {fits:>9}  {name}{parts}".rstrip()
     if is_small:
-        yield f"(in brackets: less than the {LEAST_CONTEXT:,} tokens that `qwq pull` alone looks for)"
+        yield f"(in brackets: less than the {MIN_CONTEXT:,} tokens that `qwq pull` alone looks for)"
 
 
 class PullScreen:

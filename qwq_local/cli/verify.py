@@ -33,7 +33,7 @@ from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
 from qwq_local.errors import ExitStatus, ModelFileError, UsageError
 from qwq_local.machine.hardware import physical_cores
-from qwq_local.models.completeness import check_completeness, notices
+from qwq_local.models.architecture import check_completeness, notices
 from qwq_local.models.header import header_of
 from qwq_local.paths import directories
 from qwq_local.profiles import DEFAULT_MODEL

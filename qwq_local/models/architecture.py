@@ -1,10 +1,13 @@
 """Checks the header of a GGUF against the description of its architecture, and returns the model's shape.
 
-llama.cpp ends the process on figures that contradict each other and on special tokens outside the vocabulary.
-The check finds these first and raises ModelFileError, in one line.
+`check_architecture` refuses what ends the process in llama.cpp: figures that contradict each other, special
+tokens outside the vocabulary. `check_completeness` also refuses what llama.cpp loads and then silently gets
+wrong, or refuses itself with few words. Both raise ModelFileError with one line.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from gguf import LlamaFileType
 from qwq_convert.architecture import (
@@ -35,6 +38,12 @@ QWQ_32B = ModelShape(
     context_length=131_072,
 )
 _ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+# What NVFP4 and its like carry beside a weight.
+_OPTIONAL_SUFFIXES = (".scale", ".input_scale")
+_NEEDED_KEYS = {
+    "tokenizer.ggml.pre": "llama.cpp would split text in another way than the model was trained with",
+    "tokenizer.ggml.token_type": "llama.cpp would take every special token for text",
+}
 _SPECIAL_IDS = ("bos", "eos", "eot", "eom", "padding", "unknown", "seperator", "mask")
 
 
@@ -139,6 +148,30 @@ def _check_tensors(header: Header, shape: ModelShape) -> None:
             raise ModelFileError(
                 f"{header.path} is damaged: {expected.name} is {tensor.shape}, should be {expected.shape}."
             )
+
+
+def check_completeness(header: Header) -> ModelShape:
+    """The shape of a complete model. Raises ModelFileError for a missing key or a tensor too many."""
+    shape = check_architecture(header)
+    for key, consequence in _NEEDED_KEYS.items():
+        if header.scalar(key) is None and header.array_length(key) is None:
+            raise ModelFileError(f"{header.path} lacks {key}: {consequence}. Fetch or convert it again.")
+    known = {tensor.name for tensor in shape.tensors()}
+    unknown = [name for name in header.tensors if name not in known and not name.endswith(_OPTIONAL_SUFFIXES)]
+    if unknown:
+        raise ModelFileError(
+            f"{header.path} holds {len(unknown)} tensors that no {header.architecture} model has, first "
+            f"{unknown[0]!r}: llama.cpp would refuse it. Fetch or convert it again."
+        )
+    return shape
+
+
+def notices(header: Header) -> Iterator[str]:
+    """One line for each thing that a model should have and runs without."""
+    if not header.text("tokenizer.chat_template"):
+        yield "no chat template (tokenizer.chat_template): qwq uses its built-in one."
+    if header.integer("tokenizer.ggml.eos_token_id") is None:
+        yield "no end token (tokenizer.ggml.eos_token_id): an answer may not end by itself."
 
 
 def model_name(header: Header) -> str:

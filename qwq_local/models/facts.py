@@ -1,28 +1,34 @@
-"""One model on this machine in, what its header says of it out: shape, window, template, tensors by type.
+"""What the header of a model says: its sizes for a plan, its rope scaling, its tensors by type.
 
-Reads headers only. What cannot be read becomes a reason in words, so that one bad file hides no other.
+`known_sizes` gives the sizes of QwQ-32B's files before they are on this disk.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwq_convert.architecture import ModelShape
 
-from qwq_local.errors import ModelFileError
-from qwq_local.models.architecture import check_architecture
-from qwq_local.models.header import read_header
-from qwq_local.models.inventory import LocalModel
+from qwq_local.errors import ConvertError, ModelFileError
+from qwq_local.models.architecture import QWQ_32B, check_architecture, file_type
+from qwq_local.models.header import Header, read_header
+from qwq_local.planning.shape import ModelSizes
+from qwq_local.planning.window import RopeScaling, Scaling
 
-_SHA256 = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
+if TYPE_CHECKING:
+    from qwq_convert.tensor_names import NamedTensor
+
+_EMBEDDING = "token_embd.weight"
+_MAX_FACTOR = 64.0
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a header says. `tensors` counts them by type, `template` has the chat template's length."""
+class HeaderFacts:
+    """What a header says. `tensors` is their number by type, `template_chars` the chat template's length."""
 
     name: str
     architecture: str
@@ -31,12 +37,12 @@ class Facts:
     tensors: Mapping[str, int]
 
 
-def read_facts(model: LocalModel) -> Facts:
-    """The facts of a model. Raises ModelFileError when qwq could not run it."""
-    header = read_header(model.path)
+def read_facts(path: Path) -> HeaderFacts:
+    """The facts of a GGUF. Raises ModelFileError when qwq cannot run it."""
+    header = read_header(path)
     shape = check_architecture(header)
     kinds = Counter(tensor.kind.name for tensor in header.tensors.values())
-    return Facts(
+    return HeaderFacts(
         name=header.text("general.name"),
         architecture=header.text("general.architecture"),
         shape=shape,
@@ -45,18 +51,101 @@ def read_facts(model: LocalModel) -> Facts:
     )
 
 
-def shape_or_reason(model: LocalModel) -> ModelShape | str:
-    """The model's shape, or in one line why there is none."""
+def shape_or_reason(path: Path) -> ModelShape | str:
+    """The shape of a GGUF, or the reason why qwq cannot run it: one bad file does not hide the others."""
     try:
-        return read_facts(model).shape
+        return read_facts(path).shape
     except ModelFileError as error:
         return str(error)
 
 
-def stated_sha256(model: LocalModel) -> str:
-    """The sha256 that the file should have: as noted when it came, or as its blob's name says; else empty."""
-    if model.record.sha256:
-        return model.record.sha256
-    # Both the Hugging Face cache and ollama name a blob by its content.
-    match = _SHA256.fullmatch(model.path.resolve().name)
-    return match[1] if match else ""
+def model_sizes(header: Header, shape: ModelShape) -> ModelSizes:
+    """The bytes of every layer, and of what comes before and after the layers, from the table of tensors."""
+    layers = [0] * shape.n_layers
+    input_bytes = output_bytes = 0
+    for name, tensor in header.tensors.items():
+        first, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        if first == "blk" and number.isdecimal() and int(number) < shape.n_layers:
+            layers[int(number)] += tensor.n_bytes
+        elif name == _EMBEDDING:
+            input_bytes += tensor.n_bytes
+        else:
+            output_bytes += tensor.n_bytes
+    tied = "output.weight" not in header.tensors
+    return ModelSizes(
+        shape=shape,
+        layer_bytes=tuple(layers),
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
+        tied_bytes=header.tensors[_EMBEDDING].n_bytes if tied else 0,
+        file_type=file_type(header),
+    )
+
+
+def own_rope_scaling(header: Header) -> RopeScaling:
+    """The scaling in the file's own keys; factor 1 when there are none.
+
+    The origin is 0 when the file does not state it. Raises ModelFileError for a factor out of bounds.
+    """
+    prefix = f"{header.architecture}.rope.scaling"
+    kind = header.text(f"{prefix}.type", "none")
+    if kind not in (Scaling.YARN, Scaling.LINEAR):
+        return RopeScaling()
+    factor = header.scalar(f"{prefix}.factor")
+    if not isinstance(factor, int | float) or not 1 <= factor <= _MAX_FACTOR:
+        raise ModelFileError(f"{header.path} is damaged: {prefix}.factor is {factor}, allowed is 1 to 64.")
+    origin = header.integer(f"{prefix}.original_context_length") or 0
+    if origin < 0:
+        raise ModelFileError(f"{header.path} is damaged: the window that it scales from is {origin}.")
+    return RopeScaling(float(factor), origin, Scaling(kind))
+
+
+def tensor_kinds(header: Header) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """The ggml_type of every tensor, and its shape with the rows first."""
+    return {name: (int(tensor.kind), tensor.shape) for name, tensor in header.tensors.items()}
+
+
+def known_sizes(wanted_type: str) -> ModelSizes | None:
+    """The sizes of QwQ-32B in that file type, without an importance matrix; None for an unknown type.
+
+    The shape is that of its config.json, and the converter's rules give the types: so a user can plan before
+    20 GB are downloaded.
+    """
+    from qwq_convert.file_types import find_file_type, tensor_bytes
+    from qwq_convert.quant_types import NO_OPTIONS, choose_types
+
+    try:
+        wanted = find_file_type(wanted_type)
+    except ConvertError:
+        return None
+    shape = QWQ_32B
+    tensors = list(_tensors(shape))
+    kinds = choose_types(tensors, wanted, shape, NO_OPTIONS, has_imatrix=False)
+    layers = [0] * shape.n_layers
+    input_bytes = output_bytes = 0
+    for tensor, kind in zip(tensors, kinds, strict=True):
+        n_bytes = tensor_bytes(kind, tensor.source.n_elements)
+        if tensor.layer >= 0:
+            layers[tensor.layer] += n_bytes
+        elif tensor.name == _EMBEDDING:
+            input_bytes += n_bytes
+        else:
+            output_bytes += n_bytes
+    return ModelSizes(
+        shape=shape,
+        layer_bytes=tuple(layers),
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
+        file_type=wanted.name,
+    )
+
+
+def _tensors(shape: ModelShape) -> Iterator[NamedTensor]:
+    """Every tensor in llama-quantize's order, as BF16; the tensors have no bytes."""
+    from qwq_convert.safetensors import SourceTensor
+    from qwq_convert.tensor_names import named_tensor
+
+    expected = [tensor for tensor in shape.tensors() if tensor.name != "output.bias"]
+    for tensor in sorted(expected, key=lambda tensor: (tensor.layer, tensor.name)):
+        yield named_tensor(tensor, SourceTensor(tensor.source, "BF16", tensor.shape, "", 0, 0))

@@ -1,7 +1,7 @@
-"""Free memory and a model's size in, how many tokens of context fit out.
+"""How many tokens of context fit beside a model, estimated before the model is downloaded.
 
-A plain estimate for choosing what to fetch: weights, KV cache and a reserve for everything else, all in one
-memory. The reserve is what llama.cpp took on a 24 GB card.
+The estimate adds the weights, the KV cache and a reserve for everything else, in one memory. The reserve is
+what llama.cpp took on a 24 GB card.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from qwq_local.planning.shape import GRANULE, kv_token_bytes
 from qwq_local.text import GIB
 
 COMPUTE_RESERVE_BYTES = int(0.8 * GIB)
-LEAST_CONTEXT = 16_384
+MIN_CONTEXT = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a model may take, and where, in words for the user."""
+    """The bytes that a model may take, and the name of that memory for the user."""
 
     free_bytes: int
     place: str
@@ -28,9 +28,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a machine gives a model: memory and the KV cache's type.
+    """The memory for a model, and the type of its KV cache.
 
-    `native` is the window of the model as trained, `window` what YaRN can stretch it to.
+    `native` is the trained window in tokens, `window` is the window with YaRN.
     """
 
     memory: Memory
@@ -39,10 +39,10 @@ class Fit:
     window: int
 
     def context(self, weight_bytes: int, shape: ModelShape = QWQ_32B) -> int:
-        """The tokens of context that fit beside the weights, 0 when not even the weights do."""
+        """The tokens of context that fit beside the weights; 0 when the weights do not fit."""
         left = self.memory.free_bytes - weight_bytes - COMPUTE_RESERVE_BYTES
         tokens = left // kv_bytes_per_token(shape, self.kv_type)
-        # A header says more than was trained, never less: then it is another, smaller model.
+        # QwQ's header states more than the trained window. One that states less is of a smaller model.
         window = self.window if shape.context_length >= self.native else shape.context_length
         return max(0, min(tokens, window) // GRANULE * GRANULE)
 

@@ -8,6 +8,7 @@ their links, and files that were converted into our own folder. A file that the 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +23,7 @@ from qwq_local.paths import Directories
 from qwq_local.text import decimal_size
 
 MAX_FILES = 5000
+_SHA256 = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
 
 
 class ModelOrigin(Enum):
@@ -57,6 +59,15 @@ class LocalModel:
     def n_bytes(self) -> int:
         """The length of all parts that are there."""
         return sum(part.stat().st_size for part in self.parts if is_there(part))
+
+    @property
+    def stated_sha256(self) -> str:
+        """The sha256 that the file should have, from its record or its blob's name; empty when unknown."""
+        if self.record.sha256:
+            return self.record.sha256
+        # The Hugging Face cache and ollama name a blob by its content.
+        match = _SHA256.fullmatch(self.path.resolve().name)
+        return match[1] if match else ""
 
 
 @dataclass(frozen=True, slots=True)

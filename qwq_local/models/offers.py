@@ -103,24 +103,24 @@ def offer_of_file(listing: Listing, available: Iterable[Offer], name: str) -> Of
 def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> ChosenOffer:
     """The largest quantization with room for 16k tokens. Raises DoesNotFit with what the smallest gives."""
     # Imports numpy, which a pull by a type's name does not need.
-    from qwq_local.models.fit import LEAST_CONTEXT
+    from qwq_local.models.fit import MIN_CONTEXT
 
     usable = [offer for offer in available if offer.file_type and offer.file_type not in UNQUANTIZED]
     where = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
     for offer in usable:
         context = fit.context(offer.n_bytes)
-        if context >= LEAST_CONTEXT:
+        if context >= MIN_CONTEXT:
             return ChosenOffer(
                 offer,
                 f"{offer.file_type} ({decimal_size(offer.n_bytes)}) is the largest of {len(usable)} types "
-                f"that leaves room for {LEAST_CONTEXT:,} tokens: {context:,} with a {fit.kv_type} KV cache, "
+                f"that leaves room for {MIN_CONTEXT:,} tokens: {context:,} with a {fit.kv_type} KV cache, "
                 f"{where}",
             )
     if not usable:
         raise DoesNotFit(f"{repo} has no quantized GGUF. Name another with --repo, or a file with --file.")
     smallest = usable[-1]
     raise DoesNotFit(
-        f"no type in {repo} leaves room for {LEAST_CONTEXT:,} tokens here: {where}, and the smallest, "
+        f"no type in {repo} leaves room for {MIN_CONTEXT:,} tokens here: {where}, and the smallest, "
         f"{smallest.file_type}, is {decimal_size(smallest.n_bytes)} and gives "
         f"{fit.context(smallest.n_bytes):,}. Take it all the same with `qwq pull {smallest.file_type}`, "
         "or make a smaller one: `qwq pull --convert Q3_K_M`."

@@ -24,10 +24,9 @@ from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.engine.dry_run import DryRun
-from qwq_local.models.architecture import check_architecture
-from qwq_local.models.completeness import check_completeness
+from qwq_local.models.architecture import check_architecture, check_completeness
+from qwq_local.models.facts import model_sizes, tensor_kinds
 from qwq_local.models.header import read_header
-from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.planning.compute import compute_bytes
 from qwq_local.planning.memory import Placement
 from qwq_local.planning.shape import ContextShape

@@ -24,8 +24,7 @@ from qwq_convert.safetensors import Shard
 from qwq_convert.verification import surplus_bytes, verify_blocks, verify_placement
 
 from qwq_local.errors import ConvertError, ModelFileError
-from qwq_local.models.architecture import check_architecture, model_name
-from qwq_local.models.completeness import check_completeness, notices
+from qwq_local.models.architecture import check_architecture, check_completeness, model_name, notices
 from qwq_local.models.header import header_of, special_token_ids
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 

@@ -22,8 +22,8 @@ from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.dry_run import DryRun
 from qwq_local.models.architecture import check_architecture
+from qwq_local.models.facts import model_sizes, tensor_kinds
 from qwq_local.models.header import read_header
-from qwq_local.models.sizes import model_sizes, tensor_kinds
 from qwq_local.planning.compute import compute_bytes, described_compute
 from qwq_local.planning.memory import Machine, Placement, Target, device_uses
 from qwq_local.planning.shape import ContextShape, ModelSizes, can_store, is_quantized

@@ -24,8 +24,8 @@ from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import PromptTooLong
+from qwq_local.models.facts import own_rope_scaling
 from qwq_local.models.header import read_header
-from qwq_local.models.sizes import own_rope_scaling
 from qwq_local.planning.window import Needs, RopeScaling, Scaling, share_window
 from qwq_local.profiles.layers import Profile
 from tests.checkpoints import (
