@@ -167,7 +167,7 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
         from pathlib import Path
         from contextlib import closing
         from qwq_local.engine.api import AbortFlag, ContextSettings
-        from qwq_local.engine.context import SingleSequence
+        from tests.single_sequence import SingleSequence
         from qwq_local.errors import QwqError
         from tests.conftest import load
         for name in sys.argv[1:]:
