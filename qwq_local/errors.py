@@ -1,18 +1,18 @@
-"""Everything that can go wrong in a way a user can mend, and the exit status each one ends with.
+"""The errors that a user can act on, and the exit status of each.
 
     QwqError                 1  failed
     ├── UsageError           2  wrong usage or unreadable input
     │   ├── ProfileError     2  a profile with an unknown key or a wrong type
     │   └── ConstraintError  2  a schema, regular expression or grammar that cannot be enforced
     ├── ModelNotFound        3  no such model on this machine
-    ├── DoesNotFit           4  llama.cpp could not have the memory
-    ├── PromptTooLong        5  more tokens than the window
-    ├── ModelFileError       1  a GGUF that is damaged, foreign or of another architecture
+    ├── DoesNotFit           4  not enough memory for the model
+    ├── PromptTooLong        5  more tokens than the context holds
+    ├── ModelFileError       1  a file that is damaged, not a GGUF, or of another architecture
     ├── TemplateError        1  a chat template of no known form
-    ├── PullError            1  a download that the hub, the network or the disk does not let through
-    ├── EngineError          1  llama.cpp refused to go on
-    ├── HistoryError         1  conversations that cannot be read, found or kept
-    └── ConvertError         1  a checkpoint that does not convert
+    ├── PullError            1  a download that the hub, the network or the disk stopped
+    ├── EngineError          1  llama.cpp failed
+    ├── HistoryError         1  a conversation that cannot be read, found or written
+    └── ConvertError         1  a checkpoint that cannot be converted
 
 A message says what happened, with numbers, then what to do. Only the command line catches these.
 """
@@ -65,19 +65,19 @@ class ModelNotFound(QwqError):
 
 
 class DoesNotFit(QwqError):
-    """The memory for weights, KV cache or compute buffers could not be had."""
+    """There is not enough memory for weights, KV cache and compute buffers."""
 
     exit_status = ExitStatus.NO_MEMORY
 
 
 class PromptTooLong(QwqError):
-    """The prompt has more tokens than the chosen window holds."""
+    """The prompt has more tokens than the context holds."""
 
     exit_status = ExitStatus.PROMPT_TOO_LONG
 
 
 class ModelFileError(QwqError):
-    """A model file that is damaged, is something else, or holds an unsupported architecture."""
+    """A model file that is damaged, is not a GGUF, or has an unsupported architecture."""
 
 
 class TemplateError(QwqError):
@@ -85,11 +85,11 @@ class TemplateError(QwqError):
 
 
 class PullError(QwqError):
-    """A download that cannot go on, with what was kept and what to do."""
+    """A download that stopped; the message says what was kept and what to do."""
 
 
 class EngineError(QwqError):
-    """llama.cpp failed in the middle of its work, or is not the library this version was tested with."""
+    """llama.cpp failed, or is not the version that this program was tested with."""
 
 
 class HistoryError(QwqError):
@@ -97,7 +97,7 @@ class HistoryError(QwqError):
 
 
 class ConvertError(QwqError):
-    """A checkpoint that cannot be converted, with the file and the mend."""
+    """A checkpoint that cannot be converted; the message names the file and what to do."""
 
 
 class Aborted(Exception):

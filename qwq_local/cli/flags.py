@@ -1,6 +1,6 @@
 """The flags of the commands, each command's as a frozen dataclass whose docstring is its help.
 
-A field is an option or argument: `name: Annotated[TYPE, typer.Option(...)] = DEFAULT`. Nothing slow is
+A field is an option or argument: `name: Annotated[TYPE, Option(...)] = DEFAULT`. Nothing slow is
 imported here: help and usage errors come at once, and the module of a command is imported when it runs.
 """
 
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from qwq_local.cli import completion
 from qwq_local.profiles import DEFAULT_MODEL
 
 DEFAULT_PROFILE = "chat"
 
-_MODEL = typer.Option(
+_MODEL = Option(
     "--model",
     "-m",
     metavar="MODEL",
@@ -26,7 +27,7 @@ _MODEL = typer.Option(
     help="A model's name or a GGUF file.",
     autocompletion=completion.models,
 )
-_TASK = typer.Option(
+_TASK = Option(
     "--profile",
     "-p",
     metavar="NAME",
@@ -41,7 +42,7 @@ ModelIfGiven = Annotated[str | None, _MODEL]
 TaskIfGiven = Annotated[str | None, _TASK]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         "-s",
         metavar="KEY=VALUE",
@@ -49,8 +50,10 @@ Settings = Annotated[
         autocompletion=completion.settings,
     ),
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", min=0, max=2**32 - 2, help="Seed of the sampler.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show what llama.cpp logs.")]
+Seed = Annotated[int | None, Option(metavar="N", min=0, max=2**32 - 2, help="Seed of the sampler.")]
+SystemPrompt = Annotated[str | None, Option(metavar="TEXT", help="The system prompt.")]
+Continue = Annotated[bool, Option("--continue", "-c", help="Go on with the last conversation.")]
+Verbose = Annotated[bool, Option("--verbose", help="Show what llama.cpp logs.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,68 +64,61 @@ class AskFlags:
     """
 
     question: Annotated[
-        str,
-        typer.Argument(metavar="QUESTION", help="The question; it comes after files and standard input."),
+        str, Argument(metavar="QUESTION", help="The question; it comes after files and standard input.")
     ] = ""
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="A text file to read first; may be repeated."),
+        Option("--file", "-f", metavar="FILE", help="A text file to read first; may be repeated."),
     ] = None
-    goes_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = (
-        False
-    )
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None
+    goes_on: Continue = False
+    system: SystemPrompt = None
     model: ModelIfGiven = None
     profile: TaskIfGiven = None
     settings: Settings = None
     seed: Seed = None
     think: Annotated[
         Literal["show", "hide"] | None,
-        typer.Option(help="Show the thinking on stderr or hide it; shown on a terminal."),
+        Option(help="Show the thinking on stderr or hide it; shown on a terminal."),
     ] = None
-    think_to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the thinking to a file.")] = (
-        None
-    )
+    think_to: Annotated[Path | None, Option(metavar="FILE", help="Write the thinking to a file.")] = None
     json_schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Make the answer obey this JSON schema.")
+        Path | None, Option(metavar="FILE", help="Make the answer obey this JSON schema.")
     ] = None
     regex: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Make the answer match this regular expression.")
+        str | None, Option(metavar="TEXT", help="Make the answer match this regular expression.")
     ] = None
     grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Make the answer obey this Lark grammar.")
+        Path | None, Option(metavar="FILE", help="Make the answer obey this Lark grammar.")
     ] = None
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every event as a line of JSON.")] = False
+    jsonl: Annotated[bool, Option("--jsonl", help="Write every event as a line of JSON.")] = False
     each: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--each",
             help="Answer each line of JSON on standard input with a line of JSON; not kept in the history.",
         ),
     ] = False
     split: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--split",
             help="Ask a text that no context holds in parts, then their answers; the history keeps the last.",
         ),
     ] = False
     private: Annotated[
-        bool, typer.Option("--private", help="Keep nothing of this on disk, no history and no cache.")
+        bool, Option("--private", help="Keep nothing of this on disk, no history and no cache.")
     ] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan for this prompt and stop.")] = (
-        False
-    )
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the plan for this prompt and stop.")] = False
     machine: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--machine",
             metavar="NAME|FILE.toml",
             help="With --dry-run: plan for another computer.",
             autocompletion=completion.machines,
         ),
     ] = None
-    stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speed on stderr.")] = False
+    stats: Annotated[bool, Option("--stats", help="Print tokens and speed on stderr.")] = False
     verbose: Verbose = False
 
 
@@ -135,29 +131,25 @@ class ChatFlags:
 
     files: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="A text file for the first question; may be repeated."
-        ),
+        Option("--file", "-f", metavar="FILE", help="A text file for the first question; may be repeated."),
     ] = None
-    goes_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = (
-        False
-    )
+    goes_on: Continue = False
     resume: Annotated[
-        str | None, typer.Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
+        str | None, Option(metavar="NAME|ID", help="Go on with a conversation: see `qwq history`.")
     ] = None
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None
+    system: SystemPrompt = None
     model: ModelIfGiven = None
     profile: TaskIfGiven = None
     settings: Settings = None
     seed: Seed = None
     think: Annotated[
         Literal["off", "excerpt", "tail", "full"] | None,
-        typer.Option(help="How the thinking is shown while it comes; Ctrl-T changes it."),
+        Option(help="How the thinking is shown while it comes; Ctrl-T changes it."),
     ] = None
-    private: Annotated[bool, typer.Option("--private", help="Write nothing to disk.")] = False
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan for the first question and stop.")
-    ] = False
+    private: Annotated[bool, Option("--private", help="Write nothing to disk.")] = False
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the plan for the first question and stop.")] = (
+        False
+    )
     verbose: Verbose = False
 
 
@@ -170,14 +162,14 @@ class ConvertFlags:
 
     source: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="SOURCE",
             help="A checkpoint folder, a downloaded repository (Qwen/QwQ-32B), or a float GGUF.",
         ),
     ]
     file_type: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="TYPE",
             help="Q4_K_M, Q8_0 …; `--types` lists them with their sizes.",
             autocompletion=completion.types,
@@ -185,58 +177,50 @@ class ConvertFlags:
     ] = ""
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The file to write; NAME-TYPE.gguf if left out."),
+        Option("--out", "-o", metavar="FILE", help="The file to write; NAME-TYPE.gguf if left out."),
     ] = None
     types: Annotated[
-        bool,
-        typer.Option("--types", help="List every type: size for this source, imatrix, whether it fits here."),
+        bool, Option("--types", help="List every type: size for this source, imatrix, whether it fits here.")
     ] = False
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print each tensor's type, the size and the time; write nothing."),
+        bool, Option("--dry-run", help="Print each tensor's type, the size and the time; write nothing.")
     ] = False
     imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An importance matrix (see `qwq imatrix`).")
+        Path | None, Option(metavar="FILE", help="An importance matrix (see `qwq imatrix`).")
     ] = None
     tensor_types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--tensor-type", metavar="REGEX=TYPE", help="The type of matching tensors; may be repeated."
-        ),
+        Option("--tensor-type", metavar="REGEX=TYPE", help="The type of matching tensors; may be repeated."),
     ] = None
     output_type: Annotated[
-        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
+        str | None, Option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
     ] = None
     embedding_type: Annotated[
-        str | None,
-        typer.Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight."),
+        str | None, Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight.")
     ] = None
-    pure: Annotated[bool, typer.Option("--pure", help="Give every tensor the same type.")] = False
+    pure: Annotated[bool, Option("--pure", help="Give every tensor the same type.")] = False
     leave_output: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is in the source.")
+        bool, Option("--leave-output-tensor", help="Leave output.weight as it is in the source.")
     ] = False
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--override-key", metavar="KEY=VALUE", help="Set a key-value; may be repeated."),
+        Option("--override-key", metavar="KEY=VALUE", help="Set a key-value; may be repeated."),
     ] = None
     yarn: Annotated[
         float | None,
-        typer.Option(
-            metavar="FACTOR", help="Write YaRN keys (4: 131,072 tokens), for tools that cannot set it."
-        ),
+        Option(metavar="FACTOR", help="Write YaRN keys (4: 131,072 tokens), for tools that cannot set it."),
     ] = None
     split: Annotated[
         str | None,
-        typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most SIZE (4G, 500M)."),
+        Option("--split-max-size", metavar="SIZE", help="Split into files of at most SIZE (4G, 500M)."),
     ] = None
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=512, help="Threads; all cores if left out.")
+        int | None, Option(metavar="N", min=1, max=512, help="Threads; all cores if left out.")
     ] = None
     allow_nonfinite: Annotated[
-        bool,
-        typer.Option("--allow-nonfinite", help="Go on where a weight is no number (0 in quantized tensors)."),
+        bool, Option("--allow-nonfinite", help="Go on where a weight is no number (0 in quantized tensors).")
     ] = False
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every step as a line of JSON.")] = False
+    jsonl: Annotated[bool, Option("--jsonl", help="Write every step as a line of JSON.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +233,7 @@ class ImatrixFlags:
 
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="MODEL",
             help="A GGUF, best BF16 or F16, or a model's name.",
             autocompletion=completion.models,
@@ -257,32 +241,29 @@ class ImatrixFlags:
     ]
     texts: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="TEXT", help="Texts to read, in this order as one; - is standard input."),
+        Argument(metavar="TEXT", help="Texts to read, in this order as one; - is standard input."),
     ] = None
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="By default MODEL.imatrix.gguf here.")
+        Path | None, Option("--out", "-o", metavar="FILE", help="By default MODEL.imatrix.gguf here.")
     ] = None
-    chunks: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after this many chunks.")] = (
-        None
+    chunks: Annotated[int | None, Option(metavar="N", min=1, help="Stop after this many chunks.")] = None
+    ctx: Annotated[int, Option(metavar="N", min=32, max=1 << 20, help="Tokens of a chunk.")] = 512
+    process_output: Annotated[bool, Option("--process-output", help="Collect for the output layer too.")] = (
+        False
     )
-    ctx: Annotated[int, typer.Option(metavar="N", min=32, max=1 << 20, help="Tokens of a chunk.")] = 512
-    process_output: Annotated[
-        bool, typer.Option("--process-output", help="Collect for the output layer too.")
-    ] = False
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read <|im_start|> and its like as the tokens they name.")
+        bool, Option("--parse-special", help="Read <|im_start|> and its like as the tokens they name.")
     ] = False
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads; as many as there are cores by default.")
+        int | None, Option(metavar="N", min=1, help="Threads; as many as there are cores by default.")
     ] = None
-    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Save after this many chunks.")] = 10
+    save_every: Annotated[int, Option(metavar="N", min=1, help="Save after this many chunks.")] = 10
     earlier: Annotated[
-        list[Path] | None,
-        typer.Option("--in", metavar="FILE", help="Add the sums of this file; may be repeated."),
+        list[Path] | None, Option("--in", metavar="FILE", help="Add the sums of this file; may be repeated.")
     ] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key, such as n_gpu_layers."),
+        Option("--set", "-s", metavar="KEY=VALUE", help="Set a profile key, such as n_gpu_layers."),
     ] = None
     verbose: Verbose = False
 
@@ -293,7 +274,7 @@ class PlanFlags:
 
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="MODEL",
             help="As for --model of `qwq ask`; qwq-32b:TYPE needs no file.",
             autocompletion=completion.models,
@@ -301,11 +282,11 @@ class PlanFlags:
     ] = DEFAULT_MODEL
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="A text file to plan for; may be repeated."),
+        Option("--file", "-f", metavar="FILE", help="A text file to plan for; may be repeated."),
     ] = None
     machine: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--machine",
             metavar="NAME|FILE.toml",
             help="Another computer: a name, or its file.",
@@ -314,7 +295,7 @@ class PlanFlags:
     ] = None
     profile: Task = DEFAULT_PROFILE
     settings: Settings = None
-    as_json: Annotated[bool, typer.Option("--json", help="Write one object of JSON.")] = False
+    as_json: Annotated[bool, Option("--json", help="Write one object of JSON.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,38 +307,35 @@ class PullFlags:
 
     file_type: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="TYPE",
             help="The quantization, such as Q4_K_M; the best that fits if left out.",
             autocompletion=completion.types,
         ),
     ] = ""
-    repo: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Another repository on the hub.")] = (
-        None
-    )
+    repo: Annotated[str | None, Option(metavar="OWNER/NAME", help="Another repository on the hub.")] = None
     file: Annotated[
-        str | None, typer.Option("--file", metavar="NAME", help="This very file of the repository.")
+        str | None, Option("--file", metavar="NAME", help="This very file of the repository.")
     ] = None
-    show_list: Annotated[
-        bool, typer.Option("--list", help="List the types, their sizes, and which fit here.")
-    ] = False
+    show_list: Annotated[bool, Option("--list", help="List the types, their sizes, and which fit here.")] = (
+        False
+    )
     convert: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="TYPE",
             help="Make this type from the original weights, shard by shard.",
             autocompletion=completion.types,
         ),
     ] = None
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --convert: an importance matrix.")
-    ] = None
+    imatrix: Annotated[Path | None, Option(metavar="FILE", help="With --convert: an importance matrix.")] = (
+        None
+    )
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="With --convert: where the GGUF goes.")
+        Path | None, Option("--out", "-o", metavar="FILE", help="With --convert: where the GGUF goes.")
     ] = None
     keep_weights: Annotated[
-        bool,
-        typer.Option("--keep-weights", help="With --convert: keep the weights in the Hugging Face cache."),
+        bool, Option("--keep-weights", help="With --convert: keep the weights in the Hugging Face cache.")
     ] = False
 
 
@@ -371,7 +349,7 @@ class VerifyFlags:
 
     file: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="FILE",
             help="A GGUF, of a split model the first part; or a model's name.",
             show_default=False,
@@ -379,7 +357,7 @@ class VerifyFlags:
     ]
     source: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             metavar="SOURCE",
             help="The checkpoint folder, downloaded repository or float GGUF it was made from.",
             show_default=False,
@@ -387,9 +365,9 @@ class VerifyFlags:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=256, help="Threads; as many as there are cores by default."),
+        Option(metavar="N", min=1, max=256, help="Threads; as many as there are cores by default."),
     ] = None
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write every result as a line of JSON.")] = False
+    jsonl: Annotated[bool, Option("--jsonl", help="Write every result as a line of JSON.")] = False
 
 
 def command_group(name: str, help_text: str) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""`qwq plan`: what would run here, or on another computer, before anything is loaded or bought."""
+"""`qwq plan`: what runs on this computer or on another, before the model is loaded or the computer bought."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.errors import ExitStatus
 from qwq_local.machine.description import read_machine
 from qwq_local.paths import directories
-from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import choice_lines
 from qwq_local.profiles.keys import Profile
-from qwq_local.profiles.layers import ProfileFolders, profile_folders, resolve
+from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import device_lines, table_lines
 from qwq_local.utf8 import check_utf8
@@ -33,7 +32,7 @@ def plan(environment: Environment, flags: PlanFlags) -> int:
     flags = replace(flags, model=chosen_model(flags.model, places))
     folders = profile_folders(places)
     resolved = resolve(flags.model, flags.profile, folders, environment.variables, flags.settings or ())
-    machine = described_machine(flags.machine, folders)
+    machine = read_machine(flags.machine, folders) if flags.machine else None
     request = BackendRequest(flags.model, resolved, places, machine)
     report = plan_report(request, _question(flags, resolved.profile))
     if flags.as_json:
@@ -52,11 +51,6 @@ def _plan_line(report: PlanReport) -> str:
     error = None if report.problem is None else str(report.problem)
     values = {"machine": report.machine, "table": report.rows, "plan": report.planned, "error": error}
     return json_line({"model": report.model, **{name: readable(value) for name, value in values.items()}})
-
-
-def described_machine(name: str | None, folders: ProfileFolders) -> Machine | None:
-    """The machine of that name; None for this one."""
-    return read_machine(name, folders) if name else None
 
 
 def _question(flags: PlanFlags, profile: Profile) -> Question:
