@@ -253,6 +253,14 @@ def test_a_published_template_of_another_form_is_refused(name: str) -> None:
         format_of(published(name))
 
 
+def test_a_later_template_of_deepseek_is_refused() -> None:
+    later = published(str(TEMPLATES["R1"])).replace(
+        "system_prompt='')", "system_prompt='', is_first_sp=true)"
+    )
+    with pytest.raises(TemplateError, match="DeepSeek-R1"):
+        format_of(later)
+
+
 @pytest.mark.parametrize(("template", "missing"), [(None, TURNS[2]), (published, DEEPSEEK[2])])
 def test_a_vocabulary_without_the_formats_tokens_is_refused(template: Any, missing: str) -> None:
     text = template(TEMPLATES["R1"]) if template else None

@@ -23,6 +23,10 @@ _NAME = Control("<｜tool▁sep｜>")
 _OUTPUTS, _OUTPUTS_END = Control("<｜tool▁outputs▁begin｜>"), Control("<｜tool▁outputs▁end｜>")
 _OUTPUT, _OUTPUT_END = Control("<｜tool▁output▁begin｜>"), Control("<｜tool▁output▁end｜>")
 _USER_TURN = re.compile(rf"{_USER.text}'\s*\+\s*message\['content'\]\s*\}}\}}")
+# Later templates of DeepSeek keep more state, and write other prompts.
+_STATE = re.compile(
+    r"namespace\(is_first=false,\s*is_tool=false,\s*is_output_first=true,\s*system_prompt=''\)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,6 @@ def _reply(content: str, *, follows_output: bool) -> Iterator[Segment]:
 
 def match_deepseek(template: str) -> DeepSeek | None:
     """The format if a chat template is DeepSeek-R1's, else None."""
-    if not _USER_TURN.search(template) or _OUTPUTS.text not in template:
+    if not (_USER_TURN.search(template) and _STATE.search(template)):
         return None
     return DeepSeek(opens_thinking=f"{_ASSISTANT.text}{OPEN}" in template)
