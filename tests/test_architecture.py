@@ -81,6 +81,8 @@ SLOW = (
     "sqlite3",
     "tomllib",
 )
+# Commands that run llama.cpp themselves, or work on its files.
+ENGINE_COMMANDS = ("cache", "environment", "imatrix", "main", "verify")
 POSIX_ONLY = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readline")
 
 # TODO: rooms that still have small modules with one importer. The list only gets shorter.
@@ -138,6 +140,21 @@ def test_no_room_imports_from_a_higher_one() -> None:
         if own and other and ROOMS.index(other) < ROOMS.index(own):
             upward.append(f"{name} imports {target}")
     assert upward == []
+
+
+def test_front_ends_reach_a_model_through_the_backend_seam() -> None:
+    """engine/api.py holds values alone."""
+    front_ends = ("qwq_local.chat", "qwq_local.cli", "qwq_local.split", "qwq_local.terminal")
+    below = ("qwq_local.backend.local", "qwq_local.engine")
+    wrong = [
+        f"{name} imports {target}"
+        for name, target in sorted(imports())
+        if within(name, front_ends)
+        and within(target, below)
+        and target != "qwq_local.engine.api"
+        and not within(name, [f"qwq_local.cli.{command}" for command in ENGINE_COMMANDS])
+    ]
+    assert wrong == []
 
 
 def test_the_converter_uses_only_errors_and_files_of_the_rest() -> None:
