@@ -149,7 +149,7 @@ def compare(source: Path, file_type: str, runs: int, folder: Path) -> list[float
 
 
 def growth(layers: int, times: list[float], file_type: str, folder: Path) -> str:
-    """Time per weight with so many layers and with another number of them."""
+    """Time per weight with two numbers of layers."""
     other = 2 if layers == 1 else 1
     out = folder / "more.gguf"
     more = []
@@ -174,7 +174,7 @@ def spread(values: list[float], unit: str = "") -> str:
 
 
 def checkpoint(layers: int) -> Path:
-    """The synthetic checkpoint with so many layers, made when it is not there."""
+    """The synthetic checkpoint with this number of layers, made when it does not exist."""
     folder = WORK / f"qwq-32b-{layers}-layers"
     if not folder.is_dir():
         beside = folder.with_suffix(".new")

@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint: a folder in, its documents, its tensors' headers and their bytes out.
+"""A Hugging Face checkpoint: its documents, the headers of its tensors and their bytes.
 
-`Checkpoint` is the one seam between the pipeline and where weights come from; a checkpoint that arrives
-over the network implements the same members. Knows no GGUF and no model architecture.
+`Checkpoint` is the seam between the pipeline and the place that weights come from. A checkpoint that arrives
+over the network implements the same members.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 class Checkpoint(Protocol):
-    """What a conversion asks of a source of weights. Names given to it are bare file names."""
+    """The interface of a source of weights. Names of documents are bare file names."""
 
     @property
     def label(self) -> str | None:
-        """The repository id (owner/name) or the folder's name; None when neither says anything."""
+        """The repository id (owner/name) or the folder's name; None when there is no useful name."""
 
     @property
     def identity(self) -> str:
-        """Another text when the weights are others; a conversion resumes only with the same."""
+        """A text that differs for other weights. A conversion resumes only with the same one."""
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name, known from headers alone."""
+        """Every tensor by name, from headers alone."""
 
     def document(self, name: str) -> bytes | None:
-        """The content of a small file such as config.json, or None when there is none."""
+        """The content of a small file such as config.json; None when it does not exist."""
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        """`n_bytes` of a tensor from byte `start` of it; called from several threads at once."""
+        """`n_bytes` of a tensor from its byte `start`; several threads may call it at once."""
 
 
 class CheckpointFolder:
     """A checkpoint in a local folder or in a snapshot of the Hugging Face cache."""
 
     def __init__(self, folder: Path) -> None:
-        """Open every shard and read the headers; ConvertError when one is missing, cut or contradicts."""
+        """Open every shard and read the headers. Raises ConvertError when one is missing or damaged."""
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "no such file or folder"
             raise ConvertError(f"{folder}: {what}. Give the folder that holds config.json, or a float GGUF.")
@@ -75,7 +75,7 @@ class CheckpointFolder:
 
     @property
     def identity(self) -> str:
-        """A digest of the shards' names, sizes and times; reading 65 GB to be surer would cost too much."""
+        """A digest of the shards' names, sizes and times. Reading all 65 GB would take too long."""
         states = "\n".join(shard.state for shard in self._shards.values())
         return hashlib.sha256(os.fsencode(states)).hexdigest()
 
@@ -85,11 +85,11 @@ class CheckpointFolder:
         return self._tensors
 
     def document(self, name: str) -> bytes | None:
-        """The content of the file `name`, or None when there is none."""
+        """The content of the file `name`; None when it does not exist."""
         return _read_document(self._folder / name)
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        """`n_bytes` of `tensor` from byte `start` of it."""
+        """`n_bytes` of `tensor` from its byte `start`."""
         return self._shards[tensor.shard].read(tensor.place(start, n_bytes), n_bytes)
 
     def _open_shards(self) -> tuple[dict[str, Shard], dict[str, SourceTensor]]:
@@ -140,7 +140,7 @@ def label_of(folder: Path) -> str | None:
 
 
 def required_document(checkpoint: Checkpoint, name: str) -> Fields:
-    """The fields of a JSON document that no conversion can do without."""
+    """The fields of a JSON document. Raises ConvertError when it does not exist."""
     content = checkpoint.document(name)
     if content is None:
         raise ConvertError(f"{name}: missing from {checkpoint.label or 'the checkpoint'}. Download it.")
@@ -148,14 +148,14 @@ def required_document(checkpoint: Checkpoint, name: str) -> Fields:
 
 
 def optional_document(checkpoint: Checkpoint, name: str) -> Fields:
-    """The fields of a JSON document, none when there is no such document."""
+    """The fields of a JSON document; none when it does not exist."""
     content = checkpoint.document(name)
     return Fields(name, {}) if content is None else parse_object(content, name)
 
 
 def _bare_name(index: Fields, tensor: str) -> str:
     name = index.optional_text(tensor) or ""
-    # A name only, never a path: an index must not reach outside its folder.
+    # An index must not reach outside its folder.
     is_path = name in ("", ".", "..") or any(sign in name for sign in "/\\\0:")
     if is_path or len(name.encode()) > MAX_FILE_NAME_BYTES:
         index.fail(f"{shown(tensor)} points to {shown(name)}, which is no file name. Download it again.")

@@ -1,6 +1,9 @@
-"""The types a tensor of a GGUF can have: their numbers, block sizes and bytes per block.
+"""The types of tensors, and the file types that llama-quantize makes of them for a dense model.
 
-The gguf package's own table, and the one type that libggml quantizes and that the package does not know yet.
+Block sizes come from the gguf package; Q2_0 is added, which libggml quantizes and the package does not know
+yet. The numbers of file types are those of llama.h (`enum llama_ftype`), the defaults those of
+src/llama-quant.cpp (`llama_ftype_get_default_type`, and `llama_tensor_get_type_impl` for output and
+embedding).
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class QuantType(IntEnum):
     Q2_0 = 42
 
 
-# Values in a block and bytes a block takes. Q2_0 (ggml-common.h, block_q2_0): a 16-bit scale and 64 x 2 bits.
+# Values and bytes of a block. Q2_0 (ggml-common.h, block_q2_0): a 16-bit scale and 64 x 2 bits.
 BLOCKS: dict[QuantType, tuple[int, int]] = {
     # A newer package may know more types than these.
     **{QuantType[k.name]: sizes for k, sizes in GGML_QUANT_SIZES.items() if k.name in QuantType.__members__},
@@ -84,7 +87,7 @@ def tensor_bytes(kind: QuantType, n_elements: int) -> int:
 
 
 def find_tensor_type(name: str) -> QuantType | None:
-    """The type called `name`, in any case."""
+    """The type called `name`, in upper or lower case; None when there is none."""
     return QuantType.__members__.get(name.upper())
 
 
@@ -93,10 +96,10 @@ Q = QuantType
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """What a user asks for: its name and number (llama.h, `enum llama_ftype`), and the types it is made of.
+    """A file type that a user asks for.
 
-    `default` is what most tensors get, `output` what output.weight (or a token_embd.weight that serves as
-    it) gets, `embedding` what token_embd.weight gets when that is not `default`.
+    Most tensors get the type `default`. output.weight, or a token_embd.weight that takes its place, gets
+    `output`. token_embd.weight gets `embedding` where one is given.
     """
 
     name: str
@@ -107,7 +110,7 @@ class FileType:
 
     @property
     def quantizes(self) -> bool:
-        """Whether the file type is more than a change of the floats' width."""
+        """Whether the file type has blocks, and not only floats of another width."""
         return self.default not in FLOAT_TYPES
 
 
@@ -154,7 +157,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def find_file_type(name: str) -> FileType:
-    """The file type called `name` or aliased to it, in any case; ConvertError names the nearest ones."""
+    """The file type with this name or alias, in upper or lower case. ConvertError names the nearest ones."""
     wanted = name.upper()
     file_type = FILE_TYPES.get(ALIASES.get(wanted, wanted))
     if file_type is None:

@@ -1,8 +1,11 @@
-"""A GGUF file in, its key-values and tensor list out, decoded only where asked for.
+"""GGUF files: the header, decoded where asked for, the parts of a split model, and the tensor data.
 
-Reads the format itself (ggml's docs/gguf.md, version 3) because gguf-py's reader takes many seconds for a
-vocabulary of 152,000 tokens. Every length is checked against the file before it is followed, so a damaged
-header costs no more memory than the file has bytes. Knows no tensor data.
+The module reads the format itself (ggml's docs/gguf.md, version 3), because gguf-py's reader takes many
+seconds for a vocabulary of 152,000 tokens. Every length is checked against the file before it is followed, so
+a damaged header costs no more memory than the file has bytes.
+
+Split models are named NAME-00001-of-0000N.gguf; their `split.*` keys number the parts (llama.cpp's
+src/llama-model-loader.cpp, tools/gguf-split).
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ SCALARS = {
 }
 LENGTH = struct.Struct("<Q")
 WORD = struct.Struct("<I")
+# Whole blocks of every type, and so large that handing a chunk to a thread costs little.
+CHUNK_ELEMENTS = 2**20
 NUMBERS = frozenset(int(kind) for kind in QuantType)
+_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 
@@ -62,7 +68,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """Where a value lies in the header; `item` is the type of an array's items."""
+    """The place of a value in the header; `item` is the type of an array's items."""
 
     kind: GGUFValueType
     item: GGUFValueType | None
@@ -89,7 +95,7 @@ class GgufHeader:
         return tuple(self._fields)
 
     def encoded(self, key: str) -> tuple[GGUFValueType, bytes]:
-        """The type of a key-value and its bytes as they stand in the file."""
+        """The type of a key-value and its bytes in the file."""
         field = self._fields[key]
         return field.kind, self._content[field.start : field.end]
 
@@ -103,7 +109,7 @@ class GgufHeader:
         return None if field is None or field.item is None else field.count
 
     def n_distinct(self, key: str) -> int:
-        """How many different texts the array under `key` holds, each empty one counting."""
+        """How many different texts the array under `key` holds; each empty one counts."""
         field, content = self._fields[key], self._content
         if field.item is not GGUFValueType.STRING:
             raise ConvertError(f"{self.path}: {key} does not hold texts. Convert or download it again.")
@@ -115,7 +121,7 @@ class GgufHeader:
         return len(distinct)
 
     def value(self, key: str) -> Value:
-        """The value under `key`; KeyError when there is none, ConvertError when a text is not UTF-8."""
+        """The value under `key`. Raises KeyError when there is none, ConvertError for invalid UTF-8."""
         field = self._fields[key]
         kind = field.kind if field.item is None else field.item
         if kind == GGUFValueType.STRING:
@@ -127,7 +133,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of the GGUF at `path`; ConvertError when it is cut, damaged or of another version."""
+    """The header of the GGUF at `path`. Raises ConvertError when it is cut, damaged or of another version."""
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
@@ -153,7 +159,8 @@ class _Reader:
         self._at = len(MAGIC)
         if (version := self._word()) != VERSION:
             raise ConvertError(f"{self._path}: has GGUF version {version}, expected {VERSION}.")
-        # The least an entry takes: a key of no bytes, its type and one byte; a name, one size, type, offset.
+        # The smallest key-value is an empty key, a type and one byte; the smallest tensor a name, a size, a
+        # type and an offset.
         n_tensors, n_fields = self._count(least_bytes=32), self._count(least_bytes=13)
         fields = self._read_fields(n_fields)
         alignment = self._alignment(fields)
@@ -185,7 +192,7 @@ class _Reader:
             return
         if count > (self._end - self._at) // LENGTH.size:
             self._fail("an array is longer than the file")
-        # The one loop that a vocabulary goes through, so without a method call per token.
+        # The loop over a vocabulary. It calls no method per token, to be fast.
         content, at, last, unpack = self._content, self._at, self._end - LENGTH.size, LENGTH.unpack_from
         for _ in range(count):
             if at > last:
@@ -290,13 +297,10 @@ def _texts(content: bytes, field: _Field, place: str) -> list[str]:
     return texts
 
 
-_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
-
-
 def read_parts(path: Path) -> tuple[GgufHeader, ...]:
-    """The headers of the GGUF at `path` and, when it is the first of several parts, of them all, in order.
+    """The header of the GGUF at `path`, or the headers of all parts when it is the first of several.
 
-    ConvertError when a part is missing, damaged, out of place, not the first, or repeats a tensor.
+    Raises ConvertError when a part is missing, damaged, out of place or not the first, or repeats a tensor.
     """
     first = read_header(path)
     parts = [first]
@@ -314,7 +318,7 @@ def read_parts(path: Path) -> tuple[GgufHeader, ...]:
 
 
 def _siblings(path: Path, first: GgufHeader) -> Iterator[tuple[int, Path]]:
-    """The other parts with their numbers from 1. ConvertError when `path` is not the first of them."""
+    """The other parts, numbered from 1. Raises ConvertError when `path` is not the first part."""
     count = _number(first, "split.count")
     if count is None or count <= 1:
         return
@@ -339,13 +343,9 @@ def _number(header: GgufHeader, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-# Whole blocks of every type, and large enough that handing a chunk over costs nothing beside the work.
-CHUNK_ELEMENTS = 2**20
-
-
 @dataclass(frozen=True, slots=True)
 class TensorChunk:
-    """`n_elements` values of a tensor from element `start` on; `part` counts a split model's files from 0."""
+    """`n_elements` values of a tensor from element `start`; `part` is its file in a split model, from 0."""
 
     part: int
     tensor: TensorEntry
@@ -354,12 +354,12 @@ class TensorChunk:
 
     @property
     def n_bytes(self) -> int:
-        """What the values take in the file."""
+        """The bytes of the values in the file."""
         return tensor_bytes(self.tensor.kind, self.n_elements)
 
     @property
     def completes_tensor(self) -> bool:
-        """Whether no chunk of the same tensor follows."""
+        """Whether this is the tensor's last chunk."""
         return tensor_bytes(self.tensor.kind, self.start) + self.n_bytes == self.tensor.n_bytes
 
 

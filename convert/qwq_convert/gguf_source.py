@@ -1,7 +1,6 @@
-"""A GGUF of 32- or 16-bit floats in; its tensors, their bytes and its key-values out, to be quantized.
+"""A GGUF of 32- or 16-bit floats as the source of a conversion. The parts of a split model are read as one.
 
-Split models are read as one. Plays the part of a checkpoint for the pipeline (`tensors` and `read`), with
-key-values that are there already instead of documents to make them from.
+To the pipeline it looks like a checkpoint (`tensors` and `read`), with key-values in place of documents.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class GgufSource:
     """An open GGUF, or all parts of a split one; a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open the files, read the headers; ConvertError when damaged, foreign or quantized already."""
+        """Open the files and read the headers. Raises ConvertError for what cannot be converted."""
         self._path = path
         self._headers = read_parts(path)
         self._first = self._headers[0]
@@ -67,11 +66,11 @@ class GgufSource:
         return hashlib.sha256(os.fsencode(states)).hexdigest()
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        """`n_bytes` of `tensor` from byte `start` of it; safe from several threads at once."""
+        """`n_bytes` of `tensor` from its byte `start`; several threads may call it at once."""
         return self._files[tensor.shard].read(n_bytes, tensor.place(start, n_bytes))
 
     def named_tensors(self) -> tuple[NamedTensor, ...]:
-        """The tensors in llama-quantize's order, keeping their types where nothing is quantized."""
+        """The tensors in llama-quantize's order. Those that are not quantized keep their types."""
         named = [
             NamedTensor(name, _layer(name), source, QuantType[source.dtype])
             for name, source in self._tensors.items()
@@ -97,7 +96,7 @@ class GgufSource:
             raise ConvertError(f"{self._path}: {error}.") from None
 
     def key_values(self, name: str | None) -> KeyValues:
-        """Every key-value but those of how it lies in its files; `name` replaces general.name."""
+        """Every key-value but those of the layout of its files; `name` replaces general.name."""
         header, values = self._first, KeyValues()
         for key in header.keys:
             if key in _LAYOUT_KEYS:
@@ -116,7 +115,7 @@ class GgufSource:
         return self._first.value(key) if key in self._first.keys else None
 
 
-# What is written has a layout of its own, in which tensors are aligned to the format's default.
+# The new file has its own layout, with the format's default alignment.
 _LAYOUT_KEYS = (
     Keys.General.ALIGNMENT,
     Keys.Split.LLM_KV_SPLIT_NO,

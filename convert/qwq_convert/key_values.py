@@ -1,7 +1,7 @@
-"""The key-values of a GGUF in, the same with an option applied out: overrides, YaRN, imatrix, split numbers.
+"""The key-values of a GGUF, and the options that change them: overrides, YaRN, imatrix, split numbers.
 
-A key-value is the gguf package's own GGUFValue; order is what the file has. What llama-quantize sets anew
-moves to the end, as there. Knows no tensors and no sources.
+A key-value is the gguf package's GGUFValue. The order is that in the file. As in llama-quantize, a key that
+is set again moves to the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LONGEST_ORIGIN = 32768
 U32_MAX = 2**32 - 1
 # llama_model_kv_override (llama.h) holds texts of 127 bytes.
 MAX_TEXT_BYTES = 127
-# The layout of the file and how it is read hang on these.
+# The layout of the file depends on these.
 FIXED_KEYS = ("general.architecture", "general.alignment", "split.")
 KINDS = {
     "int": GGUFValueType.UINT32,
@@ -42,7 +42,7 @@ INTEGERS = (
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A key-value to set, whatever the source says; `text` is what was given where no type was."""
+    """A key-value that replaces the source's; `text` is the given value when no type was given."""
 
     key: str
     value: GGUFValue
@@ -51,7 +51,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Yarn:
-    """The rope scaling to write: `factor` times `origin` tokens, None for the native window."""
+    """The rope scaling to write: `factor` times `origin` tokens; None is the native window."""
 
     factor: float
     origin: int | None = None
@@ -60,7 +60,7 @@ class Yarn:
 def parse_override(text: str) -> Override:
     """`KEY=VALUE` or llama-quantize's `KEY=TYPE:VALUE` (int, float, bool, str) as an Override.
 
-    Without a type: a whole number, a number, true or false, else a text. ConvertError says what is wrong.
+    Without a type, the value is a whole number, a number, true or false, else a text. Raises ConvertError.
     """
     key, equals, rest = text.partition("=")
     if not equals or not key or not key.isascii() or not key.isprintable() or len(key) > MAX_TEXT_BYTES:
@@ -75,9 +75,9 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(key_values: KeyValues, override: Override) -> None:
-    """Set a key anew; it moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize.
+    """Set a key. It moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize.
 
-    ConvertError where the model has a value of another kind under it: no program would load such a file.
+    Raises ConvertError when the model's value is of another kind: no program would load such a file.
     """
     old, new = key_values.get(override.key), override.value
     if old is not None and old.type == GGUFValueType.ARRAY:
@@ -92,15 +92,16 @@ def apply_override(key_values: KeyValues, override: Override) -> None:
 
 
 def set_last(key_values: KeyValues, key: str, value: GGUFValue) -> None:
-    """Set `key` at the end, wherever it stood."""
+    """Set `key` and move it to the end."""
     key_values.pop(key, None)
     key_values[key] = value
 
 
 def stretch(key_values: KeyValues, yarn: Yarn) -> KeyValues:
-    """`key_values` with YaRN's keys before rope.freq_base, and the window that they make.
+    """`key_values` with YaRN's keys before rope.freq_base, and with the longer window.
 
-    Keys as llama.cpp's converter writes them for rope_scaling in config.json. An earlier scaling is replaced.
+    llama.cpp's converter writes the same keys for rope_scaling in config.json. They replace an earlier
+    scaling.
     """
     arch = key_values[Keys.General.ARCHITECTURE].value
     length_key = Keys.LLM.CONTEXT_LENGTH.format(arch=arch)
@@ -131,7 +132,7 @@ def finish(
     overrides: Iterable[Override],
     imatrix: tuple[str, ImportanceMatrix] | None,
 ) -> None:
-    """Add what llama-quantize sets last: versions, file type, overrides, where the imatrix came from."""
+    """Add the keys that llama-quantize sets last: version, file type, overrides, origin of the imatrix."""
     version = GGUFValue(gguf.GGML_QUANT_VERSION, GGUFValueType.UINT32)
     set_last(key_values, Keys.General.QUANTIZATION_VERSION, version)
     set_last(key_values, Keys.General.FILE_TYPE, GGUFValue(file_type.number, GGUFValueType.UINT32))
@@ -152,7 +153,7 @@ def finish(
 
 
 def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
-    """What tells file `number` (from 0) of a split model which part it is."""
+    """The keys of file `number` (from 0) of a split model."""
     return {
         Keys.Split.LLM_KV_SPLIT_NO: GGUFValue(number, GGUFValueType.UINT16),
         Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(n_files, GGUFValueType.UINT16),

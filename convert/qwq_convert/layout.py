@@ -1,7 +1,7 @@
-"""Tensors and their types in; where each lies in which file out, and the header of each file.
+"""Where each tensor lies in which file, and the header of each file.
 
-Places follow llama-quantize (alignment 32, the last tensor padded too), names and keys of split models
-llama.cpp's gguf-split. The header's bytes come from the gguf package. Knows no tensor data and no disk.
+Offsets are llama-quantize's: aligned to 32 bytes, with padding after the last tensor too. Split models have
+the names and keys of llama.cpp's gguf-split. The gguf package encodes the headers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_local.errors import ConvertError
 
-# What the package takes a type from when it is not told one.
+# The package wants a NumPy type, and ignores it when a GGUF type is given.
 _UNUSED = np.dtype(np.float32)
-MAX_FILES = 2**16 - 1  # as many as the 16 bits of split.count
+MAX_FILES = 2**16 - 1  # split.count has 16 bits
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the GGUF before it is made: `offset` counts from the start of its file's tensor data."""
+    """A tensor of the new GGUF; `offset` counts from the start of its file's tensor data."""
 
     name: str
     kind: QuantType
@@ -46,7 +46,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """The tensors of one file in its order; `n_bytes` is what they take with the padding after each one."""
+    """The tensors of one file in their order; `n_bytes` includes the padding after each one."""
 
     tensors: tuple[PlannedTensor, ...]
     n_bytes: int
@@ -54,7 +54,7 @@ class FileLayout:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file before it is written: its final name, its header with padding, its tensors."""
+    """A file to write: its final name, its header with padding, its tensors."""
 
     path: Path
     header: bytes
@@ -69,7 +69,7 @@ class PlannedFile:
 def lay_out(
     tensors: Sequence[NamedTensor], kinds: Sequence[QuantType], max_bytes: int | None = None
 ) -> list[FileLayout]:
-    """Where each tensor goes; a new file begins where `max_bytes` of tensors would be passed."""
+    """The layout of each file. A new file begins where the tensors of one would exceed `max_bytes`."""
     layouts: list[FileLayout] = []
     planned: list[PlannedTensor] = []
     offset = 0
@@ -87,7 +87,7 @@ def lay_out(
 
 
 def plan_files(out: Path, layouts: Sequence[FileLayout], key_values: KeyValues) -> tuple[PlannedFile, ...]:
-    """The file at `out`, or the parts that llama.cpp finds when it is given the first one."""
+    """The file at `out`, or the parts of a split model."""
     if len(layouts) == 1:
         return (PlannedFile(out, encode_header(key_values, layouts[0]), layouts[0]),)
     n_files, n_tensors = len(layouts), sum(len(layout.tensors) for layout in layouts)
@@ -105,11 +105,11 @@ def part_name(out: Path, number: int, n_files: int) -> Path:
 
 
 def encode_header(key_values: KeyValues, layout: FileLayout) -> bytes:
-    """Key-values and tensor list as the file begins with them, padded to where tensor data starts."""
+    """The start of the file: key-values and tensor list, padded to where tensor data starts."""
     writer = GGUFWriter(None, arch="")
     writer.kv_data = [key_values]
     for tensor in layout.tensors:
-        # The package does not know every type of ours, but writes its number all the same.
+        # The package does not know every type, but it writes the number.
         kind = cast(GGMLQuantizationType, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, _UNUSED, tensor.n_bytes, raw_dtype=kind)
     content = io.BytesIO()

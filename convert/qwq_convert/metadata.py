@@ -1,7 +1,7 @@
-"""What a checkpoint says about itself in; the GGUF's key-values out, in the reference's order.
+"""The GGUF's key-values from a checkpoint's documents, in the order of llama.cpp's converter.
 
-The order is that of llama.cpp's converter followed by llama-quantize, which moves the quantization version
-and the file type to the end. Naming goes through gguf's own heuristics. Knows no tensor data.
+llama-quantize moves the quantization version and the file type to the end. The model's name and description
+come from gguf's own heuristics.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ SAMPLING = (
 def build_key_values(
     checkpoint: Checkpoint, config: ModelConfig, n_parameters: int, name: str | None
 ) -> KeyValues:
-    """Every key-value but those that hang on the file type; ConvertError when a source is at fault.
+    """Every key-value but those that depend on the file type. Raises ConvertError for a faulty document.
 
-    `name` replaces the general.name that model card, config.json or the checkpoint's label would give.
+    `name` replaces the general.name from the model card, config.json or the checkpoint's label.
     """
     config_json = required_document(checkpoint, "config.json")
     tokenizer = required_document(checkpoint, "tokenizer.json")
@@ -122,7 +122,8 @@ def _add_description(
 ) -> None:
     card = _front_matter(checkpoint.document(MODEL_CARD))
     label = checkpoint.label
-    # A cache snapshot's folder is a hash; its repository id serves as what config.json often leaves out.
+    # A cache snapshot's folder is named by a hash. Its repository id is the name that config.json often
+    # lacks.
     model_id = config.optional_text("_name_or_path") or (label if label and "/" in label else None)
     try:
         description = gguf.Metadata.apply_metadata_heuristic(
@@ -136,7 +137,7 @@ def _add_description(
         if description.size_label is None:
             description.size_label = gguf.size_label(n_parameters, n_parameters, 0, 0)
         description.set_gguf_meta_model(writer)
-    except Exception as error:  # the heuristics take any front matter and raise whatever it leads to
+    except Exception as error:  # the heuristics raise many kinds for odd front matter
         raise ConvertError(f"{MODEL_CARD}: cannot be made sense of ({error}). Mend or remove it.") from None
     _check_description(writer)
 

@@ -1,7 +1,4 @@
-"""Items and a function in; what it makes of each, by several threads and in the items' order, out.
-
-A bounded number of items is under way at any time, so memory does not grow with their number.
-"""
+"""Work on many items by several threads, with the results in the items' order."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def map_in_order(
     items: Iterable[Item], work: Callable[[Item], Result], threads: int
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Each item with what `work` makes of it, on so many threads; its error ends it all.
+    """Each item with the result of `work` for it, computed by `threads` threads. The first error is raised.
 
+    At most ITEMS_PER_THREAD items per thread are taken ahead, so memory does not grow with their number.
     Closing the generator waits for the items that are being worked on and drops the others.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")

@@ -1,7 +1,7 @@
-"""The whole conversion: a source and a file type in, events out, a GGUF at the end.
+"""The whole conversion of a source to a file type, as a sequence of events.
 
-Read `convert` from top to bottom: everything that can be known from headers is checked before the first
-tensor is read, then rows are quantized and written in one pass, without an intermediate file.
+Read `convert` from top to bottom: everything that headers show is checked before the first tensor is read.
+Then rows are quantized and written in one pass, without an intermediate file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from qwq_convert.verification import verify_structure
 def convert(
     request: ConvertRequest, checkpoint: Checkpoint | None = None
 ) -> Generator[ConvertEvent, None, None]:
-    """Convert as asked, telling of each step. Work happens while the events are drawn.
+    """Convert, and yield an event for each step. The work is done while the caller takes the events.
 
-    `checkpoint` supplies headers and tensors instead of the request's source. Raises ConvertError, before the
-    first event when headers show the fault. Whatever ends it early, the same request goes on from the last
-    whole tensor.
+    `checkpoint` supplies headers and tensors in place of the request's source. Raises ConvertError; for a
+    fault that headers show, before the first event. After an interruption, the same request continues after
+    the last whole tensor.
     """
     with open_source(request.source) if checkpoint is None else nullcontext(checkpoint) as source:
         plan = plan_conversion(source, request)
@@ -59,7 +59,7 @@ def convert(
 
 
 def run_conversion(request: ConvertRequest) -> Path:
-    """Convert as asked without telling of it; the path of the finished file, or of its first part."""
+    """Convert, and return the path of the finished file or of its first part."""
     paths: tuple[Path, ...] = ()
     for event in convert(request):
         if isinstance(event, ConversionDone):
@@ -68,7 +68,7 @@ def run_conversion(request: ConvertRequest) -> Path:
 
 
 def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bool) -> list[TensorJob]:
-    """The tensors that are not finished yet, in the order in which they lie in the source."""
+    """The tensors that are not finished yet, in the order of their places in the source."""
     placed = [
         (number, tensor)
         for number, file in enumerate(plan.files)
@@ -84,9 +84,9 @@ def _jobs(plan: ConversionPlan, output: ConversionOutput, *, allow_nonfinite: bo
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlanned:
-    """Everything is checked and nothing written yet: how many tensors and bytes of them will be.
+    """Everything is checked and nothing is written yet: `count` tensors of `bytes_total` bytes together.
 
-    `unweighted` are the tensors that the importance matrix says nothing about, where there is one.
+    `unweighted` are the tensors that the importance matrix lacks, when there is one.
     """
 
     event_name: ClassVar[str] = "planned"
@@ -97,7 +97,7 @@ class ConversionPlanned:
 
 @dataclass(frozen=True, slots=True)
 class ConversionResumed:
-    """An earlier run of the same conversion left `count` tensors, `bytes_done` of them, which are kept."""
+    """`count` tensors of an earlier run of the same conversion are kept, `bytes_done` bytes."""
 
     event_name: ClassVar[str] = "resumed"
     count: int
@@ -106,7 +106,7 @@ class ConversionResumed:
 
 @dataclass(frozen=True, slots=True)
 class ConversionRestarted:
-    """The partial file at `path` was of another conversion, or of an earlier state of the source."""
+    """The partial file at `path` was that of another conversion, or of an older source."""
 
     event_name: ClassVar[str] = "started_over"
     path: Path
@@ -114,7 +114,7 @@ class ConversionRestarted:
 
 @dataclass(frozen=True, slots=True)
 class RowsWritten:
-    """Some rows of the tensor `name` are written; `bytes_done` of `bytes_total` so far."""
+    """More rows of the tensor `name` are written: `bytes_done` of `bytes_total` in all."""
 
     event_name: ClassVar[str] = "written"
     name: str
@@ -124,7 +124,7 @@ class RowsWritten:
 
 @dataclass(frozen=True, slots=True)
 class TensorDone:
-    """`name` is written whole, `index` (from 1) of `count`; `n_nonfinite` of its weights were no numbers."""
+    """The tensor `name`, `index` (from 1) of `count`, is whole; `n_nonfinite` weights were no numbers."""
 
     name: str
     index: int
@@ -136,7 +136,7 @@ class TensorDone:
 
 @dataclass(frozen=True, slots=True)
 class ConversionDone:
-    """The model is whole, checked, on the disk and under its final name: one file, or all parts of it."""
+    """The model is whole, checked, on the disk and under its final name: one file or all parts."""
 
     event_name: ClassVar[str] = "finished"
     paths: tuple[Path, ...]

@@ -1,7 +1,6 @@
-"""A source and a request in; every file, key-value and type of the conversion out, from headers alone.
+"""Plans a conversion from headers and small documents alone: every file, key-value and type.
 
-Nothing is read but headers and small documents, nothing is written. What cannot become a sound GGUF is
-refused here.
+Nothing is written. A source that cannot become a sound GGUF is refused here.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ Source = Checkpoint | GgufSource
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
-    """What to convert, to what and where.
+    """What to convert, to which type and where.
 
-    `source` is a checkpoint folder or a float GGUF, `name` replaces the model's own name, `types` overrules
-    the file type tensor by tensor, `split_max_bytes` begins a new file where that many bytes of tensors
-    would be passed, `threads` None takes every core. `record_every_s` is the work that a crash costs at most,
-    against how often the disk must come to rest.
+    `source` is a checkpoint folder or a float GGUF. `name` replaces the model's own name. `types` overrules
+    the file type for single tensors. A new file begins where the tensors of one would exceed
+    `split_max_bytes`. `threads` None means every core. A crash costs at most `record_every_s` seconds of
+    work; smaller values sync the disk more often.
     """
 
     source: Path
@@ -58,7 +57,7 @@ class ConvertRequest:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model as its source describes it: tensors in llama-quantize's order, key-values, shape."""
+    """A model as its source describes it; the tensors are in llama-quantize's order."""
 
     tensors: tuple[NamedTensor, ...]
     key_values: KeyValues
@@ -67,7 +66,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """A whole conversion before its first byte; `fingerprint` is what a later run must equal to go on."""
+    """A whole conversion before its first byte. A later run resumes when its `fingerprint` is the same."""
 
     file_type: FileType
     files: tuple[PlannedFile, ...]
@@ -82,24 +81,24 @@ class ConversionPlan:
 
     @property
     def tensor_bytes(self) -> int:
-        """What all tensors take without padding."""
+        """The size of all tensors without padding."""
         return sum(tensor.n_bytes for tensor in self.tensors)
 
     @property
     def n_bytes(self) -> int:
-        """What all files will take."""
+        """The size of all files."""
         return sum(file.n_bytes for file in self.files)
 
     def bytes_of(self, names: Container[str]) -> int:
-        """What the tensors of these names take."""
+        """The size of the tensors with these names."""
         return sum(tensor.n_bytes for tensor in self.tensors if tensor.name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class TypeSize:
-    """What a source takes as a file type; `n_bytes` None when its shapes do not allow the type.
+    """The size of a source in a file type; `n_bytes` is None when its shapes do not allow the type.
 
-    `bits_per_weight` is that of the tensors alone, without what the vocabulary takes.
+    `bits_per_weight` counts the tensors alone, without the vocabulary.
     """
 
     name: str
@@ -109,13 +108,13 @@ class TypeSize:
 
 
 def open_source(path: Path) -> CheckpointFolder | GgufSource:
-    """The source at `path`, a folder or a GGUF, as a context manager; ConvertError when it is neither."""
+    """The source at `path`, a folder or a GGUF, as a context manager. Raises ConvertError for others."""
     is_gguf = path.is_file() and path.suffix != ".safetensors"
     return GgufSource(path) if is_gguf else CheckpointFolder(path)
 
 
 def describe(source: Source, name: str | None = None) -> Description:
-    """What the source says about its model, checked; `name` replaces the model's own."""
+    """Read and check what the source says about its model; `name` replaces the model's own."""
     if isinstance(source, GgufSource):
         return Description(source.named_tensors(), source.key_values(name), source.shape())
     config = read_config(required_document(source, "config.json"))
@@ -126,7 +125,7 @@ def describe(source: Source, name: str | None = None) -> Description:
 
 
 def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
-    """Everything about the conversion; ConvertError in one line when something stands against it."""
+    """Plan the conversion. Raises ConvertError, in one line, when it is impossible."""
     file_type = find_file_type(request.file_type)
     if not request.out.name:
         raise ConvertError(f"{request.out}: is a folder. Give the name of the file to write.")
@@ -147,9 +146,9 @@ def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
 
 
 def sizes(model: Description) -> list[TypeSize]:
-    """Every file type, and what the model would take in it."""
+    """The model's size in every file type."""
     n_elements = sum(tensor.source.n_elements for tensor in model.tensors)
-    # As long for every type: a type is a number.
+    # The header has the same length for every type: a type is a number.
     finish(model.key_values, FILE_TYPES["F32"], (), None)
     (floats,) = lay_out(model.tensors, [QuantType.F32] * len(model.tensors))
     header_bytes = len(encode_header(model.key_values, floats))
@@ -171,7 +170,7 @@ def sizes(model: Description) -> list[TypeSize]:
 
 
 def _importance(matrix: ImportanceMatrix, tensors: tuple[NamedTensor, ...]) -> dict[str, ggml.Rows]:
-    """The importance of each tensor's columns; ConvertError when the matrix is of another model."""
+    """The importance of each tensor's columns. Raises ConvertError when the matrix is another model's."""
     names = {tensor.name for tensor in tensors}
     foreign = [name for name in matrix.sums if name not in names]
     if foreign:
@@ -222,7 +221,7 @@ def _unweighted(
 
 def _fingerprint(source: Source, files: tuple[PlannedFile, ...], importance: Mapping[str, ggml.Rows]) -> str:
     digest = hashlib.sha256(source.identity.encode())
-    # Another build of the library may round another way.
+    # Another build of the library may round differently.
     digest.update(version("llama-cpp-python").encode())
     for file in files:
         digest.update(os.fsencode(file.path.name))

@@ -1,8 +1,8 @@
-"""A file type and the tensors in, the quantization type of each out: llama-quantize's rules as tables.
+"""The quantization type of each tensor in a file type: llama-quantize's rules as tables.
 
-Follows llama.cpp's src/llama-quant.cpp, for models without experts: MIXTURES is `llama_tensor_get_type_impl`,
-FALLBACKS is `tensor_type_fallback`, and the order in which options win is `_Chooser`. Knows names, shapes
-and figures, never data.
+They follow llama.cpp's src/llama-quant.cpp, for models without experts: MIXTURES is
+`llama_tensor_get_type_impl`, FALLBACKS is `tensor_type_fallback`, and `_Chooser` has the order in which
+options win.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwq_local.errors import ConvertError
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a rule is applied: tensor `i` of the `n` of its kind."""
+    """The tensor that a rule looks at: number `i` of the `n` tensors of its kind."""
 
     i: int
     n: int
@@ -61,7 +61,7 @@ def first_two(place: TensorPlace) -> bool:
 
 
 def shared_heads(place: TensorPlace) -> bool:
-    """At least four query heads for a key-value head, which makes attn_v small beside attn_q."""
+    """At least four query heads share a key-value head, so attn_v is small beside attn_q."""
     return place.n_gqa >= 4
 
 
@@ -101,7 +101,8 @@ _IQ4: Mixture = {
 }
 _MORE_BITS: Mixture = {"attn_v": ((more_bits, Q.Q6_K),), "ffn_down": ((more_bits, Q.Q6_K),)}
 
-# What differs from a file type's default inside the layers: per kind of tensor the first rule that holds.
+# Where a file type differs from its default inside the layers: the first rule that holds for a kind of
+# tensor.
 MIXTURES: dict[str, Mixture] = {
     "Q4_0": {"ffn_down": ((first_eighth_with_imatrix, Q.Q4_1),)},
     "Q5_0": {"ffn_down": ((first_eighth_with_imatrix, Q.Q5_1),)},
@@ -150,7 +151,8 @@ MIXTURES: dict[str, Mixture] = {
     "IQ1_S": _IQ1,
 }
 
-# Rows that are no whole blocks of the wanted type get this one, and F16 when they are none of it either.
+# The type for rows that are not whole blocks of the wanted type; F16 when they are not whole blocks of it
+# either.
 FALLBACKS = {
     **dict.fromkeys((Q.IQ1_S, Q.IQ1_M, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ3_XXS, Q.IQ3_S, Q.IQ4_XS), Q.IQ4_NL),
     **dict.fromkeys((Q.Q2_0, Q.Q2_K, Q.Q3_K, Q.TQ1_0, Q.TQ2_0), Q.Q4_0),
@@ -158,7 +160,7 @@ FALLBACKS = {
     Q.Q5_K: Q.Q5_1,
     Q.Q6_K: Q.Q8_0,
 }
-# The file types that the 70B rule passes over.
+# The file types that the 70B rule leaves alone.
 LOWEST = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M")
 # Types that come out as noise without an importance matrix.
 NEED_IMATRIX = (Q.IQ3_XXS, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ1_M, Q.IQ1_S)
@@ -167,9 +169,9 @@ TIED = "token_embd.weight"
 
 @dataclass(frozen=True, slots=True)
 class TypeOptions:
-    """What overrules the tables: (pattern, type) pairs for names, the types of output and embedding.
+    """Options that overrule the tables: (pattern, type) pairs for names, the types of output and embedding.
 
-    `pure` gives every tensor the file type's default; `keep_output` leaves output.weight as it is.
+    `pure` gives every tensor the file type's default. `keep_output` leaves output.weight as it is.
     """
 
     patterns: tuple[tuple[re.Pattern[str], Q], ...] = ()
@@ -189,7 +191,7 @@ def choose_types(
     options: TypeOptions,
     has_imatrix: bool,
 ) -> list[Q]:
-    """The type of each of the tensors, in llama-quantize's order; ConvertError where one cannot have it."""
+    """The type of each tensor; the tensors are in llama-quantize's order. Raises ConvertError."""
     if options.patterns and not file_type.quantizes:
         raise ConvertError(f"--tensor-type says nothing with {file_type.name}. Choose a quantized type.")
     for pattern, kind in options.patterns:
@@ -203,14 +205,14 @@ def choose_types(
 
 
 def needs_imatrix(name: str, kind: Q, file_type: FileType) -> bool:
-    """Whether llama-quantize refuses to make the tensor `name` of this type without an importance matrix."""
+    """Whether llama-quantize refuses to make this tensor without an importance matrix."""
     if name in (TIED, OUTPUT):
         return False
     return kind in NEED_IMATRIX or (kind == Q.Q2_K and file_type.name == "Q2_K_S")
 
 
 class _Chooser:
-    """The options and tables of one file, and how many tensors of each kind the tables have seen."""
+    """Chooses the types of one file. It counts the tensors of each kind that the tables decide."""
 
     def __init__(
         self,
@@ -232,7 +234,7 @@ class _Chooser:
         name, options = tensor.name, self._options
         if not is_quantizable(name, tensor.source.shape) or (options.keep_output and name == OUTPUT):
             return tensor.kept
-        # These two skip the fallback, as in llama-quantize: what does not fit is an error.
+        # As in llama-quantize, these two have no fallback: a type that does not fit is an error.
         if name == TIED and options.embedding is not None:
             return self._checked(tensor, options.embedding)
         if name == OUTPUT and options.output is not None:
@@ -254,7 +256,7 @@ class _Chooser:
         if name == TIED:
             return file_type.embedding or file_type.default
         kind = name.split(".")[2] if name.count(".") > 2 else name
-        # A tensor that an option took is not counted, which shifts the layers after it.
+        # A tensor whose type an option decides is not counted, which shifts the layers after it.
         place = TensorPlace(
             self._seen[kind], self._shape.n_layers, self._shape.heads_per_kv_head, self._has_imatrix
         )
@@ -284,7 +286,7 @@ class _Chooser:
 
 
 def is_quantizable(name: str, shape: Sequence[int]) -> bool:
-    """Whether the tensor is one of the matrices that file types are about; vectors and norms are not."""
+    """Whether the tensor is a matrix that file types quantize; vectors and norms are not."""
     return len(shape) > 1 and shape[0] > 1 and name.endswith("weight") and "_norm.weight" not in name
 
 

@@ -1,8 +1,4 @@
-"""Planned tensors in, their finished bytes written, told of chunk by chunk; made by several threads.
-
-Reads a chunk of rows, widens it to 32-bit floats, quantizes, validates and hands it to `write`. Knows no file
-format.
-"""
+"""Reads tensors in chunks of rows, quantizes and validates them on several threads, and writes the bytes."""
 
 from __future__ import annotations
 
@@ -20,30 +16,34 @@ import numpy as np
 from qwq_convert import ggml
 from qwq_convert.file_types import FLOAT_TYPES, QuantType, block_size, tensor_bytes
 from qwq_convert.layout import PlannedTensor
-from qwq_convert.parallel import in_order
+from qwq_convert.parallel import map_in_order
 from qwq_convert.plan import ConversionPlan
 from qwq_convert.safetensors import SourceTensor
 from qwq_local.errors import ConvertError
 
-# Chunks below 64k values cost more in hand-over than in work; 256k keep the floats in the cache.
+# Below 64k values a chunk costs more to hand to a thread than to quantize; 256k floats stay in the cache.
 CHUNK_ELEMENTS = 2**18
-# While one thread waits for the disk, another has the core.
+# While one thread waits for the disk, another uses the core.
 THREADS_THAT_WAIT = 1
+# The trial that estimates the time: its weights, and its seconds for all types together.
+TRIAL_ELEMENTS = 2**14
+TRIAL_S = 1.0
 
 
 class TensorReader(Protocol):
-    """The one thing that is asked of a source here."""
+    """The part of a source that the quantizer needs."""
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        """`n_bytes` of a tensor from byte `start` of it; called from several threads at once."""
+        """`n_bytes` of a tensor from its byte `start`; several threads call it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
-    """A tensor to make: the importance of its columns, where there is one, and what takes its bytes.
+    """A tensor to make, the importance of its columns if known, and the function that writes its bytes.
 
-    `write` gets a place in the tensor and the bytes for it, from several threads at once. With
-    `allow_nonfinite`, weights that are no numbers stay in float types and become 0 in quantized ones.
+    `write` gets a place in the tensor and the bytes for it; several threads call it at once. With
+    `allow_nonfinite`, weights that are no numbers stay as they are in float types and become 0 in quantized
+    ones.
     """
 
     tensor: PlannedTensor
@@ -54,7 +54,7 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRows:
-    """Some rows of a tensor are written: how many bytes, and how many of the weights were no numbers."""
+    """Written rows of a tensor: how many bytes, and how many of the weights were no numbers."""
 
     tensor: PlannedTensor
     n_bytes: int
@@ -84,9 +84,9 @@ def available_threads() -> int:
 def quantized(
     source: TensorReader, jobs: Sequence[TensorJob], threads: int
 ) -> Generator[FinishedRows, None, None]:
-    """Make every tensor, in order; ConvertError names the tensor whose values cannot be used."""
+    """Make every tensor, in order. ConvertError names a tensor whose values cannot be used."""
     finish = partial(_finish, source)
-    with closing(in_order(_chunks(jobs), finish, threads + THREADS_THAT_WAIT)) as results:
+    with closing(map_in_order(_chunks(jobs), finish, threads + THREADS_THAT_WAIT)) as results:
         for _, rows in results:
             yield rows
 
@@ -113,7 +113,7 @@ def _finish(source: TensorReader, chunk: _RowChunk) -> FinishedRows:
 
 
 def _converted(chunk: _RowChunk, content: bytes, source_kind: QuantType) -> tuple[ggml.Bytes, int]:
-    """The bytes to write, and how many of the weights were no numbers."""
+    """The bytes to write, and how many weights were no numbers."""
     job, kind, n_nonfinite = chunk.job, chunk.job.tensor.kind, 0
     if source_kind == kind:
         finished = np.frombuffer(content, dtype=np.uint8)
@@ -136,7 +136,7 @@ def _converted(chunk: _RowChunk, content: bytes, source_kind: QuantType) -> tupl
 
 
 def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
-    """Whether what is no number in `finished` was none in the source either."""
+    """Whether `finished` has only those non-numbers that the source has too."""
     if kind not in FLOAT_TYPES:
         return False
     rows = ggml.dequantize(finished.tobytes(), kind)
@@ -144,7 +144,7 @@ def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
 
 
 def _count_nonfinite(chunk: _RowChunk, rows: ggml.Rows) -> int:
-    """How many values are no numbers; ConvertError names the first unless they are allowed."""
+    """How many values are no numbers. ConvertError names the first one unless they are allowed."""
     finite = np.isfinite(rows)
     count = int(rows.size - np.count_nonzero(finite))
     if not count or chunk.job.allow_nonfinite:
@@ -159,28 +159,24 @@ def _count_nonfinite(chunk: _RowChunk, rows: ggml.Rows) -> int:
     )
 
 
-TRIAL_ELEMENTS = 2**14
-SECONDS_IN_ALL = 1.0
-
-
 def estimate_seconds(plan: ConversionPlan, threads: int) -> float:
-    """How long quantizing takes on so many threads, each a core of its own; reading and writing apart."""
+    """The time to quantize on `threads` cores, without reading and writing, from a trial of one second."""
     amounts: Counter[QuantType] = Counter()
     for tensor in plan.tensors:
         if tensor.source.dtype != tensor.kind.name:
             amounts[tensor.kind] += tensor.source.n_elements
-    budget_s = SECONDS_IN_ALL / max(1, len(amounts))
+    budget_s = TRIAL_S / max(1, len(amounts))
     core_seconds = sum(count * _seconds_per_element(kind, budget_s) for kind, count in amounts.items())
     return core_seconds / threads
 
 
 def _seconds_per_element(kind: QuantType, budget_s: float) -> float:
-    """Tried on normally distributed weights, as trained ones nearly are."""
+    """The time for one weight, measured on normally distributed ones, which trained ones resemble."""
     n_per_row = max(256, block_size(kind))
     rows = np.random.default_rng(0).normal(0, 0.02, TRIAL_ELEMENTS).astype(np.float32)
     importance = np.ones(n_per_row, dtype=np.float32)
     content = (rows.view(np.uint32) >> 16).astype("<u2").tobytes()
-    ggml.quantize(rows, n_per_row, kind, importance)  # libggml makes its tables in the first call
+    ggml.quantize(rows, n_per_row, kind, importance)  # in the first call libggml makes its tables
     start, n_done = time.perf_counter(), 0
     while not n_done or time.perf_counter() - start < budget_s:
         widened = ggml.dequantize(content, QuantType.BF16)

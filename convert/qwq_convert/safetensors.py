@@ -1,8 +1,8 @@
-"""One safetensors file: its bytes in, the tensors it holds out.
+"""One safetensors file and the tensors that it holds.
 
 The format (Hugging Face's safetensors, README "Format"): a little-endian 64-bit length N, N bytes of JSON
-that map each tensor's name to dtype, shape and data_offsets, then the data without gap or overlap.
-Everything is checked against the file's real length; nothing is allocated on a header's word.
+that map each tensor's name to dtype, shape and data_offsets, then the data without gap or overlap. Everything
+is checked against the file's real length before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of the checkpoint, not read yet: rows first in `shape`, `offset` from the file's start."""
+    """A tensor of a source, not read yet: `shape` has the rows first, `offset` is from the file's start."""
 
     name: str
     dtype: str
@@ -47,14 +47,14 @@ class SourceTensor:
         return math.prod(self.shape)
 
     def place(self, start: int, n_bytes: int) -> int:
-        """Where byte `start` of it lies in the file; ValueError unless `n_bytes` of it follow there."""
+        """The place of its byte `start` in the file. Raises ValueError unless `n_bytes` of it follow."""
         if start < 0 or start + n_bytes > self.n_bytes:
             raise ValueError(f"{n_bytes} bytes at {start} of {self.name}, which has {self.n_bytes}")
         return self.offset + start
 
 
 class Shard:
-    """An open safetensors file whose header has been read and found to agree with the file's length."""
+    """An open safetensors file. Its header has been read and agrees with the file's length."""
 
     def __init__(self, path: Path) -> None:
         """Open `path` and read its header. Raises ConvertError when the file is missing, cut or damaged."""

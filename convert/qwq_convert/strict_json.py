@@ -1,7 +1,7 @@
-"""JSON from strangers: bytes in, typed fields out, every fault one line that names the file.
+"""JSON from unknown sources, read as typed fields. Every fault is one line that names the file.
 
-Knows nothing of models. Stricter than `json.loads` where laxness hides damage: a key given twice, NaN,
-Infinity, a lone surrogate in a text that is asked for, and nesting without end are errors.
+It is stricter than `json.loads` where that hides damage: a key given twice, NaN, Infinity, a lone surrogate
+in a text that is asked for, and endless nesting are errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ F32_MAX = 3.4028234663852886e38
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of one JSON object, read with the type that is expected of them.
+    """The fields of one JSON object, each read as an expected type.
 
     `source` is the file (and the place in it) that a message names. A field that is null counts as absent.
     """
@@ -33,14 +33,14 @@ class Fields:
         raise ConvertError(f"{self.source}: {message}")
 
     def integer(self, key: str, least: int = 0, most: int = U32_MAX) -> int:
-        """The whole number under `key`, between `least` and `most`; ConvertError when absent."""
+        """The whole number under `key`, from `least` to `most`. Raises ConvertError when it is absent."""
         value = self.optional_integer(key, least, most)
         if value is None:
             self.fail(f"{key} is missing. Download the file again.")
         return value
 
     def optional_integer(self, key: str, least: int = 0, most: int = U32_MAX) -> int | None:
-        """The same as `integer`, but None when absent."""
+        """The same as `integer`, but None when it is absent."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -58,7 +58,7 @@ class Fields:
         return value
 
     def positive(self, key: str) -> float:
-        """The number under `key`, above zero; ConvertError when absent."""
+        """The number under `key`, above zero. Raises ConvertError when it is absent."""
         value = self.optional_number(key)
         if value is None:
             self.fail(f"{key} is missing. Download the file again.")
@@ -67,7 +67,7 @@ class Fields:
         return value
 
     def flag(self, key: str) -> bool:
-        """True only when `key` holds true; a value that is neither true nor false is an error."""
+        """Whether `key` holds true. Raises ConvertError for a value that is neither true nor false."""
         value = self.values.get(key)
         if value is None:
             return False
@@ -94,7 +94,7 @@ class Fields:
         return Fields(f"{self.source}: {named(key)}", value)
 
     def items(self, key: str) -> list[object]:
-        """The list under `key`; an empty one when absent."""
+        """The list under `key`; an empty one when it is absent."""
         value = self.values.get(key)
         if value is None:
             return []
@@ -113,7 +113,7 @@ class Fields:
 
 
 def parse_object(content: bytes, source: str) -> Fields:
-    """The fields of the JSON object that `content` is; ConvertError names `source` when it is not one."""
+    """The fields of a JSON object. Raises ConvertError, which names `source`, for other content."""
     try:
         value = json.loads(
             content.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
@@ -128,7 +128,7 @@ def parse_object(content: bytes, source: str) -> Fields:
 
 
 def checked_text(text: str, source: str) -> str:
-    """`text` itself, once it is known to be encodable; a lone surrogate is a ConvertError."""
+    """`text` itself. Raises ConvertError when it cannot be encoded, as a lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -137,13 +137,13 @@ def checked_text(text: str, source: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` as a message shows it: one line, at most 40 characters."""
+    """`value` for a message: one line of at most 40 characters."""
     text = "infinity" if isinstance(value, float) and not math.isfinite(value) else repr(value)[:200]
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def named(key: str) -> str:
-    """A key as a message names it: as it is, unless it is long or would not print on one line."""
+    """A key for a message, shortened when it is long or would not print on one line."""
     return key if len(key) <= 80 and key.isprintable() else shown(key)
 
 

@@ -1,8 +1,9 @@
-"""tokenizer.json and tokenizer_config.json in; the GGUF's tokens, token types and merges out.
+"""A checkpoint's tokenizer as the GGUF has it: tokens, types, merges, special tokens, chat template.
 
-Only Qwen2's tokenizer is understood: byte-level BPE behind one splitting pattern. Any other would convert
-and then split text wrongly, without a word, so it is refused. Follows llama.cpp's converter
-(conversion/base.py `get_vocab_base`, gguf-py's vocab.py); knows no special roles (see special_tokens.py).
+Only Qwen's tokenizer is accepted: byte-level BPE with one splitting pattern. Any other would convert and then
+silently split text differently. Tokens follow llama.cpp's converter (conversion/base.py `get_vocab_base`,
+gguf-py's vocab.py). Special tokens follow gguf-py's `SpecialVocab`, in its order; but a checkpoint without a
+chat template or without an end token is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SPECIAL_BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Tokens 0 to vocab_size - 1 with their types, the merges best first, and added texts by token."""
+    """Tokens 0 to vocab_size - 1 with their types, the merges, best first, and the ids of added texts."""
 
     pieces: list[str]
     types: list[int]
@@ -44,7 +45,7 @@ class _AddedToken:
 
 
 def read_vocabulary(tokenizer: Fields, tokenizer_config: Fields, vocab_size: int) -> TokenTable:
-    """The vocabulary with unused rows as `[PAD{i}]`; ConvertError when it is not Qwen2's or contradicts."""
+    """The vocabulary, with unused rows as `[PAD{i}]`. Raises ConvertError when it is not Qwen's."""
     model = tokenizer.optional_object("model")
     if model is None:
         tokenizer.fail("model is missing. Download the file again.")
@@ -71,7 +72,7 @@ def read_vocabulary(tokenizer: Fields, tokenizer_config: Fields, vocab_size: int
 
 
 def _check_distinct(tokenizer: Fields, texts: list[str]) -> None:
-    """llama.cpp ends the process over a vocabulary in which two tokens are the same text."""
+    """llama.cpp ends the process when two tokens are the same text."""
     seen: dict[str, int] = {}
     for token, text in enumerate(texts):
         if (first := seen.setdefault(text, token)) != token:
@@ -79,7 +80,7 @@ def _check_distinct(tokenizer: Fields, texts: list[str]) -> None:
 
 
 def _typed(entry: _AddedToken) -> tuple[str, TokenType]:
-    # The reference takes tokens such as <|fim_prefix|> for control tokens by their looks.
+    # The reference takes tokens that look like <|fim_prefix|> for control tokens.
     text = entry.text
     looks_special = text in LOOKS_SPECIAL or any(
         text.startswith(opening) and text.endswith(closing) for opening, closing in SPECIAL_BRACKETS
@@ -104,7 +105,7 @@ def _learned_pieces(model: Fields, vocab_size: int) -> dict[int, str]:
 
 
 def _added_tokens(tokenizer: Fields, config: Fields, vocab_size: int) -> dict[int, _AddedToken]:
-    """Added tokens by id: tokenizer.json's first, then what only added_tokens_decoder knows."""
+    """Added tokens by id: those of tokenizer.json, then those that only added_tokens_decoder has."""
     stated = [(entry.integer("id", 0, vocab_size - 1), entry) for entry in tokenizer.objects("added_tokens")]
     decoder = config.optional_object("added_tokens_decoder")
     for key in decoder.values if decoder else ():
@@ -131,7 +132,7 @@ def _merges(model: Fields) -> list[str]:
         model.fail("merges are missing. Download the file again.")
     written = []
     for place, merge in enumerate(merges):
-        # Up to transformers 4.44 a merge was one text, since then it is a pair.
+        # Up to transformers 4.44 a merge was one text; since then it is a pair.
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(s, str) and s for s in pair):
             model.fail(f"merges[{place}] is {shown(merge)}, expected a pair. Download the file again.")
@@ -141,7 +142,7 @@ def _merges(model: Fields) -> list[str]:
 
 
 def _check_understood(tokenizer: Fields, model: Fields) -> None:
-    """Refuse every setting of tokenizer.json that llama.cpp's "qwen2" would not follow."""
+    """Refuse every setting of tokenizer.json that llama.cpp's pre-tokenizer "qwen2" ignores."""
     kind = model.optional_text("type")
     bpe_extras = ("byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
     normalizer = tokenizer.optional_object("normalizer")
@@ -187,7 +188,7 @@ ROLES_WITH_ADD_FLAG = ("bos", "eos", "sep")
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplates:
-    """The chat template, and the further ones that the checkpoint names."""
+    """The default chat template and the named ones."""
 
     default: str
     named: Mapping[str, str]
@@ -195,7 +196,7 @@ class ChatTemplates:
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Tokens by role and add-token flags by role, each in the order in which the GGUF lists them."""
+    """Tokens by role and add-token flags by role, in the order of the GGUF."""
 
     tokens: Mapping[str, int]
     add_flags: Mapping[str, bool]
@@ -204,14 +205,14 @@ class SpecialTokens:
 def find_special_tokens(
     tokenizer: Fields, tokenizer_config: Fields, config: Fields, vocabulary: TokenTable
 ) -> SpecialTokens:
-    """The roles that tokenizer_config.json gives, then those only config.json gives."""
+    """The roles in tokenizer_config.json, then those that only config.json has."""
     tokens: dict[str, int] = {}
     for role in ROLES:
         text = _text_of(tokenizer_config, f"{role}_token")
         if text is not None and text in vocabulary.added:
             tokens[role] = vocabulary.added[text]
     for role in ROLES:
-        # config.json may hold a list of end tokens, which has no place in a GGUF.
+        # config.json may have a list of end tokens; a GGUF cannot.
         if not isinstance(config.values.get(f"{role}_token_id"), list):
             token = config.optional_integer(f"{role}_token_id", 0, len(vocabulary.pieces) - 1)
             if token is not None:
@@ -264,7 +265,7 @@ def add_special_tokens(writer: GGUFWriter, special: SpecialTokens, templates: Ch
 
 
 def _add_flags(tokenizer: Fields, tokenizer_config: Fields) -> dict[str, bool]:
-    # A byte-level post-processor (the only kind vocab.py lets pass) adds neither of the two.
+    # A byte-level post-processor, the only kind accepted, adds neither of the two.
     has_post_processor = tokenizer.values.get("post_processor") is not None
     flags = {"bos": False, "eos": False} if has_post_processor else {}
     for role in ROLES_WITH_ADD_FLAG:
@@ -274,7 +275,7 @@ def _add_flags(tokenizer: Fields, tokenizer_config: Fields) -> dict[str, bool]:
 
 
 def _text_of(tokenizer_config: Fields, key: str) -> str | None:
-    # Older files spell a token out as an object with its flags.
+    # In older files a token is an object with its flags.
     if isinstance(tokenizer_config.values.get(key), dict):
         entry = tokenizer_config.optional_object(key)
         return entry.optional_text("content") if entry else None

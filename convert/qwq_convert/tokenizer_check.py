@@ -1,8 +1,9 @@
-"""Whether llama.cpp, with a GGUF's vocabulary, gives the ids that the `tokenizers` library gives.
+"""Compares llama.cpp's tokenizer, with a GGUF's vocabulary, with the `tokenizers` library.
 
-llama.cpp's side comes in as a function, the other as tokenizer.json. Plain text means the same on both: in a
-GGUF, tokens of type 3 (control) are text then, those of type 4 (user-defined) are tokens all the same; the
-library is told so. Knows no files and no llama.cpp.
+The texts are written for this check: where words end, which digits count as digits, what joins an emoji, what
+a run of spaces leaves to the next word. All are in normalization form NFC, because the library normalizes and
+llama.cpp does not. In plain text llama.cpp reads control tokens (type 3) as text and user-defined ones (type
+4) as tokens; the library is set up in the same way.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _Reference(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenDifference:
-    """A text of the corpus part `about` that the two tokenize differently."""
+    """A text about the subject `about` that the two tokenize differently."""
 
     about: str
     text: str
@@ -51,7 +52,7 @@ class TokenDifference:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """How many texts were compared, plain ones and with special tokens to parse, and those that differ."""
+    """How many plain texts and texts with special tokens were compared, and those that differ."""
 
     n_plain: int
     n_special: int
@@ -59,10 +60,10 @@ class TokenizerReport:
 
 
 def compare_tokenizers(encode: Encode, tokenizer: bytes, token_types: Sequence[int]) -> TokenizerReport:
-    """What `encode` and the tokenizer.json in `tokenizer` make of every text of the corpus.
+    """Compare `encode` with the tokenizer.json in `tokenizer` on every text.
 
-    `token_types` are the GGUF's, by token. Raises TokenizersMissing when there is nothing to compare with,
-    ConvertError when tokenizer.json is damaged or not Qwen2's.
+    `token_types` are the GGUF's, by token. Raises TokenizersMissing when the library is not installed, and
+    ConvertError when tokenizer.json is damaged or not Qwen's.
     """
     # First the converter's own reading, which refuses what the library would choke on.
     document = parse_object(tokenizer, TOKENIZER)
@@ -81,7 +82,7 @@ def compare_tokenizers(encode: Encode, tokenizer: bytes, token_types: Sequence[i
 
 
 def _typed_as_the_gguf(document: Fields, token_types: Sequence[int]) -> dict[str, object]:
-    """tokenizer.json with those added tokens special, so text when plain, that are control tokens there."""
+    """tokenizer.json in which the GGUF's control tokens are the special ones."""
     added = [
         {**entry.values, "special": token_types[entry.integer("id")] == TokenType.CONTROL}
         for entry in document.objects("added_tokens")
@@ -291,11 +292,11 @@ TEXTS: Mapping[str, Sequence[str]] = {
     "long words": LONG,
     "special-token lookalikes": LOOKALIKES,
 }
-"""Every text under what it is about."""
+"""The texts, by subject."""
 
 
 def texts_with(token: str) -> Iterator[str]:
-    """A special token alone and in every company that has told tokenizers apart."""
+    """A special token alone and in the contexts where tokenizers have differed."""
     yield token
     yield token + token
     yield f"a{token}b"

@@ -1,9 +1,4 @@
-"""A GGUF file in; nothing out when the file is sound, else one error that says where it is not.
-
-`verify_structure` looks at the header and the file's length alone, against a plan; `verify_blocks` reads
-every block of every tensor, of all parts of a split model. Knows nothing of how the file was made, nor of
-what its architecture needs.
-"""
+"""Checks a GGUF: its structure, every block, and every value beside the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -20,15 +15,28 @@ from qwq_convert.file_types import QuantType, block_bytes, block_size, tensor_by
 from qwq_convert.ggml import dequantize, is_known
 from qwq_convert.gguf_file import GgufHeader, TensorChunk, TensorData, TensorEntry, chunks_of, read_header
 from qwq_convert.layout import FileLayout
-from qwq_convert.parallel import in_order
+from qwq_convert.parallel import map_in_order
 from qwq_convert.safetensors import SourceTensor
 from qwq_convert.tensor_names import NamedTensor
 from qwq_local.errors import ConvertError
 
+# Half a unit in the last place; F32 loses nothing.
+FLOAT_LIMITS = {QuantType.F32: 0.0, QuantType.F16: 2.0**-11, QuantType.BF16: 2.0**-8}
+FACTOR = 4.0
+# All zeros have an error of 1. No type may come near that, whatever its bits.
+LARGEST_LIMIT = 0.95
+# Scales are F16, whose steps end at 2**-24, times integers up to 128: errors below that say nothing.
+NEGLIGIBLE = 128 * 2.0**-25
+# Values at a time, so that both sides stay in the processor's cache.
+SLICE_ELEMENTS = 2**16
+
+Read = Callable[[SourceTensor, int, int], bytes]
+"""A checkpoint's `read`: bytes of a source tensor; several threads call it."""
+
 
 @dataclass(frozen=True, slots=True)
 class BytesVerified:
-    """`bytes_done` of `bytes_total` are read; `tensor` is the one that is being read."""
+    """`bytes_done` of `bytes_total` are read, the last of them of `tensor`."""
 
     tensor: str
     bytes_done: int
@@ -36,7 +44,7 @@ class BytesVerified:
 
 
 def verify_structure(path: Path, layout: FileLayout) -> None:
-    """ConvertError unless the GGUF holds exactly the tensors planned, where they were planned."""
+    """Raises ConvertError unless the GGUF holds the planned tensors at the planned places."""
     header = read_header(path)
     for planned, found in zip(layout.tensors, header.tensors, strict=False):
         expected = TensorEntry(planned.name, planned.kind, planned.shape, planned.offset, planned.n_bytes)
@@ -51,8 +59,8 @@ def verify_structure(path: Path, layout: FileLayout) -> None:
 
 
 def verify_placement(part: GgufHeader) -> None:
-    """ConvertError unless the tensors follow each other as llama.cpp insists: in the header's order, with
-    no more between them than the padding to the alignment (ggml/src/gguf.cpp).
+    """Raises ConvertError unless the tensors lie as llama.cpp wants: in the header's order, with nothing but
+    padding between them (ggml/src/gguf.cpp).
     """
     expected = 0
     for tensor in part.tensors:
@@ -69,14 +77,14 @@ def verify_placement(part: GgufHeader) -> None:
 
 
 def surplus_bytes(part: GgufHeader) -> int:
-    """How many bytes lie behind the last tensor and its padding; 0 in a file as it was written."""
+    """How many bytes lie behind the last tensor and its padding; 0 in a file that is as it was written."""
     end = max((tensor.offset + tensor.n_bytes for tensor in part.tensors), default=0)
     padded_end = part.data_start + -(-end // part.alignment) * part.alignment
     return max(0, part.file_bytes - padded_end)
 
 
 def verify_blocks(parts: Sequence[GgufHeader], threads: int) -> Generator[BytesVerified, None, None]:
-    """Read everything, telling how far; ConvertError names the first block without numbers."""
+    """Read every block, and yield the progress. ConvertError names the first block without numbers."""
     chunks = (
         chunk
         for number, part in enumerate(parts)
@@ -90,7 +98,7 @@ def verify_blocks(parts: Sequence[GgufHeader], threads: int) -> Generator[BytesV
         def damaged_block(chunk: TensorChunk) -> int | None:
             return _damaged_block(np.frombuffer(data.read(chunk), dtype=np.uint8), chunk)
 
-        with closing(in_order(chunks, damaged_block, threads)) as results:
+        with closing(map_in_order(chunks, damaged_block, threads)) as results:
             for chunk, damaged in results:
                 if damaged is not None:
                     raise ConvertError(
@@ -116,23 +124,9 @@ def _damaged_block(content: ggml.Bytes, chunk: TensorChunk) -> int | None:
     return chunk.start // block_size(kind) + first
 
 
-# Half a unit in the last place; from a checkpoint's floats to F32 nothing is lost.
-FLOAT_LIMITS = {QuantType.F32: 0.0, QuantType.F16: 2.0**-11, QuantType.BF16: 2.0**-8}
-FACTOR = 4.0
-# All zeros are off by 1: no type may come near, whatever its bits.
-LARGEST_LIMIT = 0.95
-# Scales are F16, whose steps end at 2**-24, times integers up to 128: errors below that say nothing.
-NEGLIGIBLE = 128 * 2.0**-25
-# Values at a time, so that both sides stay in the processor's cache.
-SLICE_ELEMENTS = 2**16
-
-Read = Callable[[SourceTensor, int, int], bytes]
-"""Bytes of a source tensor from a byte of it on, called from several threads: a checkpoint's `read`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """How far values are from their source: sums over all of them, and the largest difference."""
+    """How far values are from their source: sums over all values, and the largest difference."""
 
     squared_error: float = 0.0
     squared_source: float = 0.0
@@ -155,7 +149,7 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class TypeReport:
-    """What became of the tensors of one type; `worst` is the one farthest from its source, relatively."""
+    """The errors of the tensors of one type; `worst` is the tensor with the largest relative error."""
 
     kind: QuantType
     n_tensors: int
@@ -170,7 +164,7 @@ class TypeReport:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether even the worst tensor is as near as its type brings it."""
+        """Whether even the worst tensor is as near to its source as its type allows."""
         worst = self.worst_deviation
         if self.kind != QuantType.F32 and worst.max_abs <= NEGLIGIBLE:
             return True
@@ -192,10 +186,11 @@ def error_limit(kind: QuantType) -> float:
 def compare(
     parts: Sequence[GgufHeader], read: Read, named: Sequence[NamedTensor], threads: int
 ) -> Generator[BytesVerified, None, tuple[TypeReport, ...]]:
-    """Read both sides, telling how far; the generator's value is one report a type, largest types first.
+    """Dequantize every tensor as llama.cpp does, compare it with its source, and yield the progress.
 
-    `named` are the source's tensors under their GGUF names. ConvertError when the two do not hold the
-    same tensors in the same shapes, or when a value is not a number.
+    The generator returns a report for each type, largest types first. `named` are the source's tensors under
+    their GGUF names. Raises ConvertError when the two do not hold the same tensors in the same shapes, or
+    when a value is not a number.
     """
     sources = {tensor.name: tensor for tensor in named}
     _check_same_tensors(parts, sources)
@@ -206,18 +201,18 @@ def compare(
 
         chunks = (c for number, tensor in _tensors(parts) for c in chunks_of(number, tensor))
         bytes_total = sum(tensor.n_bytes for _, tensor in _tensors(parts))
-        tally, done = _Tally(), 0
-        with closing(in_order(chunks, deviation, threads)) as results:
+        reports, done = _ReportBuilder(), 0
+        with closing(map_in_order(chunks, deviation, threads)) as results:
             for chunk, found in results:
-                tally.add(chunk, found)
+                reports.add(chunk, found)
                 done += chunk.n_bytes
                 yield BytesVerified(chunk.tensor.name, done, bytes_total)
-    return tally.reports()
+    return reports.reports()
 
 
 @dataclass(slots=True)
-class _Tally:
-    """Deviations as they come in, chunk after chunk of one tensor after the other."""
+class _ReportBuilder:
+    """Adds up deviations, which come chunk by chunk and tensor by tensor."""
 
     _tensor: Deviation = field(default_factory=Deviation)
     _reports: dict[QuantType, TypeReport] = field(default_factory=dict)
@@ -259,7 +254,7 @@ def _deviation(chunk: TensorChunk, content: bytes, read: Read, named: NamedTenso
 
 
 def _squared(values: ggml.Rows) -> float:
-    """The sum of the squares, in float64. Not by BLAS, whose threads would wait for each other's."""
+    """The sum of the squares, in float64. Not with BLAS, whose threads would get in each other's way."""
     return float(np.einsum("i,i->", values, values, dtype=np.float64))
 
 

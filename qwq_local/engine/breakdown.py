@@ -1,8 +1,8 @@
-"""What a context of llama.cpp holds, in bytes by device: its own account, of real contexts and dry runs.
+"""What a context of llama.cpp holds, in bytes by device, as llama.cpp itself reports it.
 
 The figures come from llama_get_memory_breakdown, which is C++ (src/llama-ext.h): a std::map from buffer type
-to three sizes. It is read by the layout that libstdc++ and libc++ keep for the sake of older programs; the
-library's version is pinned (see library.py). Where there is no such function the answer is None.
+to three sizes. The module reads the map by its layout in memory, which libstdc++ and libc++ keep for older
+programs; the library's version is pinned (see library.py). Where the function is missing, the answer is None.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_NODES = 256
 
 @dataclass(frozen=True, slots=True)
 class HeldBytes:
-    """What lies on one device: `device` is ggml's name for it, CPU for whatever a host buffer holds."""
+    """The bytes on one device: `device` is ggml's name for it, CPU for every host buffer."""
 
     device: str
     weights: int
@@ -36,7 +36,7 @@ class HeldBytes:
 
 @dataclass(frozen=True, slots=True)
 class _MapLayout:
-    """Words of the map object, the one that leads to the root, those of a node's children and value."""
+    """The map object in words: its size, the pointer to the root; in a node, the children and the value."""
 
     map_words: int
     root: int
@@ -51,7 +51,7 @@ _LIBCXX = _MapLayout(map_words=3, root=1, children=(0, 1))
 
 
 def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
-    """What the context behind the handle and its model hold; None where the library cannot be asked."""
+    """The bytes that a context and its model hold; None where the library has no such function."""
     ask = _function()
     if ask is None:
         return None
@@ -87,7 +87,7 @@ def _function() -> Any:
 
 
 def _nodes(root: int, layout: _MapLayout) -> Iterator[tuple[int, int, int, int]]:
-    """Key and sizes of every node; the tree itself is left to the process, a hundred bytes a question."""
+    """Key and sizes of every node. The tree is not freed: a hundred bytes per call."""
     pending = [root]
     count = 0
     while pending and count < _MAX_NODES:

@@ -19,7 +19,7 @@ FIELDS = {INT: "val_i64", FLOAT: "val_f64", BOOL: "val_bool", TEXT: "val_str"}
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What llama-quantize is told beside the file type; overrides are (key, kind, value)."""
+    """The options of llama-quantize; overrides are (key, kind, value)."""
 
     importance: Mapping[str, NDArray[np.float32]] | None = None
     overrides: Sequence[tuple[str, int, int | float | bool | str]] = ()

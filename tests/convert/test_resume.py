@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_is_finished(
 def test_a_journal_that_finds_no_room_costs_only_what_it_could_not_record(
     request_: ConvertRequest, expected: bytes
 ) -> None:
-    """Half a line on a full disk is taken back, and the next run does not read it joined to another."""
+    """A full disk's half line is removed, so the next run does not read it joined to another."""
     events = convert(request_)
     next(event for event in events if isinstance(event, TensorDone))
     path = journal_of(request_)
@@ -468,7 +468,7 @@ def test_a_file_that_appeared_meanwhile_is_not_written_over(
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(request_: ConvertRequest, expected: bytes) -> None:
-    """The second is told in one line, and leaves everything as it is."""
+    """The second gets one line, and leaves everything as it is."""
     command = [*QWQ, "convert", str(request_.source), "Q4_0", "-o", str(request_.out)]
     variables = environment(request_.source / "cache")
     with stepping(request_) as first:
@@ -505,7 +505,7 @@ def test_a_disk_that_failed_once_is_not_believed_again(request_: ConvertRequest)
 
 
 def interrupt(request: ConvertRequest, n_tensors: int) -> None:
-    """Convert until so many tensors are finished and recorded."""
+    """Convert until this number of tensors is finished and recorded."""
     with closing(convert(request)) as events:
         next(event for event in events if isinstance(event, TensorDone) and event.index == n_tensors)
 

@@ -1,1 +1,1 @@
-"""Text and a model in, an importance matrix out."""
+"""Importance matrices: collecting them from a model, and their files."""

@@ -1,7 +1,11 @@
-"""A loaded model and tokens in, sums of squared activations out: the part that runs llama.cpp.
+"""Runs a loaded model on tokens, and sums the squares of its activations by weight and column.
 
-Batches, order of summation and the choice of weights are those of llama-imatrix (tools/imatrix/imatrix.cpp),
-so that not a bit of the sums differs. Knows no files.
+Batches, order of summation and choice of weights are those of llama-imatrix (tools/imatrix/imatrix.cpp), so
+the sums are equal to the last bit.
+
+Tensors cross the C border by their layout in memory: `struct ggml_tensor` in ggml.h of the llama.cpp that
+llama-cpp-python 0.3.36 carries. It changes between builds without notice, so `check_layout` tests it on
+tensors of known content first.
 """
 
 from __future__ import annotations
@@ -22,224 +26,21 @@ from qwq_local.errors import ConvertError, DoesNotFit
 
 Tokens = NDArray[np.int32]
 
-# llama-imatrix's n_batch and n_ubatch: as many chunks as fit in the first run side by side, and each step of
-# the second's tokens is multiplied, and so summed, at once.
+# llama-imatrix's n_batch and n_ubatch: a batch holds as many chunks as fit, and the tokens of one step are
+# multiplied and summed at once.
 BATCH_TOKENS = 2048
 STEP_TOKENS = 512
-# With fewer rows than this an activation is passed over, as in llama-imatrix.
+# As llama-imatrix, skip an activation with fewer rows.
 LEAST_ROWS = 16
-# So many rows are squared and added at a time: what is worked on stays in the core's cache.
+# This many rows are squared and added at a time, so that they stay in the core's cache.
 _ROWS_AT_ONCE = 32
 _OUTPUT = "output.weight"
 _LAST_BEFORE_OUTPUT = b"result_norm"
 _ABORTED = 2
-
-
-class CollectionStopped(Exception):
-    """The collection was asked to stop; sums of the group of chunks under way are lost, none else."""
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorSettings:
-    """Tokens of a chunk, threads, whether the output layer is collected for, special tokens parsed."""
-
-    chunk_size: int = 512
-    threads: int = 1
-    process_output: bool = False
-    parse_special: bool = False
-
-    @property
-    def n_parallel(self) -> int:
-        """How many chunks are computed side by side."""
-        return max(1, BATCH_TOKENS // self.chunk_size)
-
-
-@dataclass(slots=True)
-class ActivationSums:
-    """Sums of squares per column and tokens counted, by the weight's name."""
-
-    sums: dict[str, Rows] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def copy(self) -> ActivationSums:
-        """The same numbers, apart from these."""
-        return ActivationSums({name: sums.copy() for name, sums in self.sums.items()}, dict(self.counts))
-
-    def add(self, name: str, rows: Rows) -> None:
-        """Add the squares of each row, one row after the other, in 32 bits.
-
-        The order is part of the outcome: NumPy adds rows of a C-ordered array first to last when it reduces
-        the first axis. Raises ConvertError when a sum is no longer finite or the number of columns changed.
-        """
-        n_columns = rows.shape[1]
-        sums = self.sums.setdefault(name, np.zeros(n_columns, np.float32))
-        if len(sums) != n_columns:
-            raise ConvertError(
-                f"{name} has {len(sums)} columns in the importance matrix so far, {n_columns} in the model. "
-                "Leave out the files of another model."
-            )
-        terms = np.empty((1 + _ROWS_AT_ONCE, n_columns), np.float32)
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            used = terms[: 1 + len(some)]
-            used[0] = sums
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(some, some, out=used[1:])
-                np.add.reduce(used, axis=0, out=sums)
-        if not np.isfinite(sums).all():
-            raise ConvertError(
-                f"{name}: the activations are no longer finite after {self.counts.get(name, 0):,} tokens. "
-                "The model is damaged, or its type overflows: try the BF16 file."
-            )
-        self.counts[name] = self.counts.get(name, 0) + len(rows)
-
-
-class Collector:
-    """A context over a loaded model that tallies what its weights are multiplied with; a context manager."""
-
-    def __init__(self, model: Any, settings: CollectorSettings, stop: Callable[[], bool]) -> None:
-        """`model` is llama.cpp's handle; `stop` is asked often and ends the work when true.
-
-        Raises ConvertError for another build of llama.cpp, DoesNotFit when there is no memory.
-        """
-        self._multiplication = check_layout()
-        self._settings = settings
-        self._stop = stop
-        self._tally = ActivationSums()
-        self._failure: BaseException | None = None
-        self._vocabulary = llama_cpp.llama_model_get_vocab(model)
-        # Kept alive as long as the context that calls them.
-        self._on_node = llama_cpp.ggml_backend_sched_eval_callback(self._see)
-        self._on_abort = llama_cpp.ggml_abort_callback(lambda _: self._is_ending)
-        self._context = self._create(model)
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(STEP_TOKENS, 0, 1)
-
-    def __enter__(self) -> Collector:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
-
-    def tokenize(self, text: bytes) -> Tokens:
-        """The tokens of a text; the model's beginning token comes first where it wants one."""
-        tokens = np.empty(len(text) + 8, np.int32)
-        count = llama_cpp.llama_tokenize(
-            self._vocabulary,
-            text,
-            len(text),
-            tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            len(tokens),
-            True,
-            self._settings.parse_special,
-        )
-        if count < 0:
-            raise ConvertError(f"llama.cpp could not tokenize a text of {len(text):,} bytes. Shorten it.")
-        return tokens[:count].copy()
-
-    def run(self, chunks: Tokens, tally: ActivationSums) -> Iterator[int]:
-        """Compute chunks side by side, adding to `tally`; yields the number of tokens after each step.
-
-        `chunks` has a row for each, at most `n_parallel` of them. Raises CollectionStopped and ConvertError;
-        `tally` is then of no use.
-        """
-        n_chunks, chunk_size = chunks.shape
-        if llama_cpp.llama_vocab_get_add_bos(self._vocabulary):
-            chunks = chunks.copy()
-            chunks[:, 0] = llama_cpp.llama_vocab_bos(self._vocabulary)
-        self._tally = tally
-        llama_cpp.llama_memory_clear(self._memory, True)
-        # A step is what llama.cpp makes of a whole batch by itself; given one by one, logits of one step
-        # only are kept, a quarter of llama-imatrix's.
-        step = STEP_TOKENS // n_chunks
-        for start in range(0, chunk_size, step):
-            tokens = chunks[:, start : start + step]
-            self._fill(tokens.tolist(), start)
-            self._decode()
-            yield tokens.size
-
-    @property
-    def _is_ending(self) -> bool:
-        return self._failure is not None or self._stop()
-
-    def _create(self, model: Any) -> Any:
-        settings = self._settings
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = settings.n_parallel * settings.chunk_size
-        params.n_seq_max = settings.n_parallel
-        params.n_batch = params.n_ubatch = min(STEP_TOKENS, params.n_ctx)
-        params.n_threads = params.n_threads_batch = settings.threads
-        params.cb_eval = self._on_node
-        params.abort_callback = self._on_abort
-        context = llama_cpp.llama_init_from_model(model, params)
-        if not context:
-            raise DoesNotFit(
-                f"a context of {settings.n_parallel} chunks of {settings.chunk_size:,} tokens does not fit "
-                "in memory. Try a smaller --ctx, or fewer layers on the GPU."
-            )
-        return context
-
-    def _fill(self, tokens: Sequence[Sequence[int]], start: int) -> None:
-        batch, at = self._batch, 0
-        for sequence, part in enumerate(tokens):
-            for place, token in enumerate(part):
-                batch.token[at] = token
-                batch.pos[at] = start + place
-                batch.n_seq_id[at] = 1
-                batch.seq_id[at][0] = sequence
-                # All: the last layer is computed for outputs only.
-                batch.logits[at] = True
-                at += 1
-        batch.n_tokens = at
-
-    def _decode(self) -> None:
-        status = llama_cpp.llama_decode(self._context, self._batch)
-        if self._failure is not None:
-            raise self._failure
-        if self._stop() or status == _ABORTED:
-            raise CollectionStopped
-        if status:
-            raise ConvertError(f"llama.cpp stopped with status {status}. Try a smaller --ctx.")
-
-    def _see(self, address: int, is_asking: bool, _: object) -> bool:
-        """Called for each node of the graph: whether its numbers are wanted, then to take them."""
-        try:
-            node = GgmlTensor.from_address(address)
-            return self._wants(node) if is_asking else self._take(node)
-        except BaseException as error:
-            # An exception cannot pass through C: it is raised again when llama.cpp returns.
-            self._failure = self._failure or error
-            return False
-
-    def _wants(self, node: GgmlTensor) -> bool:
-        if node.op != self._multiplication:
-            return not self._settings.process_output and node.name == _LAST_BEFORE_OUTPUT
-        weight, rows = (GgmlTensor.from_address(source) for source in node.src[:2])
-        if rows.ne[1] < LEAST_ROWS or rows.type != 0:
-            return False
-        name = weight_name(weight)
-        return name.startswith("blk.") or (self._settings.process_output and name == _OUTPUT)
-
-    def _take(self, node: GgmlTensor) -> bool:
-        """Whether the graph goes on: not into the output layer, whose logits nobody reads."""
-        if node.op != self._multiplication:
-            return False
-        weight, rows = (GgmlTensor.from_address(source) for source in node.src[:2])
-        name = weight_name(weight)
-        if weight.ne[2] * weight.ne[3] != 1:
-            raise ConvertError(f"{name} is a stack of matrices; only dense models can be collected for.")
-        for plane in planes(rows, in_memory=is_host(rows)):
-            self._tally.add(name, plane)
-        return not self._is_ending
-
-
-Rows = NDArray[np.float32]
-
 TESTED_VERSION = "0.3.36"
 TENSOR_OVERHEAD = 368
 MAX_DIMENSIONS, MAX_SOURCES, MAX_NAME = 4, 10, 64
-# Far above the number of MUL_MAT, far below that of the last operation, whose name can still be asked for.
+# Far above the number of MUL_MAT, and far below that of the last operation that has a name.
 _MOST_OPERATIONS = 64
 
 _pointer = ctypes.c_void_p
@@ -280,9 +81,9 @@ declare("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ct
 
 
 def check_layout(library: Any = libggml, layout: type[ctypes.Structure] = GgmlTensor) -> int:
-    """The number of the MUL_MAT operation, when the library's tensors are laid out as `layout` says.
+    """The number of the MUL_MAT operation. Checks that the library's tensors have this `layout`.
 
-    Raises ConvertError when they are not: with another build, activations would be read from wrong places.
+    Raises ConvertError when they do not: activations would be read from wrong places.
     """
     overhead = library.ggml_tensor_overhead()
     if overhead != TENSOR_OVERHEAD:
@@ -314,20 +115,20 @@ def check_layout(library: Any = libggml, layout: type[ctypes.Structure] = GgmlTe
 
 
 def weight_name(tensor: GgmlTensor) -> str:
-    """The name that the model file gave the tensor: `CUDA0#blk.0.attn_k.weight#0` is a copy on a device."""
+    """The tensor's name in the model file; `CUDA0#blk.0.attn_k.weight#0` is a copy on a device."""
     parts = bytes(tensor.name).split(b"#")
     return (parts[1] if len(parts) > 1 else parts[0]).decode("utf-8", "replace")
 
 
 def is_host(tensor: GgmlTensor) -> bool:
-    """Whether the tensor's numbers lie in this process's memory."""
+    """Whether the tensor's numbers are in this process's memory."""
     return bool(libggml.ggml_backend_buffer_is_host(tensor.buffer))
 
 
 def planes(tensor: GgmlTensor, *, in_memory: bool) -> Iterator[Rows]:
-    """The rows of an F32 tensor, one plane of the two outer dimensions after the other.
+    """The rows of an F32 tensor, plane by plane of the two outer dimensions.
 
-    `in_memory` False copies the numbers from the device they lie on first.
+    Without `in_memory` the numbers are first copied from their device.
     """
     n_bytes = libggml.ggml_nbytes(ctypes.addressof(tensor))
     if tensor.type != QuantType.F32 or tensor.nb[0] != 4:
@@ -348,3 +149,205 @@ def _other_build(difference: str) -> ConvertError:
         f"this build of llama.cpp is not the tested one: {difference}. "
         f"Run: pip install llama-cpp-python=={TESTED_VERSION}"
     )
+
+
+class CollectionStopped(Exception):
+    """The collection was asked to stop. Only the sums of the unfinished group of chunks are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorSettings:
+    """Tokens of a chunk, threads, whether to collect for the output layer and to parse special tokens."""
+
+    chunk_size: int = 512
+    threads: int = 1
+    process_output: bool = False
+    parse_special: bool = False
+
+    @property
+    def n_parallel(self) -> int:
+        """How many chunks are computed side by side."""
+        return max(1, BATCH_TOKENS // self.chunk_size)
+
+
+@dataclass(slots=True)
+class ActivationSums:
+    """Sums of squares per column and tokens counted, by the weight's name."""
+
+    sums: dict[str, Rows] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> ActivationSums:
+        """A copy that changes independently."""
+        return ActivationSums({name: sums.copy() for name, sums in self.sums.items()}, dict(self.counts))
+
+    def add(self, name: str, rows: Rows) -> None:
+        """Add the squares of each row, one row after the other, in 32 bits.
+
+        The order affects the result: NumPy adds the rows of a C-ordered array first to last when it reduces
+        the first axis. Raises ConvertError when a sum is no longer finite or the number of columns changed.
+        """
+        n_columns = rows.shape[1]
+        sums = self.sums.setdefault(name, np.zeros(n_columns, np.float32))
+        if len(sums) != n_columns:
+            raise ConvertError(
+                f"{name} has {len(sums)} columns in the importance matrix so far, {n_columns} in the model. "
+                "Leave out the files of another model."
+            )
+        terms = np.empty((1 + _ROWS_AT_ONCE, n_columns), np.float32)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            used = terms[: 1 + len(some)]
+            used[0] = sums
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(some, some, out=used[1:])
+                np.add.reduce(used, axis=0, out=sums)
+        if not np.isfinite(sums).all():
+            raise ConvertError(
+                f"{name}: the activations are no longer finite after {self.counts.get(name, 0):,} tokens. "
+                "The model is damaged, or its type overflows: try the BF16 file."
+            )
+        self.counts[name] = self.counts.get(name, 0) + len(rows)
+
+
+class Collector:
+    """A context over a loaded model that sums the squares of its activations. A context manager."""
+
+    def __init__(self, model: Any, settings: CollectorSettings, stop: Callable[[], bool]) -> None:
+        """`model` is llama.cpp's handle. `stop` is called often and ends the work when it returns true.
+
+        Raises ConvertError for another build of llama.cpp, and DoesNotFit when there is too little memory.
+        """
+        self._multiplication = check_layout()
+        self._settings = settings
+        self._stop = stop
+        self._tally = ActivationSums()
+        self._failure: BaseException | None = None
+        self._vocabulary = llama_cpp.llama_model_get_vocab(model)
+        # They must live as long as the context that calls them.
+        self._on_node = llama_cpp.ggml_backend_sched_eval_callback(self._see)
+        self._on_abort = llama_cpp.ggml_abort_callback(lambda _: self._is_ending)
+        self._context = self._create(model)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = llama_cpp.llama_batch_init(STEP_TOKENS, 0, 1)
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+
+    def tokenize(self, text: bytes) -> Tokens:
+        """The tokens of a text, after the beginning token if the model wants one."""
+        tokens = np.empty(len(text) + 8, np.int32)
+        count = llama_cpp.llama_tokenize(
+            self._vocabulary,
+            text,
+            len(text),
+            tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            len(tokens),
+            True,
+            self._settings.parse_special,
+        )
+        if count < 0:
+            raise ConvertError(f"llama.cpp could not tokenize a text of {len(text):,} bytes. Shorten it.")
+        return tokens[:count].copy()
+
+    def run(self, chunks: Tokens, tally: ActivationSums) -> Iterator[int]:
+        """Compute chunks side by side and add to `tally`; yields the number of tokens after each step.
+
+        `chunks` has a row for each, at most `n_parallel` of them. Raises CollectionStopped and ConvertError;
+        `tally` is then of no use.
+        """
+        n_chunks, chunk_size = chunks.shape
+        if llama_cpp.llama_vocab_get_add_bos(self._vocabulary):
+            chunks = chunks.copy()
+            chunks[:, 0] = llama_cpp.llama_vocab_bos(self._vocabulary)
+        self._tally = tally
+        llama_cpp.llama_memory_clear(self._memory, True)
+        # llama.cpp itself splits a batch into such steps. Given one by one, it keeps the logits of one step
+        # only, a quarter of llama-imatrix's.
+        step = STEP_TOKENS // n_chunks
+        for start in range(0, chunk_size, step):
+            tokens = chunks[:, start : start + step]
+            self._fill(tokens.tolist(), start)
+            self._decode()
+            yield tokens.size
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._failure is not None or self._stop()
+
+    def _create(self, model: Any) -> Any:
+        settings = self._settings
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = settings.n_parallel * settings.chunk_size
+        params.n_seq_max = settings.n_parallel
+        params.n_batch = params.n_ubatch = min(STEP_TOKENS, params.n_ctx)
+        params.n_threads = params.n_threads_batch = settings.threads
+        params.cb_eval = self._on_node
+        params.abort_callback = self._on_abort
+        context = llama_cpp.llama_init_from_model(model, params)
+        if not context:
+            raise DoesNotFit(
+                f"a context of {settings.n_parallel} chunks of {settings.chunk_size:,} tokens does not fit "
+                "in memory. Try a smaller --ctx, or fewer layers on the GPU."
+            )
+        return context
+
+    def _fill(self, tokens: Sequence[Sequence[int]], start: int) -> None:
+        batch, at = self._batch, 0
+        for sequence, part in enumerate(tokens):
+            for place, token in enumerate(part):
+                batch.token[at] = token
+                batch.pos[at] = start + place
+                batch.n_seq_id[at] = 1
+                batch.seq_id[at][0] = sequence
+                # For all tokens: the last layer is computed for outputs only.
+                batch.logits[at] = True
+                at += 1
+        batch.n_tokens = at
+
+    def _decode(self) -> None:
+        status = llama_cpp.llama_decode(self._context, self._batch)
+        if self._failure is not None:
+            raise self._failure
+        if self._stop() or status == _ABORTED:
+            raise CollectionStopped
+        if status:
+            raise ConvertError(f"llama.cpp stopped with status {status}. Try a smaller --ctx.")
+
+    def _see(self, address: int, is_asking: bool, _: object) -> bool:
+        """llama.cpp calls this for each node of the graph: first to ask, then with its numbers."""
+        try:
+            node = GgmlTensor.from_address(address)
+            return self._wants(node) if is_asking else self._take(node)
+        except BaseException as error:
+            # An exception cannot pass through C. It is raised again when llama.cpp returns.
+            self._failure = self._failure or error
+            return False
+
+    def _wants(self, node: GgmlTensor) -> bool:
+        if node.op != self._multiplication:
+            return not self._settings.process_output and node.name == _LAST_BEFORE_OUTPUT
+        weight, rows = (GgmlTensor.from_address(source) for source in node.src[:2])
+        if rows.ne[1] < LEAST_ROWS or rows.type != 0:
+            return False
+        name = weight_name(weight)
+        return name.startswith("blk.") or (self._settings.process_output and name == _OUTPUT)
+
+    def _take(self, node: GgmlTensor) -> bool:
+        """Whether the graph continues: not into the output layer, whose logits are not needed."""
+        if node.op != self._multiplication:
+            return False
+        weight, rows = (GgmlTensor.from_address(source) for source in node.src[:2])
+        name = weight_name(weight)
+        if weight.ne[2] * weight.ne[3] != 1:
+            raise ConvertError(f"{name} is a stack of matrices; only dense models can be collected for.")
+        for plane in planes(rows, in_memory=is_host(rows)):
+            self._tally.add(name, plane)
+        return not self._is_ending
+
+
+Rows = NDArray[np.float32]

@@ -1,8 +1,8 @@
-"""An importance matrix in memory on one side, its file on the other: read, merged and written.
+"""The file of an importance matrix: reading, merging and writing.
 
-Two formats come in: llama.cpp's GGUF one, which is also the one that goes out, and the .dat files of before
+Two formats are read: llama.cpp's GGUF one, which is also written, and the older .dat files
 (tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of llama.cpp). Every length is checked against the
-file before it is followed. Knows no model and no llama.cpp.
+file before it is followed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTS_SUFFIX = ".counts"
 DEFAULT_CHUNK_SIZE = 512
 I32 = struct.Struct("<i")
 MAX_I32 = 2**31 - 1
-# Counts are whole numbers of 64 bits in llama.cpp; beyond this a float is no count.
+# Counts are 64-bit whole numbers in llama.cpp; a larger float is no count.
 MAX_COUNT = 2.0**62
 
 Floats = NDArray[np.float32]
@@ -42,9 +42,9 @@ Floats = NDArray[np.float32]
 class ImportanceMatrix:
     """Sums of squared activations per column of each weight, and over how many tokens.
 
-    `sums` and `counts` have the same keys, names of weights such as `blk.0.attn_q.weight`. `counts` holds one
-    number per matrix, that is one but for mixtures of experts. A `chunk_size` of 0 marks a .dat file: its
-    sums are means times its count, a number of chunks, and not sums over tokens.
+    `sums` and `counts` have the same keys, names of weights such as `blk.0.attn_q.weight`. `counts` has one
+    number per matrix, so one except for mixtures of experts. A `chunk_size` of 0 marks a .dat file: its sums
+    are means times its count of chunks, not sums over tokens.
     """
 
     sums: Mapping[str, Floats]
@@ -54,7 +54,7 @@ class ImportanceMatrix:
     chunk_size: int
 
     def importance(self, name: str) -> Floats | None:
-        """The weight of each column of `name`, float for float what llama-quantize derives; None if absent.
+        """The weight of each column of `name`, exactly as llama-quantize computes it; None if absent.
 
         load_imatrix in tools/quantize/quantize.cpp: sums over counts; ones where nothing was counted, but in
         a .dat file the sums themselves.
@@ -71,7 +71,7 @@ class ImportanceMatrix:
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """The importance matrix in a GGUF or .dat file, told apart by content.
+    """The importance matrix in a GGUF or a .dat file; the content shows which of the two it is.
 
     Raises ConvertError when the file is neither, is cut, or holds what no importance matrix can hold.
     """
@@ -109,7 +109,7 @@ def merge(matrices: Iterable[ImportanceMatrix], chunk_size: int | None = None) -
     sums: dict[str, Floats] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for matrix in matrices:
-        # A .dat file counts chunks and holds means; this makes tokens and sums of them again.
+        # A .dat file counts chunks and holds means; scaled, they are tokens and sums.
         scale = 1 if matrix.chunk_size else chunk_size
         for name, more in matrix.sums.items():
             into = sums.setdefault(name, np.zeros(len(more), np.float32))
@@ -135,7 +135,7 @@ def merge(matrices: Iterable[ImportanceMatrix], chunk_size: int | None = None) -
 
 
 def _encoded(matrix: ImportanceMatrix, note: tuple[str, str] | None) -> Iterable[bytes]:
-    """The parts of the file, in order. Not by gguf's writer: it adds keys and refuses an empty list."""
+    """The parts of the file, in order. gguf's writer adds keys and refuses an empty list."""
     fields = [
         _text(Keys.General.TYPE) + _u32(ValueType.STRING) + _text("imatrix"),
         _text(Keys.IMatrix.DATASETS) + _u32(ValueType.ARRAY, ValueType.STRING)
@@ -208,7 +208,7 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
 
 
 def _read_tensors(header: GgufHeader, suffix: str) -> dict[str, Floats]:
-    """The tensors whose names end in `suffix`, by the name before it, flat; sums must be sums of squares."""
+    """The tensors whose names end in `suffix`, flat, by the name without it."""
     found: dict[str, Floats] = {}
     with header.path.open("rb") as file:
         for tensor in header.tensors:

@@ -1,8 +1,12 @@
-"""Calibration text and a loaded model in, events out, an importance matrix at the end.
+"""Collects an importance matrix from a calibration text and a loaded model as a sequence of events.
 
-Read `collect` from top to bottom: the text is cut into chunks, chunks are computed side by side, what their
-weights are multiplied with is summed, and from time to time everything is saved, so that a run which is cut
-off at any moment is taken up by the next. The file is llama-imatrix's, byte for byte.
+Read `collect` from top to bottom: the text is cut into chunks, chunks are computed side by side, and the
+squares of activations are summed. The sums are saved from time to time, so that the next run can resume. The
+file is llama-imatrix's, byte for byte.
+
+OUT.partial is a usable importance matrix with one more key: a JSON text with the number of finished chunks,
+the exact counts, and digests of model, text and options. Sums and state are in one file, so they never
+disagree.
 """
 
 from __future__ import annotations
@@ -32,16 +36,21 @@ from qwq_convert.strict_json import Fields, parse_object
 from qwq_local.errors import ConvertError
 from qwq_local.files import lock_beside
 
-# Chunks shorter than this say little, and of the shortest llama.cpp computes too few rows at once to count.
+# Shorter chunks carry little information, and of the shortest ones llama.cpp computes too few rows at once.
 LEAST_CHUNK = 32
-# llama.cpp counts the bytes of a text, and the tokens that there is room for, in 32 bits with a sign.
+# llama.cpp counts the bytes of a text and the room for tokens in signed 32-bit numbers.
 MAX_TEXT_BYTES = 2**31 - 16
+STATE_KEY = "qwq.imatrix.state"
+MAX_STATE_BYTES = 2**24
+MAX_COUNT = 2**53
+# The samples that a model's digest covers: all 65 GB would take minutes.
+SAMPLES, SAMPLE_BYTES = 64, 2**16
 _NOTHING = ImportanceMatrix({}, {}, (), 0, CollectorSettings().chunk_size)
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """A text to collect from and the name it goes by in the file."""
+    """A text to collect from, and its name in the file."""
 
     name: str
     content: bytes
@@ -49,9 +58,9 @@ class CalibrationText:
 
 @dataclass(frozen=True, slots=True)
 class ImatrixRequest:
-    """What to collect and where to. Texts are read as one, in their order, with nothing between them.
+    """What to collect, and the file to write. The texts are joined in their order, with nothing between them.
 
-    `earlier` are files whose sums are added first; `chunks` takes that many from the start of the text.
+    The sums of the `earlier` files are added first. `chunks` limits the run to the first chunks of the text.
     """
 
     model: Path
@@ -65,7 +74,7 @@ class ImatrixRequest:
 
 @dataclass(frozen=True, slots=True)
 class CollectionPlanned:
-    """The text makes `n_chunks`; `chunks_done` are there from an earlier run; else why they are not."""
+    """`chunks_done` of `n_chunks` are done by an earlier run; `starts_over` says why they are not used."""
 
     n_chunks: int
     chunks_done: int
@@ -75,7 +84,7 @@ class CollectionPlanned:
 
 @dataclass(frozen=True, slots=True)
 class CollectionProgress:
-    """So many tokens of all are computed."""
+    """`tokens_done` of `tokens_total` are computed."""
 
     tokens_done: int
     tokens_total: int
@@ -83,7 +92,7 @@ class CollectionProgress:
 
 @dataclass(frozen=True, slots=True)
 class CollectionSaved:
-    """What there is so far is on the disk."""
+    """The sums so far are on the disk."""
 
     path: Path
     chunks_done: int
@@ -92,7 +101,7 @@ class CollectionSaved:
 
 @dataclass(frozen=True, slots=True)
 class CollectionInterrupted:
-    """The run was stopped; `path` holds what there is, and nothing when no chunk is done."""
+    """The run was stopped. `path` has the sums so far; there is no file when no chunk is done."""
 
     path: Path
     chunks_done: int
@@ -101,7 +110,7 @@ class CollectionInterrupted:
 
 @dataclass(frozen=True, slots=True)
 class CollectionDone:
-    """The importance matrix is under its final name."""
+    """The importance matrix is written under its final name."""
 
     path: Path
     matrix: ImportanceMatrix
@@ -114,7 +123,7 @@ ImatrixEvent = (
 
 @dataclass(frozen=True, slots=True)
 class PreparedCollection:
-    """A request found good before the model is loaded."""
+    """A request that was checked before the model is loaded."""
 
     request: ImatrixRequest
     text: bytes
@@ -122,26 +131,26 @@ class PreparedCollection:
     identity: Mapping[str, str]
 
     def matrix(self, tally: ActivationSums) -> ImportanceMatrix:
-        """What the tally says as a file has it."""
+        """The sums as a file has them."""
         chunk_size = self.request.settings.chunk_size
         counts = {name: np.array([count], np.float32) for name, count in tally.counts.items()}
         datasets = self.start.datasets + tuple(text.name for text in self.request.texts)
-        # As llama-imatrix: chunks are counted by rows, of which very short steps are passed over.
+        # As llama-imatrix, count chunks by rows; very short steps have none.
         chunk_count = max(tally.counts.values(), default=0) // chunk_size
         return ImportanceMatrix(tally.sums, counts, datasets, chunk_count, chunk_size)
 
 
 def prepare(request: ImatrixRequest) -> PreparedCollection:
-    """Everything that can be known without the model, checked and read. Raises ConvertError."""
+    """Read and check everything that does not need the model. Raises ConvertError."""
     settings = request.settings
     if settings.chunk_size < LEAST_CHUNK:
         raise ConvertError(
             f"a chunk of {settings.chunk_size} tokens is too short. Take {LEAST_CHUNK} or more."
         )
     with output_held(request.out):
-        pass  # free now; `collect` makes sure when the model is loaded
+        pass  # free now; `collect` checks again when the model is loaded
     start = merge(map(read_imatrix, request.earlier), settings.chunk_size) if request.earlier else _NOTHING
-    # llama-imatrix leaves out the line end that editors put at the end of a file.
+    # As llama-imatrix, drop the line end that editors put at the end of a file.
     text = b"".join(text.content for text in request.texts).removesuffix(b"\n")
     if len(text) > MAX_TEXT_BYTES:
         raise ConvertError(
@@ -160,10 +169,10 @@ def prepare(request: ImatrixRequest) -> PreparedCollection:
 def collect(
     prepared: PreparedCollection, model: Any, stop: Callable[[], bool]
 ) -> Generator[ImatrixEvent, None, None]:
-    """Collect from a model that llama.cpp has loaded (its handle), telling of each step.
+    """Collect from a model that llama.cpp has loaded (its handle), and yield an event for each step.
 
-    `stop` is asked often; when true, the chunks done are saved and the last event is CollectionInterrupted.
-    Raises ConvertError, DoesNotFit.
+    `stop` is called often. When it returns true, the finished chunks are saved and the last event is
+    CollectionInterrupted. Raises ConvertError and DoesNotFit.
     """
     with output_held(prepared.request.out):
         yield from _collect(prepared, model, stop)
@@ -199,21 +208,21 @@ def _collect(
 
 
 def publish(out: Path, matrix: ImportanceMatrix) -> CollectionDone:
-    """Write the file under its final name and remove what was kept in case of a cut."""
+    """Write the file under its final name and remove the partial one."""
     write_imatrix(out, matrix)
     partial_path(out).unlink(missing_ok=True)
     return CollectionDone(out, matrix)
 
 
 def merge_files(request: ImatrixRequest) -> CollectionDone:
-    """The earlier files alone as one file, without text and model; the first one's chunk size stays."""
+    """Merge the earlier files into one, without text and model, with the first one's chunk size."""
     with output_held(request.out):
         return publish(request.out, merge(map(read_imatrix, request.earlier)))
 
 
 @contextmanager
 def output_held(out: Path) -> Iterator[None]:
-    """Within the block `out` is free and no other run's. Raises ConvertError."""
+    """Within the block the name `out` is free and locked for other runs. Raises ConvertError."""
     check_output(out)
     with ExitStack() as held:
         with write_errors(out):
@@ -223,7 +232,7 @@ def output_held(out: Path) -> Iterator[None]:
 
 
 def check_output(out: Path) -> None:
-    """ConvertError unless `out` is free to take."""
+    """Raises ConvertError when the name `out` is taken or its folder is missing."""
     if out.exists() or out.is_symlink():
         raise ConvertError(f"{out}: exists already. Remove it or write to another name (-o).")
     if not out.parent.is_dir():
@@ -231,7 +240,7 @@ def check_output(out: Path) -> None:
 
 
 def cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
-    """The chunks of the text, one a row; what is left at its end is not used. ConvertError when none."""
+    """The chunks of the text, one per row; a shorter rest is not used. Raises ConvertError for none."""
     chunk_size = request.settings.chunk_size
     n_chunks = len(tokens) // chunk_size
     if not n_chunks:
@@ -244,7 +253,7 @@ def cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
 
 
 def _start(prepared: PreparedCollection, n_chunks: int) -> tuple[ActivationSums, int, str]:
-    """The sums to go on from, how many chunks are in them, and why not those of an earlier run."""
+    """The sums to start with, the number of chunks in them, and why an earlier run is not continued."""
     saved, reason = resume(prepared.request.out, prepared.identity)
     if saved is not None and saved.chunks_done <= n_chunks:
         sums = {name: sums.copy() for name, sums in saved.matrix.sums.items()}
@@ -259,16 +268,9 @@ def _save(prepared: PreparedCollection, tally: ActivationSums, done: int) -> Non
     save(prepared.request.out, collected, prepared.identity)
 
 
-STATE_KEY = "qwq.imatrix.state"
-MAX_STATE_BYTES = 2**24
-MAX_COUNT = 2**53
-# What is looked at of a model: all of it would take minutes for 65 GB.
-SAMPLES, SAMPLE_BYTES = 64, 2**16
-
-
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """How far a run came: `counts` are exact where the file's floats need not be."""
+    """The state of a run; `counts` are exact where the file's floats may not be."""
 
     matrix: ImportanceMatrix
     counts: Mapping[str, int]
@@ -276,7 +278,7 @@ class Collected:
 
 
 def save(out: Path, collected: Collected, identity: Mapping[str, str]) -> None:
-    """Keep what was collected so far; ConvertError when it cannot be written."""
+    """Save the sums so far. Raises ConvertError when they cannot be written."""
     state = {
         "chunks_done": collected.chunks_done,
         "counts": dict(collected.counts),
@@ -286,9 +288,9 @@ def save(out: Path, collected: Collected, identity: Mapping[str, str]) -> None:
 
 
 def resume(out: Path, identity: Mapping[str, str]) -> tuple[Collected | None, str]:
-    """What an earlier run of the same identity left, and otherwise why there is nothing to go on from.
+    """The state that an earlier run of the same identity left, or None and the reason.
 
-    The reason is empty when there was no earlier run. Never raises for what the file holds.
+    The reason is empty when there was no earlier run. No content of the file raises an error.
     """
     path = partial_path(out)
     if not path.exists():
@@ -311,7 +313,7 @@ def resume(out: Path, identity: Mapping[str, str]) -> tuple[Collected | None, st
 
 
 def model_digest(path: Path) -> str:
-    """A digest of a model file's length and of samples all over it, its header among them."""
+    """A digest of a model file's length and of samples from all over it, its start included."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -326,7 +328,7 @@ def model_digest(path: Path) -> str:
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """A digest of byte strings one after the other, each with its length."""
+    """A digest of byte strings, each with its length."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)}\0".encode())
