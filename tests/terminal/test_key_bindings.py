@@ -399,8 +399,10 @@ def test_the_terminal_is_asked_nothing_and_not_cleared(chat: Chat) -> None:
 class NoActions:
     """Stands for the actions where nothing is pressed."""
 
-    def __getattr__(self, _name: str) -> object:
-        return lambda: None
+    def __getattr__(self, _name: str) -> NoActions:
+        return self
+
+    def __call__(self) -> None: ...
 
 
 PRESSED = {

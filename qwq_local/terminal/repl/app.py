@@ -31,7 +31,7 @@ from qwq_local.terminal.repl.input_line import STYLE, InputLine, TalkCompleter
 from qwq_local.terminal.repl.key_bindings import ESCAPE_S, KeyActions, bindings, waits_s
 from qwq_local.terminal.repl.keyboard import TerminalInput
 from qwq_local.terminal.repl.paste import Pastes
-from qwq_local.terminal.repl.queue import EntryQueue, EntryRunner, LineEnded, TalkFailed, TalkThread
+from qwq_local.terminal.repl.queue import EntryQueue, LineEnded, TalkFailed, TalkThread
 from qwq_local.terminal.repl.renderer import BottomArea, InlineRenderer, QuietOutput
 from qwq_local.terminal.repl.turn_view import TurnView
 
@@ -71,28 +71,27 @@ class ReplOptions:
 class Repl:
     """A chat on a terminal. `run` returns when the person has left."""
 
-    def __init__(self, talk: Talk, place: ReplOptions) -> None:
+    def __init__(self, talk: Talk, options: ReplOptions) -> None:
         self._talk = talk
-        self._clock = place.clock
-        self._output = place.output
+        self._clock = options.clock
+        self._output = options.output
         self._status: int | None = None
         self._has_news = self._holds = self._is_cut_off = False
-        self._view = TurnView(place.output, place.clock, place.view)
+        self._view = TurnView(options.output, options.clock, options.view)
         self._pastes = Pastes()
-        waiting = EntryQueue(self._pastes, place.output.has_color)
-        self._bottom = BottomArea(place.output, place.clock, waiting.rows, self._hinted)
-        self._talking = TalkThread(talk, self._wake)
-        self._conversing = EntryRunner(talk, self._talking, self._view, waiting, self._pastes, self._bottom)
-        file = HistoryFile(place.history) if place.history else None
-        self._line = InputLine(place.output, self._pastes, file, TalkCompleter(talk.complete))
-        self._hands = KeyActions(self._line, self._conversing, self._view, self._bottom, self, place.clock)
-        source = TerminalInput(place.stdin)
-        self._quiet = QuietOutput(place.output, place.environ.get("TERM", ""))
-        self._elsewhere = Fullscreen(place.output, place.environ, source, self._quiet)
+        self._bottom = BottomArea(options.output, options.clock, self._waiting_rows, self._hinted)
+        self._thread = TalkThread(talk, self._wake)
+        self._queue = EntryQueue(self._thread, self._view, self._pastes, self._bottom)
+        file = HistoryFile(options.history) if options.history else None
+        self._line = InputLine(options.output, self._pastes, file, TalkCompleter(talk.complete))
+        self._actions = KeyActions(self._line, self._queue, self._view, self._bottom, self, options.clock)
+        source = TerminalInput(options.stdin)
+        self._quiet = QuietOutput(options.output, options.environ.get("TERM", ""))
+        self._fullscreen = Fullscreen(options.output, options.environ, source, self._quiet)
         self._app: Application[int] = Application(
             layout=self._line.layout,
-            key_bindings=bindings(self._hands),
-            color_depth=None if place.output.has_color else ColorDepth.DEPTH_1_BIT,
+            key_bindings=bindings(self._actions),
+            color_depth=None if options.output.has_color else ColorDepth.DEPTH_1_BIT,
             style=STYLE,
             include_default_pygments_style=False,
             erase_when_done=True,
@@ -103,7 +102,7 @@ class Repl:
         self._app.ttimeoutlen = ESCAPE_S
         self._app.key_processor.after_key_press += self._wait_for_rest
         style = self._app.renderer.style
-        self._renderer = InlineRenderer(style, self._quiet, place.output, self._bottom, self._take_frame)
+        self._renderer = InlineRenderer(style, self._quiet, options.output, self._bottom, self._take_frame)
         self._app.renderer = self._renderer
 
     def run(self) -> int:
@@ -115,8 +114,8 @@ class Repl:
         try:
             return asyncio.run(self._run())
         finally:
-            self._conversing.leave()
-            self._talking.finish()
+            self._queue.leave()
+            self._thread.finish()
             self._talk.close()
             for number in () if self._is_cut_off else _ENDS:
                 signal.signal(number, signal.SIG_DFL)
@@ -126,9 +125,9 @@ class Repl:
     def leave(self, status: int) -> None:
         """End the chat, at once or when the turn that runs has ended; the second time at once."""
         is_second, self._status = self._status is not None, status
-        self._elsewhere.end()
-        self._conversing.leave()
-        if is_second or not self._conversing.is_busy:
+        self._fullscreen.end()
+        self._queue.leave()
+        if is_second or not self._queue.is_busy:
             self._exit()
         else:
             self._bottom.hint("leaving …", LEAVE_WITHIN_S)
@@ -136,17 +135,8 @@ class Repl:
 
     def edit_input(self) -> None:
         """Open the editor with what stands in the input line."""
-        if not self._elsewhere.is_open:
+        if not self._fullscreen.is_open:
             self._go(self._edit_input())
-
-    def redraw(self) -> None:
-        """Draw the live rows and the input line anew."""
-        self._renderer.clear()
-        self._app.invalidate()
-
-    def suspend(self) -> None:
-        """Give the terminal back to the shell until the person returns."""
-        self._app.suspend_to_background()
 
     # The loop.
 
@@ -157,7 +147,7 @@ class Repl:
         pump = self._loop.create_task(self._pump())
         try:
             with self._signals():
-                self._conversing.begin()
+                self._queue.begin()
                 return await self._app.run_async(handle_sigint=False, set_exception_handler=False)
         except EOFError:
             self._is_cut_off = True
@@ -171,15 +161,15 @@ class Repl:
         """Look at the conversation whenever it has said something, and draw."""
         try:
             while True:
-                is_running = self._conversing.is_busy or self._has_news
+                is_running = self._queue.is_busy or self._has_news
                 with contextlib.suppress(TimeoutError):
                     # wait_for would swallow a cancellation that comes together with the event.
                     async with asyncio.timeout(TICK_S if is_running else None):
                         await self._woken.wait()
                 self._woken.clear()
-                self._talking.looked()
+                self._thread.begin_look()
                 self._has_news = self._drain()
-                if self._talking.events and not self._elsewhere.is_open:
+                if self._thread.events and not self._fullscreen.is_open:
                     self._woken.set()
                 started = self._clock()
                 self._draw()
@@ -190,28 +180,28 @@ class Repl:
 
     def _drain(self) -> bool:
         """Take in what the conversation said, as far as there is time; whether there was anything."""
-        events = self._talking.events
+        events = self._thread.events
         until = self._clock() + DRAIN_S
         has_news = bool(events)
         while events and self._clock() < until and not self._holds:
-            if self._elsewhere.is_open and isinstance(events[0], Page | Edit):
+            if self._fullscreen.is_open and isinstance(events[0], Page | Edit):
                 break
             self._take(events.popleft())
         if self._line.is_steering and not self._view.is_thinking:
-            self._hands.end_steering()
+            self._actions.end_steering()
             self._bottom.hint("the thought ended")
         return has_news
 
     def _take(self, event: Any) -> None:
         match event:
             case LineEnded():
-                self._conversing.ended()
+                self._queue.end_line()
                 if self._status is not None:
                     self._exit()
             case TalkFailed(error):
                 raise error
             case Page():
-                self._go(self._away(self._elsewhere.read(self._app, event)))
+                self._go(self._away(self._fullscreen.read(self._app, event)))
             case Copy(text, what):
                 self._holds = True  # what follows is said after what became of it
                 self._go(self._copy(text, what))
@@ -221,7 +211,10 @@ class Repl:
             case Leave():
                 self.leave(0)
             case _:
-                self._conversing.show(event)
+                self._queue.show(event)
+
+    def _waiting_rows(self, columns: int) -> list[Row]:
+        return self._queue.rows(columns, self._output.has_color)
 
     def _take_frame(self) -> Sequence[Row]:
         frame = self._view.frame()
@@ -229,7 +222,7 @@ class Repl:
         return frame.final
 
     def _draw(self) -> None:
-        if not self._app.is_running or self._elsewhere.is_open:
+        if not self._app.is_running or self._fullscreen.is_open:
             return
         if self._renderer.is_ready:
             self._renderer.draw(self._take_frame())
@@ -263,14 +256,14 @@ class Repl:
 
     async def _copy(self, text: str, what: str) -> None:
         try:
-            copied = await self._elsewhere.copy(text, what)
+            copied = await self._fullscreen.copy(text, what)
         finally:
             self._holds = False
         self._say(copied.line, copied.is_error)
 
     async def _edit_input(self) -> None:
         try:
-            text = await self._away(self._elsewhere.edit(self._app, self._pastes.expand(self._line.text)))
+            text = await self._away(self._fullscreen.edit(self._app, self._pastes.expand(self._line.text)))
         except QwqError as error:
             self._say(str(error), True)
         else:
@@ -280,7 +273,7 @@ class Repl:
     async def _edit(self, text: str) -> None:
         edited: str | None = None
         try:
-            edited = await self._away(self._elsewhere.edit(self._app, text))
+            edited = await self._away(self._fullscreen.edit(self._app, text))
         except QwqError as error:
             self._say(str(error), True)
         else:
@@ -289,9 +282,9 @@ class Repl:
         finally:
             self._holds = False
             if edited and edited.strip():
-                self._conversing.enter(self._pastes.take_in(edited, 0), is_first=True)
+                self._queue.enter(self._pastes.take_in(edited, 0), is_first=True)
             else:
-                self._conversing.give_up_edit()
+                self._queue.give_up_edit()
 
     def _say(self, line: str, is_error: bool = False) -> None:
         self._view.show(Said((line,), is_error))
@@ -316,11 +309,11 @@ class Repl:
         self._loop.call_soon_threadsafe(self.leave, 128 + number)
 
     def _interrupted(self) -> None:
-        if self._elsewhere.is_open:
-            self._elsewhere.interrupt()
+        if self._fullscreen.is_open:
+            self._fullscreen.interrupt()
         else:
             with set_app(self._app):
-                self._hands.interrupt()
+                self._actions.interrupt()
             self._app.invalidate()
 
     def _exit(self) -> None:
@@ -334,14 +327,14 @@ class Repl:
 
     def _fail(self, error: Exception) -> None:
         """End with an error that is a bug."""
-        self._elsewhere.end()
+        self._fullscreen.end()
         if self._app.is_running and not self._app.is_done:
             self._app.exit(exception=error)
 
     def _write_last(self) -> None:
         """Write what the conversation still said; the input line is gone."""
-        while self._talking.events:
-            event = self._talking.events.popleft()
+        while self._thread.events:
+            event = self._thread.events.popleft()
             if not isinstance(event, LineEnded | TalkFailed | Page | Copy | Edit | Leave):
                 self._view.show(event)
         self._view.end_line()

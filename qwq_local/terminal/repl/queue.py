@@ -20,112 +20,67 @@ from qwq_local.terminal.repl.turn_view import TurnView
 from qwq_local.terminal.sanitizer import one_line
 
 MAX_ROWS = 3
-"""Rows that the waiting prompts take at most."""
-
-
-class EntryQueue:
-    """The inputs that wait, first come first served."""
-
-    def __init__(self, pastes: Pastes, has_color: bool) -> None:
-        self._inputs: deque[str] = deque()
-        self._pastes = pastes
-        self._has_color = has_color
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def add(self, text: str) -> None:
-        """Let an input wait behind the others."""
-        self._inputs.append(text)
-
-    def add_first(self, text: str) -> None:
-        """Let an input wait before all others."""
-        self._inputs.appendleft(text)
-
-    def next(self) -> str | None:
-        """The input whose turn it is, if any; it waits no longer."""
-        return self._inputs.popleft() if self._inputs else None
-
-    def take_back(self) -> str | None:
-        """The input that came last, if any; it waits no longer."""
-        return self._inputs.pop() if self._inputs else None
-
-    def take_back_all(self) -> str:
-        """All inputs with a blank line between them; none waits any longer."""
-        text = "\n\n".join(self._inputs)
-        self._inputs.clear()
-        return text
-
-    def rows(self, columns: int, most: int = MAX_ROWS) -> list[Row]:
-        """One row for each of the first few, and a count of the others."""
-        shown = list(self._inputs)
-        left_out = 0
-        if len(shown) > most:
-            left_out = len(shown) - most + 1
-            shown = shown[: most - 1]
-        # The excerpt is of the start: no more of a long input is looked at.
-        lines = [f"⋯ waiting: {self._pastes.shown(text[: 4 * columns])}" for text in shown]
-        if left_out:
-            lines.append(f"⋯ {left_out} more waiting" if shown else f"⋯ {left_out} waiting")
-        paper = RowLayout(columns, self._has_color)
-        return [paper.row(one_line(line, columns), RowStyle(DIM)) for line in lines]
+"""Rows for the entries that wait, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineEnded:
-    """A line was done."""
+    """A line is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class TalkFailed:
-    """The conversation broke; no more lines are taken."""
+    """The Talk raised an error and takes no more lines."""
 
     error: BaseException
 
 
 class TalkThread:
-    """Runs a Talk in a thread; `wake` is called from there."""
+    """Runs the lines of a Talk one after the other, in a thread that calls `wake` when there are new events.
+
+    It calls `wake` once and then not until `begin_look`, however many events come in between.
+    """
 
     def __init__(self, talk: Talk, wake: Callable[[], None]) -> None:
         self.events: deque[ChatEvent | LineEnded | TalkFailed] = deque()
-        self._talk = talk
+        self.talk = talk
         self._wake = wake
         self._is_awake = False
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="talk", daemon=True)
 
     def begin(self) -> None:
-        """Say what is to be said before the first line."""
+        """Start the thread; it begins with what the Talk says before the first line."""
         self._thread.start()
 
     def submit(self, line: str) -> None:
-        """Do a line, after those before it."""
+        """Run a line after those before it."""
         self._lines.put(line)
 
-    def looked(self) -> None:
-        """The screen looks at the events now: wake it for the next one."""
+    def begin_look(self) -> None:
+        """The screen takes the events now; the next one wakes it again."""
         self._is_awake = False
 
     @property
     def is_done(self) -> bool:
-        """Whether the line was done, although not all of it was looked at yet."""
+        """Whether the line is done, even if the screen has not taken all of its events."""
         return bool(self.events) and isinstance(self.events[-1], LineEnded)
 
     def finish(self) -> None:
-        """Take no more lines and wait for the running one."""
+        """Wait for the running line and end the thread."""
         self._lines.put(None)
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._tell(self._talk.start())
+            self._run_line(self.talk.start())
             while (line := self._lines.get()) is not None:
-                self._tell(self._talk.submit(line))
+                self._run_line(self.talk.submit(line))
         except BaseException as error:  # every error belongs to the thread that can show it
             self._add(TalkFailed(error))
 
-    def _tell(self, events: Iterator[ChatEvent]) -> None:
+    def _run_line(self, events: Iterator[ChatEvent]) -> None:
         for event in events:
             self._add(event)
         self._add(LineEnded())
@@ -137,93 +92,75 @@ class TalkThread:
             self._wake()
 
 
-class EntryRunner:
-    """One line runs, the others wait."""
+class EntryQueue:
+    """Entries of the input line: one runs, the others wait. For the main thread."""
 
-    def __init__(
-        self,
-        talk: Talk,
-        talking: TalkThread,
-        view: TurnView,
-        waiting: EntryQueue,
-        pastes: Pastes,
-        bottom: BottomArea,
-    ) -> None:
-        self._talk = talk
-        self._talking = talking
+    def __init__(self, thread: TalkThread, view: TurnView, pastes: Pastes, bottom: BottomArea) -> None:
+        self._thread = thread
+        self._talk = thread.talk
         self._view = view
-        self._waiting = waiting
         self._pastes = pastes
         self._bottom = bottom
-        self._is_busy = self._is_stopping = self._is_leaving = False
-        self._is_silent = False  # nothing came of the running line yet
+        self._waiting: deque[str] = deque()
         self._command = ""  # of a key that was pressed while a finished turn was being written
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a line is being done."""
-        return self._is_busy
+        self._is_stopping = self._is_leaving = False
+        self._is_silent = False  # the running line has produced no event yet
+        self.is_busy = False
 
     @property
     def can_stop(self) -> bool:
-        """Whether Ctrl-C stops something: a turn, or a line that has not said yet what it is."""
+        """Whether Ctrl-C stops something: a turn, or a line that may become one."""
         runs = self._view.is_busy or self._is_silent
-        return runs and not self._is_stopping and not self._talking.is_done
+        return runs and not self._is_stopping and not self._thread.is_done
 
     @property
     def has_waiting(self) -> bool:
         """Whether entries wait."""
-        return len(self._waiting) > 0
+        return bool(self._waiting)
 
     def begin(self) -> None:
-        """Let the Talk say what is to be said first."""
-        self._is_busy = True
-        self._talking.begin()
+        """Start the Talk."""
+        self.is_busy = True
+        self._thread.begin()
 
     def enter(self, entry: str, is_first: bool = False) -> None:
-        """Do an entry of the input line, now or when it is its turn."""
+        """Run an entry now, or after those that wait; `is_first`: before those that wait."""
         text = block_content(entry)
-        if not self._pastes.expand(text).strip():
-            return
-        if is_first:
-            self._waiting.add_first(text)
-        else:
-            self._waiting.add(text)
-        self._go_on()
+        if self._pastes.expand(text).strip():
+            self._add(text, is_first)
 
     def give_up_edit(self) -> None:
-        """Tell the Talk that nothing comes back from the editor: the next question is a new one."""
-        self._waiting.add_first("")
-        self._go_on()
+        """Tell the Talk that nothing came back from the editor: the next question is a new one."""
+        self._add("", is_first=True)
 
     def look_up(self, command: str) -> None:
-        """Do a command that a key stands for; not while a turn runs."""
+        """Run the command of a key, unless a turn runs."""
         if self._view.is_busy:
             self._bottom.hint("a turn still runs")
         else:
             self._command = command
-            self._go_on()
+            self._run_next()
 
     def show(self, event: ChatEvent) -> None:
-        """Draw what the running line says."""
+        """Draw an event of the running line."""
         self._is_silent = False
         self._view.show(event)
 
-    def ended(self) -> None:
-        """The running line is done: start the next one."""
-        self._is_busy = self._is_stopping = self._is_silent = False
+    def end_line(self) -> None:
+        """The running line is done: run the next one."""
+        self.is_busy = self._is_stopping = self._is_silent = False
         self._view.end_line()
-        self._go_on()
+        self._run_next()
 
     def stop(self) -> str:
-        """End the running line; what waited comes back, to stand in the input line."""
+        """Stop the running line. Returns the entries that waited, to stand in the input line again."""
         self._is_stopping = True
         self._talk.stop()
-        return self._waiting.take_back_all()
+        return self._take_all()
 
-    def take_back(self) -> str | None:
-        """The entry that waits last, no longer."""
-        return self._waiting.take_back()
+    def take_last(self) -> str:
+        """Remove and return the entry that waits last; an empty text if none waits."""
+        return self._waiting.pop() if self._waiting else ""
 
     def answer_now(self) -> None:
         """End the thinking and answer."""
@@ -233,42 +170,65 @@ class EntryRunner:
             self._bottom.hint("no thought runs")
 
     def pause(self) -> bool:
-        """Let the thinking wait for a sentence; whether there is a thought."""
+        """Pause the thinking for a sentence. Returns whether there is any thinking."""
         if not self._view.is_thinking or self._is_stopping:
             self._bottom.hint("no thought runs")
             return False
         self._talk.pause()
         return True
 
-    def go_on(self, sentence: str = "") -> None:
+    def resume(self, sentence: str = "") -> None:
         """End the pause, with a sentence for the thinking or without."""
         if sentence.strip():
             self._talk.steer(sentence.strip())
         self._talk.go_on()
 
     def leave(self) -> None:
-        """Do nothing more: end the running line and forget those that wait."""
+        """Stop the running line and forget the entries that wait."""
         self._is_leaving = True
-        self._waiting.take_back_all()
-        if self._is_busy:
+        self._waiting.clear()
+        if self.is_busy:
             self._talk.go_on()
             self._talk.stop()
 
-    def _go_on(self) -> None:
-        if self._is_busy or self._is_leaving:
+    def rows(self, columns: int, has_color: bool) -> list[Row]:
+        """One row for each of the first entries that wait, and a count of the others."""
+        shown = list(self._waiting)
+        left_out = 0
+        if len(shown) > MAX_ROWS:
+            left_out = len(shown) - MAX_ROWS + 1
+            shown = shown[: MAX_ROWS - 1]
+        # Only the beginning of a long entry is looked at.
+        lines = [f"⋯ waiting: {self._pastes.shown(text[: 4 * columns])}" for text in shown]
+        if left_out:
+            lines.append(f"⋯ {left_out} more waiting")
+        layout = RowLayout(columns, has_color)
+        return [layout.row(one_line(line, columns), RowStyle(DIM)) for line in lines]
+
+    def _take_all(self) -> str:
+        text = "\n\n".join(self._waiting)
+        self._waiting.clear()
+        return text
+
+    def _add(self, text: str, is_first: bool) -> None:
+        if is_first:
+            self._waiting.appendleft(text)
+        else:
+            self._waiting.append(text)
+        self._run_next()
+
+    def _run_next(self) -> None:
+        if self.is_busy or self._is_leaving:
             return
         if self._command:
-            command, self._command = self._command, ""
-            self._submit(command)
+            line, self._command = self._command, ""
+        elif self._waiting:
+            entry = self._waiting.popleft()
+            line = self._pastes.expand(entry)
+            if COMMAND.fullmatch(entry):
+                # A question is shown by the turn that answers it.
+                self._view.show(Said(("", f"❯ {self._pastes.shown(entry)}")))
+        else:
             return
-        entry = self._waiting.next()
-        if entry is None:
-            return
-        if COMMAND.fullmatch(entry):
-            # A question is shown by the turn that answers it.
-            self._view.show(Said(("", f"❯ {self._pastes.shown(entry)}")))
-        self._submit(self._pastes.expand(entry))
-
-    def _submit(self, line: str) -> None:
-        self._is_busy = self._is_silent = True
-        self._talking.submit(line)
+        self.is_busy = self._is_silent = True
+        self._thread.submit(line)
