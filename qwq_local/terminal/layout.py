@@ -141,33 +141,33 @@ class RowLayout:
     columns: int
     has_color: bool = True
 
-    def row(self, text: str, look: RowStyle = PLAIN) -> Row:
+    def row(self, text: str, style: RowStyle = PLAIN) -> Row:
         """One row, whatever the text's width."""
-        return self._row(look.first, text, look)
+        return self._row(style.first, text, style)
 
-    def rows(self, text: str, look: RowStyle = PLAIN) -> list[Row]:
+    def rows(self, text: str, style: RowStyle = PLAIN) -> list[Row]:
         """The rows of a sanitized text, which may have several lines."""
         text = text.expandtabs(TAB)
-        marks = chain([look.first], repeat(look.rest))
+        marks = chain([style.first], repeat(style.rest))
         return [
-            self._row(mark, text[start:end], look)
-            for mark, (start, end) in zip(marks, self.spans(text, look), strict=False)
+            self._row(mark, text[start:end], style)
+            for mark, (start, end) in zip(marks, self.spans(text, style), strict=False)
         ]
 
-    def spans(self, text: str, look: RowStyle = PLAIN) -> list[tuple[int, int]]:
+    def spans(self, text: str, style: RowStyle = PLAIN) -> list[tuple[int, int]]:
         """Where each row of a text without tabs starts and ends."""
-        width = max(MIN_WIDTH, self.columns - cell_len(look.first))
-        hang = cell_len(look.rest) - cell_len(look.first)
+        width = max(MIN_WIDTH, self.columns - cell_len(style.first))
+        hang = cell_len(style.rest) - cell_len(style.first)
         return row_spans(text, width, max(0, min(hang, width - MIN_WIDTH)))
 
     def plain(self, row: Row) -> Row:
-        """A row that was styled elsewhere, as this paper takes it."""
+        """A row that was styled elsewhere, as this layout takes it."""
         return row if self.has_color else Row(_SGR.sub("", row.written), row.cells)
 
-    def _row(self, mark: str, text: str, look: RowStyle) -> Row:
+    def _row(self, mark: str, text: str, style: RowStyle) -> Row:
         written = mark + text
         cells = cell_len(written)
-        if self.has_color and look.style and text:
-            styled, plain = (mark, text) if look.is_for_marks else (written, "")
-            written = f"\x1b[{look.style}m{styled}\x1b[0m{plain}"
+        if self.has_color and style.style and text:
+            styled, plain = (mark, text) if style.is_for_marks else (written, "")
+            written = f"\x1b[{style.style}m{styled}\x1b[0m{plain}"
         return Row(written, cells)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.live_region import LiveRegion
-from qwq_local.terminal.markdown_blocks import PARAGRAPH_LIMIT, Block, BlockReader, Kind
+from qwq_local.terminal.markdown_blocks import PARAGRAPH_LIMIT, BlockKind, BlockReader, MarkdownBlock
 from qwq_local.terminal.markdown_renderer import BlockRenderer
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
@@ -61,7 +61,7 @@ class MarkdownRows:
         self._cutter = LineCutter()
         self._reader = BlockReader()
         self._renderer = BlockRenderer(has_color)
-        self._finished: list[Block] = []
+        self._finished: list[MarkdownBlock] = []
         self._offset = 0  # characters of the open paragraph that were taken already
 
     def feed(self, text: str) -> None:
@@ -77,7 +77,7 @@ class MarkdownRows:
         """
         final = self._take_finished(columns)
         open_blocks = self._reader.peek(self._cutter.partial)
-        if len(open_blocks) == 1 and open_blocks[0].kind is Kind.PARAGRAPH:
+        if len(open_blocks) == 1 and open_blocks[0].kind is BlockKind.PARAGRAPH:
             settled, live = self._split_paragraph(open_blocks[0], columns, limit)
             final += settled
         else:
@@ -98,7 +98,7 @@ class MarkdownRows:
         offset, self._offset = self._offset, 0
         return self._renderer.render(blocks, columns, offset)
 
-    def _split_paragraph(self, block: Block, columns: int, limit: int) -> tuple[list[Row], list[Row]]:
+    def _split_paragraph(self, block: MarkdownBlock, columns: int, limit: int) -> tuple[list[Row], list[Row]]:
         """The rows of the open paragraph that nothing can change, and those that are still live."""
         shown = self._renderer.paragraph(block, columns, self._offset)
         gap = [Row("", 0)] if block.gap and not self._offset else []
@@ -151,7 +151,7 @@ def live_limit(window_rows: int) -> int:
     return max(1, min(LIVE_ROWS, window_rows // 3))
 
 
-def _before_table_head(block: Block, end: int) -> int:
+def _before_table_head(block: MarkdownBlock, end: int) -> int:
     """Where the last two source lines begin if one may be a table's head: the next line decides."""
     last_lines = block.text.split("\n")[-2:]
     if not any("|" in line for line in last_lines):

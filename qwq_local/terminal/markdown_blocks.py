@@ -37,7 +37,7 @@ _MATH_OPENER = re.compile(r"\\\[|\$\$|\\begin\{([^}]*)\}")
 _CELL_BORDER = re.compile(r"(?<!\\)\|")
 
 
-class Kind(Enum):
+class BlockKind(Enum):
     """What a block is."""
 
     PARAGRAPH = auto()
@@ -52,7 +52,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class MarkdownTable:
     """A table's head: cells, alignments (`left`, `right`, `center`), and the rows that set its widths."""
 
     header: tuple[str, ...]
@@ -61,19 +61,19 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class MarkdownBlock:
     """One block: its Markdown, the prefixes of its first and its other rows, whether a blank row precedes it.
 
     `info` is the language of a fence or the level of a heading.
     """
 
-    kind: Kind
+    kind: BlockKind
     text: str = ""
     first: str = ""
     rest: str = ""
     gap: bool = False
     info: str = ""
-    table: Table | None = None
+    table: MarkdownTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +93,21 @@ class BlockReader:
     """Reads lines one after the other; what is still open can be looked at without closing it."""
 
     def __init__(self) -> None:
-        self._blocks: list[Block] = []
+        self._blocks: list[MarkdownBlock] = []
         self._paragraph: list[str] = []
-        self._paragraph_start = Block(Kind.PARAGRAPH)
+        self._paragraph_start = MarkdownBlock(BlockKind.PARAGRAPH)
         self._outer: list[_Item] = []  # lists around a quotation
         self._depth = 0  # of quotations
         self._inner: list[_Item] = []  # lists inside the quotation
         self._marker = ""  # of the item that has no block yet
         self._fence: _Fence | None = None
         self._math_end = ""
-        self._table: Table | None = None
-        self._table_start = Block(Kind.TABLE)
+        self._table: MarkdownTable | None = None
+        self._table_start = MarkdownBlock(BlockKind.TABLE)
         self._gap = False
         self._is_first = True
 
-    def feed(self, line: str, continues: bool = False) -> list[Block]:
+    def feed(self, line: str, continues: bool = False) -> list[MarkdownBlock]:
         """The blocks that this line finishes; `continues` when it is the rest of a line that was cut."""
         if self._fence and self._depth and not _QUOTE.match(line):
             self._fence = None  # The quotation ended, and the code with it.
@@ -125,20 +125,20 @@ class BlockReader:
             self._read_containers(line.expandtabs(4).rstrip())
         return self._take_blocks()
 
-    def peek(self, partial_line: str) -> list[Block]:
+    def peek(self, partial_line: str) -> list[MarkdownBlock]:
         """The blocks that there would be if the text ended with this unfinished line."""
         reader = copy.copy(self)
         reader._blocks, reader._paragraph = [], list(self._paragraph)
         reader._outer, reader._inner = list(self._outer), list(self._inner)
         return (reader.feed(partial_line) if partial_line else []) + reader.close()
 
-    def close(self) -> list[Block]:
+    def close(self) -> list[MarkdownBlock]:
         """The blocks that the end of the text finishes."""
         self._close_leaf()
         self._flush_marker()
         return self._take_blocks()
 
-    def _take_blocks(self) -> list[Block]:
+    def _take_blocks(self) -> list[MarkdownBlock]:
         blocks, self._blocks = self._blocks, []
         return blocks
 
@@ -184,18 +184,18 @@ class BlockReader:
 
     def _flush_marker(self) -> None:
         if self._marker:
-            self._emit(self._start(Kind.PARAGRAPH))
+            self._emit(self._start(BlockKind.PARAGRAPH))
 
-    def _start(self, kind: Kind, text: str = "", info: str = "") -> Block:
+    def _start(self, kind: BlockKind, text: str = "", info: str = "") -> MarkdownBlock:
         """A block that begins here: takes the pending list marker and the pending blank row."""
         rest = " " * sum(item.cells for item in self._outer) + "▌ " * self._depth
         rest = (rest + " " * sum(item.cells for item in self._inner))[-PREFIX_LIMIT:]
         first = rest[: max(0, len(rest) - len(self._marker))] + self._marker
-        block = Block(kind, text, first, rest, self._gap and not self._is_first, info)
+        block = MarkdownBlock(kind, text, first, rest, self._gap and not self._is_first, info)
         self._marker, self._gap, self._is_first = "", False, False
         return block
 
-    def _emit(self, block: Block) -> None:
+    def _emit(self, block: MarkdownBlock) -> None:
         self._blocks.append(block)
 
     # Leaves: what stands inside the containers.
@@ -208,18 +208,20 @@ class BlockReader:
         elif fence := _FENCE.match(text):
             self._close_leaf()
             mark, info = (fence[1], fence[2]) if fence[1] else (fence[3], fence[4])
-            self._emit(self._start(Kind.FENCE_OPEN, text, info.strip().partition(" ")[0]))
+            self._emit(self._start(BlockKind.FENCE_OPEN, text, info.strip().partition(" ")[0]))
             self._fence = _Fence(mark, indent)
         elif heading := _HEADING.match(text):
             self._close_leaf()
             self._emit(
-                self._start(Kind.HEADING, _CLOSING_HASHES.sub("", heading[2] or ""), str(len(heading[1])))
+                self._start(
+                    BlockKind.HEADING, _CLOSING_HASHES.sub("", heading[2] or ""), str(len(heading[1]))
+                )
             )
         elif self._opens_table(text):
             return
         elif _RULE.match(text):
             self._close_leaf()
-            self._emit(self._start(Kind.RULE))
+            self._emit(self._start(BlockKind.RULE))
         elif (marker := _MARKER.match(text)) and (marker[2] or not self._paragraph):
             self._open_item(marker[1], indent)
             if marker[2]:
@@ -228,9 +230,9 @@ class BlockReader:
         elif math_end := _unclosed_math(text):
             self._close_leaf()
             self._math_end = math_end
-            self._emit(self._start(Kind.MATH, text))
+            self._emit(self._start(BlockKind.MATH, text))
         elif indent >= 4 and not (self._paragraph or self._outer or self._inner):
-            self._emit(self._start(Kind.CODE, " " * (indent - 4) + text))
+            self._emit(self._start(BlockKind.CODE, " " * (indent - 4) + text))
         else:
             self._add_to_paragraph(text)
 
@@ -239,16 +241,16 @@ class BlockReader:
         mark = text.strip()
         if len(mark) >= len(fence.mark) and not mark.strip(fence.mark[0]):
             self._fence = None
-            self._emit(self._start(Kind.FENCE_CLOSE, mark))
+            self._emit(self._start(BlockKind.FENCE_CLOSE, mark))
             return
-        self._emit(self._start(Kind.CODE, text))
+        self._emit(self._start(BlockKind.CODE, text))
 
     def _read_math(self, line: str) -> None:
         items = self._inner or self._outer
         text = self._without_containers(line.expandtabs(4), items[-1].content_indent if items else 0)
         if self._math_end in text:
             self._math_end = ""
-        self._emit(self._start(Kind.MATH, text.rstrip()))
+        self._emit(self._start(BlockKind.MATH, text.rstrip()))
 
     def _without_containers(self, line: str, indent: int) -> str:
         """The line without the marks of the open quotations and at most `indent` spaces."""
@@ -266,7 +268,7 @@ class BlockReader:
         if self._table:
             self._close_leaf()
         if not self._paragraph:
-            self._paragraph_start = self._start(Kind.PARAGRAPH)
+            self._paragraph_start = self._start(BlockKind.PARAGRAPH)
         self._paragraph.append(text)
         if sum(map(len, self._paragraph)) >= PARAGRAPH_LIMIT:
             self._close_leaf()
@@ -276,10 +278,10 @@ class BlockReader:
         if self._paragraph:
             start = self._paragraph_start
             text = "\n".join(self._paragraph)
-            self._emit(Block(Kind.PARAGRAPH, text, start.first, start.rest, start.gap))
+            self._emit(MarkdownBlock(BlockKind.PARAGRAPH, text, start.first, start.rest, start.gap))
             self._paragraph = []
         if self._table:
-            if self._table_start.kind is Kind.TABLE:
+            if self._table_start.kind is BlockKind.TABLE:
                 self._emit(self._with_table(self._table_start, self._table))
             self._table = None
 
@@ -296,9 +298,9 @@ class BlockReader:
         self._paragraph.pop()
         if self._paragraph:
             self._close_leaf()
-            start = self._start(Kind.PARAGRAPH)
-        self._table = Table(header, tuple(map(_align, delimiters)))
-        self._table_start = Block(Kind.TABLE, "", start.first, start.rest, start.gap)
+            start = self._start(BlockKind.PARAGRAPH)
+        self._table = MarkdownTable(header, tuple(map(_align, delimiters)))
+        self._table_start = MarkdownBlock(BlockKind.TABLE, "", start.first, start.rest, start.gap)
         return True
 
     def _is_row(self, text: str) -> bool:
@@ -311,20 +313,20 @@ class BlockReader:
         cells += ("",) * (n_columns - len(cells))
         # What exceeds the columns is kept in the last one: nothing that was written is hidden.
         cells = (*cells[: n_columns - 1], " | ".join(cells[n_columns - 1 :]))
-        grown = Table(table.header, table.aligns, (*table.rows, cells))
-        if start.kind is Kind.ROW:
-            one_row = Table(table.header, table.aligns, (cells,))
+        grown = MarkdownTable(table.header, table.aligns, (*table.rows, cells))
+        if start.kind is BlockKind.ROW:
+            one_row = MarkdownTable(table.header, table.aligns, (cells,))
             self._emit(self._with_table(start, one_row))
         elif len(grown.rows) < TABLE_SAMPLE:
             self._table = grown
         else:
             self._emit(self._with_table(start, grown))
             self._table = grown
-            self._table_start = Block(Kind.ROW, "", start.rest, start.rest)
+            self._table_start = MarkdownBlock(BlockKind.ROW, "", start.rest, start.rest)
 
     @staticmethod
-    def _with_table(start: Block, table: Table) -> Block:
-        return Block(start.kind, start.text, start.first, start.rest, start.gap, table=table)
+    def _with_table(start: MarkdownBlock, table: MarkdownTable) -> MarkdownBlock:
+        return MarkdownBlock(start.kind, start.text, start.first, start.rest, start.gap, table=table)
 
 
 def _unclosed_math(text: str) -> str:

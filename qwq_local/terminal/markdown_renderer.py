@@ -19,7 +19,7 @@ from rich.syntax import ANSI_DARK, ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 from qwq_local.terminal.layout import MIN_WIDTH, Row, cut, fold_spans, make_row, pad, row_spans
-from qwq_local.terminal.markdown_blocks import Block, Kind, Table
+from qwq_local.terminal.markdown_blocks import BlockKind, MarkdownBlock, MarkdownTable
 from qwq_local.terminal.markdown_inline import MATH_STYLE, Inline, render_inline
 from qwq_local.terminal.sanitizer import drop_special
 
@@ -126,13 +126,13 @@ class BlockRenderer:
 
     has_color: bool = True
     _highlighter: CodeHighlighter = field(default_factory=CodeHighlighter)
-    _table: Table | None = None
+    _table: MarkdownTable | None = None
 
-    def render(self, blocks: Iterable[Block], columns: int, offset: int = 0) -> list[Row]:
+    def render(self, blocks: Iterable[MarkdownBlock], columns: int, offset: int = 0) -> list[Row]:
         """The rows of finished blocks; `offset` characters of a first paragraph were drawn before."""
         rows: list[Row] = []
         for kind, group in groupby(blocks, key=lambda block: block.kind):
-            if kind is Kind.CODE:
+            if kind is BlockKind.CODE:
                 rows += self._code(list(group))
                 continue
             for block in group:
@@ -140,52 +140,52 @@ class BlockRenderer:
                 offset = 0
         return rows
 
-    def preview(self, blocks: Iterable[Block], columns: int, offset: int = 0) -> list[Row]:
+    def preview(self, blocks: Iterable[MarkdownBlock], columns: int, offset: int = 0) -> list[Row]:
         """The rows of blocks that may still change, none wider than the window."""
         shadow = copy.copy(self)
         shadow._highlighter = self._highlighter.fork()
         rows: list[Row] = []
         for block in blocks:
             rows += shadow._gap(block, offset)
-            if block.kind is Kind.CODE:
+            if block.kind is BlockKind.CODE:
                 rows += shadow._code_preview(block, columns)
             else:
                 rows += shadow._rows(block, columns, offset)
             offset = 0
         return rows
 
-    def paragraph(self, block: Block, columns: int, offset: int) -> ParagraphRows:
+    def paragraph(self, block: MarkdownBlock, columns: int, offset: int) -> ParagraphRows:
         """A paragraph's rows from a character on; that character starts a row."""
         inline = render_inline(block.text)
         return self._wrap(inline, block, columns, offset)
 
     @staticmethod
-    def _gap(block: Block, offset: int) -> list[Row]:
+    def _gap(block: MarkdownBlock, offset: int) -> list[Row]:
         return [Row("", 0)] if block.gap and not offset else []
 
-    def _rows(self, block: Block, columns: int, offset: int) -> list[Row]:
+    def _rows(self, block: MarkdownBlock, columns: int, offset: int) -> list[Row]:
         match block.kind:
-            case Kind.PARAGRAPH:
+            case BlockKind.PARAGRAPH:
                 return self.paragraph(block, columns, offset).rows
-            case Kind.HEADING:
+            case BlockKind.HEADING:
                 inline = render_inline(block.text, _HEADINGS.get(block.info, _LOWER_HEADING))
                 return self._wrap(inline, block, columns, 0).rows
-            case Kind.MATH:
+            case BlockKind.MATH:
                 return self._wrap(_verbatim(block.text, MATH_STYLE), block, columns, 0).rows
-            case Kind.RULE:
+            case BlockKind.RULE:
                 cells = max(1, min(RULE_CELLS, columns - cell_len(block.first)))
                 return [self._row(block.first, Text("─" * cells))]
-            case Kind.TABLE | Kind.ROW:
+            case BlockKind.TABLE | BlockKind.ROW:
                 return self._table_rows(block, columns)
             case _:
-                if block.kind is Kind.FENCE_OPEN:
+                if block.kind is BlockKind.FENCE_OPEN:
                     self._highlighter = CodeHighlighter(block.info)
                 return self._wrap(_verbatim(block.text, _DIM), block, columns, 0).rows
 
     def _row(self, prefix: str, text: Text) -> Row:
         return make_row(prefix, text, self.has_color)
 
-    def _wrap(self, inline: Inline, block: Block, columns: int, offset: int) -> ParagraphRows:
+    def _wrap(self, inline: Inline, block: MarkdownBlock, columns: int, offset: int) -> ParagraphRows:
         width = max(MIN_WIDTH, columns - cell_len(block.rest))
         plain = inline.text.plain
         if offset and offset >= len(plain):
@@ -199,14 +199,14 @@ class BlockRenderer:
 
     # Code: one row a line, however long, so that a selection in the terminal copies it unchanged.
 
-    def _code(self, blocks: list[Block]) -> list[Row]:
+    def _code(self, blocks: list[MarkdownBlock]) -> list[Row]:
         lines = self._highlighter.highlight([drop_special(block.text) for block in blocks])
         rows: list[Row] = []
         for block, line in zip(blocks, lines, strict=True):
             rows += [*self._gap(block, 0), self._row(block.first, line)]
         return rows
 
-    def _code_preview(self, block: Block, columns: int) -> list[Row]:
+    def _code_preview(self, block: MarkdownBlock, columns: int) -> list[Row]:
         [line] = self._highlighter.highlight([drop_special(block.text)])
         line.expand_tabs(8)
         width = max(MIN_WIDTH, columns - cell_len(block.first))
@@ -217,16 +217,16 @@ class BlockRenderer:
 
     # Tables: widths come from the head and the first rows, and hold for all later ones.
 
-    def _table_rows(self, block: Block, columns: int) -> list[Row]:
+    def _table_rows(self, block: MarkdownBlock, columns: int) -> list[Row]:
         table = block.table
         assert table is not None
-        if block.kind is Kind.TABLE:
+        if block.kind is BlockKind.TABLE:
             self._table = table
         widths = _column_widths(self._table or table, columns - cell_len(block.rest))
         if widths is None:
             return self._table_as_text(block, table, columns)
         rows: list[Row] = []
-        if block.kind is Kind.TABLE:
+        if block.kind is BlockKind.TABLE:
             rows += self._table_row(block.first, table.header, table, widths, Style(bold=True))
             rows.append(self._row(block.rest, Text("─┼─".join("─" * width for width in widths))))
         for cells in table.rows:
@@ -234,7 +234,12 @@ class BlockRenderer:
         return rows
 
     def _table_row(
-        self, prefix: str, cells: tuple[str, ...], table: Table, widths: list[int], style: Style | None
+        self,
+        prefix: str,
+        cells: tuple[str, ...],
+        table: MarkdownTable,
+        widths: list[int],
+        style: Style | None,
     ) -> list[Row]:
         columns = []
         for source, width in zip(cells, widths, strict=True):
@@ -250,10 +255,10 @@ class BlockRenderer:
             rows.append(self._row(prefix, line))
         return rows
 
-    def _table_as_text(self, block: Block, table: Table, columns: int) -> list[Row]:
+    def _table_as_text(self, block: MarkdownBlock, table: MarkdownTable, columns: int) -> list[Row]:
         """A table that is too wide for the window: each row as a line, its cells between bars."""
         rows: list[Row] = []
-        for cells in ([table.header] if block.kind is Kind.TABLE else []) + list(table.rows):
+        for cells in ([table.header] if block.kind is BlockKind.TABLE else []) + list(table.rows):
             rows += self._wrap(render_inline(" | ".join(cells)), block, columns, 0).rows
         return rows
 
@@ -264,7 +269,7 @@ def _verbatim(source: str, style: Style) -> Inline:
     return Inline(text, 0)
 
 
-def _column_widths(table: Table, available: int) -> list[int] | None:
+def _column_widths(table: MarkdownTable, available: int) -> list[int] | None:
     """Cells of each column: as wide as its text, the widest made narrower until all fit; None if none can."""
     widths = [
         max(1, *(cell_len(render_inline(cell).text.plain) for cell in column))

@@ -32,7 +32,7 @@ _PLAIN_RUN = re.compile(f"[^{_SPECIAL}]+")
 _SPECIAL_CHARACTER = re.compile(f"[{_SPECIAL}]")
 
 
-class _State(Enum):
+class _EscapeState(Enum):
     TEXT = auto()
     ESCAPE = auto()
     ESCAPE_INTERMEDIATE = auto()
@@ -45,7 +45,7 @@ class Sanitizer:
     """Strips one text that arrives in pieces; keeps a state and no text between them."""
 
     def __init__(self) -> None:
-        self._state = _State.TEXT
+        self._state = _EscapeState.TEXT
         self._swallowed = 0
         self._after_cr = False
 
@@ -55,7 +55,7 @@ class Sanitizer:
         position = 0
         while position < len(text):
             character = text[position]
-            if self._state is not _State.TEXT:
+            if self._state is not _EscapeState.TEXT:
                 position += self._swallow(character)
             elif self._after_cr and character == "\n":
                 self._after_cr = False
@@ -80,14 +80,14 @@ class Sanitizer:
         if character in _NEWLINES:
             return "\n"
         if character == _ESC:
-            self._enter(_State.ESCAPE)
+            self._enter(_EscapeState.ESCAPE)
         elif character == _CSI:
-            self._enter(_State.CSI)
+            self._enter(_EscapeState.CSI)
         elif character in _STRING_OPENERS:
-            self._enter(_State.STRING)
+            self._enter(_EscapeState.STRING)
         return "\ufffd" if "\ud800" <= character <= "\udfff" else ""
 
-    def _enter(self, state: _State) -> None:
+    def _enter(self, state: _EscapeState) -> None:
         self._state = state
         self._swallowed = 0
 
@@ -95,50 +95,50 @@ class Sanitizer:
         """Take one character of a sequence; False when it ends the sequence and belongs to the text."""
         self._swallowed += 1
         match self._state:
-            case _State.ESCAPE:
+            case _EscapeState.ESCAPE:
                 return self._after_escape(character)
-            case _State.CSI | _State.ESCAPE_INTERMEDIATE:
+            case _EscapeState.CSI | _EscapeState.ESCAPE_INTERMEDIATE:
                 return self._within_sequence(character)
-            case _State.STRING:
+            case _EscapeState.STRING:
                 return self._within_string(character)
             case _:
                 if character == "\\":
-                    self._enter(_State.TEXT)
+                    self._enter(_EscapeState.TEXT)
                     return True
-                self._enter(_State.ESCAPE)
+                self._enter(_EscapeState.ESCAPE)
                 return False
 
     def _after_escape(self, character: str) -> bool:
         if character == "[":
-            self._enter(_State.CSI)
+            self._enter(_EscapeState.CSI)
         elif character in "]PX^_":
-            self._enter(_State.STRING)
+            self._enter(_EscapeState.STRING)
         elif " " <= character <= "/":
-            self._enter(_State.ESCAPE_INTERMEDIATE)
+            self._enter(_EscapeState.ESCAPE_INTERMEDIATE)
         elif character != _ESC:
-            self._enter(_State.TEXT)
+            self._enter(_EscapeState.TEXT)
             return "0" <= character <= "~"
         return True
 
     def _within_sequence(self, character: str) -> bool:
-        last_parameter = "?" if self._state is _State.CSI else "/"
+        last_parameter = "?" if self._state is _EscapeState.CSI else "/"
         if character == _ESC:
-            self._enter(_State.ESCAPE)
+            self._enter(_EscapeState.ESCAPE)
         elif not " " <= character <= last_parameter:
-            self._enter(_State.TEXT)
+            self._enter(_EscapeState.TEXT)
             return " " <= character <= "~"
         elif self._swallowed >= SEQUENCE_LIMIT:
-            self._enter(_State.TEXT)
+            self._enter(_EscapeState.TEXT)
         return True
 
     def _within_string(self, character: str) -> bool:
         if character == _ESC:
-            self._enter(_State.STRING_ESCAPE)
+            self._enter(_EscapeState.STRING_ESCAPE)
         elif character == "\n" or character in _NEWLINES:
-            self._enter(_State.TEXT)
+            self._enter(_EscapeState.TEXT)
             return False
         elif character in (_BEL, _ST, "\x18", "\x1a") or self._swallowed >= STRING_LIMIT:
-            self._enter(_State.TEXT)
+            self._enter(_EscapeState.TEXT)
         return True
 
 

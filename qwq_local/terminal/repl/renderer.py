@@ -71,8 +71,8 @@ class BottomArea:
         lines = self.status
         if self._clock() < self._hint_until:
             lines = [*lines[:-1], self._hint]
-        paper, look = RowLayout(columns, self._output.has_color), RowStyle(DIM)
-        return [paper.row(one_line(line, columns - 1), look) for line in lines if line]
+        layout, look = RowLayout(columns, self._output.has_color), RowStyle(DIM)
+        return [layout.row(one_line(line, columns - 1), look) for line in lines if line]
 
 
 SETTLE_S = 0.05

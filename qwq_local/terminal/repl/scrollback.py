@@ -19,6 +19,7 @@ QUESTION_ROWS = 20
 NOTICE_CELLS = 600
 _QUESTION = RowStyle(BOLD, "❯ ", "  ")
 _NOTE = RowStyle("", "note: ", "  ")
+_ERROR, _ERROR_WITHOUT_COLOR = RowStyle(RED, "✗ ", "  ", is_for_marks=True), RowStyle("", "error: ", "  ")
 _CLOSED_BY = {
     CloseReason.MODEL: "",
     CloseReason.BUDGET: "ended at its budget",
@@ -28,76 +29,74 @@ _CLOSED_BY = {
 }
 
 
-def question_rows(question: str, paper: RowLayout) -> list[Row]:
+def question_rows(question: str, layout: RowLayout) -> list[Row]:
     """What the person asked, as it was written; of a long text the beginning and how long it is."""
     question = question.strip("\n")
     # No more is laid out than the rows can hold.
-    head = question[: (QUESTION_ROWS + 1) * (paper.columns + 1)]
-    rows = paper.rows(sanitize(head), _QUESTION)
+    head = question[: (QUESTION_ROWS + 1) * (layout.columns + 1)]
+    rows = layout.rows(sanitize(head), _QUESTION)
     if len(rows) <= QUESTION_ROWS and len(head) == len(question):
         return rows
     n_lines = question.count("\n") + 1
     size = f"{n_lines:,} lines" if n_lines > 1 else f"{len(question):,} characters"
-    return rows[:QUESTION_ROWS] + paper.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
+    return rows[:QUESTION_ROWS] + layout.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
 
 
-def plan_rows(event: Planned, paper: RowLayout) -> list[Row]:
+def plan_rows(event: Planned, layout: RowLayout) -> list[Row]:
     """What was decided, in words."""
-    return paper.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
+    return layout.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
 
 
-def notice_rows(text: str, paper: RowLayout) -> list[Row]:
+def notice_rows(text: str, layout: RowLayout) -> list[Row]:
     """One line that a person should read."""
-    return paper.rows(one_line(text, NOTICE_CELLS), _NOTE)
+    return layout.rows(one_line(text, NOTICE_CELLS), _NOTE)
 
 
-def closed_rows(event: ThinkingClosed, thought: int, before_s: float, paper: RowLayout) -> list[Row]:
+def closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: RowLayout) -> list[Row]:
     """The line that a thought folds into; nothing for one without a token."""
     if not event.tokens:
         return []
-    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], paper)
+    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], layout)
 
 
-def said_rows(event: Shown, paper: RowLayout) -> list[Row]:
+def said_rows(event: Shown, layout: RowLayout) -> list[Row]:
     """Lines for the person; those of an error are marked."""
     lines = lines_of(event)
     if isinstance(event, Said) and event.is_error:
-        look = (
-            RowStyle(RED, "✗ ", "  ", is_for_marks=True) if paper.has_color else RowStyle("", "error: ", "  ")
-        )
-        return paper.rows("\n".join(lines), look) if lines else []
-    return [row for text in lines for line in text.split("\n") for row in _hanging_rows(line, paper)]
+        style = _ERROR if layout.has_color else _ERROR_WITHOUT_COLOR
+        return layout.rows("\n".join(lines), style) if lines else []
+    return [row for text in lines for line in text.split("\n") for row in _hanging_rows(line, layout)]
 
 
-def recalled_rows(event: Recalled, paper: RowLayout) -> list[Row]:
+def recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
     """A turn of the past as it was, its thought folded."""
-    rows = question_rows(event.question, paper)
+    rows = question_rows(event.question, layout)
     if event.thinking_tokens:
-        rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", paper)
-    answer = map(paper.plain, markdown_rows(event.answer, paper.columns, paper.has_color))
+        rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", layout)
+    answer = map(layout.plain, markdown_rows(event.answer, layout.columns, layout.has_color))
     return rows + with_gap(answer)
 
 
-def steered_rows(text: str, paper: RowLayout) -> list[Row]:
+def steered_rows(text: str, layout: RowLayout) -> list[Row]:
     """A sentence that the person put into a thought."""
-    return paper.rows(sanitize(text).strip(), STEERED) if text.strip() else []
+    return layout.rows(sanitize(text).strip(), STEERED) if text.strip() else []
 
 
-def stopped_rows(details: Iterable[str], can_continue: bool, paper: RowLayout) -> list[Row]:
+def stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout) -> list[Row]:
     """The mark of a turn that the person ended."""
     hint = ["/continue goes on"] if can_continue else []
-    return paper.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
+    return layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
 
 
-def going_on_rows(thought: int, answers: bool, paper: RowLayout) -> list[Row]:
+def going_on_rows(thought: int, answers: bool, layout: RowLayout) -> list[Row]:
     """The mark of a turn that goes on where it ended."""
     what = f"the answer after thought {thought}" if answers else f"thought {thought}"
-    return paper.rows(f"going on with {what}", _mark("▸"))
+    return layout.rows(f"going on with {what}", _mark("▸"))
 
 
-def view_rows(view: ThinkView, paper: RowLayout) -> list[Row]:
+def view_rows(view: ThinkView, layout: RowLayout) -> list[Row]:
     """How thinking is shown from now on."""
-    return paper.rows(f"thinking is shown: {view.value}", _mark("·"))
+    return layout.rows(f"thinking is shown: {view.value}", _mark("·"))
 
 
 def with_gap(rows: Iterable[Row]) -> list[Row]:
@@ -106,16 +105,16 @@ def with_gap(rows: Iterable[Row]) -> list[Row]:
     return [BLANK, *below] if below else []
 
 
-def _hanging_rows(line: str, paper: RowLayout) -> list[Row]:
+def _hanging_rows(line: str, layout: RowLayout) -> list[Row]:
     """A line of ours whose further rows stand in from its first; a single word is only broken."""
     rest = " " * (len(line) - len(line.lstrip(" ")) + 2)
-    hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= paper.columns
-    return paper.rows(line, RowStyle("", "", rest) if hangs else PLAIN)
+    hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= layout.columns
+    return layout.rows(line, RowStyle("", "", rest) if hangs else PLAIN)
 
 
-def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, paper: RowLayout) -> list[Row]:
+def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, layout: RowLayout) -> list[Row]:
     parts = [f"thought {thought}", duration(elapsed_s), f"{tokens:,} tok", end]
-    return paper.rows(" · ".join(filter(None, parts)), _mark("▸"))
+    return layout.rows(" · ".join(filter(None, parts)), _mark("▸"))
 
 
 def _mark(mark: str) -> RowStyle:

@@ -45,7 +45,7 @@ class Thought:
         self._n_taken = 0  # lines whose rows are all taken
         self._offset = 0  # characters of the next line whose rows are taken
         self._memory: dict[int, list[Row]] = {}
-        self._memory_paper = RowLayout(0)
+        self._memory_layout = RowLayout(0)
 
     def feed(self, text: str) -> None:
         """Take the next piece; it is read when somebody looks."""
@@ -91,22 +91,22 @@ class Thought:
                 return one_line(sentence, width)
         return one_line(text, width)
 
-    def tail(self, paper: RowLayout, n_rows: int) -> list[Row]:
+    def tail(self, layout: RowLayout, n_rows: int) -> list[Row]:
         """The last so many rows."""
         self._read()
-        known, self._memory = (self._memory, {}) if paper == self._memory_paper else ({}, {})
-        self._memory_paper = paper
+        known, self._memory = (self._memory, {}) if layout == self._memory_layout else ({}, {})
+        self._memory_layout = layout
         is_open = bool(self._open.strip())
-        shown = _line_rows(self._open_line(), paper) if is_open else []
+        shown = _line_rows(self._open_line(), layout) if is_open else []
         for index in range(len(self._lines) - 1, -1, -1):
             if len(shown) >= n_rows:
                 break
-            rows = known.get(index) or _line_rows(self._lines[index], paper)
+            rows = known.get(index) or _line_rows(self._lines[index], layout)
             self._memory[index] = rows
             shown = rows + shown
         return shown[max(0, len(shown) - n_rows) :]
 
-    def take(self, paper: RowLayout) -> tuple[list[Row], list[Row]]:
+    def take(self, layout: RowLayout) -> tuple[list[Row], list[Row]]:
         """The rows that are final and were not taken before, from the beginning on, and those that are not.
 
         Rows are broken greedily: text that follows changes only the last. Joined, the final rows do not
@@ -115,14 +115,14 @@ class Thought:
         self._read()
         final: list[Row] = []
         for line in self._lines[self._n_taken :]:
-            final += _line_rows(line, paper, self._offset)
+            final += _line_rows(line, layout, self._offset)
             self._n_taken += 1
             self._offset = 0
         line = self._open_line()
         if not line.text.strip():
             return final, []
-        rows = _line_rows(line, paper, self._offset)
-        last = paper.spans(line.text[self._offset :], _look(line, paper))[-1][0]
+        rows = _line_rows(line, layout, self._offset)
+        last = layout.spans(line.text[self._offset :], _style(line, layout))[-1][0]
         if not last:
             return final, rows
         self._offset += last
@@ -163,15 +163,15 @@ class Thought:
         self._gap = not text
 
 
-def _look(line: TraceLine, paper: RowLayout) -> RowStyle:
+def _style(line: TraceLine, layout: RowLayout) -> RowStyle:
     if line.is_steered:
         return STEERED
-    return _DIM_BY_COLOR if paper.has_color else _DIM_BY_MARK
+    return _DIM_BY_COLOR if layout.has_color else _DIM_BY_MARK
 
 
-def _line_rows(line: TraceLine, paper: RowLayout, offset: int = 0) -> list[Row]:
+def _line_rows(line: TraceLine, layout: RowLayout, offset: int = 0) -> list[Row]:
     gap = [BLANK] if line.gap and not offset else []
-    return gap + paper.rows(line.text[offset:], _look(line, paper))
+    return gap + layout.rows(line.text[offset:], _style(line, layout))
 
 
 _OPEN = RowStyle(DIM, "▾ ", "  ")
@@ -192,31 +192,31 @@ class ThoughtView:
         self._view = view
         self.is_full = self.is_full or view is ThinkView.FULL
 
-    def take(self, paper: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
+    def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
         """The rows to commit now, and at most `limit` rows that live."""
         if self.is_full:
-            final, live = self.thought.take(paper)
+            final, live = self.thought.take(layout)
             return self._apart(final, live), live[-limit:]
         if self._view is ThinkView.OFF:
             return [], []
         if self._view is ThinkView.EXCERPT:
-            excerpt = self.thought.excerpt(paper.columns - 2)
-            return [], [paper.row(excerpt or "thinking …", _OPEN)]
-        rows = self.thought.tail(paper, max(1, limit - 1))
+            excerpt = self.thought.excerpt(layout.columns - 2)
+            return [], [layout.row(excerpt or "thinking …", _OPEN)]
+        rows = self.thought.tail(layout, max(1, limit - 1))
         name = f"thought {self._number} · thinking …"
         head = [
-            paper.row(
-                name if len(name) + 2 <= paper.columns else one_line("thinking …", paper.columns - 2), _OPEN
+            layout.row(
+                name if len(name) + 2 <= layout.columns else one_line("thinking …", layout.columns - 2), _OPEN
             )
         ]
         return [], [*head, *rows] if limit > 1 else rows or head
 
-    def interrupt(self, paper: RowLayout) -> list[Row]:
+    def interrupt(self, layout: RowLayout) -> list[Row]:
         """All rows to commit before something else stands below: those of the open line too."""
         if not self.is_full:
             return []
         self.thought.end_line()
-        final, _ = self.thought.take(paper)
+        final, _ = self.thought.take(layout)
         return self._apart(final, [])
 
     def _apart(self, final: list[Row], live: list[Row]) -> list[Row]:

@@ -90,34 +90,34 @@ class AnswerRows:
         """Commit this below the answer; until then the last of its rows live there."""
         self._held.append(said)
 
-    def take(self, paper: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
+    def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
         """The rows to commit now, and at most `limit` that live: of the answer, and of what is held."""
         self._read()
-        held = _laid_out(self._held[-HELD_ROWS:], paper)[-HELD_ROWS:][: limit // 3]
-        final, live = self._rows.take(paper.columns, limit - len(held))
-        return self._apart(final, live, paper), [*map(paper.plain, live), *held]
+        held = _laid_out(self._held[-HELD_ROWS:], layout)[-HELD_ROWS:][: limit // 3]
+        final, live = self._rows.take(layout.columns, limit - len(held))
+        return self._apart(final, live, layout), [*map(layout.plain, live), *held]
 
-    def close(self, paper: RowLayout) -> list[Row]:
+    def close(self, layout: RowLayout) -> list[Row]:
         """The rows that are left, and what was held."""
         self._read()
-        left = self._apart(self._rows.close(paper.columns), [], paper)
-        return left + with_gap(_laid_out(self._held, paper))
+        left = self._apart(self._rows.close(layout.columns), [], layout)
+        return left + with_gap(_laid_out(self._held, layout))
 
     def _read(self) -> None:
         if self._pieces:
             self._rows.feed("".join(self._pieces))
             self._pieces.clear()
 
-    def _apart(self, final: list[Row], live: list[Row], paper: RowLayout) -> list[Row]:
-        rows = [paper.plain(row) for row in final]
+    def _apart(self, final: list[Row], live: list[Row], layout: RowLayout) -> list[Row]:
+        rows = [layout.plain(row) for row in final]
         if self._is_begun or not (rows or live):
             return rows
         self._is_begun = True
         return [BLANK, *rows]
 
 
-def _laid_out(held: list[LaidOut], paper: RowLayout) -> list[Row]:
-    return [row for rows in held for row in rows(paper)]
+def _laid_out(held: list[LaidOut], layout: RowLayout) -> list[Row]:
+    return [row for rows in held for row in rows(layout)]
 
 
 THOUGHT_ROWS = 10
@@ -188,7 +188,7 @@ class TurnView:
                 self._steer(text)
             case ThinkingClosed():
                 self._commit_thought()
-                self._commit(scrollback.closed_rows(event, self._number, self._before_s, self._paper))
+                self._commit(scrollback.closed_rows(event, self._number, self._before_s, self._layout))
             case Finished():
                 self._finish(event)
             case _:
@@ -219,18 +219,18 @@ class TurnView:
     # Live rows and the status line.
 
     @property
-    def _paper(self) -> RowLayout:
+    def _layout(self) -> RowLayout:
         return RowLayout(self._output.size()[0], self._output.has_color)
 
     def _live(self, columns: int, window_rows: int) -> Sequence[Row]:
         """The rows that may still change; commits those that no longer can."""
-        paper = RowLayout(columns, self._output.has_color)
+        layout = RowLayout(columns, self._output.has_color)
         live: list[Row] = []
         if self._thought:
-            final, live = self._thought.take(paper, max(1, min(THOUGHT_ROWS, window_rows // 3)))
+            final, live = self._thought.take(layout, max(1, min(THOUGHT_ROWS, window_rows // 3)))
             self._commit(final)
         elif self._answer:
-            final, live = self._answer.take(paper, live_limit(window_rows))
+            final, live = self._answer.take(layout, live_limit(window_rows))
             self._commit(final)
         return live
 
@@ -242,7 +242,7 @@ class TurnView:
         if progress.elapsed_s < APPEARS_AFTER_S:
             return []
         columns = self._output.size()[0]
-        return [self._paper.row(one_line(progress.text_with_bar(columns), columns))]
+        return [self._layout.row(one_line(progress.text_with_bar(columns), columns))]
 
     def _status(self, seen: tuple[object, ...]) -> tuple[str, ...]:
         """The status line, made anew when the turn goes on to something else, else a few times a second."""
@@ -260,9 +260,9 @@ class TurnView:
         self._end_texts()
         self._number, self._before_s = event.thought, event.thinking_s
         self._can_continue = event.can_continue
-        rows = scrollback.question_rows(event.question, self._paper)
+        rows = scrollback.question_rows(event.question, self._layout)
         if event.continued:
-            rows = scrollback.going_on_rows(event.thought, bool(event.answer), self._paper)
+            rows = scrollback.going_on_rows(event.thought, bool(event.answer), self._layout)
         self._commit_apart(rows)
         if event.continued and event.answer:
             self._give(event.answer)
@@ -306,7 +306,7 @@ class TurnView:
         """Put the sentence into the trace; where that is folded, it stands above for itself."""
         self._think().steer(text)
         if self._thought and not self._thought.is_full:
-            self._commit(scrollback.steered_rows(text, self._paper))
+            self._commit(scrollback.steered_rows(text, self._layout))
 
     def _choose(self, view: ThinkView) -> None:
         self._view = view
@@ -324,19 +324,19 @@ class TurnView:
             case Planned() if self._is_new(event):
                 said = partial(scrollback.plan_rows, event)
             case Recalled():
-                self._commit_apart(scrollback.recalled_rows(event, self._paper))
+                self._commit_apart(scrollback.recalled_rows(event, self._layout))
                 self._is_below_answer = bool(event.answer)
             case ViewChanged(view):
                 self._choose(view)
                 said = partial(scrollback.view_rows, view)
         if not isinstance(event, Notice | Planned | Prompted | Generated):
             self._progress = None
-        rows = said(self._paper) if said else []
+        rows = said(self._layout) if said else []
         if said and rows and self._answer:
             self._answer.hold(said)
         elif rows:
             if self._thought:
-                self._commit(self._thought.interrupt(self._paper))
+                self._commit(self._thought.interrupt(self._layout))
             # Without a gap it would read as the end of what the model said.
             needs_gap = self._is_below_answer and rows[0] != BLANK
             self._commit(with_gap(rows) if needs_gap else rows)
@@ -357,7 +357,7 @@ class TurnView:
             details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
         self._end_texts()
         if event.reason is FinishReason.INTERRUPTED:
-            self._commit(scrollback.stopped_rows(details, self._can_continue, self._paper))
+            self._commit(scrollback.stopped_rows(details, self._can_continue, self._layout))
 
     # Committing.
 
@@ -370,12 +370,12 @@ class TurnView:
         thought, self._thought = self._thought, None
         self._progress = None
         if thought:
-            self._commit(thought.interrupt(self._paper))
+            self._commit(thought.interrupt(self._layout))
 
     def _commit_answer(self) -> None:
         answer, self._answer = self._answer, None
         if answer:
-            self._commit(answer.close(self._paper))
+            self._commit(answer.close(self._layout))
             self._is_below_answer = not answer.has_held
 
     def _commit_apart(self, rows: list[Row]) -> None:
