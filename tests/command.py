@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
@@ -14,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pyte
 
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.main import main
+from qwq_local.errors import ExitStatus
 from tests.emulator import Emulator
 
 ROOT = Path(__file__).parent.parent
@@ -62,17 +65,58 @@ def qwq(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: s
     return Ran(result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
-def qwq_here(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: str) -> Ran:
+class InterruptingStream(io.StringIO):
+    """Presses Ctrl-C when the marker has been written `times` times."""
+
+    def __init__(self, marker: str, times: int = 1) -> None:
+        super().__init__()
+        self._marker = marker
+        self._left = times
+
+    def write(self, text: str) -> int:
+        n_written = super().write(text)
+        if self._marker in text:
+            self._left -= 1
+            if self._left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return n_written
+
+
+class ClosingStream(io.StringIO):
+    """Has no reader any more after the first `n_lines`."""
+
+    def __init__(self, n_lines: int) -> None:
+        super().__init__()
+        self._left = n_lines
+
+    def write(self, text: str) -> int:
+        if self._left == 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        self._left -= 1
+        return super().write(text)
+
+
+def qwq_here(
+    cache: Path,
+    *arguments: str,
+    stdin: bytes | None = None,
+    stdout: io.StringIO | None = None,
+    **variables: str,
+) -> Ran:
     """Run `qwq` to its end in this process, which is much faster: Python and llama.cpp are loaded already.
 
     For the commands in cli/flags.py, and for the help and usage errors of all commands. What C code prints,
     signals and closed pipes need a process: see `qwq`.
     """
-    out, err, help_text = io.StringIO(), io.StringIO(), io.StringIO()
+    out, err = stdout or io.StringIO(), io.StringIO()
     own = Environment(None if stdin is None else io.BytesIO(stdin), out, err, environment(cache, **variables))
-    with redirect_stdout(help_text), redirect_stderr(err):
-        status = main(arguments, own)
-    return Ran(status, out.getvalue() + help_text.getvalue(), err.getvalue())
+    with TemporaryFile("w+", encoding="utf-8") as help_text:
+        with redirect_stdout(help_text), redirect_stderr(err):
+            status = main(arguments, own)
+        if status != ExitStatus.READER_GONE:  # then the file is the null device
+            help_text.seek(0)
+            out.write(help_text.read())
+    return Ran(status, out.getvalue(), err.getvalue())
 
 
 @dataclass
@@ -85,6 +129,7 @@ class Terminal:
     rows: int = 24
     stdout: int | None = None
     program: Sequence[str] = QWQ
+    cwd: Path | None = None
     raw: bytearray = field(default_factory=bytearray)
 
     def __enter__(self) -> Terminal:
@@ -98,6 +143,7 @@ class Terminal:
             stdout=theirs if self.stdout is None else self.stdout,
             stderr=theirs,
             env=dict(self.variables),
+            cwd=self.cwd,
             preexec_fn=_take_terminal,
         )
         os.close(theirs)

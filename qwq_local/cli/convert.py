@@ -41,7 +41,7 @@ from qwq_local.cli.local import default_profile, measured_fit
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.hub.cache import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine
+from qwq_local.terminal.progress import Clock, WorkLine
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.text import binary_size, plural, time_left
 from qwq_local.wire import event_line, write_line
@@ -161,16 +161,18 @@ def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -
         yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
 
 
-class _ConvertScreen:
+class ConvertScreen:
     """Shows the events of a conversion on stderr."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, clock: Clock) -> None:
         self._output = output
+        self._clock = clock
         self._line: WorkLine | None = None
         self._total = 0
         self._done = 0
 
     def show(self, event: ConvertEvent) -> None:
+        """Shows one event."""
         match event:
             case ConversionPlanned(_, total, unweighted):
                 self._total = total
@@ -184,7 +186,7 @@ class _ConvertScreen:
                 self.say(f"going on: {count:,} tensors ({binary_size(done, 2)}) are there already.")
             case RowsWritten(name, done, _):
                 if self._line is None:
-                    self._line = WorkLine(self._output, self._total, time.monotonic, self._done)
+                    self._line = WorkLine(self._output, self._total, self._clock, self._done)
                 self._line.update(name, done)
             case TensorDone(name, _, _, _, _, n_nonfinite) if n_nonfinite:
                 self.say(f"{name}: weights that are no numbers: {n_nonfinite:,}.")
@@ -195,16 +197,18 @@ class _ConvertScreen:
                 self.say(f"{paths[0]}{more}: {binary_size(n_bytes, 2)}, whole and checked.")
 
     def say(self, text: str) -> None:
+        """Writes a line."""
         self.close()
         self._output.write(f"{one_line(text, 2000)}\n")
 
     def close(self) -> None:
+        """Erases the drawn line."""
         if self._line is not None:
             self._line.erase()
 
 
 def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> int:
-    screen = _ConvertScreen(Output.of(environment.stderr, environment.variables))
+    screen = ConvertScreen(Output.of(environment.stderr, environment.variables), time.monotonic)
     n_kept = n_all = 0
     try:
         with closing(run(request)) as events:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-import signal
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
@@ -18,17 +17,28 @@ import numpy as np
 import pytest
 from qwq_convert.file_types import FILE_TYPES
 from qwq_convert.gguf_file import read_header
-from qwq_convert.pipeline import run_conversion
+from qwq_convert.pipeline import ConversionDone, ConversionPlanned, RowsWritten, run_conversion
 from qwq_convert.plan import ConvertRequest
 
-from qwq_local.cli.convert import convert
+from qwq_local.cli.convert import ConvertScreen, convert
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import ConvertFlags
 from qwq_local.errors import ExitStatus, QwqError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
-from tests.command import QWQ, TIMEOUT_S, Ran, Terminal, environment, qwq_here
+from tests.command import (
+    QWQ,
+    TIMEOUT_S,
+    ClosingStream,
+    InterruptingStream,
+    Ran,
+    Terminal,
+    environment,
+    qwq_here,
+)
+from tests.terminal.fake_terminal import Clock
+from tests.terminal.fake_terminal import Terminal as FakeTerminal
 
-# About two seconds of work for one thread: there is something to see and to interrupt, on fast machines too.
+# About two seconds of work for one thread: there is something to interrupt.
 SLOW = CheckpointSpec(hidden_size=512, intermediate_size=6144)
 USAGE, FAILED = ExitStatus.USAGE, ExitStatus.FAILED
 MADE = re.compile(r"(?P<path>\S+): (?P<size>[\d.,]+ \S+), whole and checked\.")
@@ -44,10 +54,10 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("slow") / "model", SLOW)
 
 
-def run(directory: Path, *arguments: str) -> Ran:
+def run(directory: Path, *arguments: str, stdout: io.StringIO | None = None) -> Ran:
     """The command in the test's process, in a directory of its own."""
     with contextlib.chdir(directory):
-        return qwq_here(directory / "cache", "convert", *arguments)
+        return qwq_here(directory / "cache", "convert", *arguments, stdout=stdout)
 
 
 def run_process(directory: Path, *arguments: str) -> Ran:
@@ -58,7 +68,8 @@ def run_process(directory: Path, *arguments: str) -> Ran:
 
 
 def on_terminal(arguments: list[str], directory: Path, columns: int = 80, rows: int = 24) -> Terminal:
-    return Terminal(["convert", *arguments], environment(directory / "cache"), columns, rows)
+    command = ["convert", *arguments]
+    return Terminal(command, environment(directory / "cache"), columns, rows, cwd=directory)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -178,76 +189,67 @@ def test_help_names_every_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
-def test_on_a_terminal_a_line_shows_tensor_bar_rate_and_time_left(
-    columns: int, rows: int, slow: Path, tmp_path: Path
-) -> None:
+def test_a_line_shows_tensor_bar_rate_and_time_left(columns: int, rows: int) -> None:
     """It fits the window, is drawn over itself, and is replaced by the result."""
-    out = str(tmp_path / "out.gguf")
-    with on_terminal([str(slow), "IQ4_XS", "-o", out, "--threads", "1"], tmp_path, columns, rows) as terminal:
-        text = terminal.read_until(lambda text: " left" in text)
-        pattern = r"\S+\.weight █*░+ · \d+ % · [\d.,]+ MB/s · \d+ s left"
-        assert re.fullmatch(pattern, text), text
-        assert len(text) < columns
+    clock, terminal = Clock(), FakeTerminal(columns, rows)
+    screen = ConvertScreen(terminal.output(), clock)
+    screen.show(ConversionPlanned(27, 10**9, ()))
+    for second in range(11):
+        screen.show(RowsWritten("blk.0.ffn_up.weight", second * 10**7, 10**9))
+        clock.now += 1
+    [line] = terminal.lines()
+    assert re.fullmatch(r"blk\.0\.ffn_up\.weight █+░+ · 10 % · 10\.0 MB/s · 1m30s left", line)
+    assert len(line) < columns
+    screen.show(ConversionDone((Path("out.gguf"),), 10**9))
+    assert terminal.lines() == ["out.gguf: 0.93 GiB, whole and checked."]
+
+
+def test_on_a_terminal_nothing_but_the_result_remains(folder: Path, tmp_path: Path) -> None:
+    with on_terminal([str(folder), "Q8_0", "-o", "out.gguf"], tmp_path) as terminal:
         assert terminal.read_to_end() == 0
-        shown = MADE.fullmatch(terminal.text.replace("\n", ""))
-    assert shown is not None, terminal.text
-    assert shown["path"] == out
+        assert MADE.fullmatch(terminal.text)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(slow: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    arguments = [str(slow), "IQ4_XS", "-o", str(out), "--threads", "1"]
-    with on_terminal(arguments, tmp_path, columns=200) as terminal:
-        terminal.read_until(lambda text: "blk." in text)
-        terminal.interrupt()
-        assert terminal.read_to_end() == 130
-        match = re.fullmatch(
-            r"(?:\^C)?(\d+) of 27 tensors are kept: the same command goes on from there\.", terminal.text
-        )
-    assert match is not None, terminal.text
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    arguments = [str(folder), "Q8_0", "-o", "out.gguf"]
+    ran = run(tmp_path, *arguments, "--jsonl", stdout=InterruptingStream("tensor_done", 3))
+    assert ran.status == 130
+    assert ran.stderr == "3 of 27 tensors are kept: the same command goes on from there.\n"
     assert left_behind(tmp_path) == ["out.gguf.partial", "out.gguf.partial.journal"]
     ran = run(tmp_path, *arguments)
     going_on, made = ran.stderr.splitlines()
-    assert re.fullmatch(rf"going on: {match[1]} tensors \([\d.,]+ \w+\) are there already\.", going_on)
+    assert re.fullmatch(r"going on: 3 tensors \([\d.,]+ \w+\) are there already\.", going_on)
     assert MADE.fullmatch(made)
-    expected = run_conversion(ConvertRequest(slow, "IQ4_XS", tmp_path / "expected.gguf"))
-    assert out.read_bytes() == expected.read_bytes()
+    expected = run_conversion(ConvertRequest(folder, "Q8_0", tmp_path / "expected.gguf"))
+    assert (tmp_path / "out.gguf").read_bytes() == expected.read_bytes()
 
 
-def test_an_early_ctrl_c_keeps_and_says_nothing(slow: Path, tmp_path: Path) -> None:
-    arguments = [str(slow), "IQ4_XS", "-o", str(tmp_path / "out.gguf"), "--threads", "1", "--jsonl"]
+def test_ctrl_c_in_a_terminal_ends_with_130(slow: Path, tmp_path: Path) -> None:
+    """Whatever it is at: it says what is kept, or nothing where nothing is."""
+    arguments = [str(slow), "IQ4_XS", "-o", "out.gguf", "--threads", "1", "--jsonl"]
     with on_terminal(arguments, tmp_path, columns=400) as terminal:
         terminal.read_until(lambda text: '"planned"' in text)
-        terminal.signal(signal.SIGINT)
+        terminal.interrupt()
         assert terminal.read_to_end() == 130
         assert "Traceback" not in terminal.text
-    if "kept" not in terminal.text:
-        assert left_behind(tmp_path) == []
 
 
-def test_a_reader_that_goes_away_ends_it_quietly_and_loses_nothing(slow: Path, tmp_path: Path) -> None:
-    command = [*QWQ, "convert", str(slow), "IQ4_XS", "-o", "out.gguf", "--jsonl"]
-    variables = environment(tmp_path / "cache")
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, env=variables) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        said = process.stderr.read().decode()
-    assert process.returncode == 141
-    assert re.fullmatch(r"\d+ of 27 tensors are kept: the same command goes on from there\.\n", said)
-    assert run(tmp_path, str(slow), "IQ4_XS", "-o", "out.gguf").status == 0
+def test_an_early_ctrl_c_keeps_and_says_nothing(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, str(folder), "Q8_0", "--jsonl", stdout=InterruptingStream("planned"))
+    assert (ran.status, ran.stderr) == (130, "")
+    assert left_behind(tmp_path) == []
 
 
-def test_another_option_starts_over_and_says_so(folder: Path, slow: Path, tmp_path: Path) -> None:
-    arguments = [str(slow), "IQ4_XS", "-o", "out.gguf"]
-    command, variables = [*QWQ, "convert", *arguments, "--jsonl"], environment(tmp_path / "cache")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=variables, text=True) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if "tensor_done" in line)
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
+def test_a_reader_that_goes_away_ends_it_quietly_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path, str(folder), "Q8_0", "-o", "out.gguf", "--jsonl", stdout=ClosingStream(5))
+    assert ran.status == 141
+    assert ran.stderr == "5 of 27 tensors are kept: the same command goes on from there.\n"
+    assert run(tmp_path, str(folder), "Q8_0", "-o", "out.gguf").status == 0
+
+
+def test_another_option_starts_over_and_says_so(folder: Path, tmp_path: Path) -> None:
+    arguments = [str(folder), "Q8_0", "-o", "out.gguf"]
+    run(tmp_path, *arguments, "--jsonl", stdout=InterruptingStream("tensor_done"))
     ran = run(tmp_path, *arguments, "--override-key", "general.name=Other")
     started_over, made = ran.stderr.splitlines()
     assert started_over == "out.gguf.partial was of another conversion or an older source: starting over."
@@ -366,6 +368,9 @@ def test_a_name_of_bytes_that_are_no_text_is_a_name_like_any_other(folder: Path,
 def test_names_in_a_file_from_elsewhere_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "evil.gguf", "qwen2")
     writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_tensor("\x1b[2J\x1b]0;title\x07\n.weight", np.ones((4, 64), np.float32))
