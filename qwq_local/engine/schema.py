@@ -63,7 +63,7 @@ def checked_schema(schema: Mapping[str, object]) -> Subschema:
     if not isinstance(schema, Mapping):
         raise ConstraintError(f"#: a schema is an object; this is {_kind(schema)}.")
     _check_values(schema)
-    copy: Subschema = json.loads(json.dumps(schema))
+    copy: Subschema = json.loads(json.dumps(schema, default=dict))
     for pointer, part in subschemas(copy):
         _check_keywords(copy, pointer, part)
         if isinstance(part.get("pattern"), str):
@@ -91,10 +91,10 @@ def subschemas(schema: Subschema) -> Iterator[tuple[str, Subschema]]:
 
 
 def overlapping_one_of(schema: Subschema, is_exact: Callable[[Subschema], bool]) -> str | None:
-    """The pointer of the first `oneOf` that may have two branches matching one value; None if there is none.
+    """The pointer of the first `oneOf` of which two branches may match one value; None if there is none.
 
-    `is_exact` says of a schema whether the compiler itself sees that its branches exclude one another. It is
-    right about that only where each branch has a type.
+    `is_exact` tells whether the compiler finds that the branches of a schema exclude each other. It is
+    reliable only where each branch has a type.
     """
     for pointer, part in subschemas(schema):
         branches = [_with_type_of(part, _target(schema, branch)) for branch in _items(part, "oneOf")]
@@ -107,7 +107,7 @@ def overlapping_one_of(schema: Subschema, is_exact: Callable[[Subschema], bool])
 
 
 def fault_of(schema: Subschema, original: Mapping[str, object], fails: Callable[[Subschema], bool]) -> str:
-    """The pointer of the keyword that makes a schema fail to compile, or of its subschema.
+    """The pointer of the keyword for which a schema does not compile, else of the innermost such subschema.
 
     `original` is the schema before it was checked: only keywords in it are named.
     """

@@ -77,7 +77,7 @@ class LlamaVocabulary:
         return cached
 
     def table(self) -> TokenPieces:
-        """All tokens at once: 0.2 s for 152,064 of them."""
+        """All tokens at once; 152,064 of them take 0.25 s."""
         table = TokenPieces([], [], [])
         for token in range(self.size):
             piece = self._read_piece(token)
