@@ -24,7 +24,6 @@ from qwq_local.planning.window import (
     Window,
     share_window,
     thinking_floor,
-    with_budget,
 )
 
 KV_PREFERENCE = ("f16", "q8_0", "q4_0")
@@ -229,7 +228,7 @@ class _Search:
     def _smallest(self) -> Shares:
         """The shares with the thinking at its floor."""
         needs, window = self._request.needs, self._request.window
-        return share_window(with_budget(needs, thinking_floor(needs, window)), window)
+        return share_window(replace(needs, thinking_budget=thinking_floor(needs, window)), window)
 
     def _with_largest_budget(self, step: _Step, n_layers: int) -> Plan | None:
         needs, window = self._request.needs, self._request.window
@@ -237,7 +236,7 @@ class _Search:
         steps = (self._full.thinking_budget - floor) // GRANULE
 
         def with_steps(count: int) -> Plan | None:
-            shares = share_window(with_budget(needs, floor + count * GRANULE), window)
+            shares = share_window(replace(needs, thinking_budget=floor + count * GRANULE), window)
             return self._tried(shares, step, n_layers)
 
         count = largest(steps, lambda n: with_steps(n) is not None)

@@ -6,7 +6,7 @@ then the reserve, each down to a sixteenth of the native window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from qwq_local.errors import PromptTooLong, UsageError
@@ -129,11 +129,6 @@ def share_window(needs: Needs, window: Window) -> Shares:
     if reserve < reserve_floor:
         raise _too_long(needs, window, limit, taken + floor + reserve_floor)
     return Shares(limit, thinking, reserve, rope)
-
-
-def with_budget(needs: Needs, thinking_budget: int) -> Needs:
-    """The same needs with another thinking budget."""
-    return replace(needs, thinking_budget=thinking_budget)
 
 
 def _limit(needs: Needs, window: Window, needed: int) -> tuple[int, float]:

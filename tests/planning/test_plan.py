@@ -16,7 +16,7 @@ from qwq_local.planning.memory import Device, DeviceKind, Machine, Placement, Ta
 from qwq_local.planning.plan import Choices, NothingFits, Plan, Reduction, Request, make_plan
 from qwq_local.planning.shape import ContextShape, ModelSizes
 from qwq_local.planning.summary import plan_line, scaling_line, shortage_line
-from qwq_local.planning.window import Needs, RopeScaling, Window, share_window, with_budget
+from qwq_local.planning.window import Needs, RopeScaling, Window, share_window
 from qwq_local.text import GIB
 
 SHAPE = QWQ_32B
@@ -117,7 +117,7 @@ def test_no_plan_takes_more_than_there_is(where: Machine, needs: Needs, model: M
 
 def could_be_had(asked: Request, kv_type: str, budget: int, n_gpu_layers: int) -> bool:
     """Whether these values fit, with any split: looked up without the search that is tested."""
-    shares = share_window(with_budget(asked.needs, budget), asked.window)
+    shares = share_window(replace(asked.needs, thinking_budget=budget), asked.window)
     context = ContextShape(shares.n_ctx, 512, 512, kv_type, kv_type)
     gpus = len(asked.target.machine.gpus)
     splits = [(n_gpu_layers,)] if gpus == 1 else [()]
