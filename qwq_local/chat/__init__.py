@@ -1,1 +1,1 @@
-"""The conversation that is being held: lines that a person enters in, events out. Knows no terminal."""
+"""A conversation: it takes the lines that a user enters, questions and /commands, and returns events."""

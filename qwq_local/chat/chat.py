@@ -33,7 +33,7 @@ class Chat:
         """Loads no weights. Raises ProfileError, ModelNotFound, UsageError."""
         # Listing the models reads many headers, and completion asks with every key.
         self._session = Session.of(replace(opened, model_names=_remembered(opened.model_names)))
-        self._last_changed: ChatStatus | None = None
+        self._last_status: ChatStatus | None = None
         self._running: Generator[ChatEvent] | None = None
 
     @property
@@ -43,11 +43,11 @@ class Chat:
 
     def start(self) -> Iterator[ChatEvent]:
         """What to show before the first line: a resumed conversation, notices, an offer to continue."""
-        return self._begun(self._started())
+        return self._run(self._started())
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
         """Run a line: ask the model, or run a /command. Errors come out as Said."""
-        return self._begun(self._events(line))
+        return self._run(self._events(line))
 
     def stop(self) -> None:
         """End the running turn; what came stays."""
@@ -118,19 +118,17 @@ class Chat:
         _check_unicode(line)
         session = self._session
         edited, session.edited_turn = session.edited_turn, None
-        command = parse(line)
-        if command is not None:
+        if (command := parse(line)) is not None:
             name, arguments = command
             yield from find_command(session, name).handler(session, arguments)
+        elif line.strip() and edited is not None:
+            yield from edited_question(session, edited, line.strip())
         elif line.strip():
-            if edited is not None:
-                yield from edited_question(session, edited, line.strip())
-            else:
-                yield from new_question(session, line.strip())
+            yield from new_question(session, line.strip())
         elif session.attached:
             yield Said(("the attached files wait for a question.",))
 
-    def _begun(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+    def _run(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
         self._running = self._guarded(events)
         return self._running
 
@@ -149,11 +147,11 @@ class Chat:
             yield Said((str(error),), is_error=True)
         # A status line is not worth an error.
         with suppress(QwqError):
-            changed = self._session.changed()
-            # After a turn the screen has counted by itself.
-            if is_turn or changed != self._last_changed:
-                self._last_changed = changed
-                yield changed
+            status = self._session.status()
+            # After a turn the screen shows its own count.
+            if is_turn or status != self._last_status:
+                self._last_status = status
+                yield status
 
 
 def _check_unicode(line: str) -> None:

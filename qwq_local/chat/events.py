@@ -1,5 +1,6 @@
-"""The seam between a chat and a front end: lines go into `Talk.submit`, questions and commands alike, and
-the events of turns and these values come out. They say what to show, not how.
+"""The seam between a chat and a front end: what a Talk takes, and what it yields beside the events of turns.
+
+The values say what to show, not how.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:\s+(.*))?\s*", re.DOTALL)
 
 
 class ThinkView(StrEnum):
-    """How thinking is shown while it streams; its order is that of the key that changes it."""
+    """How thinking is shown while it streams, in the order in which its key goes through them."""
 
     OFF = "off"
     EXCERPT = "excerpt"
@@ -27,7 +28,7 @@ class ThinkView(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """A turn begins: the question as the person wrote it; `thought` numbers its thinking, from 1.
+    """A turn begins: the question as the user wrote it; `thought` numbers its thinking, from 1.
 
     A `continued` turn follows the thought and the answer of that number, as far as they exist: `steered` are
     the user's sentences in that thought, `thinking_s` the seconds it took so far. `can_continue` says whether
@@ -46,7 +47,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Lines for the person, as they are; `is_error` when a line could not be done."""
+    """Lines for the user. `is_error` when what the user entered could not be done."""
 
     lines: tuple[str, ...]
     is_error: bool = False
@@ -54,7 +55,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """Rows of cells, to be shown in columns; `right` are the columns whose cells are aligned to the right."""
+    """Rows of cells, to be shown in columns; `right` are the numbers of the columns aligned to the right."""
 
     rows: tuple[tuple[str, ...], ...]
     right: tuple[int, ...] = ()
@@ -90,12 +91,12 @@ class NextPlan:
 
 
 Shown = Said | TextTable | CommandHelp | KeyHelp | ContextUse | NextPlan
-"""What a front end shows as lines; how they are laid out is for it to say."""
+"""What a front end lays out as lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A turn of the past, to be shown as it was: after a conversation is resumed, or an undo."""
+    """An earlier turn to show again, after a conversation is resumed or a turn is undone."""
 
     question: str
     thought: int
@@ -106,7 +107,7 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A text to read in a pager; `steered` are the sentences in it that are the person's."""
+    """A text to read in a pager; `steered` are the user's own sentences in it."""
 
     title: str
     text: str
@@ -123,7 +124,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A text to change in the person's editor and then to submit."""
+    """A text to change in the user's editor and then to submit."""
 
     text: str
 
@@ -149,7 +150,7 @@ class ChatStatus:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The person wants to leave."""
+    """The user wants to leave."""
 
 
 ChatEvent = Event | Shown | Asking | Recalled | Page | Copy | Edit | ViewChanged | ChatStatus | Leave
@@ -157,7 +158,7 @@ ChatEvent = Event | Shown | Asking | Recalled | Page | Copy | Edit | ViewChanged
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A text that may stand in place of the last `replaces` characters before the cursor, and what it is."""
+    """A text to put in place of the last `replaces` characters before the cursor, and its meaning."""
 
     text: str
     replaces: int
@@ -165,13 +166,13 @@ class Completion:
 
 
 class Talk(Protocol):
-    """A conversation as the screen sees it. `submit`'s iterator runs in one thread; the rest is for any."""
+    """A chat as a front end sees it. What `submit` returns runs in one thread; any may call the rest."""
 
     def start(self) -> Iterator[ChatEvent]:
-        """What is to be shown before the first line: a resumed conversation, notices, an offer to go on."""
+        """What to show before the first line: a resumed conversation, notices, an offer to continue."""
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
-        """Do what the person entered: ask the model, or a /command. Errors come out as Said."""
+        """Run a line: ask the model, or run a /command. Errors come out as Said."""
 
     def stop(self) -> None:
         """End the running turn; what came stays."""
@@ -180,7 +181,7 @@ class Talk(Protocol):
         """End the thinking and answer."""
 
     def steer(self, text: str) -> None:
-        """Put a sentence into the thinking and go on."""
+        """Put a sentence into the thinking and continue."""
 
     def pause(self) -> None:
         """Let the running turn wait."""
@@ -189,7 +190,7 @@ class Talk(Protocol):
         """End the pause."""
 
     def complete(self, before_cursor: str) -> Sequence[Completion]:
-        """What may stand at the cursor, the likeliest first; quick."""
+        """What may be put at the cursor, the likeliest first; quick."""
 
     def close(self) -> None:
         """Write what is left and free the model."""

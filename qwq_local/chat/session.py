@@ -132,7 +132,7 @@ class Session:
         if self.archive is not self.setup.archive:
             self.archive.close()
 
-    def changed(self) -> ChatStatus:
+    def status(self) -> ChatStatus:
         """What the status line shows now: of the context, what the next question finds in use."""
         last, planned = self.conversation.last, self.model.planned
         used = last.stats.prompt_tokens + last.stats.answer_tokens if last is not None else 0

@@ -152,7 +152,7 @@ def split_planned(plan: SplitPlan) -> SplitPlanned:
 
 
 def _frame(request: SplitRequest, sources: Sources) -> Question:
-    """The question with an empty part under the longest name: what it takes is not there for a part."""
+    """The question with an empty part under the longest name: its tokens are not there for a part."""
     excerpt = Excerpt((Attachment(sources.longest_name, "-"),), "-")
     question = request.of_part(excerpt, 999_999, 999_999)
     joined = request.of_answers([Attachment("answer from parts 9,999 to 9,999 of 99,999", "-")], None)
