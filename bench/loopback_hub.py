@@ -1,4 +1,4 @@
-"""A hub on loopback that is as fast as the kernel: the files of a folder, sent by sendfile.
+"""A hub on loopback, as fast as the kernel: it sends the files of a folder by sendfile.
 
     python bench/loopback_hub.py FOLDER     prints its address, serves the files of FOLDER as owner/model
 

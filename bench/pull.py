@@ -2,9 +2,9 @@
 
     python bench/pull.py [--gigabytes 2] [--pairs 5] [--no-convert]
 
-The hub is a process of its own that sends files by sendfile. Ours verifies the sha256, the others do not.
-Each run starts with an empty cache. CPU seconds are those of the client process. The model that is
-converted is random, about 1.2 GB of BF16 in 6 shards; peak disk is sampled every 20 ms.
+The hub is a separate process that sends files by sendfile. qwq verifies the sha256, the others do not. Each
+run starts with an empty cache. CPU seconds are those of the client process. The model to convert is random,
+about 1.2 GB of BF16 in 6 shards; peak disk is sampled every 20 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent
 WORK = ROOT / ".work" / "pull"
 NAME = "model-Q8_0.gguf"
 SNAPSHOT = "from huggingface_hub import snapshot_download; print(snapshot_download('owner/model'))"
-TWO_STEPS = 'folder=$("$0" -c "$1") && "$2" convert "$folder" Q8_0 -o out.gguf'
+TWO_STEPS = 'folder=$("$0" -c "$1") && "$0" -m qwq_local convert "$folder" Q8_0 -o out.gguf'
+QWQ = [sys.executable, "-m", "qwq_local"]
 HUB_CLIENT = f"from huggingface_hub import hf_hub_download; hf_hub_download('owner/model', '{NAME}')"
 
 
@@ -44,22 +45,30 @@ def serving(folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def surroundings(url: str) -> dict[str, str]:
-    """Variables of a client that begins with nothing."""
+def client_environment(url: str) -> dict[str, str]:
+    """The environment of a client with an empty cache."""
     places = {name: str(WORK / "client" / name) for name in ("HF_HOME", "QWQ_CACHE_DIR", "QWQ_DATA_DIR")}
-    return {**os.environ, **places, "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
+    sources = os.pathsep.join(str(ROOT.parent / folder) for folder in (".", "convert"))
+    return {**os.environ, **places, "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": sources}
 
 
-def timed(command: list[str], url: str, cpu: list[float]) -> Callable[[], float]:
-    """Runs the command with an empty cache; wall seconds. CPU seconds are added to the list."""
+def timed(command: list[str], url: str, cpu: list[float], n_bytes: int = 0) -> Callable[[], float]:
+    """Runs the command with an empty cache; wall seconds. CPU seconds are added to the list.
+
+    Ends the bench when the command brought no file of `n_bytes`: a failure is quick.
+    """
 
     def run() -> float:
         shutil.rmtree(WORK / "client", ignore_errors=True)
         (WORK / "client").mkdir()
         before, began = _cpu_s(), time.perf_counter()
-        subprocess.run(command, env=surroundings(url), check=False, capture_output=True, cwd=WORK / "client")
+        subprocess.run(
+            command, env=client_environment(url), check=False, capture_output=True, cwd=WORK / "client"
+        )
         elapsed = time.perf_counter() - began
         cpu.append(_cpu_s() - before)
+        if n_bytes and all(path.stat().st_size != n_bytes for path in (WORK / "client").rglob("*")):
+            sys.exit(f"{command} did not bring the file")
         return elapsed
 
     return run
@@ -75,22 +84,24 @@ def compare_downloads(gigabytes: float, pairs: int) -> None:
     folder = WORK / "file"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    if not path.exists() or path.stat().st_size != int(gigabytes * 1e9):
+    n_bytes = int(gigabytes * 1000) * 10**6
+    if not path.exists() or path.stat().st_size != n_bytes:
         with path.open("wb") as file:
-            for _ in range(int(gigabytes * 1000)):
+            # qwq looks at the first bytes of a file before it downloads it.
+            file.write(b"GGUF" + os.urandom(10**6 - 4))
+            for _ in range(int(gigabytes * 1000) - 1):
                 file.write(os.urandom(10**6))
     with serving(folder) as url:
-        qwq = str(Path(sys.executable).with_name("qwq"))
         commands = {
-            "qwq pull": [qwq, "pull", "--repo", "owner/model", "--file", NAME],
+            "qwq pull": [*QWQ, "pull", "--repo", "owner/model", "--file", NAME],
             "huggingface_hub": [sys.executable, "-c", HUB_CLIENT],
             "curl": ["curl", "-s", "-o", "out", f"{url}/owner/model/resolve/main/{NAME}"],
         }
         cpu: dict[str, list[float]] = {name: [] for name in commands}
-        runs = {name: timed(command, url, cpu[name]) for name, command in commands.items()}
-        for other, wish in (("huggingface_hub", "at least 0.9"), ("curl", "no bound")):
+        runs = {name: timed(command, url, cpu[name], n_bytes) for name, command in commands.items()}
+        for other, bound in (("huggingface_hub", "at least 0.9"), ("curl", "no bound")):
             ratios = pair_ratios(runs[other], runs["qwq pull"], pairs)
-            print(summary(f"rate of qwq pull / rate of {other}, {gigabytes:g} GB", ratios, wish), flush=True)
+            print(summary(f"rate of qwq pull / rate of {other}, {gigabytes:g} GB", ratios, bound), flush=True)
     for name, seconds in cpu.items():
         print(
             f"{name}: {min(seconds) / gigabytes:.2f} CPU seconds per GB (best of {len(seconds)})", flush=True
@@ -102,11 +113,10 @@ def compare_conversions() -> None:
     folder = WORK / "weights"
     if not folder.exists():
         write_weights(folder)
-    qwq = str(Path(sys.executable).with_name("qwq"))
     with serving(folder) as url:
         ways = {
-            "download, then convert": ["sh", "-c", TWO_STEPS, sys.executable, SNAPSHOT, qwq],
-            "pull --convert": [qwq, "pull", "--repo", "owner/model", "--convert", "Q8_0", "-o", "out.gguf"],
+            "download, then convert": ["sh", "-c", TWO_STEPS, sys.executable, SNAPSHOT],
+            "pull --convert": [*QWQ, "pull", "--repo", "owner/model", "--convert", "Q8_0", "-o", "out.gguf"],
         }
         for name, command in ways.items():
             run, peak = timed(command, url, []), _Peak()
@@ -124,7 +134,7 @@ def compare_conversions() -> None:
 
 
 class _Peak:
-    """The most that the client's folder took on the disk while the block ran."""
+    """The most bytes that the client's folder took on the disk during the block."""
 
     def __init__(self) -> None:
         self.n_bytes = 0
@@ -141,10 +151,10 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self.n_bytes = max(self.n_bytes, _taken(WORK / "client"))
+            self.n_bytes = max(self.n_bytes, _disk_bytes(WORK / "client"))
 
 
-def _taken(folder: Path) -> int:
+def _disk_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:

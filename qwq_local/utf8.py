@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwq_local.errors import UsageError
 
-# 131,072 tokens are some 600 kB of prose; far beyond that nothing fits, and a disk image is no text.
+# 131,072 tokens are some 600 kB of prose; a text much larger than that fits no window.
 MAX_TEXT_BYTES = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # How files begin that people take for text, and what to do about them.

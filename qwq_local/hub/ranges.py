@@ -18,6 +18,10 @@ class ByteRange:
         """The number of bytes."""
         return self.end - self.start
 
+    def touches(self, other: ByteRange) -> bool:
+        """Whether both together are one range."""
+        return self.start <= other.end and other.start <= self.end
+
 
 class ByteRanges:
     """A set of bytes, kept as sorted ranges that neither touch nor overlap."""
@@ -44,8 +48,8 @@ class ByteRanges:
         """Add the bytes of a range."""
         if new.n_bytes <= 0:
             return
-        apart = [each for each in self._ranges if each.end < new.start or each.start > new.end]
-        joined = [new, *(each for each in self._ranges if each not in apart)]
+        apart = [each for each in self._ranges if not each.touches(new)]
+        joined = [new, *(each for each in self._ranges if each.touches(new))]
         whole = ByteRange(min(each.start for each in joined), max(each.end for each in joined))
         self._ranges = sorted([*apart, whole])
 
