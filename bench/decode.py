@@ -25,12 +25,13 @@ from make_model import bench_model
 
 from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.reply import Reply, ReplySettings
-from qwq_local.engine.api import AbortFlag, ContextSettings, JsonSchema, SamplerSettings
+from qwq_local.engine.api import ContextSettings, JsonSchema, SamplerSettings
 from qwq_local.engine.constraint import ConstraintMatcher, compile_constraint
 from qwq_local.engine.context import LlamaContext, Rows, common_prefix
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
-from qwq_local.engine.scheduler import Job, Scheduler
+from qwq_local.engine.scheduler import GenerationJob, Scheduler
+from qwq_local.errors import AbortFlag
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.header import read_header, special_token_ids
 
@@ -104,7 +105,7 @@ def run(
     reply = Reply(context.vocabulary, settings, Opening(tuple(prompt)))
     context.start_timing()
     with closing(Scheduler(context)) as scheduler:
-        for _ in scheduler.submit(reply, Job(tuple(prompt), settings.window, settings.sampler, matcher)):
+        for _ in scheduler.submit(reply, GenerationJob(tuple(prompt), settings.window, settings.sampler, matcher)):
             pass
 
 

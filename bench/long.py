@@ -21,7 +21,7 @@ from compare import machine, pair_ratios, summary
 from decode import THREADS, TimedContext, bare_rate, load, read, reply_rate
 from make_model import bench_model
 
-from qwq_local.backend.provision import Provision
+from qwq_local.backend.planner import Planner
 from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import library
 from qwq_local.machine.hardware import this_machine
@@ -83,9 +83,9 @@ def planning_times(path: Path, runs: int) -> tuple[list[float], float]:
     profile = Profile(native_window=32_768, yarn_origin=32_768, yarn_factors=(1.0, 2.0, 4.0))
     times = []
     for _ in range(runs):
-        with closing(Provision(path, profile)) as provision:
+        with closing(Planner(path, profile)) as planner:
             began = time.perf_counter()
-            provision.plan(12_000)
+            planner.plan(12_000)
             times.append(time.perf_counter() - began)
     began = time.perf_counter()
     load(path).close()

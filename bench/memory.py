@@ -27,7 +27,7 @@ from qwq_convert.architecture import ModelShape
 from qwq_convert.architectures.qwen2 import ARCHITECTURE as QWEN2
 from qwq_convert.quant_types import TensorPlace, more_bits
 
-from qwq_local.backend.provision import Provision
+from qwq_local.backend.planner import Planner
 from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
@@ -121,8 +121,8 @@ def compare_with_driver() -> None:
         profile = Profile(
             native_window=32_768, yarn_origin=32_768, n_ctx=n_ctx, thinking_budget=1024, answer_reserve=256
         )
-        with closing(Provision(path, profile)) as provision:
-            plan = provision.plan(100)
+        with closing(Planner(path, profile)) as planner:
+            plan = planner.plan(100)
         before = offload_devices()[0].free_bytes
         model = load(path)
         context = plan.placement.context

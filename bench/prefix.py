@@ -24,9 +24,9 @@ from pathlib import Path
 from compare import machine, summary
 from make_model import SHAPES, WORK, bench_model
 
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.kv_store import kv_folder
 from qwq_local.engine.model import LoadSettings, drained, load_model
+from qwq_local.errors import AbortFlag
 
 CACHE = WORK / "prefix"
 QUESTIONS = ("What does the fox do?", "How many dogs are there on the last day?")

@@ -28,11 +28,10 @@ from miniature.cases import Conversation, Setting
 from miniature.long_texts import losses_by_position, past_the_window
 from miniature.make_tokenizer import N_CTX
 from miniature.tasks import TASKS, sample
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.engine.api import AbortFlag
-from qwq_local.errors import PromptTooLong
+from qwq_local.errors import AbortFlag, PromptTooLong
 from qwq_local.events import Event, Finished, FinishReason
 from qwq_local.paths import Directories
 from qwq_local.profiles.layers import profile_folders, resolve
@@ -46,7 +45,7 @@ QUESTIONS = {
 SEEDS = 20
 
 Json = dict[str, object]
-Ask = Callable[[Question], Iterator[Event]]
+Ask = Callable[[ReplyRequest], Iterator[Event]]
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def reply(ask: Ask, messages: Iterable[made.Message], seed: int) -> Finished | N
     """How the turn ended, or None where the question does not fit the window."""
     asked = [Message(Role(each.role), each.content) for each in messages]
     try:
-        *_, last = ask(Question(asked, seed=seed))
+        *_, last = ask(ReplyRequest(asked, seed=seed))
     except PromptTooLong:
         return None
     return last if isinstance(last, Finished) else None

@@ -100,5 +100,25 @@ class ConvertError(QwqError):
     """A checkpoint that cannot be converted; the message names the file and what to do."""
 
 
+class AbortFlag:
+    """Set from a signal handler or another thread; whatever runs stops at its next check."""
+
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Ask for a stop."""
+        self._set = True
+
+    def clear(self) -> None:
+        """Forget an earlier request."""
+        self._set = False
+
+    def __bool__(self) -> bool:
+        return self._set
+
+
 class Aborted(Exception):
-    """The work was stopped on request; the KV cache holds a consistent prefix, and work can go on."""
+    """The abort flag was set while something ran; what it used can be used again."""

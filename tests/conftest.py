@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+from qwq_local.errors import AbortFlag
 from qwq_local.models.header import read_header, special_token_ids
 from qwq_local.models.store import converted_miniature
 

@@ -8,16 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.reply import Reply, ReplySettings
-from qwq_local.engine.api import (
-    Aborted,
-    AbortFlag,
-    CutBack,
-    End,
-    Force,
-    Pause,
-    PrefillProgress,
-    Sample,
-)
+from qwq_local.engine.api import CutBack, End, Force, Pause, PrefillProgress, Sample
+from qwq_local.errors import Aborted, AbortFlag
 from qwq_local.events import Event
 
 END = "<|im_end|>"

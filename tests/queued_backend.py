@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import ChatEvent, Said, Shown
 from qwq_local.chat.model import ChatSetup, MakeBackend
@@ -40,7 +40,7 @@ from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.chat_lines import lines_of
 
 NATIVE = 1000
-Script = Callable[["QueuedBackend", Question], Iterator[Event]]
+Script = Callable[["QueuedBackend", ReplyRequest], Iterator[Event]]
 
 
 @dataclass
@@ -48,11 +48,11 @@ class QueuedBackend:
     """Replays `scripts`, one for each question, and records the questions."""
 
     scripts: list[Script] = field(default_factory=list)
-    questions: list[Question] = field(default_factory=list)
+    questions: list[ReplyRequest] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     is_closed: bool = False
 
-    def reply(self, question: Question) -> Iterator[Event]:
+    def reply(self, question: ReplyRequest) -> Iterator[Event]:
         """The next script."""
         self.questions.append(question)
         self.stopped.clear()
@@ -78,7 +78,7 @@ class PlanningBackend(QueuedBackend):
     refuses: QwqError | None = None
     adopted: list[Profile] = field(default_factory=list)
 
-    def reply(self, question: Question) -> Iterator[Event]:
+    def reply(self, question: ReplyRequest) -> Iterator[Event]:
         """The next script, if the question fits."""
         self.questions.append(question)
         self.stopped.clear()
@@ -89,7 +89,7 @@ class PlanningBackend(QueuedBackend):
         """The notices there are."""
         yield from map(Notice, self.kept)
 
-    def dry_run(self, question: Question) -> Planned:
+    def dry_run(self, question: ReplyRequest) -> Planned:
         """A plan that takes YaRN when the words are more than NATIVE; past 4 times that it is too long."""
         if self.refuses is not None:
             raise self.refuses
@@ -154,7 +154,7 @@ def says(
 ) -> Script:
     """A turn that thinks and answers so; it goes on from an opening with what it says here as the whole."""
 
-    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         if thinking:
             yield Thinking(thinking)
@@ -178,7 +178,7 @@ def says(
     return script
 
 
-def planned(backend: QueuedBackend, question: Question, cached: int = 2) -> Iterator[Event]:
+def planned(backend: QueuedBackend, question: ReplyRequest, cached: int = 2) -> Iterator[Event]:
     """How a turn begins: its plan, the ids of its prompt, its prefill; nothing without plans."""
     if not isinstance(backend, PlanningBackend):
         return
@@ -192,7 +192,7 @@ def planned(backend: QueuedBackend, question: Question, cached: int = 2) -> Iter
 def fails(error: Exception, *, after: Sequence[Event] | None = None) -> Script:
     """A turn that fails, at once or after its plan and some events."""
 
-    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         if after is not None:
             yield from planned(backend, question)
             yield from after

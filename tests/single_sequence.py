@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qwq_local.engine.api import AbortFlag, ContextSettings, PrefillProgress, SamplerSettings
+from qwq_local.engine.api import ContextSettings, PrefillProgress, SamplerSettings
 from qwq_local.engine.constraint import ConstraintMatcher
 from qwq_local.engine.context import CachedSequence, LlamaContext, Rows, common_prefix
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.vocabulary import LlamaVocabulary
+from qwq_local.errors import AbortFlag
 
 
 class SingleSequence(CachedSequence):

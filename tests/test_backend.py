@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
 from qwq_local.dialogue.prompts.formats import prompt_format
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel
+from qwq_local.errors import Aborted, AbortFlag
 from qwq_local.events import Event, Finished, FinishReason, Loading, Notice, Planned, Prefill
 from qwq_local.models.header import read_header
 from qwq_local.paths import Directories
@@ -38,7 +38,7 @@ def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalB
 
 
 def ask(backend: LocalBackend, question: str, *before: Message) -> list[Event]:
-    return list(backend.reply(Question([*before, Message(Role.USER, question)])))
+    return list(backend.reply(ReplyRequest([*before, Message(Role.USER, question)])))
 
 
 @pytest.mark.parametrize("where", ["file", "stdin", "question", "history", "system", "tool"])
@@ -175,5 +175,5 @@ def test_a_window_that_was_told_is_taken_whatever_the_file_states(
     folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
     told = resolve("some.gguf", "chat", folders, {}, settings).profile
     with closing(LocalBackend(miniature("Q8_0"), told, 1, AbortFlag())) as backend:
-        window = backend.provision.window
+        window = backend.planner.window
     assert window.native == int(settings[0].partition("=")[2])

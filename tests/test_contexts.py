@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from qwq_local.backend.contexts import Contexts, Standing
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.provision import Provision
-from qwq_local.backend.question import Question
+from qwq_local.backend.planner import Planner
+from qwq_local.backend.weights import ActiveContext, Contexts
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.model import LoadedModel
-from qwq_local.errors import DoesNotFit, PromptTooLong
+from qwq_local.errors import AbortFlag, DoesNotFit, PromptTooLong
 from qwq_local.events import Event, Notice, Planned, Prefill
 from qwq_local.paths import Directories
 from qwq_local.planning.memory import Device, DeviceKind, Machine
@@ -47,7 +47,7 @@ def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalB
 
 def asked(backend: LocalBackend, n_words: int) -> list[Event]:
     question = "How many r's are in the word strawberry? " + "hello " * n_words
-    return list(backend.reply(Question([Message(Role.USER, question)])))
+    return list(backend.reply(ReplyRequest([Message(Role.USER, question)])))
 
 
 def planned(events: list[Event]) -> Planned:
@@ -168,8 +168,8 @@ def little_memory_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-class _Failing(Provision):
-    """A provision whose plans ask for four million tokens, which cannot be had, once it is told to."""
+class _Failing(Planner):
+    """A planner whose plans ask for four million tokens, which cannot be had, once it is told to."""
 
     fails = False
 
@@ -180,7 +180,7 @@ class _Failing(Provision):
         shares = replace(plan.shares, n_ctx=1 << 22)
         return replace(plan, shares=shares)
 
-    def could_not_be_had(self, plan: Plan) -> None:
+    def note_failure(self, plan: Plan) -> None:
         self.fails = False
         raise DoesNotFit("nothing smaller")
 
@@ -189,15 +189,15 @@ class _Failing(Provision):
 def test_when_the_new_context_cannot_be_had_the_old_one_comes_back_with_what_it_held(
     miniature: Callable[[str], Path], loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    provision = _Failing(miniature("Q8_0"), profile(tmp_path, "kv_type=f32"))
+    planner = _Failing(miniature("Q8_0"), profile(tmp_path, "kv_type=f32"))
     tokens = loaded.vocabulary.encode_text("How many r's are in the word strawberry? ")
-    with closing(provision), closing(Contexts(loaded, provision, 1)) as contexts:
+    with closing(planner), closing(Contexts(loaded, planner, 1)) as contexts:
         standing = drained(contexts.ready(len(tokens), 0))
         sequence = SingleSequence(loaded, standing.context.settings, context=standing.context)
         list(sequence.prefill(tokens))
         expected = continued(sequence)
         sequence.truncate(len(tokens))
-        provision.fails = True
+        planner.fails = True
         told: list[Notice] = []
         steps = contexts.ready(len(tokens) + 400, 0)
         with little_memory_left(), pytest.raises(DoesNotFit, match="nothing smaller"):
@@ -210,21 +210,21 @@ def test_when_the_new_context_cannot_be_had_the_old_one_comes_back_with_what_it_
         assert continued(back) == expected
 
 
-def drained(steps: Generator[Notice, None, Standing]) -> Standing:
+def drained(steps: Generator[Notice, None, ActiveContext]) -> ActiveContext:
     """The value at the end of a generator."""
     while True:
         try:
             next(steps)
         except StopIteration as finished:
-            standing: Standing = finished.value
+            standing: ActiveContext = finished.value
             return standing
 
 
 def test_a_conversation_starts_with_the_largest_native_context(
     miniature: Callable[[str], Path], loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    provision = Provision(miniature("Q8_0"), profile(tmp_path), is_roomy=True)
-    with closing(provision), closing(Contexts(loaded, provision, 1)) as contexts:
+    planner = Planner(miniature("Q8_0"), profile(tmp_path), takes_largest=True)
+    with closing(planner), closing(Contexts(loaded, planner, 1)) as contexts:
         first = drained(contexts.ready(20, 0))
         assert (first.plan.n_ctx, first.plan.rope.factor) == (1024, 1)
         assert drained(contexts.ready(800, 0)).context is first.context
@@ -236,10 +236,10 @@ def test_what_could_not_be_had_on_a_card_leaves_the_systems_memory_as_it_is(
     card = Device("GPU0", "card", DeviceKind.GPU, 8 * GIB, 8 * GIB)
     where = Machine("test", (card,), 16 * GIB, 16 * GIB, cores=4, is_described=True)
     large = profile(tmp_path, "native_window=32768", "thinking_budget=16384")
-    with closing(Provision(miniature("Q8_0"), large, where)) as provision:
-        first = provision.plan(100)
-        provision.could_not_be_had(first)
-        second = provision.plan(100, first.n_gpu_layers)
+    with closing(Planner(miniature("Q8_0"), large, where)) as planner:
+        first = planner.plan(100)
+        planner.note_failure(first)
+        second = planner.plan(100, first.n_gpu_layers)
         assert second.uses[0].total < first.uses[0].total
         assert (second.uses[-1].usable, second.kv_type) == (first.uses[-1].usable, "q8_0")
 
@@ -248,7 +248,7 @@ SHORT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.engine.api import AbortFlag
 from qwq_local.errors import QwqError
@@ -264,7 +264,7 @@ backend = LocalBackend(Path(sys.argv[1]), profile, 1, AbortFlag())
 told = {"notices": [], "planned": []}
 
 def ask():
-    for event in backend.reply(Question([Message(Role.USER, "hi")], seed=1)):
+    for event in backend.reply(ReplyRequest([Message(Role.USER, "hi")], seed=1)):
         if isinstance(event, Loading) and event.fraction == 1:
             # Another program takes the memory, after it was asked for and before it is taken.
             mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -306,9 +306,9 @@ def test_memory_that_is_gone_after_all_leads_to_the_next_smaller_plan_which_is_r
     assert "error" not in told, told
     assert told["planned"][0][1] == "q8_0"
     assert told["planned"][1] == told["planned"][0]
-    tried = [line for line in told["notices"] if "could not be had" in line]
+    tried = [line for line in told["notices"] if "does not fit; trying" in line]
     assert tried
-    assert "with f16 KV could not be had; trying" in tried[0]
+    assert "with f16 KV does not fit; trying" in tried[0]
     assert len(tried) == len(set(tried))
     assert any(line.startswith("the memory is short, given up: f16 KV for q8_0") for line in told["notices"])
 

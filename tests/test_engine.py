@@ -15,13 +15,13 @@ import jsonschema
 import pytest
 from llama_cpp import Llama
 
-from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings, JsonSchema, SamplerSettings
+from qwq_local.engine.api import ContextSettings, JsonSchema, SamplerSettings
 from qwq_local.engine.constraint import compile_constraint
 from qwq_local.engine.library import check_version
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.scheduler import _ChunkSize
-from qwq_local.errors import EngineError, UsageError
+from qwq_local.errors import Aborted, AbortFlag, EngineError, UsageError
 from tests.conftest import load
 from tests.single_sequence import SingleSequence
 

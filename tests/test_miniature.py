@@ -14,8 +14,8 @@ from miniature import cases
 from miniature.cases import Conversation
 from miniature.evaluate import is_right, opened, reply, share_right, unseen
 from miniature.tasks import ABOUT, TASKS
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.question import Question
 from qwq_local.errors import PromptTooLong
 from qwq_local.events import Event, Finished, FinishReason, TurnStats
 
@@ -93,7 +93,7 @@ def test_only_an_ended_turn_with_the_boxed_result_is_right(
 
 
 def test_a_case_that_does_not_fit_the_window_is_not_counted() -> None:
-    def too_long_at_first(question: Question) -> Iterator[Event]:
+    def too_long_at_first(question: ReplyRequest) -> Iterator[Event]:
         if question.messages[-1].content == "long":
             raise PromptTooLong("too long")
         yield Finished(FinishReason.STOP, TurnStats(), "", "\\boxed{1}")

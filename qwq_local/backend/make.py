@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwq_local.backend.api import Backend
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.prefill_once import PrefillOnce
-from qwq_local.backend.question import Backend
-from qwq_local.engine.api import AbortFlag
+from qwq_local.backend.prefill_cache import PrefillCache
 from qwq_local.engine.constraint import check_constraint
 from qwq_local.engine.devices import can_offload
 from qwq_local.engine.library import TESTED_VERSION
+from qwq_local.errors import AbortFlag
 from qwq_local.machine.hardware import idle_gpu_notice, physical_cores, present_gpu
 from qwq_local.models.catalog import Catalog
 from qwq_local.models.registry import Registry
@@ -58,7 +58,7 @@ class BackendRequest:
     """Which backend a front end wants.
 
     `machine` is a described computer to plan for; only plans are of use then. `is_private` reads what is kept
-    of earlier prompts and keeps nothing. `is_roomy` is for a conversation: the largest native context.
+    of earlier prompts and keeps nothing. `takes_largest` is for a conversation: the largest native context.
     """
 
     model: str
@@ -66,7 +66,7 @@ class BackendRequest:
     places: Directories
     machine: Machine | None = None
     is_private: bool = False
-    is_roomy: bool = False
+    takes_largest: bool = False
 
 
 BackendMaker = Callable[[BackendRequest], Backend]
@@ -77,8 +77,10 @@ def make_backend(request: BackendRequest) -> Backend:
     """The backend of a model on this machine. Raises ModelNotFound, UsageError for an ambiguous name."""
     profile = request.resolved.profile
     path = model_file(request.model, request.resolved, request.places)
-    once = PrefillOnce(request.places.cache, profile, is_private=request.is_private)
-    backend = LocalBackend(path, profile, physical_cores(), AbortFlag(), once, is_roomy=request.is_roomy)
+    cache = PrefillCache(request.places.cache, profile, is_private=request.is_private)
+    backend = LocalBackend(
+        path, profile, physical_cores(), AbortFlag(), cache, takes_largest=request.takes_largest
+    )
     if request.machine is not None:
         backend.plan_for(request.machine)
     return backend

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from qwq_convert.file_types import find_file_type
 
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.make import BackendRequest
-from qwq_local.backend.provision import model_window, planned_event, request_for
-from qwq_local.backend.question import Question
-from qwq_local.engine.api import AbortFlag
-from qwq_local.errors import ConvertError, DoesNotFit, ModelNotFound, QwqError, UsageError
+from qwq_local.backend.planner import model_window, planned_event, request_for
+from qwq_local.errors import AbortFlag, ConvertError, DoesNotFit, ModelNotFound, QwqError, UsageError
 from qwq_local.events import Ledger, Planned
 from qwq_local.machine.hardware import physical_cores, this_machine
 from qwq_local.models.catalog import Catalog
@@ -40,7 +39,7 @@ class PlanReport:
     problem: QwqError | None = None
 
 
-def plan_report(request: BackendRequest, question: Question) -> PlanReport:
+def plan_report(request: BackendRequest, question: ReplyRequest) -> PlanReport:
     """What would run of a model, for one question.
 
     Of a file of QwQ-32B that is not on this machine the published sizes are used. Raises ModelNotFound,
@@ -60,13 +59,13 @@ def plan_report(request: BackendRequest, question: Question) -> PlanReport:
     backend = LocalBackend(path, profile, physical_cores(), AbortFlag())
     backend.plan_for(request.machine)
     with closing(backend):
-        rows = context_table(backend.provision.request(0))
+        rows = context_table(backend.planner.request(0))
         planned, problem = None, None
         try:
             planned = backend.dry_run(question)
         except DoesNotFit as error:
             problem = error
-        facts = backend.provision
+        facts = backend.planner
         return PlanReport(facts.name, facts.machine, rows, facts.sizes.n_offloadable, planned, problem)
 
 

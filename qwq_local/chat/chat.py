@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from qwq_local.backend.question import Backend
+from qwq_local.backend.api import Backend
 from qwq_local.chat.commands.conversation import edited_question, new_question
 from qwq_local.chat.commands.history import resume
 from qwq_local.chat.commands.registry import completions, find_command, parse

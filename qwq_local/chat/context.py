@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.events import Said, Shown, TextTable
 from qwq_local.chat.session import Session
 from qwq_local.chat.turns import ChatQuestion, backend_question
@@ -18,7 +18,7 @@ _SHOWN_FILES = 20
 _SHOWN_TURNS = 3
 
 
-def next_question(session: Session, *, with_files: bool = True) -> Question:
+def next_question(session: Session, *, with_files: bool = True) -> ReplyRequest:
     """What would be sent now: the conversation, the files that wait, and a question as short as possible."""
     attachments = session.attachments if with_files else ()
     question = "" if attachments else "?"
@@ -27,7 +27,7 @@ def next_question(session: Session, *, with_files: bool = True) -> Question:
     return backend_question(session, ChatQuestion("", content, session.conversation.turns, file_texts=texts))
 
 
-def price(session: Session, question: Question) -> Iterator[Shown]:
+def price(session: Session, question: ReplyRequest) -> Iterator[Shown]:
     """What the files of a question change in the plan. Raises PromptTooLong, DoesNotFit."""
     model = session.model
     planned = model.plan(question)
@@ -51,7 +51,7 @@ def price(session: Session, question: Question) -> Iterator[Shown]:
     yield Said((f"{prompt}. {' · '.join(changes)}." if changes else same,))
 
 
-def price_of_named(session: Session, named: Sequence[Attachment], question: Question) -> Iterator[Shown]:
+def price_of_named(session: Session, named: Sequence[Attachment], question: ReplyRequest) -> Iterator[Shown]:
     """The tokens of files that a question names, and what they change in the plan. Raises PromptTooLong."""
     if named:
         yield from token_table([(each.name, session.model.count_tokens(fence(each))) for each in named])

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from qwq_local.backend.question import (
+from qwq_local.backend.api import (
     Adopts,
     Backend,
     CountsTokens,
     Identified,
     Keeps,
     Plans,
-    Question,
+    ReplyRequest,
 )
 from qwq_local.dialogue.conversation import Message, Role
 from qwq_local.errors import ProfileError, QwqError
@@ -118,7 +118,7 @@ class ChatModel:
         """Whether a stopped turn can be continued, which takes the same weights."""
         return self._identified is not None
 
-    def plan(self, question: Question) -> Planned | None:
+    def plan(self, question: ReplyRequest) -> Planned | None:
         """The plan for a question, None if the backend makes none. Raises PromptTooLong, DoesNotFit."""
         return self._plans.dry_run(question) if self._plans is not None else None
 
@@ -198,7 +198,7 @@ class ChatModel:
         self.backend.close()
         self._use(backend)
         try:
-            planned = self.plan(Question([Message(Role.USER, "?")]))
+            planned = self.plan(ReplyRequest([Message(Role.USER, "?")]))
         except QwqError:
             backend.close()
             self._use(self._setup.make_backend(self.chosen.model, self.chosen.resolved))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qwq_local.backend.question import Backend
+from qwq_local.backend.api import Backend
 from qwq_local.chat.conversation import Conversation
 from qwq_local.chat.events import ChatStatus
 from qwq_local.chat.model import ChatModel, ChatSetup

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.events import Asking, ChatEvent, Said, Shown
 from qwq_local.chat.model import ChatModel
@@ -53,11 +53,11 @@ class ChatQuestion:
     seed: int | None = None
 
 
-def backend_question(session: Session, asked: ChatQuestion) -> Question:
+def backend_question(session: Session, asked: ChatQuestion) -> ReplyRequest:
     """The question as the backend gets it, after the turns that are sent, without their thinking."""
     profile = session.model.profile
     sent = session.conversation.sent_of(asked.before)
-    return Question(
+    return ReplyRequest(
         [*history_messages(profile.system, sent), Message(Role.USER, asked.content)],
         seed=asked.seed if asked.seed is not None else profile.seed,
         files=asked.file_texts,
@@ -69,7 +69,7 @@ def backend_question(session: Session, asked: ChatQuestion) -> Question:
 def ask(
     session: Session,
     asked: ChatQuestion,
-    price_of: Callable[[Question], Iterable[Shown]] = lambda _: (),
+    price_of: Callable[[ReplyRequest], Iterable[Shown]] = lambda _: (),
 ) -> Iterator[ChatEvent]:
     """Ask the model and keep the turn. Raises QwqError, and Aborted when stopped while the model loads.
 
@@ -140,7 +140,7 @@ def _begin_in_archive(session: Session, asked: ChatQuestion) -> TurnRecorder:
 
 def _run(
     session: Session,
-    question: Question,
+    question: ReplyRequest,
     begin: Callable[[], TurnRecorder],
     continued: TurnRecord | None = None,
 ) -> Iterator[ChatEvent]:
@@ -193,7 +193,7 @@ class _Recording:
     def __init__(
         self,
         session: Session,
-        question: Question,
+        question: ReplyRequest,
         begin: Callable[[], TurnRecorder],
         continued: TurnRecord | None,
     ) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+from qwq_local.backend.api import Backend, Identified, Keeps, Plans, ReplyRequest
 from qwq_local.backend.make import LIBRARY, BackendRequest, check_constraint, chosen_model, hardware_notice
-from qwq_local.backend.question import Backend, Identified, Keeps, Plans, Question
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.model import value_text
 from qwq_local.cli.each import answer_each
@@ -301,11 +301,11 @@ def _answer(run: _AskRun) -> int:
     return STATUS[finished.reason]
 
 
-def _question(given: _Input) -> Question:
+def _question(given: _Input) -> ReplyRequest:
     """The question after the answered turns of the conversation."""
     turns = [turn for turn in given.continued.turns if turn.answer.strip()] if given.continued else []
     new = given.framing.messages(given.question, given.stdin_text)[-1]
-    return Question(
+    return ReplyRequest(
         [*history_messages(given.framing.system, turns), new],
         given.constraint,
         files=tuple(map(fence, given.framing.attachments)),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
 
+from qwq_local.backend.api import Backend
 from qwq_local.backend.make import LIBRARY, BackendRequest, chosen_model, hardware_notice
-from qwq_local.backend.question import Backend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Said, Shown, Talk, ThinkView
 from qwq_local.chat.model import ChatSetup
@@ -80,7 +80,7 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         return resolve(model, profile, folders, environment.variables, settings)
 
     def made(model: str, resolved: ResolvedProfile) -> Backend:
-        request = BackendRequest(model, resolved, places, is_private=flags.private, is_roomy=True)
+        request = BackendRequest(model, resolved, places, is_private=flags.private, takes_largest=True)
         return environment.make_backend(request)
 
     def model_names() -> list[str]:

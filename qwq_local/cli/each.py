@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qwq_local.backend.question import Backend, Question
+from qwq_local.backend.api import Backend, ReplyRequest
 from qwq_local.cli.environment import Environment, ReplyInterrupt
 from qwq_local.cli.output import EventWriter
 from qwq_local.dialogue.conversation import Framing
@@ -47,7 +47,7 @@ def answer_each(
         problem = line.problem
         if not problem:
             try:
-                question = Question(framing.messages(line.question), constraint, line.seed)
+                question = ReplyRequest(framing.messages(line.question), constraint, line.seed)
                 finished = _finished(interrupt.watch(backend.reply(question)), writer, line.number)
             except (UsageError, PromptTooLong) as error:
                 problem = str(error)

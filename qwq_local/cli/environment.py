@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeVar
 from qwq_local.errors import UsageError
 
 if TYPE_CHECKING:
+    from qwq_local.backend.api import Backend
     from qwq_local.backend.make import BackendMaker, BackendRequest
-    from qwq_local.backend.question import Backend
 
 T = TypeVar("T")
 

@@ -27,9 +27,8 @@ from qwq_convert.imatrix.run import (
 from qwq_local.backend.make import model_file
 from qwq_local.cli.environment import Environment, interrupts_stop, refuse_stdout
 from qwq_local.cli.flags import ImatrixFlags
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
-from qwq_local.errors import ExitStatus, UsageError
+from qwq_local.errors import Aborted, AbortFlag, ExitStatus, UsageError
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.make import BackendRequest, chosen_model
 from qwq_local.backend.plan_report import PlanReport, plan_report
-from qwq_local.backend.question import Question
 from qwq_local.cli.ask import read_attachments
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import PlanFlags
@@ -53,10 +53,10 @@ def _plan_line(report: PlanReport) -> str:
     return json_line({"model": report.model, **{name: readable(value) for name, value in values.items()}})
 
 
-def _question(flags: PlanFlags, profile: Profile) -> Question:
+def _question(flags: PlanFlags, profile: Profile) -> ReplyRequest:
     attachments = tuple(read_attachments(flags.files))
     framing = Framing(check_utf8(profile.system, "the system prompt"), attachments, profile.question_suffix)
-    return Question(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
+    return ReplyRequest(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
 
 
 def _lines(report: PlanReport, out: Output) -> Iterator[str]:

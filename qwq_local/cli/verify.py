@@ -29,9 +29,8 @@ from qwq_local.backend.make import model_file
 from qwq_local.cli.convert import find_source
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import VerifyFlags
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
-from qwq_local.errors import ExitStatus, ModelFileError, UsageError
+from qwq_local.errors import AbortFlag, ExitStatus, ModelFileError, UsageError
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_completeness, notices
 from qwq_local.models.header import header_of

@@ -115,26 +115,6 @@ class PrefillProgress:
     cached: int
 
 
-class AbortFlag:
-    """Set from a signal handler or another thread; the engine stops at its next check and raises Aborted."""
-
-    __slots__ = ("_set",)
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def set(self) -> None:
-        """Ask whatever runs to stop."""
-        self._set = True
-
-    def clear(self) -> None:
-        """Forget an earlier request."""
-        self._set = False
-
-    def __bool__(self) -> bool:
-        return self._set
-
-
 class Vocabulary(Protocol):
     """Text to token ids and back."""
 

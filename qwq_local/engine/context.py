@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.constraint import ConstraintMatcher, sample_under
 from qwq_local.engine.library import forget_log, last_warning, library
 from qwq_local.engine.model import LoadedModel
 from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.vocabulary import LlamaVocabulary
-from qwq_local.errors import DoesNotFit, EngineError, UsageError
+from qwq_local.errors import Aborted, AbortFlag, DoesNotFit, EngineError, UsageError
 from qwq_local.planning.shape import KV_TYPES
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, fields
 from io import BufferedReader
 from pathlib import Path
 
-from qwq_local.engine.api import Aborted, AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import TESTED_VERSION
+from qwq_local.errors import Aborted, AbortFlag
 
 SUFFIX = ".kv"
 _MAGIC = b"QWQ-KV\x01\n"

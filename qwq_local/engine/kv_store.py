@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.kv_entry import (
     MAX_TRAILER_BYTES,
     SUFFIX,
@@ -37,7 +37,7 @@ from qwq_local.engine.kv_entry import (
     packed,
     read_entry,
 )
-from qwq_local.errors import QwqError
+from qwq_local.errors import AbortFlag, QwqError
 from qwq_local.files import free_bytes, remove_quietly
 from qwq_local.paths import make_private
 from qwq_local.text import GIB, binary_size

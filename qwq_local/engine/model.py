@@ -11,10 +11,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.library import forget_log, last_warning, library
 from qwq_local.engine.vocabulary import LlamaVocabulary
-from qwq_local.errors import DoesNotFit, ModelFileError
+from qwq_local.errors import Aborted, AbortFlag, DoesNotFit, ModelFileError
 from qwq_local.text import binary_size
 
 _ALL_LAYERS = -1

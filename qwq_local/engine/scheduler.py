@@ -17,8 +17,6 @@ from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qwq_local.engine.api import (
-    Aborted,
-    AbortFlag,
     CutBack,
     End,
     Force,
@@ -31,7 +29,7 @@ from qwq_local.engine.api import (
 from qwq_local.engine.constraint import ConstraintMatcher
 from qwq_local.engine.context import CachedSequence, LlamaContext, Rows, SequenceState, common_prefix
 from qwq_local.engine.sampler import SamplerChain
-from qwq_local.errors import EngineError, PromptTooLong
+from qwq_local.errors import Aborted, AbortFlag, EngineError, PromptTooLong
 from qwq_local.events import TokenLogprob
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GenerationJob:
     """What one generation needs: the tokens to prefill, its window, and how it is sampled.
 
     `window` is the number of tokens that prompt and reply may have together; so many cells are reserved.
@@ -67,7 +65,7 @@ class Job:
 class Submission(Iterator[E], Generic[E]):
     """The events of one submitted generation. Iterating drives the scheduler; `close` ends it early."""
 
-    def __init__(self, scheduler: Scheduler, generation: Generation[E], job: Job) -> None:
+    def __init__(self, scheduler: Scheduler, generation: Generation[E], job: GenerationJob) -> None:
         self._scheduler = scheduler
         self.generation = generation
         self.job = job
@@ -110,7 +108,7 @@ class _Running:
         return self.submission.generation
 
     @property
-    def job(self) -> Job:
+    def job(self) -> GenerationJob:
         return self.submission.job
 
     def rewind(self) -> None:
@@ -122,7 +120,7 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _BatchPart:
     """What a running generation decodes in one step, and how much of it is prompt."""
 
     running: _Running
@@ -164,7 +162,7 @@ class Scheduler:
         self._token_s = self._sample_s = 0.0
         self._pool: ThreadPoolExecutor | None = None
 
-    def submit(self, generation: Generation[E], job: Job) -> Submission[E]:
+    def submit(self, generation: Generation[E], job: GenerationJob) -> Submission[E]:
         """Queue a generation; it starts when a slot and its whole window are free.
 
         Raises PromptTooLong when the context can never hold it.
@@ -379,26 +377,26 @@ class Scheduler:
 
     # Decoding
 
-    def _chunks(self) -> list[_Chunk]:
+    def _chunks(self) -> list[_BatchPart]:
         """What the next batch holds: pending tokens of all, then a chunk of the oldest unread prompt."""
         room = self._context.settings.n_batch
-        chunks: list[_Chunk] = []
+        chunks: list[_BatchPart] = []
         prefilling: _Running | None = None
         for running in self._running:
             if not running.is_prefilled:
                 prefilling = prefilling or running
             elif running.pending and room and not running.is_paused:
                 part = running.pending[:room]
-                chunks.append(_Chunk(running, part, len(part) == len(running.pending), is_prompt=False))
+                chunks.append(_BatchPart(running, part, len(part) == len(running.pending), is_prompt=False))
                 room -= len(part)
         if prefilling is not None and room:
             sizer = self._beside if chunks else self._alone
             done, tokens = len(prefilling.sequence.tokens), prefilling.job.tokens
             end = min(len(tokens), done + min(sizer.size, room))
-            chunks.append(_Chunk(prefilling, tokens[done:end], end == len(tokens), is_prompt=True))
+            chunks.append(_BatchPart(prefilling, tokens[done:end], end == len(tokens), is_prompt=True))
         return chunks
 
-    def _decode(self, chunks: Sequence[_Chunk]) -> None:
+    def _decode(self, chunks: Sequence[_BatchPart]) -> None:
         started = self._clock()
         abort = self._watched(chunks)
         self._note_stale(chunks)
@@ -420,7 +418,7 @@ class Scheduler:
             with self._guard(chunk.running):
                 self._decoded(chunk, row)
 
-    def _note_stale(self, chunks: Sequence[_Chunk]) -> None:
+    def _note_stale(self, chunks: Sequence[_BatchPart]) -> None:
         """A decode overwrites the logits of everybody that is not in it: of paused generations."""
         for running in self._running:
             if (
@@ -430,7 +428,7 @@ class Scheduler:
             ):
                 running.rewind()
 
-    def _decode_apart(self, chunks: Sequence[_Chunk], error: EngineError) -> None:
+    def _decode_apart(self, chunks: Sequence[_BatchPart], error: EngineError) -> None:
         """After a failed batch: whoever fails alone too gets the error, the others go on."""
         if len(chunks) > 1:
             for chunk in chunks:
@@ -443,13 +441,13 @@ class Scheduler:
         self._release(running)
         self._fail(running.submission, error)
 
-    def _watched(self, chunks: Sequence[_Chunk]) -> AbortFlag | None:
+    def _watched(self, chunks: Sequence[_BatchPart]) -> AbortFlag | None:
         """The flag that may stop this decode: only a batch of one generation can be stopped inside."""
         if len(chunks) > 1 or not (chunks[0].is_prompt or self._token_s > _SLOW_TOKEN_S):
             return None
         return chunks[0].running.job.abort
 
-    def _decoded(self, chunk: _Chunk, row: int) -> None:
+    def _decoded(self, chunk: _BatchPart, row: int) -> None:
         running = chunk.running
         if chunk.is_prompt:
             running.row = row if chunk.is_last else None

@@ -78,6 +78,12 @@ class Profile(SamplerKeys):
     )
     n_batch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are submitted at once")
     n_ubatch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are computed at once")
+    prefill_gap: float = setting(
+        0.25, Number(0.01, 60), "seconds a step may take that reads a prompt beside running replies"
+    )
+    prefill_chunk: int = setting(
+        0, Number(0, 65_536, whole=True), "prompt tokens in such a step; 0: as prefill_gap allows"
+    )
     threads: int = setting(0, Number(0, 1024, whole=True), "CPU threads; 0: the physical cores")
     n_gpu_layers: int | None = setting(
         None,
@@ -94,6 +100,12 @@ class Profile(SamplerKeys):
         "GiB of disk for the KV cache of earlier prompts; auto: a tenth of the free space",
     )
     kv_store_min_tokens: int = setting(1024, tokens(1), "shortest prompt whose KV cache is kept on disk")
+
+    logprobs: int | None = setting(
+        None,
+        Number(0, 100, whole=True, words={"off": None}),
+        "record the log-probability of each token and of this many likeliest ones",
+    )
 
     # Budgets and the prompt.
     thinking_budget: int = setting(16_384, tokens(0), "most tokens of thinking")

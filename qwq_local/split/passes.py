@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.dialogue.excerpts import cut
 from qwq_local.events import Event, Finished, FinishReason, Notice, TurnStats
@@ -73,7 +73,7 @@ class _PartQuestion:
 
     first: int
     last: int
-    question: Question
+    question: ReplyRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class _Passes:
             return None
         return answers
 
-    def _pass(self, question: Question) -> Generator[SplitEvent, None, Finished]:
+    def _pass(self, question: ReplyRequest) -> Generator[SplitEvent, None, Finished]:
         """The events of one turn but the last, which is returned."""
         for event in self._backend.reply(question):
             if isinstance(event, Finished):

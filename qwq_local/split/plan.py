@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from qwq_local.backend.question import Backend, CountsTokens, Plans, Question
+from qwq_local.backend.api import Backend, CountsTokens, Plans, ReplyRequest
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.dialogue.excerpts import Excerpt, Measure, Sources, cut
 from qwq_local.engine.api import AnswerConstraint
@@ -49,23 +49,23 @@ class SplitRequest:
     question: str
     constraint: AnswerConstraint | None = None
 
-    def whole(self) -> Question:
+    def whole(self) -> ReplyRequest:
         """Everything as one question."""
         messages = self.framing.messages(self.question, self.stdin_text)
-        return Question(messages, self.constraint, files=tuple(map(fence, self.framing.attachments)))
+        return ReplyRequest(messages, self.constraint, files=tuple(map(fence, self.framing.attachments)))
 
-    def of_part(self, excerpt: Excerpt, part: int, parts: int) -> Question:
+    def of_part(self, excerpt: Excerpt, part: int, parts: int) -> ReplyRequest:
         """The question to one part of the text."""
         return self._noted(excerpt, PART_NOTE.format(part=part, parts=parts))
 
-    def of_answers(self, answers: Sequence[Attachment], constraint: AnswerConstraint | None) -> Question:
+    def of_answers(self, answers: Sequence[Attachment], constraint: AnswerConstraint | None) -> ReplyRequest:
         """The question to the answers of several parts."""
         return replace(self._noted(Excerpt(tuple(answers), ""), JOIN_NOTE), constraint=constraint)
 
-    def _noted(self, excerpt: Excerpt, note: str) -> Question:
+    def _noted(self, excerpt: Excerpt, note: str) -> ReplyRequest:
         framing = replace(self.framing, attachments=excerpt.attachments)
         messages = framing.messages(f"{note}\n\n{self.question}", excerpt.stdin_text)
-        return Question(messages, files=tuple(map(fence, excerpt.attachments)))
+        return ReplyRequest(messages, files=tuple(map(fence, excerpt.attachments)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def split_planned(plan: SplitPlan) -> SplitPlanned:
     )
 
 
-def _frame(request: SplitRequest, sources: Sources) -> Question:
+def _frame(request: SplitRequest, sources: Sources) -> ReplyRequest:
     """The question with an empty part under the longest name: its tokens are not there for a part."""
     excerpt = Excerpt((Attachment(sources.longest_name, "-"),), "-")
     question = request.of_part(excerpt, 999_999, 999_999)

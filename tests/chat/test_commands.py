@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.commands.output import code_blocks
 from qwq_local.chat.commands.registry import COMMANDS, parse
 from qwq_local.chat.events import ChatStatus, Copy, Page, ThinkView, ViewChanged
@@ -221,7 +221,7 @@ def test_plan_and_stats_say_what_was_decided_and_what_it_took(talk: Talking) -> 
     assert "thinking 3 + answer 2 tok" in lines[1]
 
 
-def steered(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
     yield from planned(backend, question)
     yield Thinking("First this.")
     yield Steered("\n\nNow that.\n\n")

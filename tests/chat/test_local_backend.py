@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from qwq_local.backend.api import Backend, ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.prefill_once import PrefillOnce
-from qwq_local.backend.question import Backend, Question
+from qwq_local.backend.prefill_cache import PrefillCache
 from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.engine.api import Aborted, AbortFlag, JsonSchema
-from qwq_local.errors import EngineError, PromptTooLong, UsageError
+from qwq_local.engine.api import JsonSchema
+from qwq_local.errors import Aborted, AbortFlag, EngineError, PromptTooLong, UsageError
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -51,13 +51,13 @@ def profile(tmp_path: Path, *settings: str) -> Profile:
 
 @pytest.fixture
 def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalBackend]:
-    made = LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), is_roomy=True)
+    made = LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), takes_largest=True)
     with closing(made):
         yield made
 
 
 def ask(backend: Backend, *messages: Message, **more: object) -> list[Event]:
-    return list(backend.reply(replace(Question(messages, wants_tokens=True), **more)))  # type: ignore[arg-type]
+    return list(backend.reply(replace(ReplyRequest(messages, wants_tokens=True), **more)))  # type: ignore[arg-type]
 
 
 def finished(events: Sequence[Event]) -> Finished:
@@ -94,7 +94,7 @@ def text(events: Sequence[Event]) -> str:
 def stopped(backend: Backend, n_pieces: int, *messages: Message, **more: object) -> list[Event]:
     """The events of a reply that is stopped after so many pieces of text."""
     events: list[Event] = []
-    question = replace(Question(messages, wants_tokens=True), **more)  # type: ignore[arg-type]
+    question = replace(ReplyRequest(messages, wants_tokens=True), **more)  # type: ignore[arg-type]
     for event in backend.reply(question):
         events.append(event)
         if sum(isinstance(each, Thinking | Answer) for each in events) == n_pieces:
@@ -146,8 +146,8 @@ def test_a_turn_is_gone_on_with_in_another_process_from_what_was_kept(
     """Its thinking too: a turn that was stopped is kept whole."""
 
     def made() -> LocalBackend:
-        once = PrefillOnce(tmp_path, profile(tmp_path))
-        return LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), once, is_roomy=True)
+        once = PrefillCache(tmp_path, profile(tmp_path))
+        return LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag(), once, takes_largest=True)
 
     with closing(made()) as before:
         whole = ask(before, STRAWBERRY)
@@ -177,7 +177,7 @@ def test_a_flag_that_a_signal_handler_set_counts_for_the_reply_that_heard_it(
 ) -> None:
     abort = AbortFlag()
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, abort)) as backend:
-        for event in backend.reply(Question([STRAWBERRY])):
+        for event in backend.reply(ReplyRequest([STRAWBERRY])):
             if isinstance(event, Thinking):
                 abort.set()
         assert finished([event]).reason is FinishReason.INTERRUPTED
@@ -190,7 +190,7 @@ def test_a_stop_while_it_loads_leaves_it_to_be_loaded_again(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag())) as backend:
-        events = backend.reply(Question([STRAWBERRY]))
+        events = backend.reply(ReplyRequest([STRAWBERRY]))
         assert isinstance(next(events), Loading)
         backend.stop()
         with pytest.raises(Aborted):
@@ -201,7 +201,7 @@ def test_a_stop_while_it_loads_leaves_it_to_be_loaded_again(
 
 
 def test_a_reply_that_nobody_reads_to_its_end_does_not_stop_the_next(backend: LocalBackend) -> None:
-    events = backend.reply(Question([STRAWBERRY]))
+    events = backend.reply(ReplyRequest([STRAWBERRY]))
     for event in events:
         if isinstance(event, Thinking):
             break
@@ -215,7 +215,7 @@ def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBac
     ask(backend, RASPBERRY)
     control = ReplyControl()
     control.pause()
-    question = Question([STRAWBERRY], control=control)
+    question = ReplyRequest([STRAWBERRY], control=control)
     events: list[Event] = []
     has_read = threading.Event()
 
@@ -237,7 +237,7 @@ def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBac
 def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -> None:
     control = ReplyControl()
     events: list[Event] = []
-    for event in backend.reply(Question([STRAWBERRY], control=control, wants_tokens=True)):
+    for event in backend.reply(ReplyRequest([STRAWBERRY], control=control, wants_tokens=True)):
         events.append(event)
         if sum(isinstance(each, Thinking) for each in events) == 8 and isinstance(event, Thinking):
             control.steer("The letters are counted.")
@@ -274,29 +274,29 @@ def test_tokens_are_counted_before_anything_is_loaded_and_once_it_is(
     path = Path(shutil.copy(miniature("Q8_0"), tmp_path / "model.gguf"))
     with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag())) as backend:
         n_tokens = backend.count_tokens("How many r's?")
-        plan = backend.dry_run(Question([STRAWBERRY]))
+        plan = backend.dry_run(ReplyRequest([STRAWBERRY]))
         path.rename(tmp_path / "elsewhere.gguf")
         assert backend.count_tokens("How many r's?") == n_tokens > 3
         assert backend.count_tokens("cafe\u0301") == backend.count_tokens("café")
-        assert backend.dry_run(Question([STRAWBERRY])).prompt_tokens == plan.prompt_tokens
+        assert backend.dry_run(ReplyRequest([STRAWBERRY])).prompt_tokens == plan.prompt_tokens
         (tmp_path / "elsewhere.gguf").rename(path)
         assert planned(ask(backend, STRAWBERRY)).prompt_tokens == plan.prompt_tokens
         assert backend.count_tokens("How many r's?") == n_tokens
 
 
 def test_a_dry_run_foresees_the_context_that_there_is(backend: LocalBackend) -> None:
-    question = Question([STRAWBERRY], seed=1)
+    question = ReplyRequest([STRAWBERRY], seed=1)
     assert backend.dry_run(question) == planned(ask(backend, STRAWBERRY))
     ask(backend, LONG)
-    longer = Question([LONGER], seed=1)
-    foreseen = backend.dry_run(longer)
-    assert foreseen == planned(list(backend.reply(longer)))
-    assert foreseen.yarn_factor == 2
+    longer = ReplyRequest([LONGER], seed=1)
+    expected_plan = backend.dry_run(longer)
+    assert expected_plan == planned(list(backend.reply(longer)))
+    assert expected_plan.yarn_factor == 2
 
 
 def test_thinking_that_was_spared_stands_in_the_ledger(backend: LocalBackend) -> None:
     assert planned(ask(backend, STRAWBERRY, spared=123)).ledger.thinking_spared == 123
-    assert backend.dry_run(Question([STRAWBERRY], spared=7)).ledger.thinking_spared == 7
+    assert backend.dry_run(ReplyRequest([STRAWBERRY], spared=7)).ledger.thinking_spared == 7
 
 
 def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(
@@ -425,7 +425,7 @@ def test_an_identity_is_of_the_header_until_the_content_is_known(
     with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag())) as backend:
         by_header = backend.identity()
     assert by_header.startswith("header:")
-    once = PrefillOnce(tmp_path, profile(tmp_path, "kv_store=off"))
+    once = PrefillCache(tmp_path, profile(tmp_path, "kv_store=off"))
     with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag(), once)) as backend:
         assert backend.identity() == by_header
         once._identities.record(path, "ab" * 32)
@@ -440,8 +440,10 @@ def test_the_second_turn_reads_what_the_first_did_not_and_nothing_else(
     """All that two prompts have in common is cached, whether what was read is kept on disk or not."""
     for min_tokens in (8, 10_000):
         its = profile(tmp_path, f"kv_store_min_tokens={min_tokens}")
-        once = PrefillOnce(tmp_path / str(min_tokens), its)
-        with closing(LocalBackend(miniature("Q8_0"), its, 1, AbortFlag(), once, is_roomy=True)) as backend:
+        once = PrefillCache(tmp_path / str(min_tokens), its)
+        with closing(
+            LocalBackend(miniature("Q8_0"), its, 1, AbortFlag(), once, takes_largest=True)
+        ) as backend:
             first = ask(backend, STRAWBERRY)
             assert list(backend.keep()) == []
             answer = Message(Role.ASSISTANT, finished(first).answer)

@@ -13,7 +13,7 @@ from qwq_local.backend.local import LocalBackend
 from qwq_local.chat.chat import Chat
 from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Recalled
 from qwq_local.chat.model import ChatSetup
-from qwq_local.engine.api import AbortFlag
+from qwq_local.errors import AbortFlag
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -48,7 +48,7 @@ def chatting(
 
     def make_backend(model: str, resolved: ResolvedProfile) -> LocalBackend:
         file_type = model.partition(":")[2] or "Q8_0"
-        return LocalBackend(miniature(file_type), resolved.profile, 1, AbortFlag(), is_roomy=True)
+        return LocalBackend(miniature(file_type), resolved.profile, 1, AbortFlag(), takes_largest=True)
 
     def resolved(model: str, profile: str | None, texts: Sequence[str]) -> ResolvedProfile:
         return resolve(model, profile, folders, {}, texts)

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.events import Asking, ChatStatus, Edit, Leave, Page, Recalled, Talk
 from qwq_local.dialogue.control import AnswerNow, Steer
-from qwq_local.engine.api import Aborted
-from qwq_local.errors import EngineError, PromptTooLong
+from qwq_local.errors import Aborted, EngineError, PromptTooLong
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -46,14 +45,14 @@ def talk(archive: Archive, tmp_path: Path) -> Talking:
     return talking(archive, tmp_path)
 
 
-def contents(question: Question) -> list[tuple[str, str]]:
+def contents(question: ReplyRequest) -> list[tuple[str, str]]:
     return [(message.role.value, message.content) for message in question.messages]
 
 
 def stopped_while(*events: Event) -> Script:
     """A turn that says something and is then stopped by the person."""
 
-    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         yield from events
         assert backend.stopped.wait(5)
@@ -181,7 +180,7 @@ def test_stop_does_nothing_between_turns(talk: Talking) -> None:
 
 
 def test_a_stop_while_the_model_loads_is_said(talk: Talking) -> None:
-    def loading(backend: QueuedBackend, _question: Question) -> Iterator[Event]:
+    def loading(backend: QueuedBackend, _question: ReplyRequest) -> Iterator[Event]:
         yield Loading("queued", 0.1)
         assert backend.stopped.wait(5)
         raise Aborted
@@ -195,7 +194,7 @@ def test_a_stop_while_the_model_loads_is_said(talk: Talking) -> None:
 
 
 def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
-    def stopped(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def stopped(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         # What a person does while the backend forgets older requests.
         talk.chat.stop()
         backend.stopped.clear()
@@ -208,7 +207,7 @@ def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
 def test_wishes_reach_the_control_of_the_running_turn(talk: Talking) -> None:
     seen: list[object] = []
 
-    def wished(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def wished(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         assert question.control is not None
         talk.chat.pause()
         seen.append(question.control.wait(0))
@@ -229,7 +228,7 @@ def test_wishes_reach_the_control_of_the_running_turn(talk: Talking) -> None:
 
 
 def test_a_wish_that_a_turn_did_not_take_is_not_the_next_ones(talk: Talking) -> None:
-    def wished(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def wished(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         talk.chat.answer_now()
         yield from says()(backend, question)
 

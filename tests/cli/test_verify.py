@@ -12,9 +12,8 @@ from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
-from qwq_local.errors import ModelFileError
+from qwq_local.errors import AbortFlag, ModelFileError
 from tests.checkpoints import CheckpointSpec, edit_json, write_checkpoint
 from tests.command import ROOT, Ran, qwq, qwq_here
 

@@ -14,9 +14,8 @@ from qwq_convert.plan import ConvertRequest
 from qwq_convert.tokenizer_check import TEXTS, TokenizerReport, compare_tokenizers, texts_with
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
-from qwq_local.errors import ConvertError
+from qwq_local.errors import AbortFlag, ConvertError
 from tests.checkpoints import ADDED, CheckpointSpec, edit_json, tokenizer, write_checkpoint, write_json
 
 

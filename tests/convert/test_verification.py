@@ -18,9 +18,8 @@ from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 from qwq_convert.verification import surplus_bytes, verify_blocks, verify_placement, verify_structure
 
-from qwq_local.engine.api import AbortFlag
 from qwq_local.engine.model import LoadSettings, drained, load_model
-from qwq_local.errors import ConvertError, ModelFileError
+from qwq_local.errors import AbortFlag, ConvertError, ModelFileError
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from qwq_local.dialogue.control import Opening, ReplyControl
 from qwq_local.dialogue.reply import Reply, ReplySettings
 from qwq_local.engine.context import LlamaContext
-from qwq_local.engine.scheduler import Job, Scheduler
+from qwq_local.engine.scheduler import GenerationJob, Scheduler
 from qwq_local.events import Event
 
 
@@ -16,5 +16,5 @@ def decode(
 ) -> Iterator[Event]:
     """The events of a reply."""
     reply = Reply(context.vocabulary, settings, opening, control)
-    job = Job((*opening.prompt, *reply.generated), settings.window, settings.sampler)
+    job = GenerationJob((*opening.prompt, *reply.generated), settings.window, settings.sampler)
     yield from Scheduler(context).submit(reply, job)

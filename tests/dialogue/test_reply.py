@@ -9,7 +9,7 @@ import pytest
 
 from qwq_local.dialogue.reply import ReplySettings
 from qwq_local.dialogue.transcript import CLOSING_SENTENCES
-from qwq_local.engine.api import AbortFlag
+from qwq_local.errors import AbortFlag
 from qwq_local.events import (
     Answer,
     CloseReason,

@@ -10,7 +10,7 @@ import pytest
 from qwq_local.dialogue.control import ReplyControl, sentence_of
 from qwq_local.dialogue.reply import ReplySettings
 from qwq_local.dialogue.transcript import CLOSING_SENTENCES
-from qwq_local.engine.api import Aborted, AbortFlag
+from qwq_local.errors import Aborted, AbortFlag
 from qwq_local.events import (
     CloseReason,
     Event,

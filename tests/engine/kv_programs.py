@@ -17,11 +17,12 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from qwq_local.engine.api import AbortFlag, ContextSettings, SamplerSettings
+from qwq_local.engine.api import ContextSettings, SamplerSettings
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
+from qwq_local.errors import AbortFlag
 from tests.single_sequence import SingleSequence
 
 ROOT = Path(__file__).parent.parent.parent

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from qwq_local.cli.ask import read_constraint
-from qwq_local.engine.api import AbortFlag, AnswerConstraint, JsonSchema, LarkGrammar, Regex
+from qwq_local.engine.api import AnswerConstraint, JsonSchema, LarkGrammar, Regex
 from qwq_local.engine.constraint import Constraint, check_constraint, compile_constraint
 from qwq_local.engine.model import LoadedModel, LoadSettings, drained, load_model
 from qwq_local.engine.vocabulary import LlamaVocabulary
-from qwq_local.errors import ConstraintError, EngineError, ExitStatus, UsageError
+from qwq_local.errors import AbortFlag, ConstraintError, EngineError, ExitStatus, UsageError
 
 END = 256
 QUOTE, ZERO = 0x22, 0x30

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.kv_entry import (
     PIECE_BYTES,
     DamagedEntry,
@@ -33,6 +32,7 @@ from qwq_local.engine.kv_entry import (
 )
 from qwq_local.engine.kv_store import KvFolder, KvStore, NoRoom
 from qwq_local.engine.model import LoadedModel
+from qwq_local.errors import Aborted, AbortFlag
 from tests.conftest import load
 from tests.engine.kv_programs import MIN_TOKENS, MODEL, SETTINGS, a_text, keep, prefill, restore
 from tests.single_sequence import SingleSequence

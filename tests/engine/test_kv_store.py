@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.kv_entry import SUFFIX, Entry, ModelIdentity
 from qwq_local.engine.kv_store import KvFolder, KvStore, Prefilled
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel
+from qwq_local.errors import Aborted, AbortFlag
 from tests.conftest import load
 from tests.engine.kv_programs import (
     ALL_BUT_THE_END,

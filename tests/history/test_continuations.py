@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.events import Event, FinishReason, Generated, Planned, Steered
 from qwq_local.history.archive import Archive
 from qwq_local.history.records import TurnOrigin
@@ -64,7 +64,7 @@ def test_a_continued_turn_keeps_what_it_began_with(talk: Talking, archive: Archi
 
 def test_a_turn_keeps_the_plan_that_it_began_under(talk: Talking, archive: Archive) -> None:
     def under(n_ctx: int) -> Script:
-        def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+        def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
             for event in stopped("Half")(backend, question):
                 yield replace(event, n_ctx=n_ctx) if isinstance(event, Planned) else event
 
@@ -77,7 +77,7 @@ def test_a_turn_keeps_the_plan_that_it_began_under(talk: Talking, archive: Archi
 
 
 def test_the_sentences_that_were_put_in_go_along_with_the_tokens(talk: Talking) -> None:
-    def steered(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         yield from (Steered("But count."), Generated(0, (11, 12), 2))
 

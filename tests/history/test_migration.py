@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.events import Event, FinishReason, Generated, Thinking
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.export import Format, exported
@@ -135,7 +135,7 @@ def test_a_resumed_conversation_is_continued_and_again_in_the_same_chat(
 ) -> None:
     """The second time from what both versions recorded."""
 
-    def interrupted(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def interrupted(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         yield from (Thinking(" go on"), Generated(8, (70, 71), 10, (True, True)))
 

@@ -166,9 +166,9 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
         import sys
         from pathlib import Path
         from contextlib import closing
-        from qwq_local.engine.api import AbortFlag, ContextSettings
+        from qwq_local.engine.api import ContextSettings
+        from qwq_local.errors import AbortFlag, QwqError
         from tests.single_sequence import SingleSequence
-        from qwq_local.errors import QwqError
         from tests.conftest import load
         for name in sys.argv[1:]:
             try:

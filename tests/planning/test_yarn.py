@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
-from qwq_local.backend.provision import model_window
+from qwq_local.backend.planner import model_window
 from qwq_local.engine.api import ContextSettings
 from qwq_local.engine.library import library
 from qwq_local.engine.model import LoadedModel

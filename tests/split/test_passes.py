@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwq_local.backend.question import Question
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.dialogue.conversation import Attachment, Framing, Role
 from qwq_local.engine.api import JsonSchema
 from qwq_local.errors import Aborted, DoesNotFit, PromptTooLong, UsageError
@@ -30,12 +30,12 @@ class AnsweringBackend:
         self, answer: Callable[[str], str | None], *, largest: int = N_CTX, costs: str = "", past: int = N_CTX
     ) -> None:
         """Past a context of `largest` nothing fits; one larger than `past` costs layers or thinking."""
-        self.asked: list[Question] = []
+        self.asked: list[ReplyRequest] = []
         self.planned: list[Planned] = []
         self._answer = answer
         self._largest, self._costs, self._past = largest, costs, past
 
-    def reply(self, question: Question) -> Iterator[Event]:
+    def reply(self, question: ReplyRequest) -> Iterator[Event]:
         planned = self.dry_run(question)
         self.asked.append(question)
         yield planned
@@ -47,7 +47,7 @@ class AnsweringBackend:
             reason = FinishReason.STOP if answer else FinishReason.NO_ANSWER
             yield Finished(reason, STATS, "thought", answer)
 
-    def dry_run(self, question: Question) -> Planned:
+    def dry_run(self, question: ReplyRequest) -> Planned:
         tokens = 10 + sum(len(message.content) for message in question.messages)
         shares = share_window(Needs(tokens, 600, 200), Window(N_CTX))
         if shares.n_ctx > self._largest:

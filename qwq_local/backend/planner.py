@@ -1,7 +1,7 @@
-"""What a run is given: a model file, a profile and a machine in, plans for prompts out.
+"""Plans for one model file, profile and machine.
 
-It joins the header's exact bytes, llama.cpp's dry run and the devices to what planning/ computes with, and
-keeps for the rest of the run what turned out not to be there after all.
+It joins the exact sizes in the header, llama.cpp's dry run and the devices to the arithmetic of planning/. It
+remembers for the run which plans llama.cpp got no memory for.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from qwq_local.planning.window import Needs, RopeScaling, Window
 from qwq_local.profiles.keys import Profile
 from qwq_local.text import MIB
 
-# How much too much it was is not known: this share of KV cache and buffers is let go at once.
-_RETREAT = 8
+# llama.cpp does not say how much memory was missing: the next plan gets this part of the cache less.
+_REDUCED_PART = 8
 
 
-class Provision:
+class Planner:
     """Plans for one model file under one profile; free it with `close`."""
 
     def __init__(
-        self, path: Path, profile: Profile, machine: Machine | None = None, *, is_roomy: bool = False
+        self, path: Path, profile: Profile, machine: Machine | None = None, *, takes_largest: bool = False
     ) -> None:
-        """Raises ModelFileError. A described machine stands in for this one; `notice` is for the person.
+        """Raises ModelFileError. A described machine replaces this one. `notice` is for the user.
 
-        `is_roomy`, for a conversation, takes the largest native context that fits.
+        With `takes_largest`, for a conversation, plans use the largest native context that fits.
         """
         self.header: Header = read_header(path)
         shape = check_architecture(self.header)
@@ -46,33 +46,33 @@ class Provision:
         self._stated_window = shape.context_length
         self.adopt(profile)
         self._machine = machine
-        self._is_roomy = is_roomy
+        self._takes_largest = takes_largest
         self._dry_run: DryRun | None = None
 
     @property
     def machine(self) -> Machine:
-        """The computer that is planned for, its free memory as it was when it was first looked at."""
+        """The computer that is planned for; its free memory was measured once."""
         if self._machine is None:
             self._machine = this_machine()
         return self._machine
 
     def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Plan:
-        """The plan for a prompt; `n_gpu_layers` is how many are loaded already.
+        """The plan for a prompt; `n_gpu_layers` is how many layers are loaded already.
 
         Raises DoesNotFit with what would fit, PromptTooLong, UsageError.
         """
         return plan_or_explain(self.request(prompt_tokens, n_gpu_layers))
 
     def request(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Request:
-        """All that the plan for a prompt is made from."""
+        """Everything that the plan for a prompt depends on."""
         made = request_for(self.profile, self.window, self.sizes, self.machine, self._compute)
         if n_gpu_layers is not None:
             made = replace(made, choices=replace(made.choices, n_gpu_layers=n_gpu_layers))
-        needs = replace(made.needs, prompt_tokens=prompt_tokens, takes_largest=self._is_roomy)
+        needs = replace(made.needs, prompt_tokens=prompt_tokens, takes_largest=self._takes_largest)
         return replace(made, needs=needs)
 
     def adopt(self, profile: Profile) -> None:
-        """Plan under another profile from now on; what was learned of the machine stays."""
+        """Plan with another profile from now on; what is known of the machine stays."""
         own = own_rope_scaling(self.header)
         self.profile = profile
         if not (profile.is_window_known or own.is_on):
@@ -87,25 +87,25 @@ class Provision:
             )
 
     def enlarged(self, plan: Plan, n_ctx: int) -> Plan | None:
-        """The same plan with a larger context; None when that does not fit."""
+        """The same plan with a larger context; None if that does not fit."""
         request = self.request(plan.needs.prompt_tokens)
         return with_context(request, plan, n_ctx)
 
-    def could_not_be_had(self, plan: Plan) -> None:
-        """Remember for this run that a plan failed, so that the next one asks for less.
+    def note_failure(self, plan: Plan) -> None:
+        """Remember for this run that a plan failed, so that the next plan asks for less memory.
 
-        Where GPUs hold layers it is their memory that was short; the system's is left as it is.
+        Where GPUs hold layers their memory was short; the system's stays as it is.
         """
+        reserve = self.profile.memory_reserve * MIB
         limits = [
-            use.total - max((use.kv_cache + use.compute) // _RETREAT, 1) + self.profile.memory_reserve * MIB
-            for use in plan.uses
+            use.total - max((use.kv_cache + use.compute) // _REDUCED_PART, 1) + reserve for use in plan.uses
         ]
         if plan.n_gpu_layers:
             limits[-1] = self.machine.available_bytes
         self._machine = self.machine.capped(tuple(limits))
 
     def planned(self, plan: Plan, seed: int, ledger: Ledger) -> Planned:
-        """The plan as the event that tells of it."""
+        """The plan as an event."""
         return planned_event(self.name, plan, seed, ledger)
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ def request_for(
 
 
 def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
-    """The plan as the event that tells of it, for a model called `name`."""
+    """The plan as an event, for a model called `name`."""
     context = plan.placement.context
     return Planned(
         model=name,
@@ -166,9 +166,9 @@ def planned_event(name: str, plan: Plan, seed: int, ledger: Ledger) -> Planned:
 
 
 def within_window(profile: Profile, stated: int) -> Profile:
-    """The profile for a file that states a smaller window; the budgets leave it a quarter for the prompt.
+    """The profile for a file that states a smaller window; its budgets leave a quarter for the prompt.
 
-    Only downwards: files of QwQ-32B state more than it was trained with.
+    A larger window is not taken: files of QwQ-32B state more than the model was trained with.
     """
     if stated >= profile.native_window:
         return profile

@@ -1,4 +1,4 @@
-"""The seam between front ends and backends: a Question goes in, events come out.
+"""The seam between front ends and backends: a ReplyRequest goes in, events come out.
 
 A local model and a server elsewhere both fit behind it.
 """
@@ -17,12 +17,12 @@ from qwq_local.profiles.keys import Profile
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What one turn is asked: the conversation, what constrains the answer, and a seed for it alone.
+class ReplyRequest:
+    """What one reply is asked for: the conversation, what constrains the answer, a seed for it alone.
 
-    `files` are the texts of attached files as they stand in the last message, for the ledger; `spared` counts
-    the tokens of earlier thinking that the messages no longer hold. With an `opening` the turn goes on from
-    there.
+    `files` are the texts of attached files as they appear in the last message, and `spared` counts the tokens
+    of earlier thinking that the messages leave out: both are for the ledger. With an `opening` the reply
+    continues from there.
     """
 
     messages: Sequence[Message]
@@ -37,17 +37,17 @@ class Question:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Answers questions, one at a time; called from one thread but for `stop`.
+    """Answers requests, one at a time; called from one thread except for `stop`.
 
     What only some backends can do are the Protocols below. Front ends ask for them with `isinstance`, and
     leave out what a backend cannot do.
     """
 
-    def reply(self, question: Question) -> Iterator[Event]:
-        """The events of one turn, Finished last. Raises QwqError; Aborted when stopped while it loads."""
+    def reply(self, request: ReplyRequest) -> Iterator[Event]:
+        """The events of one reply, Finished last. Raises QwqError; Aborted when stopped while it loads."""
 
     def stop(self) -> None:
-        """Ask the running turn to end, from any thread; it finishes as interrupted."""
+        """Stop the running reply, from any thread; it finishes as interrupted."""
 
     def close(self) -> None:
         """Free everything; closing twice is harmless."""
@@ -57,8 +57,8 @@ class Backend(Protocol):
 class Plans(Protocol):
     """A backend that plans: context, memory and budgets are known before it answers."""
 
-    def dry_run(self, question: Question) -> Planned:
-        """The plan for a question, without answering it. Raises what `reply` would."""
+    def dry_run(self, request: ReplyRequest) -> Planned:
+        """The plan for a request, without answering it. Raises what `reply` would."""
 
     def largest_context(self) -> int:
         """The largest context that a plan may have, in tokens."""
@@ -69,15 +69,15 @@ class CountsTokens(Protocol):
     """A backend that knows its model's tokens."""
 
     def count_tokens(self, text: str) -> int:
-        """The tokens of plain text."""
+        """The number of tokens of plain text."""
 
 
 @runtime_checkable
 class Adopts(Protocol):
-    """A backend whose profile can be changed between two turns."""
+    """A backend whose profile can be changed between two replies."""
 
     def adopt(self, profile: Profile) -> None:
-        """Use another profile from now on; what it does not touch stays loaded."""
+        """Use another profile from now on; what it does not touch stays loaded. Raises UsageError."""
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class Keeps(Protocol):
     """A backend that keeps what it prefilled for the next process."""
 
     def keep(self) -> Iterator[Notice]:
-        """Keep on disk what the last turn prefilled; called once its answer is out."""
+        """Keep on disk what the last reply prefilled; called after its answer is out."""
 
 
 @runtime_checkable
@@ -93,4 +93,4 @@ class Identified(Protocol):
     """A backend that knows which weights answer."""
 
     def identity(self) -> str:
-        """A checksum of the weights, or what stands in for it until that is known; "" for unknown."""
+        """A checksum of the weights, or of their header until that is known; "" for unknown."""

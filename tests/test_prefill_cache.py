@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.backend.prefill_once import PrefillOnce
-from qwq_local.backend.question import Question
+from qwq_local.backend.prefill_cache import PrefillCache
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
-from qwq_local.engine.api import Aborted, AbortFlag
 from qwq_local.engine.kv_entry import Entry
 from qwq_local.engine.kv_store import kv_folder
-from qwq_local.errors import QwqError
+from qwq_local.errors import Aborted, AbortFlag, QwqError
 from qwq_local.events import Finished, Planned, Prefill
 from qwq_local.models.identity import ModelIdentities
 from qwq_local.paths import Directories
@@ -170,14 +169,16 @@ def backends(model_file: Path, profile: Profile, cache: Path) -> Iterator[Callab
     """New backends over one store, as new processes would have them."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(
-            closing(LocalBackend(model_file, profile, 1, AbortFlag(), once=PrefillOnce(cache, profile)))
+            closing(
+                LocalBackend(model_file, profile, 1, AbortFlag(), prefill_cache=PrefillCache(cache, profile))
+            )
         )
 
 
 def replied(backend: LocalBackend, *messages: Message) -> tuple[int, Finished]:
     """How many prompt tokens were computed, and the end of the turn; the generator is left where it is."""
     prefilled: list[Prefill] = []
-    for event in backend.reply(Question(messages)):
+    for event in backend.reply(ReplyRequest(messages)):
         if isinstance(event, Prefill):
             prefilled.append(event)
         if isinstance(event, Finished):
@@ -245,9 +246,9 @@ def test_a_stop_while_an_entry_is_read_is_heard(
     replied(first, with_book("What?"))
     assert list(first.keep()) == []
     abort = AbortFlag()
-    second = LocalBackend(model_file, profile, 1, abort, once=PrefillOnce(cache, profile))
+    second = LocalBackend(model_file, profile, 1, abort, prefill_cache=PrefillCache(cache, profile))
     with closing(second):
-        events = second.reply(Question([with_book("When?")]))
+        events = second.reply(ReplyRequest([with_book("When?")]))
         assert any(isinstance(event, Planned) for event in events)
         abort.set()
         with pytest.raises(Aborted):
@@ -264,7 +265,7 @@ def test_a_copy_of_the_model_is_known_by_its_content(
         identities.record(path, "0" * 64)
     counts = []
     for path in (model_file, copy):
-        backend = LocalBackend(path, profile, 1, AbortFlag(), once=PrefillOnce(cache, profile))
+        backend = LocalBackend(path, profile, 1, AbortFlag(), prefill_cache=PrefillCache(cache, profile))
         with closing(backend):
             counts.append(replied(backend, with_book("What?"))[0])
             assert list(backend.keep()) == []
