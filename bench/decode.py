@@ -105,7 +105,9 @@ def run(
     reply = Reply(context.vocabulary, settings, Opening(tuple(prompt)))
     context.start_timing()
     with closing(Scheduler(context)) as scheduler:
-        for _ in scheduler.submit(reply, GenerationJob(tuple(prompt), settings.window, settings.sampler, matcher)):
+        for _ in scheduler.submit(
+            reply, GenerationJob(tuple(prompt), settings.window, settings.sampler, matcher)
+        ):
             pass
 
 

@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from qwq_local.backend.question import Question
+
 from qwq_local.dialogue.control import AnswerNow, Steer
 from qwq_local.events import (
     Answer,
