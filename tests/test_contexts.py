@@ -250,7 +250,7 @@ from pathlib import Path
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.api import ReplyRequest
 from qwq_local.dialogue.conversation import Message, Role
-from qwq_local.engine.api import AbortFlag
+from qwq_local.errors import AbortFlag
 from qwq_local.errors import QwqError
 from qwq_local.events import Loading, Notice, Planned
 from qwq_local.paths import Directories

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.make import BackendRequest
-from qwq_local.backend.question import Question
 from qwq_local.cli.environment import engine_environment
 from qwq_local.cli.main import main
 from qwq_local.events import Event, Finished, FinishReason, Thinking, TurnStats
@@ -22,14 +22,14 @@ from tests.queued_backend import QueuedBackend, says
 class EchoingBackend(QueuedBackend):
     """Repeats the last line of each question."""
 
-    def reply(self, question: Question) -> Iterator[Event]:
+    def reply(self, question: ReplyRequest) -> Iterator[Event]:
         """The answer to a question."""
         line = question.messages[-1].content.strip().rpartition("\n")[2]
         self.scripts.append(waiting if line.startswith("wait") else says(f"Asked: {line}", f"Heard: {line}"))
         yield from super().reply(question)
 
 
-def waiting(backend: QueuedBackend, _question: Question) -> Iterator[Event]:
+def waiting(backend: QueuedBackend, _question: ReplyRequest) -> Iterator[Event]:
     """A thought that goes on until it is stopped."""
     yield Thinking("Waiting.")
     backend.stopped.wait()

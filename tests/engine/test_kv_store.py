@@ -136,7 +136,7 @@ def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
 ) -> None:
     text, computed = a_text(loaded, 400), []
     for number in range(10):
-        question = text + loaded.vocabulary.encode_text(f" Question {number}: what is it?")
+        question = text + loaded.vocabulary.encode_text(f" ReplyRequest {number}: what is it?")
         with closing(SingleSequence(loaded, SETTINGS)) as context:
             restore(store, context, question)
             computed.append(prefill(context, question))

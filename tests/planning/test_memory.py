@@ -195,7 +195,8 @@ def test_what_is_read_of_a_context_is_what_the_library_logs(miniature: Callable[
 from pathlib import Path
 from qwq_local.engine.library import show_log
 show_log()
-from qwq_local.engine.api import AbortFlag, ContextSettings
+from qwq_local.engine.api import ContextSettings
+from qwq_local.errors import AbortFlag
 from qwq_local.engine.breakdown import held_bytes
 from tests.single_sequence import SingleSequence
 from tests.conftest import load

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from qwq_local.backend.question import Question
-
+from qwq_local.backend.api import ReplyRequest
 from qwq_local.dialogue.control import AnswerNow, Steer
 from qwq_local.events import (
     Answer,
@@ -48,7 +47,7 @@ def step(token: int) -> str:
 def held(part: str) -> Script:
     """A turn whose thinking or answer goes on until it is stopped, or told to answer."""
 
-    def script(backend: QueuedBackend, question: Question) -> Iterator[Event]:
+    def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         tokens = list(question.opening.generated) if question.opening is not None else []
         control = question.control
