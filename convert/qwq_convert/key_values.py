@@ -34,12 +34,6 @@ KINDS = {
 }
 
 
-INTEGERS = (
-    *(GGUFValueType.UINT8, GGUFValueType.UINT16, GGUFValueType.UINT32, GGUFValueType.UINT64),
-    *(GGUFValueType.INT8, GGUFValueType.INT16, GGUFValueType.INT32, GGUFValueType.INT64),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Override:
     """A key-value that replaces the source's; `text` is the given value when no type was given."""
@@ -163,9 +157,13 @@ def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
 
 def _kind(value: GGUFValue) -> str:
     """The kind of a value, as `KEY=TYPE:VALUE` calls it."""
-    if value.type in INTEGERS:
-        return "int"
-    return {GGUFValueType.BOOL: "bool", GGUFValueType.STRING: "str"}.get(value.type, "float")
+    others = {
+        GGUFValueType.BOOL: "bool",
+        GGUFValueType.STRING: "str",
+        GGUFValueType.FLOAT32: "float",
+        GGUFValueType.FLOAT64: "float",
+    }
+    return others.get(value.type, "int")
 
 
 def _guess(text: str) -> str:

@@ -6,8 +6,6 @@ import fcntl
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +27,6 @@ from qwq_convert.pipeline import (
 )
 from qwq_convert.plan import ConvertRequest, plan_conversion
 from qwq_convert.quantizer import THREADS_THAT_WAIT, TensorJob, quantized
-from qwq_convert.safetensors import SourceTensor
 
 from qwq_local.errors import ConvertError
 from tests.checkpoints import (
@@ -42,36 +39,10 @@ from tests.checkpoints import (
     write_sparse,
 )
 from tests.command import ROOT
+from tests.convert.watched import WatchedCheckpoint, wait_until
 
 MINIATURE = ROOT / "miniature" / "checkpoint"
 _MOST_AHEAD = (2 + THREADS_THAT_WAIT) * ITEMS_PER_THREAD
-
-
-class WatchedCheckpoint:
-    """A source of weights that is no folder; it keeps what was read of it, in order."""
-
-    def __init__(self, inner: CheckpointFolder) -> None:
-        self.reads: list[str] = []
-        self._inner = inner
-
-    @property
-    def label(self) -> str | None:
-        return self._inner.label
-
-    @property
-    def identity(self) -> str:
-        return self._inner.identity
-
-    @property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        return self._inner.tensors
-
-    def document(self, name: str) -> bytes | None:
-        return self._inner.document(name)
-
-    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        self.reads.append(tensor.name)
-        return self._inner.read(tensor, start, n_bytes)
 
 
 @pytest.fixture
@@ -377,13 +348,6 @@ def _resized(spec: CheckpointSpec, sizes: dict[int, int]) -> dict[str, list[int]
 def left_behind(request: ConvertRequest) -> list[str]:
     """What lies beside the checkpoint."""
     return sorted(path.name for path in request.out.parent.iterdir() if path != request.source)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def _paths() -> str:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -43,6 +42,7 @@ from qwq_convert.quant_types import TypeOptions
 from qwq_local.errors import ConvertError
 from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, write_safetensors
 from tests.command import QWQ, environment
+from tests.convert.watched import wait_until
 
 # A converter that takes one step for each line that it is given, so that it can be killed at any.
 STEPS = """
@@ -677,10 +677,3 @@ def step(process: subprocess.Popen[str]) -> dict[str, Any]:
     process.stdin.flush()
     event: dict[str, Any] = json.loads(process.stdout.readline())
     return event
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)

@@ -11,7 +11,7 @@ import pytest
 from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
-from qwq_convert.tokenizer_check import TEXTS, TokenizerReport, compare_tokenizers, texts_with
+from qwq_convert.tokenizer_check import TokenizerReport, compare_tokenizers, corpus, texts_with
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from qwq_local.engine.model import LoadSettings, drained, load_model
@@ -21,11 +21,11 @@ from tests.checkpoints import ADDED, CheckpointSpec, edit_json, tokenizer, write
 
 def test_the_corpus_is_broad_and_in_normal_form() -> None:
     """llama.cpp does not normalize, so only text in NFC can be the same on both sides."""
-    assert sum(map(len, TEXTS.values())) >= 150
-    for texts in TEXTS.values():
+    assert sum(map(len, corpus().values())) >= 150
+    for texts in corpus().values():
         assert len(set(texts)) == len(texts)
         assert [text for text in texts if unicodedata.normalize("NFC", text) != text] == []
-    categories = {unicodedata.category(c) for texts in TEXTS.values() for text in texts for c in text}
+    categories = {unicodedata.category(c) for texts in corpus().values() for text in texts for c in text}
     assert categories >= {"Cc", "Cf", "Cn", "Co", "Ll", "Lm", "Lo", "Lt", "Lu", "Mc", "Me", "Mn"}
     assert categories >= {"Nd", "Nl", "No", "Pd", "Sc", "Sk", "Sm", "So", "Zl", "Zp", "Zs"}
 
@@ -42,7 +42,7 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
     # The lookalikes stay out: a special token must not be a learned one too.
-    texts = [text for about, texts in TEXTS.items() for text in texts if "lookalikes" not in about]
+    texts = [text for about, texts in corpus().items() for text in texts if "lookalikes" not in about]
     learned.train_from_iterator(texts, trainer)
     model = json.loads(learned.to_str())["model"]
     n_tokens = len(model["vocab"])
@@ -91,7 +91,7 @@ def test_merges_in_another_order_are_found(tokenized: tuple[Path, bytes]) -> Non
     report = tokenizer_report(path, json.dumps(document).encode())
     assert report.differences
     first = report.differences[0]
-    assert first.text in TEXTS[first.about]
+    assert first.text in corpus()[first.about]
     assert first.ids != first.expected
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-import time
+import sys
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from gguf import GGUFReader, GGUFWriter
@@ -79,8 +80,8 @@ def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> No
         assert "\n" not in str(caught.value), cut
 
 
-def test_the_header_of_a_large_vocabulary_is_read_at_once(tmp_path: Path) -> None:
-    """152,064 tokens and as many merges in under 0.3 seconds, and no token is decoded until asked for."""
+def test_the_header_of_a_large_vocabulary_is_read_without_a_call_per_token(tmp_path: Path) -> None:
+    """A fraction of a second for 152,064 tokens and as many merges; none is decoded unasked."""
     path = tmp_path / "large.gguf"
     writer = GGUFWriter(path, "qwen2")
     writer.add_token_list([f"token{token}" for token in range(152064)])
@@ -91,8 +92,7 @@ def test_the_header_of_a_large_vocabulary_is_read_at_once(tmp_path: Path) -> Non
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    elapsed_s = min(_seconds(lambda: read_header(path)) for _ in range(3))
-    assert elapsed_s < 0.3
+    assert python_calls(lambda: read_header(path)) < 500
     tokens = read_header(path).value("tokenizer.ggml.tokens")
     assert isinstance(tokens, list)
     assert (len(tokens), tokens[-1]) == (152064, "token152063")
@@ -297,7 +297,17 @@ def test_a_gap_between_tensors_is_refused_as_llama_cpp_refuses_it(checkpoint: Pa
     assert (surplus_bytes(header), surplus_bytes(read_header(path))) == (0, 100)
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def python_calls(action: Callable[[], object]) -> int:
+    """How many Python functions `action` calls."""
+    count = 0
+
+    def see(_frame: FrameType, kind: str, _argument: object) -> None:
+        nonlocal count
+        count += kind == "call"
+
+    sys.setprofile(see)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count

@@ -138,11 +138,13 @@ def _encoded(matrix: ImportanceMatrix, note: tuple[str, str] | None) -> Iterable
     """The parts of the file, in order. gguf's writer adds keys and refuses an empty list."""
     fields = [
         _text(Keys.General.TYPE) + _u32(ValueType.STRING) + _text("imatrix"),
-        _text(Keys.IMatrix.DATASETS) + _u32(ValueType.ARRAY, ValueType.STRING)
-        + struct.pack("<Q", len(matrix.datasets)) + b"".join(map(_text, matrix.datasets)),
+        _text(Keys.IMatrix.DATASETS)
+        + _u32(ValueType.ARRAY, ValueType.STRING)
+        + struct.pack("<Q", len(matrix.datasets))
+        + b"".join(map(_text, matrix.datasets)),
         _text(Keys.IMatrix.CHUNK_COUNT) + _u32(ValueType.UINT32, matrix.chunk_count),
         _text(Keys.IMatrix.CHUNK_SIZE) + _u32(ValueType.UINT32, matrix.chunk_size),
-    ]  # fmt: skip
+    ]
     if note is not None:
         fields.append(_text(note[0]) + _u32(ValueType.STRING) + _text(note[1]))
     infos, tensors, offset = [], [], 0

@@ -1,0 +1,44 @@
+"""A checkpoint that keeps what is read of it, and waiting for a condition."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from qwq_convert.checkpoint import CheckpointFolder
+from qwq_convert.safetensors import SourceTensor
+
+
+class WatchedCheckpoint:
+    """A source of weights that is no folder; it keeps what was read of it, in order."""
+
+    def __init__(self, inner: CheckpointFolder) -> None:
+        self.reads: list[str] = []
+        self._inner = inner
+
+    @property
+    def label(self) -> str | None:
+        return self._inner.label
+
+    @property
+    def identity(self) -> str:
+        return self._inner.identity
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        return self._inner.tensors
+
+    def document(self, name: str) -> bytes | None:
+        return self._inner.document(name)
+
+    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
+        self.reads.append(tensor.name)
+        return self._inner.read(tensor, start, n_bytes)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds; fail when it does not within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
