@@ -40,9 +40,10 @@ def event_of(value: object) -> Event:
 def event_line(event: object) -> str:
     """The line that a reader of `--jsonl` gets: `v`, `event`, then the fields, as `readable` has them.
 
-    Takes the events of a turn, of a split and of a conversion. Token ids make no line.
+    Takes the events of a turn, of a split and of a conversion. Token ids make a line only with their
+    log-probabilities, which a reader has asked for.
     """
-    if isinstance(event, Prompted | Generated):
+    if isinstance(event, Prompted) or (isinstance(event, Generated) and event.logprobs is None):
         return ""
     return object_line(event_name(type(event)), {name: readable(value) for name, value in _items(event)})
 

@@ -131,26 +131,20 @@ class Turns:
                 raise HistoryError(f"there is no conversation {start.conversation}.")
             parent = self._parent(connection, start)
             origin = TurnOrigin(conversation["model"], profile=start.profile, settings=start.settings)
-            turn = connection.execute(
-                "INSERT INTO turns (conversation, parent, root, number, question, content, files, "
-                "origin, state, owner, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    start.conversation,
-                    start.parent,
-                    parent["root"] if parent else 0,
-                    parent["number"] + 1 if parent else 1,
-                    storable(start.question),
-                    storable(start.content),
-                    packed_json(start.files),
-                    packed_json(origin),
-                    TurnState.RUNNING,
-                    self._owner.token,
-                    self._clock(),
-                ),
-            ).lastrowid
-            connection.execute("UPDATE turns SET root = id WHERE id = ? AND root = 0", (turn,))
+            turn = _insert(
+                connection,
+                conversation=start.conversation,
+                parent=start.parent,
+                number=parent["number"] + 1 if parent else 1,
+                question=storable(start.question),
+                content=storable(start.content),
+                files=packed_json(start.files),
+                origin=packed_json(origin),
+                state=TurnState.RUNNING,
+                owner=self._owner.token,
+                created_at=self._clock(),
+            )
             self._stamp(connection, start.conversation, turn)
-        assert turn is not None
         return turn
 
     def take_up(self, turn: int) -> TurnRecord:
@@ -242,24 +236,18 @@ class Turns:
 
     def insert(self, connection: sqlite3.Connection, turn: TurnRecord) -> int:
         """Write a whole turn under a new id, with the conversation and the parent that it names."""
-        new = connection.execute(
-            "INSERT INTO turns (conversation, parent, number, question, content, files, origin, state, "
-            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                turn.conversation,
-                turn.parent,
-                turn.number,
-                storable(turn.question),
-                storable(turn.content),
-                packed_json(turn.files),
-                "" if turn.origin is None else packed_json(turn.origin),
-                turn.state,
-                turn.created_at,
-            ),
-        ).lastrowid
-        assert new is not None
-        root = "coalesce((SELECT root FROM turns AS up WHERE up.id = turns.parent), id)"
-        connection.execute(f"UPDATE turns SET root = {root} WHERE id = ?", (new,))
+        new = _insert(
+            connection,
+            conversation=turn.conversation,
+            parent=turn.parent,
+            number=turn.number,
+            question=storable(turn.question),
+            content=storable(turn.content),
+            files=packed_json(turn.files),
+            origin="" if turn.origin is None else packed_json(turn.origin),
+            state=turn.state,
+            created_at=turn.created_at,
+        )
         self._settle(connection, replace(turn, id=new))
         return new
 
@@ -273,7 +261,7 @@ class Turns:
 
     def _row(self, connection: sqlite3.Connection, turn: int) -> sqlite3.Row:
         row: sqlite3.Row | None = connection.execute(
-            "SELECT conversation, root, number, state, owner FROM turns WHERE id = ?", (turn,)
+            "SELECT conversation, number, state, owner FROM turns WHERE id = ?", (turn,)
         ).fetchone()
         if row is None:
             raise HistoryError(f"there is no turn {turn}; it was removed.")
@@ -332,6 +320,18 @@ class Turns:
             "UPDATE conversations SET changed_at = ?, head = coalesce(?, head) WHERE id = ?",
             (self._clock(), head, conversation),
         )
+
+
+def _insert(connection: sqlite3.Connection, **values: object) -> int:
+    """Insert a row of `turns`, whose root is its parent's or itself; its id."""
+    marks = ", ".join("?" * len(values))
+    turn = connection.execute(
+        f"INSERT INTO turns ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
+    ).lastrowid
+    assert turn is not None
+    root = "coalesce((SELECT root FROM turns AS up WHERE up.id = turns.parent), id)"
+    connection.execute(f"UPDATE turns SET root = {root} WHERE id = ?", (turn,))
+    return turn
 
 
 def _events_of(lines: str) -> Iterator[Event]:

@@ -1,8 +1,7 @@
 """What the tests of the history run in processes of their own, to be killed or to run out of disk.
 
 python -m tests.history.programs think PATH N        a turn that has thought N pieces and stays there
-python -m tests.history.programs converse PATH N     N whole turns, each told on stdout when it is kept
-python -m tests.history.programs die PATH SECONDS    a turn that thinks the time, and is killed
+python -m tests.history.programs converse PATH N     N whole turns, each printed when it is kept
 python -m tests.history.programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
 python -m tests.history.programs hold PATH           what it says to a history that this user may only read
 python -m tests.history.programs read PATH WORD      what that user reads, where WORD is, and what rm says
@@ -104,20 +103,6 @@ def think(path: Path, count: int) -> None:
         time.sleep(60)
 
 
-def die(path: Path, seconds: int) -> None:
-    """Think the time, a hundred times a second, for so long; then tell it and die of SIGKILL."""
-    archive = Archive.open(path)
-    conversation = archive.begin("miniature", "default", "")
-    recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
-    began = now = time.monotonic()
-    while now < began + seconds:
-        recorder.feed(Thinking(f"{now}\n"))
-        time.sleep(0.01)
-        now = time.monotonic()
-    print(now, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def converse(path: Path, count: int) -> None:
     with Archive.open(path) as archive:
         conversation = archive.begin("miniature", "default", "")
@@ -147,17 +132,17 @@ def overflow(path: Path, n_bytes: int) -> None:
     whole = archive.turn(recorder.turn_id)
     on_path = archive.path(conversation)[0]
     n_tokens = len(whole.generated)
-    told = [problem, len(whole.thinking), n_tokens, whole.answer, whole.state, on_path == whole]
+    reported = [problem, len(whole.thinking), n_tokens, whole.answer, whole.state, on_path == whole]
     try:
         archive.begin_turn(TurnStart(conversation, recorder.turn_id, "And?" * 100_000, "And?" * 100_000))
     except HistoryError as error:
-        told.append(str(error))
+        reported.append(str(error))
     with Archive.private() as private:
         copy = private.adopt(archive.conversation(conversation), archive.path(conversation))
-        told.append(private.path(copy)[0].answer)
+        reported.append(private.path(copy)[0].answer)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     archive.close()
-    print(json.dumps([*told, recorder.problem]), flush=True)
+    print(json.dumps([*reported, recorder.problem]), flush=True)
 
 
 def be_nobody() -> None:
@@ -180,21 +165,21 @@ def hold(path: Path) -> None:
 
 def read(path: Path, word: str) -> None:
     be_nobody()
-    told: list[object] = []
+    reported: list[object] = []
     try:
         with Archive.to_read(path) as archive:
             archive.pick_up()
             records = archive.conversations()
-            told += [[turn.thinking for turn in archive.path(record.id)] for record in records]
-            told.append(sorted({str(hit.part) for hit in archive.search(word)}))
+            reported += [[turn.thinking for turn in archive.path(record.id)] for record in records]
+            reported.append(sorted({str(hit.part) for hit in archive.search(word)}))
             archive.remove(records[0].id)
     except HistoryError as error:
-        told.append(str(error))
-    print(json.dumps(told), flush=True)
+        reported.append(str(error))
+    print(json.dumps(reported), flush=True)
 
 
 if __name__ == "__main__":
-    programs = {"think": think, "converse": converse, "overflow": overflow, "die": die}
+    programs = {"think": think, "converse": converse, "overflow": overflow}
     if sys.argv[1] == "hold":
         hold(Path(sys.argv[2]))
     elif sys.argv[1] == "read":

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import chdir, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -305,11 +305,8 @@ def test_many_that_open_a_new_history_at_once_share_it(path: Path) -> None:
         archive.close()
 
 
-def test_a_private_history_leaves_nothing_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with Archive.private() as archive:
+def test_a_private_history_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    with chdir(tmp_path), Archive.private() as archive:
         conversation = archive.begin("miniature", "default", "")
         recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
         for event in turn_events(25):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qwq_local.cli.output import JsonLines
 from qwq_local.events import (
+    CloseReason,
     DeviceBytes,
     Event,
     Finished,
@@ -24,12 +25,13 @@ from qwq_local.events import (
     Prompted,
     Steered,
     Thinking,
+    TokenLogprob,
     TurnStats,
 )
 from qwq_local.wire import event_line, event_name, event_object, event_of
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "jsonl.md").read_text()
-WRITTEN = [kind for kind in get_args(Event) if kind not in (Prompted, Generated)]
+WRITTEN = [kind for kind in get_args(Event) if kind is not Prompted]
 
 
 @given(event=st.one_of(*map(st.from_type, get_args(Event))))
@@ -73,6 +75,20 @@ def test_token_ids_are_no_lines() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["thinking", "steered"]
 
 
+def test_token_ids_are_a_line_with_their_log_probabilities() -> None:
+    logprobs = (TokenLogprob(3, -0.123456, ((3, -0.123456), (4, -2.5))), None)
+    line = event_line(Generated(5, (3, 9), 7, (True, False), logprobs))
+    assert json.loads(line) == {
+        "v": 1,
+        "event": "generated",
+        "start": 5,
+        "tokens": [3, 9],
+        "thinking": 7,
+        "sampled": [True, False],
+        "logprobs": [{"token": 3, "logprob": -0.1235, "top": [[3, -0.1235], [4, -2.5]]}, None],
+    }
+
+
 def test_the_figures_of_a_turn_that_was_continued_are_its_own() -> None:
     """Ten of its thirty tokens were another turn's, six of these prefilled with the prompt."""
     stats = TurnStats(50, 20, 25, 5, 2.0, 4.0, resumed_tokens=10, resumed_cached=4)
@@ -95,7 +111,7 @@ def documented(event: str) -> set[str]:
 
 @pytest.mark.parametrize("kind", WRITTEN, ids=event_name)
 def test_the_document_names_every_event_and_all_its_fields(kind: type) -> None:
-    nested = {"planned": (DeviceBytes, Ledger)}.get(event_name(kind), ())
+    nested = {"planned": (DeviceBytes, Ledger), "generated": (TokenLogprob,)}.get(event_name(kind), ())
     for described in (kind, *nested):
         fields = {field.name for field in dataclasses.fields(described)}
         assert fields <= documented(event_name(kind))
@@ -110,5 +126,5 @@ def test_the_document_names_all_figures_and_reasons() -> None:
     (figures,) = re.findall(r"^`stats` holds (.*?)\n\n", DOCUMENT, re.MULTILINE | re.DOTALL)
     stats = json.loads(event_line(Finished(FinishReason.STOP, TurnStats(), "", "")))["stats"]
     assert set(stats) == set(re.findall(r"`(\w+)`", figures))
-    for event, reasons in (("finished", FinishReason),):
-        assert set(reasons) <= documented(event)
+    assert set(FinishReason) <= documented("finished")
+    assert set(CloseReason) <= documented("thinking_closed")
