@@ -201,7 +201,7 @@ def export_command(
     """Write a conversation to a file: Markdown, JSON, or a page of HTML."""
     environment = process_environment()
     kind = Format.MARKDOWN if file == STDOUT else format_of(file)
-    conversation, turns = _found(environment, which)
+    conversation, turns = _found(environment, which, with_tokens=True)
     text = exported(kind, conversation, turns)
     if file == STDOUT:
         is_seen = Output.of(environment.stdout, environment.variables).is_terminal
@@ -245,10 +245,12 @@ def _thinking_lines(turn: TurnRecord) -> Iterator[str]:
     return (f"│ {line}".rstrip() for line in text.split("\n"))
 
 
-def _found(environment: Environment, which: str) -> tuple[ConversationRecord, list[TurnRecord]]:
+def _found(
+    environment: Environment, which: str, *, with_tokens: bool = False
+) -> tuple[ConversationRecord, list[TurnRecord]]:
     with _archive(environment) as archive:
         conversation = _existing(archive).find(which)
-        return conversation, _existing(archive).path(conversation.id, with_tokens=False)
+        return conversation, _existing(archive).path(conversation.id, with_tokens=with_tokens)
 
 
 @contextmanager

@@ -195,7 +195,8 @@ def _part_paragraphs(part: TurnPart, turn: TurnRecord) -> list[str]:
             return [_body(part.text)]
         case ToolCallPart() | ToolResultPart():
             summary, content = tool_texts(part)
-            return _folded(_plain(summary), [_body(content)])
+            is_json = isinstance(part, ToolCallPart)
+            return _folded(_plain(summary), [f"```json\n{content}\n```" if is_json else _body(content)])
 
 
 def _thought(part: ThinkingPart) -> Iterator[str]:

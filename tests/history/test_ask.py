@@ -13,7 +13,7 @@ from qwq_local.events import Finished, FinishReason, Notice, Prefill, Prompted, 
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.background import AskedTurn, BackgroundRecorder
 from qwq_local.history.records import TurnOrigin, TurnRecord, TurnState
-from tests.command import qwq
+from tests.command import qwq, qwq_here
 from tests.history.programs import PLAN, turn_events
 
 QUESTION = "How many r's are in the word strawberry?"
@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("ask")
     notes = cache / "notes.txt"
     notes.write_text("a note\n")
-    ran = qwq(cache, "ask", *GREEDY, "-f", str(notes), "--system", "Count.", QUESTION, stdin=b"piped\n")
+    ran = qwq_here(cache, "ask", *GREEDY, "-f", str(notes), "--system", "Count.", QUESTION, stdin=b"piped\n")
     assert (ran.status, ran.stderr) == (0, "")
     return cache
 
@@ -64,8 +64,8 @@ def test_the_list_says_which_command_asked(cache: Path) -> None:
 
 
 def test_the_next_question_continues_the_last_conversation(tmp_path: Path) -> None:
-    asked = qwq(tmp_path, "ask", *GREEDY, "--system", "Count.", QUESTION)
-    continued = qwq(tmp_path, "ask", "-c", "-s", "temperature=0", "How many e's are in the word tree?")
+    asked = qwq_here(tmp_path, "ask", *GREEDY, "--system", "Count.", QUESTION)
+    continued = qwq_here(tmp_path, "ask", "-c", "-s", "temperature=0", "How many e's are in the word tree?")
     assert (asked.status, continued.status, continued.stderr) == (0, 0, "")
     [[first, second]] = turns_of(tmp_path)
     assert (second.parent, second.question) == (first.id, "How many e's are in the word tree?")
@@ -76,22 +76,37 @@ def test_the_next_question_continues_the_last_conversation(tmp_path: Path) -> No
     with Archive.open(tmp_path / "data" / FILE) as archive:
         assert archive.conversation(1).system == "Count."
     # A chat continues it too, and asks after both turns.
-    chatted = qwq(tmp_path, "chat", "-c", stdin=b"How many o's are in the word book?\n")
+    chatted = qwq_here(tmp_path, "chat", "-c", stdin=b"How many o's are in the word book?\n")
     assert chatted.status == 0
     [path] = turns_of(tmp_path)
     assert [turn.number for turn in path] == [1, 2, 3]
 
 
 def test_an_answer_that_was_cut_is_continued_in_a_chat(tmp_path: Path) -> None:
-    cut = qwq(tmp_path, "ask", *GREEDY, "-s", "max_tokens=2", QUESTION)
+    cut = qwq_here(tmp_path, "ask", *GREEDY, "-s", "max_tokens=2", QUESTION)
     assert cut.status == 6
     [[before]] = turns_of(tmp_path)
     assert (before.state, before.reason) == (TurnState.STOPPED, FinishReason.MAX_TOKENS)
-    qwq(tmp_path, "chat", "-c", "-s", "temperature=0", stdin=b"/continue\n")
+    qwq_here(tmp_path, "chat", "-c", "-s", "temperature=0", stdin=b"/continue\n")
     [[after]] = turns_of(tmp_path)
     assert after.generated[: len(before.generated)] == before.generated
     assert after.reason is FinishReason.STOP
     assert after.answer.startswith(before.answer)
+
+
+def test_of_a_split_text_the_last_pass_is_kept_with_the_question_alone(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"On day {number} somebody went to the sea.\n\n" for number in range(60)))
+    small = ("ask", *GREEDY, "-s", "n_ctx=2048")
+    asked = qwq_here(tmp_path, *small, "--split", "-f", str(book), "How many e's are in the word tree?")
+    assert asked.status == 0
+    [[turn]] = turns_of(tmp_path)
+    assert (turn.content, turn.files) == ("How many e's are in the word tree?", (str(book),))
+    assert turn.answer.strip() == asked.stdout.strip()
+    assert turn.thinking
+    continued = qwq_here(tmp_path, *small, "-c", "How many o's are in the word book?")
+    assert continued.status == 0
+    assert len(turns_of(tmp_path)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +120,7 @@ def test_an_answer_that_was_cut_is_continued_in_a_chat(tmp_path: Path) -> None:
 def test_what_is_not_to_be_kept_leaves_no_history(
     tmp_path: Path, flags: tuple[str, ...], stdin: bytes | None
 ) -> None:
-    assert qwq(tmp_path, "ask", *GREEDY, *flags, stdin=stdin).status == 0
+    assert qwq_here(tmp_path, "ask", *GREEDY, *flags, stdin=stdin).status == 0
     assert not (tmp_path / "data" / FILE).exists()
 
 
@@ -119,7 +134,7 @@ def test_what_is_not_to_be_kept_leaves_no_history(
     ],
 )
 def test_a_wrong_continue_is_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    refused = qwq(tmp_path, "ask", "-c", *flags, "And?")
+    refused = qwq_here(tmp_path, "ask", "-c", *flags, "And?")
     assert refused.status == 2
     assert message in refused.stderr
 
@@ -127,7 +142,7 @@ def test_a_wrong_continue_is_refused(tmp_path: Path, flags: tuple[str, ...], mes
 def test_a_history_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
     """Its folder cannot be made, since a file is in the way."""
     (tmp_path / "data").write_text("")
-    ran = qwq(tmp_path, "ask", *GREEDY, QUESTION)
+    ran = qwq_here(tmp_path, "ask", *GREEDY, QUESTION)
     assert ran.status == 0
     assert "\\boxed{3}" in ran.stdout
     [line] = ran.stderr.splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from qwq_local.errors import HistoryError, UsageError
-from qwq_local.events import CloseReason, FinishReason, TurnStats
+from qwq_local.events import CloseReason, FinishReason, TokenLogprob, TurnStats
+from qwq_local.history.archive import Archive
 from qwq_local.history.export import Format, exported, format_of, save_text, to_json
 from qwq_local.history.records import (
     AnswerPart,
     ConversationRecord,
+    TextKind,
     ThinkingPart,
     TokenRun,
+    ToolCallPart,
+    ToolResultPart,
     TurnOrigin,
     TurnRecord,
     TurnState,
@@ -97,6 +102,46 @@ def test_json_has_all_but_the_token_ids() -> None:
     assert (told["reason"], told["closed"], told["state"]) == ("stop", "model", "done")
     assert (told["n_generated"], told["plan"]) == (3, {"n_ctx": 4096})
     assert not {"prompt", "generated"} & told.keys()
+
+
+WITH_TOOLS = replace(
+    a_turn(),
+    parts=(
+        ThinkingPart("I need the time.", (), TokenRun((1, 2), (True, True))),
+        ToolCallPart("clock", {"zone": "</details>", "digits": [1, 2.5, None]}, TokenRun((3,), (True,))),
+        ToolResultPart("clock", "12:00 </details>", TokenRun((4, 5), (False, False))),
+        ThinkingPart("Noon.", (), TokenRun((6,), (True,))),
+        AnswerPart("It is noon.", TokenRun((7,), (True,), (TokenLogprob(7, -0.5, ((7, -0.5), (9, -1.25))),))),
+    ),
+)
+
+
+def test_parts_of_every_kind_are_kept() -> None:
+    with Archive.private() as archive:
+        copy = archive.adopt(CONVERSATION, [WITH_TOOLS])
+        [turn] = archive.path(copy)
+        assert turn.parts == WITH_TOOLS.parts
+        assert turn.generated == (1, 2, 3, 4, 5, 6, 7)
+        assert (turn.thinking, turn.answer) == ("I need the time.Noon.", "It is noon.")
+        assert [hit.part for hit in archive.search("time.Noon")] == [TextKind.THINKING]
+
+
+def test_calls_of_tools_are_exported_in_their_place() -> None:
+    [turn] = json.loads(to_json(CONVERSATION, [WITH_TOOLS]))["turns"]
+    kinds = ["thinking", "tool_call", "tool_result", "thinking", "answer"]
+    assert [part["kind"] for part in turn["parts"]] == kinds
+    assert turn["parts"][1]["arguments"] == {"zone": "</details>", "digits": [1, 2.5, None]}
+    assert [part["n_tokens"] for part in turn["parts"]] == [2, 1, 2, 1, 1]
+    markdown = exported(Format.MARKDOWN, CONVERSATION, [WITH_TOOLS])
+    for text in (
+        MarkdownIt("commonmark").render(markdown),
+        exported(Format.HTML, CONVERSATION, [WITH_TOOLS]),
+    ):
+        page = Page(text)
+        assert (page.open, page.wrong) == ([], [])
+        assert page.seen.count("details") == 5
+        assert "called clock" in page.text("summary")
+        assert "12:00 </details>" in page.text("details")
 
 
 class Page(HTMLParser):

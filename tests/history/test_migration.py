@@ -16,7 +16,7 @@ from qwq_local.events import Event, FinishReason, Generated, Thinking
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.export import Format, exported
 from qwq_local.history.records import AnswerPart, ThinkingPart, TokenRun, TurnState
-from tests.command import qwq
+from tests.command import qwq_here
 from tests.queued_backend import QueuedBackend, planned, said, says, talking
 
 OLD = Path(__file__).parent / "version-0.1.db"
@@ -200,7 +200,7 @@ def test_the_miniature_continues_a_migrated_turn_from_its_ids(
     """Greedy, so it comes to the answer that version 0.1 gave without an interruption."""
     greedy = ("-m", "miniature", "-s", "temperature=0", "--seed", "7")
     # The file of the miniature may have another header by now; its weights and its tokens are the same.
-    assert qwq(tmp_path, "chat", *greedy, stdin=b"Hello?\n").status == 0
+    assert qwq_here(tmp_path, "chat", *greedy, stdin=b"Hello?\n").status == 0
     with Archive.open(path) as archive:
         (latest,) = archive.path(archive.conversations(1)[0].id)
         interrupted = archive.turn(6)
@@ -210,7 +210,7 @@ def test_the_miniature_continues_a_migrated_turn_from_its_ids(
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE turns SET origin = replace(origin, ?, ?)", identities[::-1])
 
-    ran = qwq(tmp_path, "chat", *greedy, *flags, stdin=lines.encode())
+    ran = qwq_here(tmp_path, "chat", *greedy, *flags, stdin=lines.encode())
 
     with Archive.open(path) as archive:
         whole, continued = archive.turn(1), archive.turn(6)

@@ -85,7 +85,8 @@ def _recent(session: Session) -> Iterator[Shown]:
     rows = []
     for record in records:
         here = " · this one" if record.id == session.conversation.id else ""
-        title = f"{short_title(record)} · {plural(record.n_turns, 'turn')}{here}"
+        asked = " · ask" if record.command == "ask" else ""
+        title = f"{short_title(record)} · {plural(record.n_turns, 'turn')}{asked}{here}"
         rows.append((str(record.id), minute_of(record.changed_at), title))
     yield TextTable(tuple(rows), right=(0,))
     yield Said(("/resume NAME or ID goes on with one.",))

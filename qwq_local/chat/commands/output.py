@@ -117,7 +117,8 @@ def _save(session: Session, arguments: str) -> Iterator[ChatEvent]:
     replaces = path in session.conversation.saved or len(names) < len(words)
     if mode_of(path) is not None and not replaces:
         raise UsageError(f"{shown} is there already: /save {shown} {_ANYWAY} replaces it.")
-    save_text(path, exported(kind, record, session.conversation.turns), replaces=replaces)
+    turns = session.archive.path(record.id)  # with all token ids, which the session does not hold
+    save_text(path, exported(kind, record, turns), replaces=replaces)
     if path not in session.conversation.saved:
         session.conversation.saved.append(path)
     yield Said((f"saved {plural(len(session.conversation.turns), 'turn')} to {path}",))
