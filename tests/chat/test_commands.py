@@ -192,7 +192,7 @@ def test_context_shows_who_has_it_as_a_bar_and_in_tokens(talk: Talking, tmp_path
     assert talk.lines("/context")[-1] == "the next question takes YaRN 2."
 
 
-def test_drop_leaves_out_the_oldest_turns_only_when_told(talk: Talking, archive: Archive) -> None:
+def test_drop_leaves_out_the_oldest_turns_only_when_asked_to(talk: Talking, archive: Archive) -> None:
     for number in "123":
         talk.submit(f"{number}?", says(answer=number))
     assert talk.lines("/drop")[0].startswith(
@@ -230,7 +230,7 @@ def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
     yield Finished(FinishReason.STOP, stats, "First this.\n\nNow that.\n\nSo be it.", "Done.")
 
 
-def test_a_thought_opens_by_its_number_with_the_persons_sentences_marked(talk: Talking) -> None:
+def test_a_thought_opens_by_its_number_with_the_users_sentences_marked(talk: Talking) -> None:
     talk.submit("One?", steered)
     talk.submit("Two?", says("Second.", "2"))
     (page,) = talk.submit("/think 1")

@@ -1,4 +1,4 @@
-"""The local backend as a chat uses it, on the real miniature: stopped, gone on with, changed, asked again."""
+"""The local backend as a chat uses it, on the real miniature: stopped, continued, changed, asked again."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def notices(events: Sequence[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice) and "thinking of" not in event.text]
 
 
-def told(events: Sequence[Event], known: tuple[int, ...] = ()) -> Opening:
+def opening_of(events: Sequence[Event], known: tuple[int, ...] = ()) -> Opening:
     """The turn as an archive has it: the prompt's ids, and all that followed."""
     for event in events:
         if isinstance(event, Prompted):
@@ -92,7 +92,7 @@ def text(events: Sequence[Event]) -> str:
 
 
 def stopped(backend: Backend, n_pieces: int, *messages: Message, **more: object) -> list[Event]:
-    """The events of a reply that is stopped after so many pieces of text."""
+    """The events of a reply that is stopped after `n_pieces` pieces of text."""
     events: list[Event] = []
     question = replace(ReplyRequest(messages, wants_tokens=True), **more)  # type: ignore[arg-type]
     for event in backend.reply(question):
@@ -102,27 +102,27 @@ def stopped(backend: Backend, n_pieces: int, *messages: Message, **more: object)
     return events
 
 
-def test_the_ids_of_the_prompt_come_before_it_is_read_and_those_of_the_reply_are_all_told(
+def test_the_ids_of_the_prompt_come_before_it_is_read_and_those_of_the_reply_are_complete(
     backend: LocalBackend,
 ) -> None:
     events = ask(backend, STRAWBERRY)
     kinds = [type(event) for event in events]
     assert kinds[kinds.index(Planned) + 1] is Prompted
-    opening = told(events)
+    opening = opening_of(events)
     assert len(opening.prompt) == planned(events).prompt_tokens == finished(events).stats.prompt_tokens
     pieces = b"".join(map(backend.weights.vocabulary.piece, opening.generated)).decode()
     assert pieces == f"{finished(events).thinking}</think>\n\n{finished(events).answer}"
 
 
 @pytest.mark.parametrize("n_pieces", [1, 12, -4])
-def test_a_stopped_turn_is_gone_on_with_to_the_end_it_would_have_had(
+def test_a_stopped_turn_is_continued_to_the_end_it_would_have_had(
     backend: LocalBackend, n_pieces: int
 ) -> None:
     whole = ask(backend, STRAWBERRY)
     n_whole = sum(isinstance(event, Thinking | Answer) for event in whole)
     first = stopped(backend, n_pieces % n_whole, STRAWBERRY)
     assert finished(first).reason is FinishReason.INTERRUPTED
-    opening = told(first)
+    opening = opening_of(first)
     rest = ask(backend, STRAWBERRY, opening=opening)
 
     assert text(first) + text(rest) == text(whole)
@@ -130,7 +130,7 @@ def test_a_stopped_turn_is_gone_on_with_to_the_end_it_would_have_had(
         finished(whole).thinking,
         finished(whole).answer,
     )
-    assert told(rest, opening.generated) == told(whole)
+    assert opening_of(rest, opening.generated) == opening_of(whole)
     assert planned(rest).prompt_tokens == planned(whole).prompt_tokens
     assert planned(rest).thinking_budget == planned(whole).thinking_budget
     assert cached(rest) >= len(opening.prompt) + len(opening.generated) - 2
@@ -140,7 +140,7 @@ def test_a_stopped_turn_is_gone_on_with_to_the_end_it_would_have_had(
     assert planned(rest).ledger.free == planned(whole).ledger.free - len(opening.generated)
 
 
-def test_a_turn_is_gone_on_with_in_another_process_from_what_was_kept(
+def test_a_turn_is_continued_in_another_process_from_what_was_kept(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Its thinking too: a turn that was stopped is kept whole."""
@@ -154,7 +154,7 @@ def test_a_turn_is_gone_on_with_in_another_process_from_what_was_kept(
         assert list(before.keep()) == []
         first = stopped(before, 20, STRAWBERRY)
         assert list(before.keep()) == []
-    opening = told(first)
+    opening = opening_of(first)
     with closing(made()) as after:
         rest = ask(after, STRAWBERRY, opening=opening)
         assert cached(rest) >= len(opening.prompt) + len(opening.generated) - 2
@@ -248,21 +248,21 @@ def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -
     assert finished(events).answer
     prefills = [event for event in events if isinstance(event, Prefill)]
     assert {event.total for event in prefills} == {planned(events).prompt_tokens}
-    # Gone on with, a turn that was steered is what it was.
-    opening = told(events)
+    # Continued, a turn that was steered is what it was.
+    opening = opening_of(events)
     again = ask(backend, STRAWBERRY, opening=Opening(opening.prompt, opening.generated[:-3]))
     assert finished(again).thinking == finished(events).thinking
     assert finished(again).answer == finished(events).answer
 
 
-def test_a_turn_that_was_lost_before_its_prompt_was_told_begins_anew(backend: LocalBackend) -> None:
+def test_a_turn_that_was_lost_before_its_prompt_was_known_begins_again(backend: LocalBackend) -> None:
     whole = ask(backend, STRAWBERRY)
     again = ask(backend, STRAWBERRY, opening=Opening((), ()))
-    assert (text(again), told(again)) == (text(whole), told(whole))
+    assert (text(again), opening_of(again)) == (text(whole), opening_of(whole))
 
 
-def test_an_answer_under_a_schema_is_not_gone_on_with(backend: LocalBackend) -> None:
-    opening = told(stopped(backend, 3, STRAWBERRY))
+def test_an_answer_under_a_schema_is_not_continued(backend: LocalBackend) -> None:
+    opening = opening_of(stopped(backend, 3, STRAWBERRY))
     with pytest.raises(UsageError, match="ask again"):
         ask(backend, STRAWBERRY, opening=opening, constraint=JsonSchema({"type": "object"}))
 
@@ -319,27 +319,25 @@ def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(
     assert text(short) == text(first)
 
 
-def test_a_turn_under_yarn_is_gone_on_with_under_yarn(backend: LocalBackend) -> None:
+def test_a_turn_under_yarn_is_continued_under_yarn(backend: LocalBackend) -> None:
     """Although with the little that it thought it would fit the native window."""
     control = ReplyControl()
     control.answer_now()
     first = stopped(backend, 3, LONG, control=control)
     assert planned(first).yarn_factor == 2
     assert finished(first).answer
-    rest = stopped(backend, 1, LONG, opening=told(first))
+    rest = stopped(backend, 1, LONG, opening=opening_of(first))
     assert (planned(rest).yarn_factor, planned(rest).n_ctx) == (2, planned(first).n_ctx)
     assert notices(rest) == []
 
 
-def test_a_full_context_grows_for_what_is_gone_on_with(
-    miniature: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_full_context_grows_for_what_is_continued(miniature: Callable[[str], Path], tmp_path: Path) -> None:
     """A window of 256 tokens is filled with thinking; the answer goes on in a larger one, from a copy."""
     settings = ("thinking_budget=64", "answer_reserve=16", "max_tokens=0", "loop_guard=off")
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path, *settings), 1, AbortFlag())) as backend:
         first = ask(backend, Message(Role.USER, "hello " * 15))
         assert planned(first).n_ctx == 256
-        opening = told(first)
+        opening = opening_of(first)
         filler = opening.generated[-1:] * (255 - len(opening.prompt) - len(opening.generated))
         full = Opening(opening.prompt, opening.generated + filler)
         rest = ask(backend, Message(Role.USER, "hello " * 15), opening=full)
@@ -409,7 +407,7 @@ def test_an_error_in_a_turn_leaves_no_context_behind_and_the_next_turn_is_answer
 ) -> None:
     """A token that the model does not have, as from an archive of another model."""
     first = ask(backend, STRAWBERRY)
-    prompt = told(first).prompt
+    prompt = opening_of(first).prompt
     with pytest.raises(EngineError):
         ask(backend, STRAWBERRY, opening=Opening((*prompt, 1 << 20), ()))
     assert cached(stopped(backend, 1, STRAWBERRY)) == 0
@@ -448,7 +446,7 @@ def test_the_second_turn_reads_what_the_first_did_not_and_nothing_else(
             assert list(backend.keep()) == []
             answer = Message(Role.ASSISTANT, finished(first).answer)
             second = ask(backend, STRAWBERRY, answer, RASPBERRY)
-            prompts = [told(events).prompt for events in (first, second)]
+            prompts = [opening_of(events).prompt for events in (first, second)]
             common = next(n for n, (a, b) in enumerate(zip(*prompts, strict=False)) if a != b)
             assert common == len(prompts[0]) - 2
             assert cached(second) == common

@@ -1,4 +1,4 @@
-"""A chat with the real miniature: asked, stopped, continued, steered, taken back, resumed after a restart."""
+"""A chat with the real miniature: asked, stopped, continued, steered, undone, resumed after a restart."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ def test_a_question_is_answered_and_the_next_one_sees_it(chat: Chat, archive: Ar
     assert two.prompt[: len(one.prompt)] != one.prompt or len(two.prompt) > len(one.prompt)
 
 
-def goes_on_from(event: ChatEvent, cut: Finished) -> bool:
-    """Whether the event tells that the turn goes on with the thought that was cut, and how long that took."""
+def continues(event: ChatEvent, cut: Finished) -> bool:
+    """Whether the event continues the thought that was cut, and says how long that one took."""
     assert isinstance(event, Asking)
     assert 0 < event.thinking_s < 60
-    told = Asking(QUESTION, 1, continued=True, thinking=cut.thinking)
-    return replace(event, thinking_s=0.0) == told
+    expected = Asking(QUESTION, 1, continued=True, thinking=cut.thinking)
+    return replace(event, thinking_s=0.0) == expected
 
 
 def test_a_stopped_thought_goes_on_to_what_it_would_have_been(chat: Chat, archive: Archive) -> None:
@@ -121,7 +121,7 @@ def test_a_stopped_thought_goes_on_to_what_it_would_have_been(chat: Chat, archiv
     assert whole.thinking.startswith(cut.thinking)
     assert cut.answer == ""
     again = list(chat.submit("/continue"))
-    assert goes_on_from(again[0], cut)
+    assert continues(again[0], cut)
     assert finished(again).thinking == whole.thinking
     assert finished(again).answer == whole.answer
     (turn,) = archive.path(2)
@@ -151,11 +151,11 @@ def test_a_thought_goes_on_after_a_restart(miniature: Callable[[str], Path], tmp
     ):
         assert [event for event in chat.start() if isinstance(event, Recalled)]
         again = list(chat.submit("/continue"))
-        assert goes_on_from(again[0], cut)
+        assert continues(again[0], cut)
         assert (finished(again).thinking, finished(again).answer) == (whole.thinking, whole.answer)
 
 
-def test_another_quantization_is_not_gone_on_with(chat: Chat, archive: Archive) -> None:
+def test_another_quantization_is_not_continued(chat: Chat, archive: Archive) -> None:
     submit_until(chat, QUESTION, Thinking, chat.stop, nth=4)
     list(chat.submit("/model miniature:BF16"))
     (complaint,) = errors(list(chat.submit("/continue")))
@@ -183,7 +183,7 @@ def test_regen_with_the_same_seed_says_the_same(
     assert turn.origin.seed == 6
 
 
-def test_a_steered_thought_has_the_persons_sentence_and_goes_on(chat: Chat, archive: Archive) -> None:
+def test_a_steered_thought_has_the_users_sentence_and_continues(chat: Chat, archive: Archive) -> None:
     def steer() -> None:
         chat.pause()
         chat.steer("Let me count again.")
@@ -252,7 +252,7 @@ def test_what_does_not_fit_at_all_is_an_error_with_what_can_go(chat: Chat, tmp_p
     assert errors(list(chat.submit("What sat?")))[-1].startswith("attached: huge.txt (")
 
 
-def test_the_ledger_and_the_plan_are_told_before_a_model_is_loaded(chat: Chat) -> None:
+def test_the_ledger_and_the_plan_are_shown_before_a_model_is_loaded(chat: Chat) -> None:
     lines = said(list(chat.submit("/context")))
     assert lines[0].endswith("·")
     assert lines[-1].endswith("of 1,024 tokens")

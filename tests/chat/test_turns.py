@@ -50,7 +50,7 @@ def contents(question: ReplyRequest) -> list[tuple[str, str]]:
 
 
 def stopped_while(*events: Event) -> Script:
-    """A turn that says something and is then stopped by the person."""
+    """A turn that says something and is then stopped by the user."""
 
     def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
@@ -164,9 +164,7 @@ def test_stop_ends_the_running_turn_and_what_came_stays(talk: Talking, archive: 
             threading.Thread(target=talk.chat.stop).start()
     assert said(events) == []
     assert [event.reason for event in events if isinstance(event, Finished)] == [FinishReason.INTERRUPTED]
-    assert not [event for event in events if isinstance(event, Notice)], (
-        "the person waits: nothing is kept now"
-    )
+    assert not [event for event in events if isinstance(event, Notice)], "the user waits: nothing is kept now"
     (turn,) = archive.path(1)
     assert (turn.thinking, turn.answer, turn.state) == ("Half a thought", "", TurnState.STOPPED)
 
@@ -195,7 +193,7 @@ def test_a_stop_while_the_model_loads_is_said(talk: Talking) -> None:
 
 def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
     def stopped(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
-        # What a person does while the backend forgets older requests.
+        # The user stops while the backend forgets older requests.
         talk.chat.stop()
         backend.stopped.clear()
         yield from stopped_while()(backend, question)
@@ -204,10 +202,10 @@ def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
     assert [event.reason for event in events if isinstance(event, Finished)] == [FinishReason.INTERRUPTED]
 
 
-def test_wishes_reach_the_control_of_the_running_turn(talk: Talking) -> None:
+def test_what_the_user_asks_for_reaches_the_control_of_the_running_turn(talk: Talking) -> None:
     seen: list[object] = []
 
-    def wished(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
+    def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         assert question.control is not None
         talk.chat.pause()
         seen.append(question.control.wait(0))
@@ -223,25 +221,25 @@ def test_wishes_reach_the_control_of_the_running_turn(talk: Talking) -> None:
         seen.extend([question.control.take(), question.control.take(), question.control.take()])
         yield from says()(backend, question)
 
-    talk.submit("One?", wished)
+    talk.submit("One?", steered)
     assert seen == [False, True, True, True, Steer("Try the other way."), AnswerNow(), AnswerNow()]
 
 
-def test_a_wish_that_a_turn_did_not_take_is_not_the_next_ones(talk: Talking) -> None:
-    def wished(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
+def test_what_one_turn_did_not_take_is_not_for_the_next(talk: Talking) -> None:
+    def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         talk.chat.answer_now()
         yield from says()(backend, question)
 
-    talk.submit("One?", wished)
+    talk.submit("One?", steered)
     talk.submit("Two?", says())
     control = talk.backend.questions[-1].control
     assert control is not None
     assert control.take() is None
 
 
-def test_wishes_between_turns_go_nowhere(talk: Talking) -> None:
-    for wish in (talk.chat.answer_now, talk.chat.pause, talk.chat.go_on):
-        wish()
+def test_what_is_asked_for_between_turns_goes_nowhere(talk: Talking) -> None:
+    for act in (talk.chat.answer_now, talk.chat.pause, talk.chat.go_on):
+        act()
     talk.chat.steer("x")
     talk.submit("One?", says())
     control = talk.backend.questions[0].control
@@ -321,7 +319,7 @@ def test_regen_asks_again_beside_the_old_answer(talk: Talking, archive: Archive)
     assert path[1].origin.settings["temperature"] == "0.1"
 
 
-def test_what_the_status_line_shows_is_told_after_every_turn_even_if_it_is_the_same(talk: Talking) -> None:
+def test_what_the_status_line_shows_is_said_after_every_turn_even_if_it_is_the_same(talk: Talking) -> None:
     """The screen has counted the thinking meanwhile, which the next question does not bring along."""
     first = talk.submit("One?", says("a", "1"))[-1]
     again = talk.submit("/regen", says("a", "1"))[-1]
@@ -411,7 +409,7 @@ def test_a_fork_goes_on_and_leaves_the_first_as_it_is(talk: Talking, archive: Ar
     assert [turn.question for turn in archive.path(2)] == ["One?", "Three?"]
 
 
-def test_clear_begins_anew_and_resume_comes_back(talk: Talking, archive: Archive) -> None:
+def test_clear_begins_a_new_conversation_and_resume_comes_back(talk: Talking, archive: Archive) -> None:
     talk.submit("/system Be kind.")
     talk.submit("One?", says("a", "1"))
     talk.submit("/name first steps")

@@ -196,7 +196,7 @@ def test_no_answer_at_all_ends_as_a_turn_without_one() -> None:
     assert events[-1].reason is FinishReason.NO_ANSWER
 
 
-def test_an_interrupted_part_ends_the_run_and_what_was_said_is_told() -> None:
+def test_an_interrupted_part_ends_the_run_and_what_was_answered_is_kept() -> None:
     backend = AnsweringBackend(lambda text: None if "part 3 of" in text else "yes")
     _, events = run(backend, asked_of(STORY))
     done = [event for event in events if isinstance(event, PartDone)]
