@@ -347,7 +347,8 @@ def test_a_cut_answer_is_6(cache: Path, babbler: Path) -> None:
     assert ran.status == 6
     assert ran.stdout.strip()
 
-    looping = qwq_here(cache, "ask", "-m", str(babbler), *WIDE, "--jsonl", "hi")
+    quick = ("--set", "thinking_budget=5", "--set", "dry_multiplier=0")
+    looping = qwq_here(cache, "ask", "-m", str(babbler), *WIDE, *quick, "--jsonl", "hi")
     end = events(looping)[-1]
     assert looping.status == 6
     assert end["reason"] == "loop"

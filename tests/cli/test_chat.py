@@ -23,8 +23,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chat")
 
 
-def chat(cache: Path, typed: str, *flags: str, **variables: str) -> Ran:
-    return qwq_here(cache, *SEEDED, *flags, stdin=typed.encode(), **variables)
+def chat(cache: Path, typed: str, *flags: str) -> Ran:
+    return qwq_here(cache, *SEEDED, *flags, stdin=typed.encode())
 
 
 def test_each_line_is_answered_on_stdout_and_a_second_turn_knows_the_first(cache: Path) -> None:
