@@ -19,7 +19,6 @@ ROOMS = (
     "qwq_local.cli",
     "qwq_local.terminal",
     "qwq_local.chat",
-    "qwq_local.split",
     "qwq_local.backend",
     "qwq_local.dialogue",
     "qwq_local.machine",
@@ -144,7 +143,7 @@ def test_no_room_imports_from_a_higher_one() -> None:
 
 def test_front_ends_reach_a_model_through_the_backend_seam() -> None:
     """engine/api.py holds values alone."""
-    front_ends = ("qwq_local.chat", "qwq_local.cli", "qwq_local.split", "qwq_local.terminal")
+    front_ends = ("qwq_local.chat", "qwq_local.cli", "qwq_local.terminal")
     below = ("qwq_local.backend.local", "qwq_local.engine")
     wrong = [
         f"{name} imports {target}"

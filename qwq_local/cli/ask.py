@@ -11,6 +11,7 @@ from typing import TextIO
 
 from qwq_local.backend.api import Backend, Identified, Keeps, Plans, ReplyRequest
 from qwq_local.backend.make import LIBRARY, BackendRequest, check_constraint, chosen_model, hardware_notice
+from qwq_local.backend.split import SplitBackend, SplitRequest, plan_split
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.model import value_text
 from qwq_local.cli.each import answer_each
@@ -37,7 +38,6 @@ from qwq_local.planning.summary import stats_line
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import RECORDED_KEYS
 from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
-from qwq_local.split.plan import SplitBackend, SplitRequest, plan_split
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import write_line

@@ -10,6 +10,18 @@ import time
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
+from qwq_local.backend.split import (
+    Joining,
+    PartDone,
+    PartStarted,
+    SplitBackend,
+    SplitEvent,
+    SplitPlan,
+    SplitRequest,
+    answer_split,
+    split_planned,
+    summed,
+)
 from qwq_local.cli.environment import Environment, ReplyInterrupt
 from qwq_local.cli.output import STATUS, ending, final_ledger, write_plan
 from qwq_local.errors import Aborted, ExitStatus, QwqError
@@ -26,8 +38,6 @@ from qwq_local.events import (
 from qwq_local.history.background import BackgroundRecorder
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles.layers import Profile
-from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split, summed
-from qwq_local.split.plan import SplitBackend, SplitPlan, SplitRequest, split_planned
 from qwq_local.terminal.ask_screen import Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.split_screen import SplitScreen, place_of, plan_line

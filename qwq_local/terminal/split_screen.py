@@ -7,9 +7,8 @@ Answers that were not shown can be had at the end, when no last answer came.
 
 from __future__ import annotations
 
+from qwq_local.backend.split import Joining, PartDone, PartStarted, SplitEvent, SplitPlanned
 from qwq_local.events import Answer, Finished, Planned
-from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent
-from qwq_local.split.plan import SplitPlanned
 from qwq_local.terminal.ask_screen import AskScreen, Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock, rough_duration

@@ -10,13 +10,22 @@ from dataclasses import replace
 import pytest
 
 from qwq_local.backend.api import ReplyRequest
+from qwq_local.backend.split import (
+    Joining,
+    PartDone,
+    PartStarted,
+    SplitEvent,
+    SplitPlan,
+    SplitPlanned,
+    SplitRequest,
+    answer_split,
+    plan_split,
+)
 from qwq_local.dialogue.conversation import Attachment, Framing, Role
 from qwq_local.engine.api import JsonSchema
 from qwq_local.errors import Aborted, DoesNotFit, PromptTooLong, UsageError
 from qwq_local.events import DeviceBytes, Event, Finished, FinishReason, Notice, Planned, Prefill, TurnStats
 from qwq_local.planning.window import Needs, Window, share_window
-from qwq_local.split.passes import Joining, PartDone, PartStarted, SplitEvent, answer_split
-from qwq_local.split.plan import SplitPlan, SplitPlanned, SplitRequest, plan_split
 
 N_CTX = 4096
 OBJECT = JsonSchema({"type": "object"})
