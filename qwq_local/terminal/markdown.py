@@ -8,7 +8,7 @@ part is bounded.
 from __future__ import annotations
 
 from qwq_local.terminal.layout import Row
-from qwq_local.terminal.live_region import LiveRegion
+from qwq_local.terminal.live_region import Cursor, Region
 from qwq_local.terminal.markdown_blocks import PARAGRAPH_LIMIT, BlockKind, BlockReader, MarkdownBlock
 from qwq_local.terminal.markdown_renderer import BlockRenderer
 from qwq_local.terminal.output import Output
@@ -120,7 +120,7 @@ class MarkdownWriter:
         self._output = output
         self._clock = clock
         self._rows = MarkdownRows(output.has_color)
-        self._region = LiveRegion(output)
+        self._region = Region(output)
         self._next_frame = clock()
 
     def feed(self, text: str) -> None:
@@ -131,19 +131,27 @@ class MarkdownWriter:
 
     def suspend(self) -> None:
         """Erase what may still change, so that another line can be written; the next piece brings it back."""
-        self._region.erase()
+        self._output.write(self._region.erase())
         self._next_frame = self._clock()
 
     def close(self) -> None:
         """Write everything that is left; the cursor ends at the start of a line."""
-        self._region.frame(self._rows.close(self._output.size()[0]), ())
+        self._write(self._rows.close(self._output.size()[0]), [])
 
     def _draw(self) -> None:
         started = self._clock()
         columns, window_rows = self._output.size()
-        self._region.frame(*self._rows.take(columns, live_limit(window_rows)))
+        self._write(*self._rows.take(columns, live_limit(window_rows)))
         ended = self._clock()
         self._next_frame = started + max(FRAME_S, IDLE_SHARE * (ended - started))
+
+    def _write(self, final: list[Row], live: list[Row]) -> None:
+        """Write final rows above the live ones; the cursor stands behind the last of these."""
+        if live:
+            text = self._region.frame(final, live, Cursor(live[-1].cells, len(live) - 1))
+        else:
+            text = self._region.erase() + "".join(f"{row.written}\n" for row in final)
+        self._output.write(text)
 
 
 def live_limit(window_rows: int) -> int:
@@ -164,8 +172,3 @@ def markdown_rows(text: str, columns: int, has_color: bool = True) -> list[Row]:
     rows = MarkdownRows(has_color)
     rows.feed(text)
     return rows.close(columns)
-
-
-def render_markdown(text: str, columns: int, has_color: bool = True) -> str:
-    """A whole text at once as it is written to a terminal."""
-    return "".join(f"{row.written}\n" for row in markdown_rows(text, columns, has_color))

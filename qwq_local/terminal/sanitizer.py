@@ -69,11 +69,6 @@ class Sanitizer:
                 position += 1
         return "".join(shown)
 
-    def flush(self) -> str:
-        """End the text: an unfinished sequence is forgotten. Always empty, as nothing is held back."""
-        self.__init__()  # type: ignore[misc]
-        return ""
-
     def _special(self, character: str) -> str:
         """What stands for a special character; may begin a sequence."""
         self._after_cr = character == "\r"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_local.terminal.markdown import FRAME_S, MarkdownWriter, render_markdown
+from qwq_local.terminal.markdown import FRAME_S, MarkdownWriter, markdown_rows
 from tests.terminal.fake_terminal import Clock, Terminal, pieces, screen_of
 
 SAMPLE = """# Counting
@@ -84,6 +84,11 @@ FRAGMENTS = [
     ),
     *("superlongwordwithoutanyspace", "a run of words that fills more than one row of the window "),
 ]
+
+
+def render_markdown(text: str, columns: int, has_color: bool = True) -> str:
+    """A whole text at once as it is written to a terminal."""
+    return "".join(f"{row.written}\n" for row in markdown_rows(text, columns, has_color))
 
 
 def stream(parts: list[str], terminal: Terminal, has_color: bool = True) -> None:
@@ -229,9 +234,10 @@ def test_at_most_twenty_frames_a_second_are_drawn() -> None:
 def test_only_harmless_sequences_are_written() -> None:
     terminal = Terminal()
     stream(pieces(SAMPLE, [5]), terminal)
-    allowed = re.compile(r"\x1b\[(?:[\d;]*m|\d+A|J|\?7[lh])")
+    allowed = re.compile(r"\x1b(?:\[(?:[\d;]*m|\d*[ABC]|[JK]|\?(?:7|25)[lh])|[78])")
     assert "\x1b" not in allowed.sub("", terminal.written)
-    assert terminal.written.count("\x1b[?7l") == terminal.written.count("\x1b[?7h")
+    for mode in ("7", "25"):
+        assert terminal.written.count(f"\x1b[?{mode}l") == terminal.written.count(f"\x1b[?{mode}h")
 
 
 def test_control_sequences_of_the_model_are_gone() -> None:

@@ -47,7 +47,7 @@ def test_a_cut_at_any_place_changes_nothing(name: str) -> None:
     text, shown = STRIPPED[name]
     for cut in range(len(text) + 1):
         sanitizer = Sanitizer()
-        assert sanitizer.feed(text[:cut]) + sanitizer.feed(text[cut:]) + sanitizer.flush() == shown
+        assert sanitizer.feed(text[:cut]) + sanitizer.feed(text[cut:]) == shown
 
 
 @given(
@@ -55,7 +55,7 @@ def test_a_cut_at_any_place_changes_nothing(name: str) -> None:
 )
 def test_any_text_in_any_pieces_gives_the_same_harmless_text(parts: list[str]) -> None:
     sanitizer = Sanitizer()
-    shown = "".join(map(sanitizer.feed, parts)) + sanitizer.flush()
+    shown = "".join(map(sanitizer.feed, parts))
     assert shown == sanitize("".join(parts))
     assert not set(shown) & set("\x1b\x9b\x9d\x9c\x07\r\u202e")
     assert sanitize(shown) == shown
@@ -67,13 +67,6 @@ def test_an_unfinished_string_swallows_its_line_at_most() -> None:
 
 def test_an_unfinished_string_swallows_a_bounded_part_of_a_long_line() -> None:
     assert sanitize("\x1b]0;" + "x" * (2 * STRING_LIMIT)).count("x") >= STRING_LIMIT
-
-
-def test_flush_forgets_an_unfinished_sequence() -> None:
-    sanitizer = Sanitizer()
-    sanitizer.feed("a\x1b]0;")
-    assert sanitizer.flush() == ""
-    assert sanitizer.feed("b") == "b"
 
 
 @pytest.mark.parametrize(
