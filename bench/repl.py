@@ -46,9 +46,13 @@ class Repl:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwq_local", "chat", *flags],
-            stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(),
+            start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
+        )
         os.close(theirs)
 
     def ask(self, question: str) -> None:
@@ -97,9 +101,14 @@ def environment() -> dict[str, str]:
 def flags_for(model: Path, n_tokens: int) -> list[str]:
     """What both are started with."""
     settings = {
-        "thinking_budget": n_tokens // 2, "max_tokens": n_tokens - n_tokens // 2, "answer_reserve": n_tokens,
-        "n_ctx": 2048, "loop_guard": "off", "kv_store": 0, "threads": physical_cores(),
-    }  # fmt: skip
+        "thinking_budget": n_tokens // 2,
+        "max_tokens": n_tokens - n_tokens // 2,
+        "answer_reserve": n_tokens,
+        "n_ctx": 2048,
+        "loop_guard": "off",
+        "kv_store": 0,
+        "threads": physical_cores(),
+    }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return ["-m", str(model), "--seed", "1", *sets]
 
@@ -108,9 +117,13 @@ def ask_rate(flags: list[str]) -> float:
     """Tokens per second of `qwq ask > /dev/null`."""
     ran = subprocess.run(
         [sys.executable, "-m", "qwq_local", "ask", "--stats", *flags, QUESTION],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=environment(), check=False,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        check=False,
+    )
     found = RATE.search(ran.stderr)
     if found is None:
         raise SystemExit(f"qwq ask ended with {ran.returncode}: {ran.stderr[-500:]}")

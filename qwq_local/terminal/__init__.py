@@ -1,1 +1,1 @@
-"""What a person sees: live Markdown, dim thinking, progress bars. The only door to rich."""
+"""The screen: streamed Markdown, thinking, progress, the chat. The only door to rich and prompt_toolkit."""

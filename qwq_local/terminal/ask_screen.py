@@ -30,7 +30,7 @@ from qwq_local.text import duration
 Think = Literal["show", "hide"]
 
 NOTICE_CELLS = 600
-"""Cells of the longest notice: it may wrap, but not fill a screen."""
+"""Cells of the longest notice: it may wrap, but must not fill a screen."""
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CLOSED_BY = {
@@ -69,7 +69,7 @@ class ExactText:
             self._is_mid_line = not text.endswith("\n")
 
     def suspend(self) -> None:
-        """Nothing: what is written on stderr does not stand in between."""
+        """Nothing to do: stderr does not interrupt this stream."""
 
     def close(self) -> None:
         """End the last line if the model did not."""
@@ -78,7 +78,7 @@ class ExactText:
 
 
 class PlainText:
-    """Model text on a terminal as it comes, sanitized, dim if asked; blank lines at its ends are left out."""
+    """Model text on a terminal: sanitized, optionally dim, without blank lines at its ends."""
 
     def __init__(self, output: Output, is_dim: bool = False) -> None:
         self._output = output
@@ -89,7 +89,7 @@ class PlainText:
         self._is_mid_line = False
 
     def feed(self, text: str) -> None:
-        """Write the piece; its style ends with it, so that an interruption leaves no style behind."""
+        """Write the piece. Its style ends with it, so an interruption leaves no style behind."""
         text = self._held_newlines + self._sanitizer.feed(text)
         if not self._has_text:
             text = text.lstrip("\n")
@@ -100,7 +100,7 @@ class PlainText:
             self._has_text = self._is_mid_line = True
 
     def suspend(self) -> None:
-        """End the line that is open, also in the middle of a sentence."""
+        """End the open line, even in the middle of a sentence."""
         if self._is_mid_line:
             self._output.write("\n")
             self._is_mid_line = False
@@ -135,11 +135,11 @@ class AskScreen:
         self.close()
 
     def number(self, thought: int) -> None:
-        """Give the thought a number, by which a conversation brings it back."""
+        """Give the thought its number in the conversation."""
         self._thought = f"thought {thought}"
 
     def show(self, event: Event) -> None:
-        """Show one event. Raises BrokenPipeError when nobody reads the stream any more."""
+        """Show one event. Raises BrokenPipeError when the reader has gone."""
         try:
             self._show(event)
         except BrokenPipeError:
@@ -147,12 +147,12 @@ class AskScreen:
             raise
 
     def note(self, text: str) -> None:
-        """Write one line for a person on stderr, between whatever else is shown."""
+        """Write one note on stderr, on a line of its own."""
         self._make_room()
         self._err.write(f"note: {one_line(text, NOTICE_CELLS)}\n")
 
     def close(self) -> None:
-        """Write what is left, end open lines, erase what is temporary; twice is as good as once."""
+        """Write the rest, end open lines, and erase temporary ones. A second call does nothing."""
         if self._is_broken:
             return
         self._erase_bar()
@@ -188,7 +188,7 @@ class AskScreen:
         self._bar.update(event.fraction)
 
     def _show_plan(self, event: Planned) -> None:
-        """What was decided, on one line, for a person; in a pipe notices tell what gave way."""
+        """Write the plan on one line, on a terminal only."""
         if self._err.is_terminal and event.line:
             line = one_line(f"▸ {event.line}", max(NOTICE_CELLS, self._err.size()[0]))
             self._make_room()
@@ -232,7 +232,7 @@ class AskScreen:
         ]
         line = " · ".join(part for part in parts if part)
         styled = f"{_DIM}{line}{_PLAIN}" if self._err.is_live else line
-        # A blank row parts the thinking from the answer where both are on the screen.
+        # A blank row separates thinking and answer where both are on the screen.
         is_above_answer = self._shows_thinking and self._err.is_terminal and self._out.is_terminal
         self._err.write(styled + ("\n\n" if is_above_answer else "\n"))
 
@@ -252,7 +252,7 @@ class AskScreen:
         return MarkdownWriter(self._out, self._clock)
 
     def _make_room(self) -> None:
-        """Bring the cursor to the start of an empty line, whatever is being shown."""
+        """Bring the cursor to the start of an empty line."""
         if self._bar:
             self._bar.finish()
         if self._thinking_status:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 MIN_WIDTH = 8
-"""Cells that a row's text has at least, however deep its prefix."""
+"""The text of a row has at least this many cells, however deep its prefix."""
 
 _OPENING = "（【「『《〈〔“‘"
 _CLOSING = "，。、；：？！）】」』》〉〕”’…"
@@ -46,7 +46,7 @@ class Row:
 
 
 def row_spans(text: str, width: int, hang: int = 0) -> list[tuple[int, int]]:
-    """Start and end of each row of the text, trailing white space left out.
+    """Start and end of each row of the text, without trailing white space.
 
     All rows but the first are `hang` cells narrower than `width`.
     """
@@ -68,7 +68,7 @@ def row_spans(text: str, width: int, hang: int = 0) -> list[tuple[int, int]]:
 
 
 def _atoms(text: str, width: int) -> Iterator[tuple[int, str, int]]:
-    """Offset, text and cells of what is never broken; a word wider than a row comes in pieces that fit."""
+    """Offset, text and cells of each unbreakable part. A word wider than a row comes in pieces that fit."""
     for match in _ATOM.finditer(text):
         atom, offset = match.group(), match.start()
         cells = cell_len(atom)
@@ -81,7 +81,7 @@ def _atoms(text: str, width: int) -> Iterator[tuple[int, str, int]]:
 
 
 def fold_spans(text: str, width: int) -> list[tuple[int, int]]:
-    """Start and end of each row of a text that is broken where the row is full, as a terminal does."""
+    """Start and end of each row of a text that is broken where a row is full, as a terminal does."""
     spans = []
     start = 0
     for piece in chop_cells(text, max(width, 1)):
@@ -123,7 +123,7 @@ _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True, slots=True)
 class RowStyle:
-    """A style by its SGR number, for whole rows or their marks; marks of the first row and of the others."""
+    """A style by its SGR number, for whole rows or only for the marks of the first row and of the others."""
 
     style: str = ""
     first: str = ""
@@ -136,13 +136,13 @@ PLAIN = RowStyle()
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """What rows are made for: so many columns, with color or without any escape sequence."""
+    """Makes rows for a number of columns, with color or without any escape sequence."""
 
     columns: int
     has_color: bool = True
 
     def row(self, text: str, style: RowStyle = PLAIN) -> Row:
-        """One row, whatever the text's width."""
+        """One row. The text is not wrapped."""
         return self._row(style.first, text, style)
 
     def rows(self, text: str, style: RowStyle = PLAIN) -> list[Row]:
@@ -161,7 +161,7 @@ class RowLayout:
         return row_spans(text, width, max(0, min(hang, width - MIN_WIDTH)))
 
     def plain(self, row: Row) -> Row:
-        """A row that was styled elsewhere, as this layout takes it."""
+        """A row that was styled elsewhere; without color its styles are removed."""
         return row if self.has_color else Row(_SGR.sub("", row.written), row.cells)
 
     def _row(self, mark: str, text: str, style: RowStyle) -> Row:

@@ -20,22 +20,22 @@ from qwq_local.terminal.output import Output
 _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 _ERASE_LINE, _ERASE_BELOW = "\x1b[K", "\x1b[J"
-# tmux takes erasing from the window's first cell for a cleared screen and keeps what was there as scrollback:
-# the first row is erased by itself, the others from the second on.
+# tmux treats erasing from the window's first cell as clearing the screen, and moves the old text to the
+# scrollback. So the first row is erased by itself, and the others from the second row on.
 _ERASE_FROM_HERE = f"\x1b7{_ERASE_LINE}\x1b[B{_ERASE_BELOW}\x1b8"
 _SEQUENCE = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b\x07]*(?:\x1b\\|\x07)")
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place among the rows, both from 0."""
+    """A place among the rows, counted from 0."""
 
     x: int
     y: int
 
 
 class Region:
-    """What is drawn at the bottom, and how to draw over it."""
+    """The rows that are drawn at the bottom, and how to redraw them."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -45,7 +45,7 @@ class Region:
         self._is_doubtful = False
 
     def frame(self, final: Sequence[Row], rows: Sequence[Row], cursor: Cursor) -> str:
-        """What to write so that the final rows stand above the others and the cursor among these."""
+        """The text that writes final rows above the others and puts the cursor in its place among these."""
         columns, window_rows = self._output.size()
         rows, cursor = _fitting(rows, cursor, window_rows)
         cursor = Cursor(min(cursor.x, columns - 1), cursor.y)
@@ -64,22 +64,22 @@ class Region:
         return _HIDE + text + _SHOW
 
     def erase(self) -> str:
-        """What to write so that nothing is left, the cursor where the first row was."""
+        """The text to write to erase all rows; the cursor is then where the first row was."""
         text = self._rewind() + _ERASE_FROM_HERE if self._drawn else ""
         self.forget()
         return text
 
     def forget(self) -> None:
-        """Nothing is drawn: the next frame begins where the cursor is."""
+        """Forget the drawn rows: the next frame begins where the cursor is."""
         self._drawn, self._cursor, self._columns = [], Cursor(0, 0), 0
         self._is_doubtful = False
 
     def doubt(self) -> None:
-        """The window changed while the last frame was on its way: rows may have come out narrower."""
+        """The window changed while the last frame was written: its rows may be narrower than expected."""
         self._is_doubtful = True
 
     def _changes(self, rows: Sequence[Row]) -> str:
-        """The rows that differ from those drawn, each drawn over; the cursor ends in the last row."""
+        """Redraw each row that differs; the cursor ends in the last row."""
         drawn = self._drawn
         changed = [y for y, row in enumerate(rows) if y >= len(drawn) or row != drawn[y]]
         if not changed and len(rows) == len(drawn):
@@ -114,26 +114,26 @@ class Region:
 
 
 def _fitting(rows: Sequence[Row], cursor: Cursor, window_rows: int) -> tuple[Sequence[Row], Cursor]:
-    """As many rows as the window has: the last ones, but never without the cursor's."""
+    """As many rows as the window has: the last ones, but always with the cursor's."""
     left_out = max(0, len(rows) - max(window_rows, 1))
     first = min(left_out, cursor.y)
     return rows[first : first + max(window_rows, 1)], Cursor(cursor.x, cursor.y - first)
 
 
 def _move(y: int, to: Cursor) -> str:
-    """From anywhere in row `y` to a place."""
+    """Move from row `y` to a place."""
     down = to.y - y
     text = "\r" + (f"\x1b[{down}B" if down > 0 else f"\x1b[{-down}A" if down < 0 else "")
     return text + (f"\x1b[{to.x}C" if to.x else "")
 
 
 def _rows_on_screen(written: str, columns: int) -> int:
-    """How many rows a row takes once the terminal has wrapped it anew."""
+    """How many rows a row takes after the terminal has wrapped it again."""
     return max(1, len(chop_cells(_SEQUENCE.sub("", written), columns)))
 
 
 def _rows_before(written: str, x: int, columns: int) -> int:
-    """In which of these rows cell `x` lies now."""
+    """The index of the wrapped row that holds cell `x`."""
     cells = 0
     pieces = chop_cells(_SEQUENCE.sub("", written), columns)
     for index, piece in enumerate(pieces):

@@ -18,21 +18,21 @@ from qwq_local.terminal.sanitizer import Sanitizer
 LIVE_ROWS = 6
 FRAME_S = 0.05
 WORD = 20
-"""Characters in which a space is looked for where a line is cut; rows further up are written already."""
+"""A line is cut at a space within this many characters; rows further up are written already."""
 
 IDLE_SHARE = 5
 """The next frame waits at least this many times as long as the last one took."""
 
 
 class LineCutter:
-    """Pieces in, lines out; a line that is too long comes in parts, cut at the same places always."""
+    """Turns pieces into lines. A line that is too long comes in parts, always cut at the same places."""
 
     def __init__(self) -> None:
         self.partial = ""
         self.continues = False
 
     def feed(self, text: str) -> list[tuple[str, bool]]:
-        """The lines that are complete now, each with whether it continues the one before."""
+        """The lines that are complete now, each with whether it continues the line before."""
         *ended, self.partial = (self.partial + text).split("\n")
         lines: list[tuple[str, bool]] = []
         for line in ended:
@@ -42,7 +42,7 @@ class LineCutter:
         return lines
 
     def _cut(self, line: str, lines: list[tuple[str, bool]]) -> str:
-        """Take parts off a line until the rest is short; returns the rest."""
+        """Cut parts off a line until the rest is short. Returns the rest."""
         start = 0
         while len(line) - start > PARAGRAPH_LIMIT:
             space = line.rfind(" ", start + PARAGRAPH_LIMIT - WORD, start + PARAGRAPH_LIMIT)
@@ -54,7 +54,7 @@ class LineCutter:
 
 
 class MarkdownRows:
-    """One answer as rows: feed its pieces, take what is final and what is not, close it at the end."""
+    """One answer as rows: feed its pieces, take final and live rows, close it at the end."""
 
     def __init__(self, has_color: bool = True) -> None:
         self._sanitizer = Sanitizer()
@@ -62,7 +62,7 @@ class MarkdownRows:
         self._reader = BlockReader()
         self._renderer = BlockRenderer(has_color)
         self._finished: list[MarkdownBlock] = []
-        self._offset = 0  # characters of the open paragraph that were taken already
+        self._offset = 0  # characters of the open paragraph whose rows were taken
 
     def feed(self, text: str) -> None:
         """Take the next piece."""
@@ -85,7 +85,7 @@ class MarkdownRows:
         return final, live[-limit:]
 
     def close(self, columns: int) -> list[Row]:
-        """The rows that are left when no more text comes."""
+        """The remaining rows, when no more text comes."""
         for line, continues in self._cutter.feed("\n" if self._cutter.partial else ""):
             self._finished += self._reader.feed(line, continues)
         self._finished += self._reader.close()
@@ -99,12 +99,12 @@ class MarkdownRows:
         return self._renderer.render(blocks, columns, offset)
 
     def _split_paragraph(self, block: MarkdownBlock, columns: int, limit: int) -> tuple[list[Row], list[Row]]:
-        """The rows of the open paragraph that nothing can change, and those that are still live."""
+        """The rows of the open paragraph that no later text can change, and those that are still live."""
         shown = self._renderer.paragraph(block, columns, self._offset)
         gap = [Row("", 0)] if block.gap and not self._offset else []
         settled = min(shown.settled, _before_table_head(block, shown.spans[-1][1] if shown.spans else 0))
         n_final = 0
-        # The row below must be settled too: a mark that vanishes in it may let a word move up.
+        # The row below must be settled too: when a mark in it disappears, a word may move up.
         while n_final < len(shown.rows) - limit and shown.spans[n_final + 1][1] <= settled:
             n_final += 1
         if not n_final:
@@ -130,12 +130,12 @@ class MarkdownWriter:
             self._draw()
 
     def suspend(self) -> None:
-        """Erase what may still change, so that another line can be written; the next piece brings it back."""
+        """Erase the live rows, so that another line can be written. The next piece draws them again."""
         self._output.write(self._region.erase())
         self._next_frame = self._clock()
 
     def close(self) -> None:
-        """Write everything that is left; the cursor ends at the start of a line."""
+        """Write the remaining rows. The cursor ends at the start of a line."""
         self._write(self._rows.close(self._output.size()[0]), [])
 
     def _draw(self) -> None:
@@ -146,7 +146,7 @@ class MarkdownWriter:
         self._next_frame = started + max(FRAME_S, IDLE_SHARE * (ended - started))
 
     def _write(self, final: list[Row], live: list[Row]) -> None:
-        """Write final rows above the live ones; the cursor stands behind the last of these."""
+        """Write final rows above the live ones. The cursor ends behind the last live row."""
         if live:
             text = self._region.frame(final, live, Cursor(live[-1].cells, len(live) - 1))
         else:
@@ -155,7 +155,7 @@ class MarkdownWriter:
 
 
 def live_limit(window_rows: int) -> int:
-    """How many rows of an answer may be live in a window of this height."""
+    """The largest number of live rows of an answer in a window of this height."""
     return max(1, min(LIVE_ROWS, window_rows // 3))
 
 
@@ -168,7 +168,7 @@ def _before_table_head(block: MarkdownBlock, end: int) -> int:
 
 
 def markdown_rows(text: str, columns: int, has_color: bool = True) -> list[Row]:
-    """A whole text at once, exactly the rows that it has in the end when it streams."""
+    """The rows of a whole text: exactly those that it has when it has been streamed."""
     rows = MarkdownRows(has_color)
     rows.feed(text)
     return rows.close(columns)

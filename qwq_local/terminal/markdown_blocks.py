@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 PARAGRAPH_LIMIT = 4000
-"""Characters after which a paragraph, or a line, is ended: what is open is drawn anew in every frame."""
+"""A paragraph or line ends after this many characters: the open part is redrawn in every frame."""
 
 TABLE_SAMPLE = 10
 """Rows that decide the column widths of a table; later rows are drawn one by one."""
@@ -311,7 +311,7 @@ class BlockReader:
         assert table is not None
         n_columns = len(table.header)
         cells += ("",) * (n_columns - len(cells))
-        # What exceeds the columns is kept in the last one: nothing that was written is hidden.
+        # Cells beyond the last column are kept in it: no text is hidden.
         cells = (*cells[: n_columns - 1], " | ".join(cells[n_columns - 1 :]))
         grown = MarkdownTable(table.header, table.aligns, (*table.rows, cells))
         if start.kind is BlockKind.ROW:

@@ -39,7 +39,7 @@ _MATH = re.compile(
 _COMMAND = re.compile(r"\\[A-Za-z]+\*?")
 _ESCAPED = frozenset("*_`#$~<>-+.")
 
-# Characters that are text so far but may turn out to open a span.
+# Characters that are text now but may open a span when more text comes.
 _MAY_OPEN = re.compile(
     r"\*(?! )|(?<![^\W_])_|`|~~|\$(?=\S|$)|\[(?![^\]]*\][^(])|\\[(\[]|\\[A-Za-z]+\*?\{|\\$|&[#\w]*$"
 )
@@ -170,7 +170,7 @@ class _Walk:
         for span in self.opened:
             combined += span.style
         combined += style or Style()
-        # An empty style is left out: fewer spans to draw.
+        # Without an empty style there are fewer spans to draw.
         self.text.append(drop_special(content), combined if combined else None)
 
     def _close_span(self, span: _Open) -> None:

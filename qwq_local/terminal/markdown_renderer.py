@@ -30,7 +30,7 @@ CONTEXT_LIMIT = 60
 """Lines after which it ends anywhere."""
 
 
-# Yellow and the bright colors vanish on white, blue on black: what has them gets what both can show.
+# Yellow and the bright colors are invisible on white, blue on black: they become colors that both can show.
 _LEGIBLE = {
     "yellow": Style(color="green"),
     "bright_blue": Style(bold=True),

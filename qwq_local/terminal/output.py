@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 Size = Callable[[], tuple[int, int]]
-"""Gives (columns, rows) as they are now; asked again for every frame, since a window can be resized."""
+"""Returns (columns, rows) now. Called for every frame, since a window can be resized."""
 
 
 def _unknown_size() -> tuple[int, int]:
@@ -20,7 +20,7 @@ def _unknown_size() -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One stream. `reflows`: the terminal wraps old lines anew when its window gets narrower."""
+    """One stream. `reflows`: the terminal wraps old lines again when its window gets narrower."""
 
     stream: TextIO
     is_terminal: bool = False
@@ -31,7 +31,7 @@ class Output:
 
     @classmethod
     def of(cls, stream: TextIO, environ: Mapping[str, str]) -> Output:
-        """What `stream` is, by isatty() and by TERM, NO_COLOR and the few terminals that never reflow."""
+        """Describes `stream`, by isatty(), TERM, NO_COLOR and the few terminals that never reflow."""
         term = environ.get("TERM", "")
         screen_without_tmux = term.startswith("screen") and "TMUX" not in environ
         return cls(

@@ -39,11 +39,11 @@ QUOTES = '"""'
 PROMPT, MORE = ">>> ", "... "
 
 ReadLine = Callable[[str], str | None]
-"""Gives the next line without its end, None at the end; the text it is given asks a person for it."""
+"""Returns the next line without its line end, or None at the end; its argument is the prompt."""
 
 
 class PlainChat:
-    """Runs a Talk over two streams. `interrupt` is what a signal handler calls."""
+    """Runs a Talk over two streams. A signal handler calls `interrupt`."""
 
     def __init__(
         self, talk: Talk, read_line: ReadLine, out: Output, err: Output, clock: Clock, view: ThinkView | None
@@ -60,27 +60,27 @@ class PlainChat:
         self._can_continue = True
 
     def run(self) -> bool:
-        """Answer every line until there is no more; whether all of them could be done."""
+        """Run every line. Returns whether all of them succeeded."""
         with closing(self._talk):
             self._show(self._talk.start())
             while not self._leaves and (entry := self._next_entry()) is not None:
                 if entry.strip():
                     self._show(self._talk.submit(entry))
                 if self._unedited:
-                    # Nothing was written in an editor: the next question is a new one.
+                    # Without an editor nothing was changed: the next question is a new one.
                     self._unedited = False
                     self._show(self._talk.submit(""))
         return not self._has_failed
 
     def interrupt(self) -> None:
-        """Ctrl-C: stops what runs; a second one, or one while nothing runs, raises KeyboardInterrupt."""
+        """Ctrl-C: stop the running line. Raises KeyboardInterrupt the second time, or when nothing runs."""
         if not self._is_busy or self._is_stopping:
             raise KeyboardInterrupt
         self._is_stopping = True
         self._talk.stop()
 
     def _next_entry(self) -> str | None:
-        """The next question or command; after a first Ctrl-C at the prompt there is a second chance."""
+        """The next question or command. The first Ctrl-C at the prompt only warns."""
         is_warned = False
         while True:
             try:
@@ -138,7 +138,7 @@ class PlainChat:
 
 
 def read_entry(read_line: ReadLine) -> str | None:
-    """The next line, or the block between three quotes, closed or not; None at the end."""
+    """The next line, or the text between three quotes, closed or not; None at the end."""
     first = read_line(PROMPT)
     if first is None or not first.lstrip().startswith(QUOTES):
         return first

@@ -16,7 +16,7 @@ from qwq_local.text import binary_size
 
 _PLAIN = "\x1b[0m"
 _COLORS = {FitLevel.FITS: "\x1b[32m", FitLevel.PARTLY: "\x1b[33m", FitLevel.NOT: "\x1b[31m"}
-# What fills a device: name, glyph, colour; each is told by its glyph where there is no colour.
+# What fills a device: name, glyph, color. The glyph is enough where there is no color.
 _PARTS = (("weights", "█", "\x1b[34m"), ("KV", "▓", "\x1b[36m"), ("compute", "▒", "\x1b[35m"))
 _FREE = "·"
 _MAX_BAR_CELLS = 60

@@ -1,7 +1,7 @@
 """Progress of long work: one line that is drawn over itself, with a bar, a rate and the time left.
 
-Nothing is written where nobody watches. A terminal that cannot draw over a line gets the label once, and
-a log file gets a plain line every half minute. Uses the standard library only.
+Pipes get nothing. A terminal that cannot draw over a line gets the label once, and a log file gets a plain
+line every half minute. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class StatusLine:
 
     @property
     def is_due(self) -> bool:
-        """Whether a draw now would be seen: at most ten a second, and none before it should appear."""
+        """Whether it is time to draw: at most ten times a second, and not in the first moments."""
         return self._output.is_terminal and self._clock() >= self._next_draw
 
     def draw(self, text: str) -> None:
-        """Show the text, cut to the window; a dumb terminal gets only the first one, as a line of its own."""
+        """Show the text, cut to the window. A dumb terminal gets only the first one, on a line of its own."""
         line = one_line(text, self._output.size()[0] - 1)
         self._next_draw = self._clock() + REDRAW_S
-        # Noted first: an interrupt may come while it is written, and then it is to be erased.
+        # Set first: an interrupt may come during the write, and then the line must be erased.
         before, self._drawn = self._drawn, line
         if self._output.is_dumb:
             self._output.write("" if before else line + "\n")
@@ -62,14 +62,14 @@ class StatusLine:
             self._output.write(f"\r{line}\x1b[K")
 
     def erase(self) -> None:
-        """Take the line away; drawing again brings it back."""
+        """Erase the line. `draw` draws it again."""
         if self._drawn and self._output.is_live:
             self._output.write("\r\x1b[K")
             self._drawn = ""
 
 
 class Progress:
-    """Progress to `total` as text: bar and percents, or with a unit amounts, rate and time left."""
+    """Progress to `total` as text: a bar and percents, or with a unit amounts, rate and time left."""
 
     def __init__(self, label: str, total: float, clock: Clock, unit: Unit | None = None) -> None:
         self._label = label
@@ -86,7 +86,7 @@ class Progress:
         return self._clock() - self._started_at
 
     def update(self, done: float) -> None:
-        """Say how much is done in all; what the first call says counts as there before the start."""
+        """Set how much is done in all. The amount of the first call counts as done before the start."""
         if self._started_with is None:
             self._started_with, self._started_at = done, self._clock()
         self._done = min(max(done, 0.0), self._total)
@@ -96,13 +96,13 @@ class Progress:
         return self._unit is unit
 
     def text(self, columns: int, has_bar: bool = True) -> str:
-        """The line for a window of this width; amounts stay whole, the bar gives way."""
+        """The line for a window of this width. Amounts are never cut; the bar shrinks."""
         if self._unit is None:
             return self._percents(columns, has_bar)
         return f"{self._label} {self._amounts(self._unit)}"
 
     def text_with_bar(self, columns: int) -> str:
-        """The line with a bar also before amounts; where these do not fit, a word and percents."""
+        """The line with a bar before the amounts; where these do not fit, a word and percents."""
         amounts = self._amounts(self._unit) if self._unit else f"{int(self._share * 100)}%"
         room = columns - cell_width(self._label) - cell_width(amounts) - 2
         if room < -1:
@@ -110,7 +110,7 @@ class Progress:
         return " ".join(filter(None, [self._label, self._bar(min(BAR_CELLS, room)), amounts]))
 
     def _bar(self, cells: int) -> str:
-        """A bar of so many cells, none where they are too few to be read."""
+        """A bar of this many cells; empty if they are too few to read."""
         full = int(self._share * cells)
         return f"{'█' * full}{'░' * (cells - full)}" if cells >= MIN_BAR_CELLS else ""
 
@@ -138,7 +138,7 @@ class Progress:
 
 
 class ProgressBar:
-    """Progress that writes itself on one line of its own."""
+    """Progress on a line of its own."""
 
     def __init__(
         self, output: Output, label: str, total: float, clock: Clock, unit: Unit | None = None
@@ -148,7 +148,7 @@ class ProgressBar:
         self._progress = Progress(label, total, clock, unit)
 
     def update(self, done: float) -> None:
-        """Say how much is done in all; what the first call says counts as there before the start."""
+        """Set how much is done in all. The amount of the first call counts as done before the start."""
         self._progress.update(done)
         if self._line.is_due:
             self._line.draw(self._progress.text(self._output.size()[0], not self._output.is_dumb))
@@ -163,7 +163,7 @@ class ProgressBar:
 
 
 def rough_duration(seconds: float) -> str:
-    """An estimated time in steps that it may be off by: `4 s`, `25 s`, `2m30s`, `25m`, `2h20m`."""
+    """An estimated time, rounded to what an estimate is worth: `4 s`, `25 s`, `2m30s`, `25m`, `2h20m`."""
     for below, step in ((20, 1), (59, 5), (600, 30), (1200, 60), (3600, 300)):
         if seconds < below:
             return _plain_duration(max(1, round(seconds / step)) * step)
@@ -171,20 +171,20 @@ def rough_duration(seconds: float) -> str:
 
 
 def _plain_duration(seconds: int) -> str:
-    """Whole seconds without the parts that say nothing: `40 s`, `5m`, `1h`."""
+    """Whole seconds without zero parts: `40 s`, `5m`, `1h`."""
     if seconds < 60:
         return f"{seconds} s"
     return duration(seconds).removesuffix("00s").removesuffix("00m")
 
 
 PLAIN_EVERY_S = 30.0
-# The rate is that of the last seconds: tensors of different types take different times.
+# The rate of the last seconds: tensors of different types take different times.
 RATE_OVER_S = 20.0
 BAR_CELLS = 24
 
 
 class WorkLine:
-    """Progress to `total` bytes, counted from what is there already."""
+    """Progress to `total` bytes, of which `done` are there at the start."""
 
     def __init__(self, output: Output, total: int, clock: Clock, done: int = 0) -> None:
         self._output = output
@@ -195,7 +195,7 @@ class WorkLine:
         self._next_plain = clock() + PLAIN_EVERY_S
 
     def update(self, label: str, done: int) -> None:
-        """Say what is worked on and how many bytes are done in all."""
+        """Set what is being worked on and how many bytes are done in all."""
         now = self._clock()
         if now - self._marks[-1][0] >= 0.5:
             self._marks.append((now, done))
@@ -209,7 +209,7 @@ class WorkLine:
             self._output.write(one_line(f"{label} · {self._amounts(done)}", 500) + "\n")
 
     def erase(self) -> None:
-        """Take the line away, to write something in its place; the next update brings it back."""
+        """Erase the line, to write something in its place. The next update draws it again."""
         self._line.erase()
 
     def _drawn(self, label: str, done: int) -> str:

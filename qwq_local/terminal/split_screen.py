@@ -1,8 +1,8 @@
-"""What a person sees of a question that is asked in parts: its events in, progress and answers out.
+"""A question that is asked in parts, on stdout and stderr: progress, parts, and the last answer.
 
-The last answer goes to stdout as any answer does. Everything else goes to stderr: the plan and a line for
-each part always, thinking and answers of the parts where that is a terminal or thinking is to be shown.
-Answers that were not shown can be had at the end, when no last answer came.
+The last answer goes to stdout. Everything else goes to stderr: the plan and a line for each part always;
+thinking and answers of the parts only on a terminal, or when thinking is shown. If no last answer comes,
+answers that were not shown are written at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SplitScreen:
         self._hidden: list[PartDone] = []
 
     def show(self, event: SplitEvent) -> None:
-        """Show one event. Raises BrokenPipeError when nobody reads the stream any more."""
+        """Show one event. Raises BrokenPipeError when the reader has gone."""
         match event:
             case SplitPlanned():
                 self._screen.note(plan_line(event))
@@ -57,13 +57,13 @@ class SplitScreen:
                 self._screen.show(event)
 
     def show_hidden(self) -> None:
-        """Write what the parts answered and nobody saw; for when there will be no last answer."""
+        """Write the answers of the parts that were not shown, when no last answer will come."""
         for done in self._hidden:
             self._err.write(f"\nanswer from {place_of(done)} ({done.reason}):\n{done.answer.rstrip()}\n")
         self._hidden.clear()
 
     def close(self) -> None:
-        """Write what is left; twice is as good as once."""
+        """Write the rest. A second call does nothing."""
         self._screen.close()
 
     def _begin(self, screen: AskScreen, *, is_part: bool) -> None:
@@ -71,7 +71,7 @@ class SplitScreen:
         self._screen, self._is_part = screen, is_part
 
     def _line(self, text: str) -> None:
-        """A line about a pass; a blank row parts it from the text of the pass before."""
+        """Write a line about a pass, after a blank row if text was shown."""
         before, after = ("\x1b[2m", "\x1b[0m") if self._err.is_live else ("", "")
         self._err.write(f"{self._between}{before}▸ {text}{after}\n")
         self._between = "\n" if self._shows_answers else ""
@@ -88,7 +88,7 @@ def plan_line(event: SplitPlanned) -> str:
 
 
 def place_of(event: PartStarted | PartDone) -> str:
-    """Which pass it is."""
+    """The name of a pass."""
     if event.round == 1:
         return f"part {event.part:,} of {event.parts:,}"
     return f"round {event.round}, group {event.part:,} of {event.parts:,}"

@@ -88,8 +88,13 @@ def test_a_steered_sentence_is_thinking_and_token_ids_are_nothing() -> None:
     terminal = Terminal()
     events: list[Event] = [
         Prompted((1, 2)),
-        *(Thinking("abc"), Thinking("\n\n"), Steered("Go on."), Generated(0, (3, 4), 2)),
-        *(Thinking("\n\n"), Thinking("def"), CLOSED),
+        Thinking("abc"),
+        Thinking("\n\n"),
+        Steered("Go on."),
+        Generated(0, (3, 4), 2),
+        Thinking("\n\n"),
+        Thinking("def"),
+        CLOSED,
     ]
     show(events, terminal.output(), terminal.output())
     assert terminal.lines()[:5] == ["abc", "", "Go on.", "", "def"]

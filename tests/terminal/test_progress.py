@@ -148,9 +148,18 @@ def test_a_terminal_that_cannot_draw_over_gets_plain_lines(clock: Clock) -> None
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.2, "1 s"), (7.4, "7 s"), (26, "25 s"), (58.9, "1m"), (74, "1m"), (149, "2m30s"), (640, "11m"),
-        (1499, "25m"), (3599, "1h"), (8580, "2h20m"), (90_000, "25h"),
+        (0.2, "1 s"),
+        (7.4, "7 s"),
+        (26, "25 s"),
+        (58.9, "1m"),
+        (74, "1m"),
+        (149, "2m30s"),
+        (640, "11m"),
+        (1499, "25m"),
+        (3599, "1h"),
+        (8580, "2h20m"),
+        (90_000, "25h"),
     ],
-)  # fmt: skip
+)
 def test_an_estimate_is_as_rough_as_it_may_be_off(seconds: float, text: str) -> None:
     assert rough_duration(seconds) == text

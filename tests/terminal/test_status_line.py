@@ -104,15 +104,16 @@ def test_between_turns_the_less_important_gives_way(columns: int, line: str) -> 
             replace(THINKING, phase=Phase.ANSWERING, budget=0, rate=812.0, yarn_factor=1.0, model=""),
             "answering 1m12s · 2,431 tok · 812 tok/s · ctx 4,120/32,768 · ^C stop",
         ),
-        (replace(THINKING, rate=0.34, n_ctx=0, model="", view="next off"), (
-            "thinking 1m12s · 2,431/16,384 tok · 0.3 tok/s · YaRN 2 · ^T next off ^G answer ^S steer ^C stop"
-        )),
+        (
+            replace(THINKING, rate=0.34, n_ctx=0, model="", view="next off"),
+            "thinking 1m12s · 2,431/16,384 tok · 0.3 tok/s · YaRN 2 · ^T next off ^G answer ^S steer ^C stop",
+        ),
         (
             StatusFigures(model="m\x1b[2J", n_ctx=10, used_tokens=10, attached=1),
             "m · ctx 10/10 · 1 file attached · /help",
         ),
     ],
-)  # fmt: skip
+)
 def test_each_phase_shows_what_is_known(figures: StatusFigures, line: str) -> None:
     assert status_rows(figures, 200, 24) == (line,)
 

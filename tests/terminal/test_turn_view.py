@@ -432,7 +432,11 @@ def test_a_thought_that_goes_on_keeps_its_time_and_the_persons_sentences() -> No
         asking, Thinking(" three."), ThinkingClosed(CloseReason.MODEL, 9, 2.4)
     )
     assert viewer.committed()[-6:] == [
-        *("One.", "", "▏you: Count it twice.", "", "Two three."),
+        "One.",
+        "",
+        "▏you: Count it twice.",
+        "",
+        "Two three.",
         "▸ thought 3 · 1m12s · 9 tok",
     ]
 
@@ -542,9 +546,17 @@ def test_a_resize_lays_live_rows_out_anew_and_leaves_what_is_committed() -> None
 
 def test_dim_text_ends_with_its_row_and_no_color_means_no_sequence() -> None:
     events: list[ChatEvent] = [
-        *(ASKING, PLANNED, Notice("n"), Thinking(THOUGHT), Steered("x"), CLOSED),
-        *(Answer("# a\n**b** `c`\n```py\nx = 'd'\n```\n"), Said(("e",), is_error=True), INTERRUPTED),
-        *(ViewChanged(ThinkView.OFF), Recalled("q", 1, 5, 1.0, "*x*")),
+        ASKING,
+        PLANNED,
+        Notice("n"),
+        Thinking(THOUGHT),
+        Steered("x"),
+        CLOSED,
+        Answer("# a\n**b** `c`\n```py\nx = 'd'\n```\n"),
+        Said(("e",), is_error=True),
+        INTERRUPTED,
+        ViewChanged(ThinkView.OFF),
+        Recalled("q", 1, 5, 1.0, "*x*"),
     ]
     for has_color in (True, False):
         viewer = Viewer(ThinkView.FULL, has_color=has_color)

@@ -21,22 +21,40 @@ from tests.terminal.fake_terminal import screen_of
 from tests.terminal.turn_viewer import ASKING, CLOSED, FINISHED, PLANNED, SGR, Viewer, text_of
 
 FRAGMENTS = [
-    *("so ", "wait, ", "a run of words that fills more than one row of a narrow window ", "\n", "\n\n", " "),
-    *(
-        "superlongwordwithoutanyspaceatall",
-        "中文，很长的段落。",
-        "「",
-        "🎉",
-        "👩‍💻",
-        "🇩🇪",
-        "e\u0301",
-        "ﷺ",
-        "\t",
-        "\r",
-    ),
-    *("\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\u202e", "\x00", "\ud800"),
-    *("**bold** ", "`code` ", "- ", "> ", "# ", "```\n", "```python\n", "x = '''\n", "$x_1$ ", "\\["),
-    *("| a | b |\n|---|---|\n", "| c | d |\n"),
+    "so ",
+    "wait, ",
+    "a run of words that fills more than one row of a narrow window ",
+    "\n",
+    "\n\n",
+    " ",
+    "superlongwordwithoutanyspaceatall",
+    "中文，很长的段落。",
+    "「",
+    "🎉",
+    "👩‍💻",
+    "🇩🇪",
+    "e\u0301",
+    "ﷺ",
+    "\t",
+    "\r",
+    "\x1b[31m",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "\u202e",
+    "\x00",
+    "\ud800",
+    "**bold** ",
+    "`code` ",
+    "- ",
+    "> ",
+    "# ",
+    "```\n",
+    "```python\n",
+    "x = '''\n",
+    "$x_1$ ",
+    "\\[",
+    "| a | b |\n|---|---|\n",
+    "| c | d |\n",
 ]
 TEXT = st.one_of(
     st.lists(st.sampled_from(FRAGMENTS), max_size=6),
@@ -245,8 +263,11 @@ def test_a_text_without_a_line_break_is_no_more_work_than_its_length() -> None:
 def test_of_huge_texts_only_what_is_shown_is_worked_on() -> None:
     work, viewer = Work(), Viewer()
     events: list[ChatEvent] = [
-        *(Asking("q " * 500_000, 1), Said(("s" * 10**6,), is_error=True), Loading("m" * 10**6, 0.5)),
-        *(Notice("n " * 500_000), Prefill(0, 10, 0)),
+        Asking("q " * 500_000, 1),
+        Said(("s" * 10**6,), is_error=True),
+        Loading("m" * 10**6, 0.5),
+        Notice("n " * 500_000),
+        Prefill(0, 10, 0),
     ]
     sys.setprofile(work)
     try:

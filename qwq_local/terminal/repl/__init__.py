@@ -1,1 +1,1 @@
-"""The screen of a chat: what turns look like, the line that is typed, and who owns the terminal."""
+"""The chat on a terminal, named by what is on the screen."""

@@ -45,20 +45,20 @@ IDLE_SHARE = 20
 
 SLOWEST_FRAME_S = 0.5
 TICK_S = 0.25
-"""While something runs, the status line is looked at so often without any event."""
+"""While something runs, the status line is redrawn this often without any event."""
 
 DRAIN_S = 0.03
-"""Seconds that events are taken in before keys have their turn again."""
+"""Seconds for which events are handled before keys are read again."""
 
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 LEAVE_WITHIN_S = 10.0
-"""How long a turn that was stopped may take to end before the terminal is given back without it."""
+"""Seconds that a stopped turn may take to end; then the chat ends without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplOptions:
-    """Where a chat runs; `history` None keeps what was entered in memory alone."""
+    """Where a chat runs. With `history` None, entries are kept in memory only."""
 
     output: Output
     stdin: TextIO
@@ -69,7 +69,7 @@ class ReplOptions:
 
 
 class Repl:
-    """A chat on a terminal. `run` returns when the person has left."""
+    """A chat on a terminal. `run` returns when the user has left."""
 
     def __init__(self, talk: Talk, options: ReplOptions) -> None:
         self._talk = talk
@@ -106,10 +106,10 @@ class Repl:
         self._app.renderer = self._renderer
 
     def run(self) -> int:
-        """Chat until the person leaves: 0, or 128 and the number of the signal that ended it.
+        """Chat until the user leaves. Returns 0, or 128 plus the number of the signal that ended it.
 
-        After such a signal, or without its terminal, this process ignores further ones.
-        Whatever the Talk raises comes out of here, once the terminal is as before. The Talk is closed.
+        After such a signal, or when the terminal is gone, further signals are ignored. Closes the Talk.
+        Raises what the Talk raises, after the terminal is restored.
         """
         try:
             return asyncio.run(self._run())
@@ -120,10 +120,10 @@ class Repl:
             for number in () if self._is_cut_off else _ENDS:
                 signal.signal(number, signal.SIG_DFL)
 
-    # What keys ask of the screen.
+    # What keys need.
 
     def leave(self, status: int) -> None:
-        """End the chat, at once or when the turn that runs has ended; the second time at once."""
+        """End the chat when the running turn has ended; at once if none runs, or at the second call."""
         is_second, self._status = self._status is not None, status
         self._fullscreen.end()
         self._queue.leave()
@@ -134,7 +134,7 @@ class Repl:
             self._loop.call_later(LEAVE_WITHIN_S, self._exit)
 
     def edit_input(self) -> None:
-        """Open the editor with what stands in the input line."""
+        """Open the editor with the text of the input line."""
         if not self._fullscreen.is_open:
             self._go(self._edit_input())
 
@@ -158,7 +158,7 @@ class Repl:
             self._write_last()
 
     async def _pump(self) -> None:
-        """Look at the conversation whenever it has said something, and draw."""
+        """Handle new events, and draw."""
         try:
             while True:
                 is_running = self._queue.is_busy or self._has_news
@@ -179,7 +179,7 @@ class Repl:
             self._fail(error)
 
     def _drain(self) -> bool:
-        """Take in what the conversation said, as far as there is time; whether there was anything."""
+        """Handle events as far as there is time. Returns whether there were any."""
         events = self._thread.events
         until = self._clock() + DRAIN_S
         has_news = bool(events)
@@ -203,7 +203,7 @@ class Repl:
             case Page():
                 self._go(self._away(self._fullscreen.read(self._app, event)))
             case Copy(text, what):
-                self._holds = True  # what follows is said after what became of it
+                self._holds = True  # later events wait for the result
                 self._go(self._copy(text, what))
             case Edit(text):
                 self._holds = True
@@ -230,7 +230,7 @@ class Repl:
             self._app.invalidate()
 
     def _wake(self) -> None:
-        """Let the next frame come soon; from any thread."""
+        """Wake the drawing task, from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._woken.set)
 
@@ -242,13 +242,13 @@ class Repl:
         if seconds < LEAVE_WITHIN_S:
             self._loop.call_later(seconds + 0.01, self._app.invalidate)
 
-    # Beside the loop.
+    # Background tasks.
 
     def _go(self, work: Coroutine[Any, Any, None]) -> None:
         self._app.create_background_task(work)
 
     async def _away(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for what has the terminal, then draw what was said meanwhile."""
+        """Wait for the program that has the terminal, then draw the events since."""
         try:
             return await work
         finally:
@@ -292,7 +292,7 @@ class Repl:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals as a person means them: Ctrl-C from elsewhere, and being asked to end."""
+        """Handle SIGINT as Ctrl-C; leave at SIGTERM and SIGHUP."""
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         for number in _ENDS:
             signal.signal(number, self._asked_to_end)
@@ -301,7 +301,7 @@ class Repl:
         finally:
             self._loop.remove_signal_handler(signal.SIGINT)
             for number in _ENDS:
-                # A window that closes sends several: none may end what writes the turn down.
+                # A closing window sends several signals: none may end the process while it writes the turn.
                 signal.signal(number, signal.SIG_IGN)
 
     def _asked_to_end(self, number: int, _frame: FrameType | None) -> None:
@@ -326,13 +326,13 @@ class Repl:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """End with an error that is a bug."""
+        """End the chat with an error that is a bug."""
         self._fullscreen.end()
         if self._app.is_running and not self._app.is_done:
             self._app.exit(exception=error)
 
     def _write_last(self) -> None:
-        """Write what the conversation still said; the input line is gone."""
+        """Write the last events, below which there is no input line any more."""
         while self._thread.events:
             event = self._thread.events.popleft()
             if not isinstance(event, LineEnded | TalkFailed | Page | Copy | Edit | Leave):

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_OSC_BYTES = 100_000
-"""Bytes of the text that a terminal is trusted to take; several cut or refuse longer ones."""
+"""The longest text for a terminal, in bytes: several terminals cut or refuse longer ones."""
 
 TIMEOUT_S = 3.0
 
-# Since 3.3 tmux passes nothing on by default, and it takes no clipboard from a program; this it does itself.
+# Since 3.3 tmux neither passes sequences on nor accepts OSC 52 by default; this command always works.
 _TMUX = ["tmux", "load-buffer", "-w", "-"]
 _INTO_TMUX = " to tmux and, if it may, to the clipboard"
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What was done, for a person, and what the terminal is to be sent for it."""
+    """What was done, and the sequence to write to the terminal, if any."""
 
     line: str
     sequence: str = ""
@@ -37,23 +37,23 @@ def copy(text: str, what: str, environ: Mapping[str, str]) -> Copied:
             return Copied(f"copied {what} ({size}){where}.")
     raw = text.encode("utf-8", "replace")
     if len(raw) > MAX_OSC_BYTES:
-        mend = "Install wl-copy, xclip or pbcopy, or use /save."
-        return Copied(f"{what} ({size}) is too long for a terminal's clipboard. {mend}", is_error=True)
+        fix = "Install wl-copy, xclip or pbcopy, or use /save."
+        return Copied(f"{what} ({size}) is too long for a terminal's clipboard. {fix}", is_error=True)
     sequence = f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07"
     if environ.get("TMUX"):
-        # One before 3.2 passes on what stands in its own envelope, each ESC doubled.
+        # A tmux before 3.2 passes on only what is in its own envelope, with each ESC doubled.
         sequence = "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
     return Copied(f"copied {what} ({size}) through the terminal, if it allows that.", sequence)
 
 
 def _programs(environ: Mapping[str, str]) -> list[list[str]]:
-    """The programs that reach the clipboard of the display this terminal is on."""
+    """The programs that reach the clipboard of this terminal's display."""
     commands = []
     if environ.get("WAYLAND_DISPLAY"):
         commands.append(["wl-copy"])
     if environ.get("DISPLAY"):
         commands += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
-    # Over a network the Mac or the Windows that the program runs on is not the person's.
+    # Over a network, the clipboard of the machine that runs this program is not the user's.
     if not environ.get("SSH_CONNECTION"):
         if sys.platform == "darwin":
             commands.append(["pbcopy"])
@@ -68,7 +68,7 @@ def _fed(command: list[str], text: str, environ: Mapping[str, str]) -> bool:
     """Whether the program took the text."""
     encoding = "utf-16-le" if command[0] == "clip.exe" else "utf-8"
     try:
-        # xclip stays behind to serve the clipboard: with a pipe for its output nobody would see the end.
+        # xclip stays in the background to serve the clipboard: a pipe for its output would never end.
         result = subprocess.run(
             command,
             input=text.encode(encoding, "replace"),

@@ -1,4 +1,4 @@
-"""Programs that take the whole terminal for a while: the pager and the person's editor.
+"""Programs that take the whole terminal for a while: the pager and the user's editor.
 
 The input line is erased before and drawn again afterwards, with everything that the conversation said
 meanwhile.
@@ -51,7 +51,7 @@ def editor_command(environ: Mapping[str, str]) -> list[str]:
 
 
 class EditorProcess:
-    """One text in the editor. `run` waits for it; `end` ends it, from any thread."""
+    """One text in the editor. `run` waits for the editor; `end` ends it, from any thread."""
 
     def __init__(self, text: str, environ: Mapping[str, str]) -> None:
         self._text = text
@@ -60,7 +60,7 @@ class EditorProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> str | None:
-        """The text as it was saved; None when it was not. Raises QwqError."""
+        """Wait for the editor. Returns the saved text, or None if it was not saved. Raises QwqError."""
         with tempfile.TemporaryDirectory(prefix="qwq-") as folder:
             path = Path(folder) / "question.md"
             path.write_text(self._text, encoding="utf-8")
@@ -95,7 +95,7 @@ class EditorProcess:
 
 
 class Fullscreen:
-    """Shows one thing at a time; `is_open` while it does."""
+    """Runs one program at a time; `is_open` while one runs."""
 
     def __init__(self, output: Output, environ: Mapping[str, str], source: Input, quiet: QuietOutput) -> None:
         self.is_open = False
@@ -107,18 +107,18 @@ class Fullscreen:
         self._editing: EditorProcess | None = None
 
     def read(self, app: Application[Any], page: Page) -> Coroutine[Any, Any, None]:
-        """Show a page until the person leaves it; nothing else is shown from the call on."""
+        """Show a page until the user leaves it. `is_open` is true from the call on."""
         self.is_open = True
         return self._read(app, page)
 
     def edit(self, app: Application[Any], text: str) -> Coroutine[Any, Any, str | None]:
-        """The text as the person saved it; None when it was not saved. Raises QwqError."""
+        """Edit a text. Returns the saved text, or None if it was not saved. Raises QwqError."""
         editing = EditorProcess(text, self._environ)
         self.is_open = True
         return self._edit(app, editing)
 
     async def _read(self, app: Application[Any], page: Page) -> None:
-        # An Escape that follows at once must not end in the chat's wait for the rest of a key.
+        # An Escape that follows at once must not be taken for the start of a key of the chat.
         await asyncio.sleep(app.ttimeoutlen)
         async with self._away(app):
             self._pager = Pager(page, self._source, self._quiet, self._copied, self._output.has_color)
@@ -136,19 +136,19 @@ class Fullscreen:
             self._editing = None
 
     async def copy(self, text: str, what: str) -> Copied:
-        """Put a text into the clipboard; what was done."""
+        """Copy a text to the clipboard. Returns what was done."""
         loop = asyncio.get_running_loop()
         copied = await loop.run_in_executor(None, copy, text, what, self._environ)
         self._send(copied)
         return copied
 
     def interrupt(self) -> None:
-        """A Ctrl-C that came as a signal: ends the pager; an editor has had it, too."""
+        """Ctrl-C as a signal: ends the pager. An editor gets the signal itself."""
         if self._pager:
             self._pager.end()
 
     def end(self) -> None:
-        """Give the terminal back."""
+        """End the program that has the terminal."""
         self.interrupt()
         if self._editing:
             self._editing.end()

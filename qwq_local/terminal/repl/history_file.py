@@ -19,25 +19,25 @@ from qwq_local.files import atomic_file, lock_open_file
 from qwq_local.paths import make_private
 
 MAX_ENTRIES = 5000
-"""Entries that are kept."""
+"""The number of entries in the file, at most."""
 
 MAX_ENTRY_BYTES = 64 * 1024
-"""Bytes of an entry's line; a longer one is not kept for other runs."""
+"""The longest line in bytes; a longer entry is not written."""
 
 MAX_BYTES = 16 * 1024 * 1024
-"""Bytes at the end of the file that are read."""
+"""Only this many bytes at the end of the file are read."""
 
 _SLACK = 500
 
 
 class HistoryFile:
-    """The entries of earlier runs, and a place for this one's. A disk error loses history, nothing else."""
+    """Reads entries of earlier runs and appends new ones. A disk error loses history, nothing else."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self) -> list[list[str]]:
-        """Every entry as its parts, the oldest first; shortens a file that has grown too long."""
+        """Every entry as its parts, oldest first. Shortens a file that has grown too long."""
         try:
             with self._open() as file:
                 entries, n_lines = _read(file)
@@ -49,17 +49,17 @@ class HistoryFile:
         return entries
 
     def append(self, parts: list[str]) -> None:
-        """Keep an entry, given as its parts."""
+        """Append an entry, given as its parts."""
         line = json.dumps(parts).encode() + b"\n"
         if len(line) > MAX_ENTRY_BYTES:
             return
         with suppress(OSError, QwqError), self._open() as file:
-            # After a crash the last line may lack its end: an empty line costs nothing.
+            # After a crash the last line may lack its line end; an empty line does no harm.
             file.write(b"\n" + line if _ends_mid_line(file) else line)
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
-        """The file, created for its owner alone, locked, open for reading and appending."""
+        """The file, locked, open for reading and appending. It is created for its owner only."""
         make_private(self._path.parent)
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -86,7 +86,7 @@ class HistoryFile:
 
 
 def _read(file: BinaryIO) -> tuple[list[list[str]], int]:
-    """The newest entries, the oldest of them first, and how many lines there are."""
+    """The newest entries, oldest first, and the number of lines."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - MAX_BYTES))
     lines = b"".join(iter(lambda: file.read(1 << 20), b"")).split(b"\n")
@@ -95,7 +95,7 @@ def _read(file: BinaryIO) -> tuple[list[list[str]], int]:
 
 
 def _parts(line: bytes) -> list[str] | None:
-    """What a line holds, or None for one that is no entry."""
+    """The parts of a line, or None if it is not an entry."""
     if not 2 < len(line) <= MAX_ENTRY_BYTES:
         return None
     try:

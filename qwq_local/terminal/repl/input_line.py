@@ -45,12 +45,12 @@ _QUOTES = '"""'
 
 
 def is_block_open(text: str) -> bool:
-    """Whether Enter is to begin a new line: the block has begun and not ended."""
+    """Whether Enter begins a new line, because a block between three quotes is open."""
     return text.startswith(_QUOTES) and _end(text) is None
 
 
 def block_content(text: str) -> str:
-    """What the person means: without the quotes, where they are around the whole text."""
+    """The text without the three quotes, where they are around the whole of it."""
     end = _end(text) if text.startswith(_QUOTES) else None
     if end is None or text[end + len(_QUOTES) :].strip():
         return text
@@ -58,7 +58,7 @@ def block_content(text: str) -> str:
 
 
 def _end(text: str) -> int | None:
-    """Where the closing quotes are: at the end of the first line that ends with them."""
+    """The offset of the closing quotes: at the end of the first line that ends with them."""
     start = len(_QUOTES)
     while (found := text.find(_QUOTES, start)) >= 0:
         newline = text.find("\n", found)
@@ -70,19 +70,19 @@ def _end(text: str) -> int | None:
 
 
 MAX_OFFERS = 200
-"""Completions that are looked at: more than anybody reads."""
+"""The largest number of completions on offer."""
 
 MEANING_CELLS = 60
 
 
 class TalkCompleter(Completer):
-    """Offers what may stand at the cursor."""
+    """Offers completions at the cursor."""
 
     def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
         self._complete = complete
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Offer]:
-        """The offers for the text before the cursor, the likeliest first."""
+        """The completions for the text before the cursor, likeliest first."""
         try:
             found = self._complete(document.text_before_cursor)
         except (QwqError, OSError, ValueError):
@@ -119,7 +119,7 @@ STYLE: BaseStyle = Style.from_dict(
 
 
 class EntryHistory(History):
-    """The entries of this run and of earlier ones, as they stand in the input line."""
+    """Entries of this run and of earlier ones, with pastes as markers."""
 
     def __init__(self, pastes: Pastes, file: HistoryFile | None) -> None:
         super().__init__()
@@ -127,24 +127,24 @@ class EntryHistory(History):
         self._file = file
 
     def load_history_strings(self) -> Iterable[str]:
-        """The entries of earlier runs, the newest first."""
+        """The entries of earlier runs, newest first."""
         entries = self._file.load() if self._file else []
         return [self._pastes.joined(parts) for parts in reversed(entries)]
 
     def store_string(self, string: str) -> None:
-        """Keep an entry for later runs."""
+        """Write an entry for later runs."""
         if self._file:
             self._file.append(self._pastes.parts(string))
 
 
 class MarkedPastes(Processor):
-    """Shows the character that stands for a paste as a marker."""
+    """Shows the character of a paste as a marker."""
 
     def __init__(self, pastes: Pastes) -> None:
         self._pastes = pastes
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """The line with its markers written out, and where each character has gone."""
+        """The line with its markers written out, and the new place of each character."""
         fragments = transformation_input.fragments
         if not any(has_marker(fragment[1]) for fragment in fragments):
             return Transformation(fragments)
@@ -168,7 +168,7 @@ class MarkedPastes(Processor):
 
 
 class InputLine:
-    """The line that is typed into, and its layout."""
+    """The input line and its layout."""
 
     def __init__(
         self, output: Output, pastes: Pastes, file: HistoryFile | None, completer: Completer
@@ -191,7 +191,7 @@ class InputLine:
 
     @property
     def text(self) -> str:
-        """What stands in the line, large pastes as one character each."""
+        """The text of the line, with each large paste as one character."""
         return self.buffer.text
 
     @property
@@ -201,21 +201,21 @@ class InputLine:
         return state is not None and state.complete_index is not None and len(state.completions) > 1
 
     def put(self, text: str) -> None:
-        """Let a text stand in the line instead of what does; undo brings that back."""
+        """Replace the text of the line. Undo restores the old one."""
         self.buffer.save_to_undo_stack()
-        # It is a new entry, also where an old one was being looked at.
+        # This is a new entry, even if an old one was shown.
         self.buffer.history_forward(count=sys.maxsize)
         self.buffer.document = Document(text)
 
     def take(self) -> str:
-        """What stood in the line, which is empty now; remembered in the history."""
+        """Empty the line. Returns its text, which goes into the history."""
         text = self.buffer.text
         self.buffer.append_to_history()
         self.buffer.reset()
         return text
 
     def paste(self, pasted: str) -> None:
-        """Put in what was pasted."""
+        """Insert a paste."""
         if self.is_steering:
             self.steering.insert_text(" ".join(incoming(pasted[:STEER_CHARACTERS]).split()))
             return
@@ -223,7 +223,7 @@ class InputLine:
         self.buffer.insert_text(self._pastes.take_in(pasted, len(self.buffer.text)))
 
     def complete(self) -> None:
-        """Offer what may stand at the cursor; take the only offer, or mark the next one."""
+        """Offer completions; take the only one, or mark the next one."""
         state = self.buffer.complete_state
         if state is None:
             self.buffer.start_completion(insert_common_part=True)
@@ -234,13 +234,13 @@ class InputLine:
             self.buffer.complete_next()
 
     def steer(self, is_on: bool) -> None:
-        """Show the line for a sentence of the person's, empty, or the usual one, as it was."""
+        """Show the empty line for a sentence, or the usual line as it was."""
         self.is_steering = is_on
         self.steering.reset()
         self.layout.focus(self._windows[is_on])
 
     def _height(self) -> Dimension:
-        """A third of the window, three rows where there is room for them."""
+        """A third of the window, but three rows where there is room."""
         window_rows = self._output.size()[1]
         return Dimension(min=1, max=max(1, window_rows // 3, min(3, window_rows - 2)))
 

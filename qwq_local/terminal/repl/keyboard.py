@@ -18,14 +18,14 @@ from prompt_toolkit.keys import Keys
 
 READ_BYTES = 65536
 RUN = 32
-"""Characters that arrive at once and are taken as one: more than anybody types."""
+"""This many characters that arrive at once are one key press: more than anybody types."""
 
 _PASTE_END = "\x1b[201~"
 _RUN = re.compile(rf"[^\x00-\x1f\x7f]{{{RUN},}}")
 
 
 class PasteParser(Vt100Parser):
-    """prompt_toolkit's parser, linear in what is pasted."""
+    """prompt_toolkit's parser, with a cost linear in the paste."""
 
     def __init__(self, feed_key_callback: Callable[[KeyPress], None]) -> None:
         self._pasted: list[str] = []
@@ -39,8 +39,8 @@ class PasteParser(Vt100Parser):
             data = self._feed_paste(data) if self._in_bracketed_paste else self._feed_keys(data)
 
     def _feed_paste(self, data: str) -> str:
-        """Collect what is pasted; what comes after its end."""
-        # The end mark may be cut: look where the last piece ended, too.
+        """Collect a paste. Returns the data after its end."""
+        # The end mark may be cut: search the end of the last piece, too.
         seen = self._tail + data
         end = seen.find(_PASTE_END)
         if end < 0:
@@ -55,7 +55,7 @@ class PasteParser(Vt100Parser):
         return rest
 
     def _feed_keys(self, data: str) -> str:
-        """Make key presses, until a paste begins; what is pasted then."""
+        """Make key presses until a paste begins. Returns the data of the paste."""
         position = 0
         while position < len(data):
             if self._is_idle and (run := _RUN.match(data, position)):
@@ -63,7 +63,7 @@ class PasteParser(Vt100Parser):
                 position = run.end()
                 continue
             character = data[position]
-            # Within a sequence nothing is text; a sequence that the table does not know ends by itself.
+            # Inside a sequence there is no text; an unknown sequence ends by itself.
             self._is_idle = character != "\x1b" and (self._is_idle or not self._waits(character))
             self._input_parser.send(character)
             position += 1
@@ -74,7 +74,7 @@ class PasteParser(Vt100Parser):
 
     @staticmethod
     def _waits(character: str) -> bool:
-        """Whether a sequence may go on after the character."""
+        """Whether a sequence may continue after the character."""
         return character in "[O;?<" or character.isdigit()
 
 

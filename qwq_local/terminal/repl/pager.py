@@ -31,7 +31,7 @@ MAX_HITS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Where in a line the words stand that were searched for."""
+    """A part of a line: a row, or a hit of a search."""
 
     line: int
     start: int
@@ -39,9 +39,9 @@ class TextSpan:
 
 
 class PagerText:
-    """The lines of a page, their rows for a width, and what is found in them; linear in the text.
+    """The lines of a page, their rows for a width, and the hits of a search. The cost is linear in the text.
 
-    The person's sentences are marked: each once, since a thought may repeat them.
+    The user's sentences are marked, each once, since a thought may repeat them.
     """
 
     def __init__(self, page: Page) -> None:
@@ -71,7 +71,7 @@ class PagerText:
             ]
 
     def search(self, words: str) -> None:
-        """Find the words, large or small letters alike."""
+        """Find the words, ignoring case."""
         pattern = re.compile(re.escape(words), re.IGNORECASE)
         self.hits = []
         for index, line in enumerate(self.lines if words else ()):
@@ -85,7 +85,7 @@ class PagerText:
         return max(0, bisect_right(self.rows, starts, key=lambda row: (row.line, row.start)) - 1)
 
     def fragments(self, row: int, here: TextSpan | None) -> StyleAndTextTuples:
-        """One row with its hits marked; the one that was gone to is `here`."""
+        """One row with its hits marked; `here` is the current hit."""
         place = self.rows[row]
         line = self.lines[place.line]
         base = "class:steered" if place.line in self._steered else ""
@@ -105,18 +105,18 @@ class PagerText:
 
 
 TITLE_CELLS = 8
-"""A title that is cut to less says nothing."""
+"""A title is never cut shorter."""
 
 _STYLE = Style.from_dict({"hit": "reverse", "here": "reverse bold", "steered": "bold", "status": "reverse"})
 
 
 class Pager:
-    """One page being read; `run` ends when the person leaves it."""
+    """Shows one page; `run` ends when the user leaves it."""
 
     def __init__(
         self, page: Page, source: Input, output: Output, copy: Callable[[str], str], has_color: bool
     ) -> None:
-        """`copy` puts the text into the clipboard and says so in a line."""
+        """`copy` copies the text and returns a line about it."""
         self._page = page
         self._output = output
         self._copy = copy
@@ -140,7 +140,7 @@ class Pager:
         self._app.ttimeoutlen, self._app.timeoutlen = 0.1, 0.1
 
     async def run(self) -> None:
-        """Show the page until the person has read it."""
+        """Show the page until the user leaves it."""
         await self._app.run_async(handle_sigint=False, set_exception_handler=False)
 
     def end(self) -> None:
@@ -159,7 +159,7 @@ class Pager:
         return Layout(HSplit([self._text, *bottom]), focused_element=self._text)
 
     def _shown(self) -> StyleAndTextTuples:
-        """The rows that the window has room for."""
+        """The visible rows."""
         size = self._output.get_size()
         before = self._lines.rows[self._top] if self._top < len(self._lines.rows) else None
         n_rows = len(self._lines.rows)
@@ -192,7 +192,7 @@ class Pager:
         self._top = max(0, min(self._top + rows, len(self._lines.rows) - self._height))
 
     def _find(self) -> None:
-        """Search for the words that were entered; go to the first hit from here on."""
+        """Search for the entered words and go to the first hit from here on."""
         self._lines.search(self._words.text)
         self._leave_search()
         if not self._lines.hits:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 
 MAX_LINES = 20
-"""Lines that a paste may have and still be shown as it is."""
+"""A paste of fewer lines is shown as it is."""
 
 MAX_CHARACTERS = 4000
-"""Characters that a paste may have and still be shown as it is."""
+"""A longer paste is shown as a marker."""
 
 MAX_INPUT = 16_000
-"""Characters of the whole input from which on any paste is shown as a marker."""
+"""In an input longer than this, every paste is shown as a marker."""
 
 _FIRST, _LAST = 0xF0000, 0xFFFFD
 _MARKER = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
@@ -30,7 +30,7 @@ class Pastes:
         self._texts: list[str] = []
 
     def take_in(self, pasted: str, length_before: int) -> str:
-        """What goes into the input for a paste, when the input has `length_before` characters already."""
+        """The text to insert for a paste, into an input that has `length_before` characters."""
         text = incoming(pasted)
         is_large = text.count("\n") >= MAX_LINES or len(text) > MAX_CHARACTERS
         if is_large or (len(text) > 1 and length_before + len(text) > MAX_INPUT):
@@ -38,7 +38,7 @@ class Pastes:
         return text
 
     def marker(self, text: str) -> str:
-        """One character that stands for the text; the text itself once there are too many."""
+        """A character that stands for the text; the text itself when there are too many."""
         if _FIRST + len(self._texts) > _LAST:
             return text
         self._texts.append(text)
@@ -49,11 +49,11 @@ class Pastes:
         return _MARKER.sub(lambda match: self._text(match.group()), text)
 
     def shown(self, text: str) -> str:
-        """The text with its markers as a person sees them."""
+        """The text with its markers written out."""
         return _MARKER.sub(lambda match: self.label(match.group()), text)
 
     def label(self, marker: str) -> str:
-        """What is shown for a marker."""
+        """The text of a marker, such as `[pasted 214 lines]`."""
         text = self._text(marker)
         lines = text.count("\n") + (not text.endswith("\n"))
         if lines < 2:
@@ -61,7 +61,7 @@ class Pastes:
         return f"[pasted {lines:,} lines]"
 
     def parts(self, text: str) -> list[str]:
-        """What was typed and what was pasted, in turns, typed first."""
+        """Typed text and pasted text in turns, typed text first."""
         parts, end = [], 0
         for match in _MARKER.finditer(text):
             parts += [text[end : match.start()], self._text(match.group())]
@@ -69,7 +69,7 @@ class Pastes:
         return [*parts, text[end:]]
 
     def joined(self, parts: list[str]) -> str:
-        """The input of which these are the parts."""
+        """The input that has these parts."""
         return "".join(
             self.marker(incoming(part)) if index % 2 else incoming(part) for index, part in enumerate(parts)
         )
@@ -90,7 +90,7 @@ def has_marker(text: str) -> bool:
 
 
 def incoming(text: str) -> str:
-    """Text from outside with plain line ends, without half characters and those that stand for pastes."""
+    """Text from outside with plain line ends, without surrogates and without the characters of pastes."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _NOT_TEXT.sub("\ufffd", text)

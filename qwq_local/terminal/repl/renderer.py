@@ -29,11 +29,11 @@ from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.sanitizer import one_line
 
 HINT_S = 2.0
-"""How long a hint stands in place of the status line."""
+"""Seconds for which a hint takes the place of the status line."""
 
 
 class BottomArea:
-    """The rows above and below the input line; `changed` is told for how long a hint stands."""
+    """The rows above and below the input line. `changed` is called with the seconds that a hint lasts."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class BottomArea:
         self._hint_until = 0.0
 
     def hint(self, text: str, seconds: float = HINT_S) -> None:
-        """Show a text in place of the status line's last row, for so long."""
+        """Show a text in place of the last row of the status line."""
         self._hint, self._hint_until = text, self._clock() + seconds
         self._changed(seconds)
 
@@ -66,7 +66,7 @@ class BottomArea:
         return [*self.live, *self._waiting_rows(columns)]
 
     def below(self) -> list[Row]:
-        """The rows of the status line; none where there is nothing to say."""
+        """The rows of the status line."""
         columns, _ = self._output.size()
         lines = self.status
         if self._clock() < self._hint_until:
@@ -76,13 +76,13 @@ class BottomArea:
 
 
 SETTLE_S = 0.05
-"""How long a window keeps its size before anything is drawn: what it makes of the old rows is known then."""
+"""Seconds without a resize before anything is drawn: then the terminal has wrapped the old rows."""
 
 _PLAIN = "\x1b[0m"
 
 
 class QuietOutput(Vt100_Output):
-    """prompt_toolkit's way to the terminal, which asks it nothing and outlives it."""
+    """prompt_toolkit's output. It sends no queries and survives the end of the terminal."""
 
     def __init__(self, output: Output, term: str) -> None:
         def size() -> Size:
@@ -92,13 +92,13 @@ class QuietOutput(Vt100_Output):
         super().__init__(output.stream, size, term=term, enable_bell=False, enable_cpr=False)
 
     def flush(self) -> None:
-        """Write what was collected; nothing once the terminal is gone."""
+        """Write the collected text; does nothing when the terminal is gone."""
         with contextlib.suppress(OSError):
             super().flush()
 
 
 class InlineRenderer(Renderer):
-    """In place of an Application's own. `take_frame` brings the bottom up to date and gives final rows."""
+    """Replaces the application's renderer. `take_frame` updates the bottom and returns final rows."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class InlineRenderer(Renderer):
 
     @property
     def is_ready(self) -> bool:
-        """Whether frames can be drawn: the window has settled, and the input is laid out for its width."""
+        """Whether frames can be drawn: no resize is in progress, and the input is laid out for this width."""
         return self._is_settled and self._columns == self._terminal.size()[0]
 
     @property
@@ -129,7 +129,7 @@ class InlineRenderer(Renderer):
         return time.monotonic() >= self._settled_at
 
     def render(self, app: Application[Any], layout: Layout, is_done: bool = False) -> None:
-        """Lay the input out and draw everything."""
+        """Lay out the input and draw everything."""
         if is_done:
             return
         if not self._is_settled:
@@ -155,7 +155,7 @@ class InlineRenderer(Renderer):
         self.draw(final)
 
     def draw(self, final: Sequence[Row] = ()) -> None:
-        """Put final rows above everything and draw what changed; the input as it was laid out last."""
+        """Put final rows above everything and redraw changed rows; the input keeps its layout."""
         size = self._terminal.size()
         above = self._bottom.above()
         rows = [*above, *self._rows, *self._bottom.below()]
@@ -164,16 +164,16 @@ class InlineRenderer(Renderer):
             self._region.doubt()
 
     def erase(self, leave_alternate_screen: bool = True) -> None:
-        """Take everything away; after a resize only wait for the window to settle."""
+        """Erase everything; after a resize only wait until the size is stable."""
         if not leave_alternate_screen:
-            # prompt_toolkit calls it so for a resize alone, and redraws right after.
+            # prompt_toolkit calls it this way only for a resize, and redraws right after.
             self._settled_at = time.monotonic() + SETTLE_S
             return
         self._write(self._region.erase())
         self.reset()
 
     def clear(self) -> None:
-        """Draw everything anew, without clearing the screen."""
+        """Erase everything, so that it is drawn again. The screen is not cleared."""
         self._write(self._region.erase())
 
     def reset(self, _scroll: bool = False, leave_alternate_screen: bool = True) -> None:
@@ -187,7 +187,7 @@ class InlineRenderer(Renderer):
             self.output.flush()
 
     def _row(self, screen: Screen, y: int, columns: int) -> Row:
-        """One row of prompt_toolkit's screen as it is written; blanks at its end are left out."""
+        """One row of prompt_toolkit's screen as it is written, without blanks at its end."""
         cells = screen.data_buffer[y]
         end = max((x + 1 for x, char in cells.items() if self._is_seen(char.char, char.style)), default=0)
         parts: list[str] = []
@@ -218,7 +218,7 @@ class InlineRenderer(Renderer):
 
 
 def _code(attrs: Attrs, has_color: bool) -> str:
-    """The sequence for what our styles use: the terminal's own colors, and no background."""
+    """The sequence for the attributes that our styles use: the terminal's own colors, no background."""
     codes = [
         code
         for code, is_on in (

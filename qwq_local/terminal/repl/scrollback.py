@@ -30,9 +30,9 @@ _CLOSED_BY = {
 
 
 def question_rows(question: str, layout: RowLayout) -> list[Row]:
-    """What the person asked, as it was written; of a long text the beginning and how long it is."""
+    """The question as it was written; of a long text the beginning and its size."""
     question = question.strip("\n")
-    # No more is laid out than the rows can hold.
+    # Only as much is laid out as the rows can hold.
     head = question[: (QUESTION_ROWS + 1) * (layout.columns + 1)]
     rows = layout.rows(sanitize(head), _QUESTION)
     if len(rows) <= QUESTION_ROWS and len(head) == len(question):
@@ -43,24 +43,24 @@ def question_rows(question: str, layout: RowLayout) -> list[Row]:
 
 
 def plan_rows(event: Planned, layout: RowLayout) -> list[Row]:
-    """What was decided, in words."""
+    """The plan in words."""
     return layout.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
 
 
 def notice_rows(text: str, layout: RowLayout) -> list[Row]:
-    """One line that a person should read."""
+    """A notice."""
     return layout.rows(one_line(text, NOTICE_CELLS), _NOTE)
 
 
 def closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: RowLayout) -> list[Row]:
-    """The line that a thought folds into; nothing for one without a token."""
+    """The line of a folded thought; nothing for a thought without tokens."""
     if not event.tokens:
         return []
     return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], layout)
 
 
 def said_rows(event: Shown, layout: RowLayout) -> list[Row]:
-    """Lines for the person; those of an error are marked."""
+    """Lines of the chat; those of an error are marked."""
     lines = lines_of(event)
     if isinstance(event, Said) and event.is_error:
         style = _ERROR if layout.has_color else _ERROR_WITHOUT_COLOR
@@ -69,7 +69,7 @@ def said_rows(event: Shown, layout: RowLayout) -> list[Row]:
 
 
 def recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
-    """A turn of the past as it was, its thought folded."""
+    """An earlier turn, with its thought folded."""
     rows = question_rows(event.question, layout)
     if event.thinking_tokens:
         rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", layout)
@@ -78,18 +78,18 @@ def recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
 
 
 def steered_rows(text: str, layout: RowLayout) -> list[Row]:
-    """A sentence that the person put into a thought."""
+    """A sentence that the user put into a thought."""
     return layout.rows(sanitize(text).strip(), STEERED) if text.strip() else []
 
 
 def stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout) -> list[Row]:
-    """The mark of a turn that the person ended."""
+    """The mark of a turn that the user stopped."""
     hint = ["/continue goes on"] if can_continue else []
     return layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
 
 
 def going_on_rows(thought: int, answers: bool, layout: RowLayout) -> list[Row]:
-    """The mark of a turn that goes on where it ended."""
+    """The mark of a turn that is continued."""
     what = f"the answer after thought {thought}" if answers else f"thought {thought}"
     return layout.rows(f"going on with {what}", _mark("▸"))
 
@@ -106,7 +106,7 @@ def with_gap(rows: Iterable[Row]) -> list[Row]:
 
 
 def _hanging_rows(line: str, layout: RowLayout) -> list[Row]:
-    """A line of ours whose further rows stand in from its first; a single word is only broken."""
+    """A line whose further rows are indented; a single word is only broken."""
     rest = " " * (len(line) - len(line.lstrip(" ")) + 2)
     hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= layout.columns
     return layout.rows(line, RowStyle("", "", rest) if hangs else PLAIN)

@@ -30,14 +30,14 @@ from qwq_local.terminal.sanitizer import cell_width, one_line
 from qwq_local.text import duration
 
 RATE_OVER_S = 5.0
-"""The rate is that of the last seconds: steady enough to be read, and it follows a long context."""
+"""The rate of the last seconds: steady enough to read, and it follows a long context."""
 
 RATE_AFTER_S = 0.5
 MARK_EVERY_S = 0.25
 
 
 class TokenCounter:
-    """Counts one turn."""
+    """Counts the tokens of one turn."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -46,18 +46,18 @@ class TokenCounter:
         self.yarn_factor = 1.0
         self._prompt_tokens = 0
         self._thinking = self._answer = 0
-        self._pieces = 0  # of the thinking, later of the answer, since the last exact count
+        self._pieces = 0  # of the thinking or the answer, since the last exact count
         self._is_answering = False
         self._marks: deque[tuple[float, int]] = deque()
 
     @property
     def thinking_tokens(self) -> int:
-        """Tokens of the thinking; never more than there are."""
+        """Tokens of the thinking, at least."""
         return self._thinking + (0 if self._is_answering else self._pieces)
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens of the answer; never more than there are."""
+        """Tokens of the answer, at least."""
         return self._answer + (self._pieces if self._is_answering else 0)
 
     @property
@@ -70,7 +70,7 @@ class TokenCounter:
         return self._thinking + self._answer + self._pieces
 
     def plan(self, event: Planned) -> None:
-        """Take what was decided."""
+        """Take the plan."""
         self.n_ctx, self.thinking_budget = event.n_ctx, event.thinking_budget
         self.yarn_factor, self._prompt_tokens = event.yarn_factor, event.prompt_tokens
 
@@ -85,7 +85,7 @@ class TokenCounter:
         self._answer = max(0, event.start + len(event.tokens) - event.thinking)
         self._pieces = 0
         if self._generated < before:
-            self._marks.clear()  # Tokens were taken back: no rate leads across.
+            self._marks.clear()  # Tokens were removed: a rate across that is meaningless.
 
     def piece(self, is_answer: bool) -> None:
         """Take a piece of thinking or answer: at least one token."""
@@ -97,7 +97,7 @@ class TokenCounter:
             self._marks.append((self._clock(), self._generated))
 
     def rate(self) -> float:
-        """Tokens per second over the last seconds; 0 while that cannot be said."""
+        """Tokens per second over the last seconds; 0 while it is unknown."""
         now, generated = self._clock(), self._generated
         if not self._marks:
             return 0.0
@@ -113,16 +113,15 @@ MODEL_CELLS = 40
 NAME_CELLS = 30
 
 WIDE_COLUMNS = 150
-"""From here on one row holds figures and keys together."""
+"""In a window this wide, one row holds figures and keys."""
 
 HIGH_ROWS = 12
-"""A lower window has no row to spare for the keys."""
+"""A lower window has one row only."""
 
-# What gives way first; a part that is named again is shortened again, in the end it is left out.
-GIVES_WAY = (
-    *("name", "name", "thought", "context", "tokens", "rate", "model", "view", "steer", "stop", "answer"),
-    *("tokens", "help", "yarn", "steer", "context", "view", "files", "model", "rate", "answer"),
-    *("files", "tokens", "stop"),
+# The order in which parts get shorter. Each mention shortens a part once more; the last one removes it.
+SHORTENED = (
+    "name name thought context tokens rate model view steer stop answer "
+    "tokens help yarn steer context view files model rate answer files tokens stop"
 )
 _KEYS = ("view", "answer", "steer", "thought", "stop", "help")
 
@@ -141,7 +140,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatusFigures:
-    """What the status line tells; zero and empty: unknown, or nothing to tell.
+    """The figures of the status line; zero and empty mean unknown or nothing to show.
 
     `tokens` of the thinking or the answer, `budget` of the thinking; `view` says what Ctrl-T does.
     """
@@ -174,7 +173,7 @@ def status_rows(figures: StatusFigures, columns: int, window_rows: int) -> tuple
 def _fitting(parts: Mapping[str, tuple[str, ...]], columns: int) -> str:
     shown = {name: forms[0] for name, forms in parts.items()}
     left = {name: list(forms[1:]) for name, forms in parts.items()}
-    for name in GIVES_WAY:
+    for name in SHORTENED.split():
         if cell_width(_joined(shown)) < columns:
             break
         if name in shown:
@@ -188,7 +187,7 @@ def _joined(shown: Mapping[str, str]) -> str:
 
 
 def _parts(figures: StatusFigures) -> dict[str, tuple[str, ...]]:
-    """Each part in the order of the line: its forms, the longest first."""
+    """Each part in the order of the line, with its forms, longest first."""
     name = one_line(figures.model, MODEL_CELLS)
     model = (name, name.partition(" ")[0])
     context = {
@@ -261,7 +260,7 @@ _SILENT = (Notice, Generated, Planned, Prompted)
 
 
 class TurnStatus:
-    """Follows the turns; `figures` says where things stand."""
+    """Follows the events of turns; `figures` has the current state."""
 
     def __init__(self, clock: Clock) -> None:
         self.phase = Phase.IDLE
@@ -311,7 +310,7 @@ class TurnStatus:
         self._enter(Phase.IDLE)
 
     def _finish(self) -> None:
-        """The turn is over, however it ended; what is written after it still takes time."""
+        """The turn is over. Writing it to the history may still take time."""
         if self.standing and self._meter.n_ctx:
             used, factor = self._meter.used_tokens, self._meter.yarn_factor
             self.standing = replace(
@@ -321,7 +320,7 @@ class TurnStatus:
         self._enter(Phase.SAVING)
 
     def figures(self, view: str) -> StatusFigures:
-        """Where things stand; `view` says what the key for it does."""
+        """The current figures; `view` is the text for Ctrl-T."""
         if self.phase is Phase.IDLE:
             standing = self.standing or ChatStatus("", 0, 0, 1.0)
             return StatusFigures(

@@ -14,10 +14,10 @@ from qwq_local.terminal.layout import BLANK, BOLD, DIM, TAB, Row, RowLayout, Row
 from qwq_local.terminal.sanitizer import Sanitizer, one_line, sanitize
 
 EXCERPT_CHARS = 600
-"""Characters at the end of a thought, whole lines, in which its last finished sentence is looked for."""
+"""The last finished sentence is searched in about this many characters at the end of a thought."""
 
 LINE_LIMIT = 4000
-"""Characters after which a line is broken: what is open is laid out anew in every frame."""
+"""A line is broken after this many characters: the open line is laid out again in every frame."""
 
 STEERED = RowStyle(BOLD, "▏you: ", "▏ ")
 _DIM_BY_COLOR, _DIM_BY_MARK = RowStyle(DIM), RowStyle("", "│ ", "│ ")
@@ -26,7 +26,7 @@ _SENTENCE_END = re.compile(r"[.!?…][\"')\]”’]*(?=\s)|[。！？][”」』
 
 @dataclass(frozen=True, slots=True)
 class TraceLine:
-    """One line of a thought, sanitized: whether a blank row precedes it, whether the person wrote it."""
+    """One sanitized line of a thought; `gap`: a blank row precedes it; `is_steered`: the user wrote it."""
 
     text: str
     gap: bool = False
@@ -34,7 +34,7 @@ class TraceLine:
 
 
 class Thought:
-    """Feed its pieces and the person's sentences; ask for rows."""
+    """A thought as text: feed pieces and the user's sentences, get rows."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -48,11 +48,11 @@ class Thought:
         self._memory_layout = RowLayout(0)
 
     def feed(self, text: str) -> None:
-        """Take the next piece; it is read when somebody looks."""
+        """Take the next piece; it is processed when rows are needed."""
         self._pieces.append(text)
 
     def steer(self, text: str) -> None:
-        """Take a sentence of the person: lines of their own between blank rows."""
+        """Take a sentence of the user: lines of its own between blank rows."""
         self.end_line()
         self._gap = True
         for line in sanitize(text).strip().split("\n"):
@@ -60,7 +60,7 @@ class Thought:
         self._gap = True
 
     def recall(self, text: str, steered: Sequence[str]) -> None:
-        """Take what there is of a thought, the person's sentences in it in their order."""
+        """Take the text of an earlier thought, and the user's sentences in it, in order."""
         for sentence in steered:
             before, found, after = text.partition(sentence)
             if found:
@@ -70,13 +70,13 @@ class Thought:
         self.feed(text)
 
     def end_line(self) -> None:
-        """Begin a new line if one is open, so that something else can stand between."""
+        """End the open line, so that something else can follow."""
         self._read()
         if self._open:
             self._read_lines("\n")
 
     def excerpt(self, width: int) -> str:
-        """The last finished sentence, or what there is of the first, in at most so many cells."""
+        """The last finished sentence, or the start of the first, in at most `width` cells."""
         self._read()
         parts, size = [self._open], len(self._open)
         for line in reversed(self._lines):
@@ -92,7 +92,7 @@ class Thought:
         return one_line(text, width)
 
     def tail(self, layout: RowLayout, n_rows: int) -> list[Row]:
-        """The last so many rows."""
+        """The last `n_rows` rows."""
         self._read()
         known, self._memory = (self._memory, {}) if layout == self._memory_layout else ({}, {})
         self._memory_layout = layout
@@ -107,7 +107,7 @@ class Thought:
         return shown[max(0, len(shown) - n_rows) :]
 
     def take(self, layout: RowLayout) -> tuple[list[Row], list[Row]]:
-        """The rows that are final and were not taken before, from the beginning on, and those that are not.
+        """The final rows that were not taken before, and the rows that may still change.
 
         Rows are broken greedily: text that follows changes only the last. Joined, the final rows do not
         depend on when they are taken, as long as the width stays.
@@ -136,7 +136,7 @@ class Thought:
         return self._gap and bool(self._lines)
 
     def _read(self) -> None:
-        """Read the pieces that came since somebody looked."""
+        """Process the new pieces."""
         if self._pieces:
             text = self._sanitizer.feed("".join(self._pieces))
             self._pieces.clear()
@@ -149,7 +149,7 @@ class Thought:
         self._open = self._cut(self._open)
 
     def _cut(self, line: str) -> str:
-        """End parts of a line until the rest is short, at places that do not depend on its pieces."""
+        """Break a line until the rest is short, at places that do not depend on its pieces."""
         start = 0
         while len(line) - start > LINE_LIMIT:
             self._end(line[start : start + LINE_LIMIT])
@@ -178,7 +178,7 @@ _OPEN = RowStyle(DIM, "▾ ", "  ")
 
 
 class ThoughtView:
-    """Shows thought `number`. Shown in full once, it stays so: what is committed cannot be folded."""
+    """Shows thought `number`. Once shown in full, it stays so: final rows cannot be folded."""
 
     def __init__(self, number: int, view: ThinkView) -> None:
         self.thought = Thought()
@@ -188,12 +188,12 @@ class ThoughtView:
         self._is_begun = False
 
     def choose(self, view: ThinkView) -> None:
-        """Show it that way from now on."""
+        """Change the view."""
         self._view = view
         self.is_full = self.is_full or view is ThinkView.FULL
 
     def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
-        """The rows to commit now, and at most `limit` rows that live."""
+        """The final rows, and at most `limit` live rows."""
         if self.is_full:
             final, live = self.thought.take(layout)
             return self._apart(final, live), live[-limit:]
@@ -212,7 +212,7 @@ class ThoughtView:
         return [], [*head, *rows] if limit > 1 else rows or head
 
     def interrupt(self, layout: RowLayout) -> list[Row]:
-        """All rows to commit before something else stands below: those of the open line too."""
+        """The remaining final rows, when something else follows."""
         if not self.is_full:
             return []
         self.thought.end_line()
@@ -220,7 +220,7 @@ class ThoughtView:
         return self._apart(final, [])
 
     def _apart(self, final: list[Row], live: list[Row]) -> list[Row]:
-        """The rows, the first ever below a blank one."""
+        """The rows; the very first ones below a blank row."""
         if self._is_begun or not (final or live):
             return final
         self._is_begun = True

@@ -52,7 +52,7 @@ from qwq_local.text import duration
 
 @dataclass(frozen=True, slots=True)
 class TurnRows:
-    """Rows to write above for good, and those to show until the next frame: live ones and the status line.
+    """Final rows, the live rows and the status line until the next frame.
 
     Live rows fit the window; a final row of code may be wider and is left to the terminal to wrap.
     """
@@ -65,11 +65,11 @@ class TurnRows:
 HELD_ROWS = 2
 
 LaidOut = Callable[[RowLayout], list[Row]]
-"""Something that was said, laid out for the width that the window has by then."""
+"""Lays out an event for the width that the window has at that time."""
 
 
 class AnswerRows:
-    """One answer, below a blank row. What is said meanwhile is held: it would stand amid a block."""
+    """One answer, below a blank row. Events that come meanwhile are held: they must not break a block."""
 
     def __init__(self, has_color: bool) -> None:
         self._pieces: list[str] = []
@@ -78,27 +78,27 @@ class AnswerRows:
         self._is_begun = False
 
     def feed(self, text: str) -> None:
-        """Take the next piece; it is read when somebody looks."""
+        """Take the next piece; it is processed when rows are needed."""
         self._pieces.append(text)
 
     @property
     def has_held(self) -> bool:
-        """Whether something is committed below the answer."""
+        """Whether something follows below the answer."""
         return bool(self._held)
 
     def hold(self, said: LaidOut) -> None:
-        """Commit this below the answer; until then the last of its rows live there."""
+        """Show this below the answer, live until the answer ends."""
         self._held.append(said)
 
     def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
-        """The rows to commit now, and at most `limit` that live: of the answer, and of what is held."""
+        """The final rows, and at most `limit` live rows of the answer and of held events."""
         self._read()
         held = _laid_out(self._held[-HELD_ROWS:], layout)[-HELD_ROWS:][: limit // 3]
         final, live = self._rows.take(layout.columns, limit - len(held))
         return self._apart(final, live, layout), [*map(layout.plain, live), *held]
 
     def close(self, layout: RowLayout) -> list[Row]:
-        """The rows that are left, and what was held."""
+        """The remaining rows, and the held events."""
         self._read()
         left = self._apart(self._rows.close(layout.columns), [], layout)
         return left + with_gap(_laid_out(self._held, layout))
@@ -123,13 +123,13 @@ def _laid_out(held: list[LaidOut], layout: RowLayout) -> list[Row]:
 THOUGHT_ROWS = 10
 MODEL_CELLS = 60
 TICKS_PER_S = 4
-"""How often a second seconds, rates and bars may change: more often nobody reads them."""
+"""How many times a second seconds, rates and bars change."""
 
 _ORDER = tuple(ThinkView)
 
 
 class TurnView:
-    """Shows turns one after the other; `view` is how thinking is shown at first."""
+    """Shows turns one after the other; `view` is the first view of the thinking."""
 
     def __init__(self, output: Output, clock: Clock, view: ThinkView) -> None:
         self._output = output
@@ -139,12 +139,12 @@ class TurnView:
         self._plan: tuple[object, ...] = ()
         self._number = 0
         self._can_continue = True
-        self._before_s = 0.0  # of a thought that goes on, what it took until it was stopped
+        self._before_s = 0.0  # of a continued thought: the time before
         self._thought: ThoughtView | None = None
         self._answer: AnswerRows | None = None
         self._progress: Progress | None = None
         self._final: list[Row] = []
-        self._is_blank = True  # nothing was committed yet
+        self._is_blank = True  # there are no final rows yet
         self._is_below_answer = False
         self._shown = TurnRows()
         self._seen: tuple[object, ...] = ()
@@ -154,7 +154,7 @@ class TurnView:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether a thought is streaming: it can be steered, and ended for an answer."""
+        """Whether a thought streams, which can be steered or ended."""
         return self._figures.phase is Phase.THINKING
 
     @property
@@ -164,17 +164,17 @@ class TurnView:
 
     @property
     def is_full(self) -> bool:
-        """Whether the thought that streams is shown in full: so it stays to its end."""
+        """Whether the thought that streams is shown in full."""
         return self._thought is not None and self._thought.is_full
 
     def cycle_view(self) -> ThinkView:
-        """Show thinking the next way, which is returned; a thought that is shown in full stays so."""
+        """Change to the next view and return it. A thought that is shown in full stays so."""
         self._choose(_ORDER[(_ORDER.index(self._view) + 1) % len(_ORDER)])
         self._has_news = True
         return self._view
 
     def show(self, event: ChatEvent) -> None:
-        """Take one event; what is not drawn inline changes nothing."""
+        """Take one event. Events that are not drawn inline change nothing."""
         match event:
             case Thinking(text):
                 self._think().feed(text)
@@ -197,13 +197,13 @@ class TurnView:
         self._has_news = True
 
     def end_line(self) -> None:
-        """The line is done. Commits what a turn that broke off has left, and shows that nothing runs."""
+        """The line is done: finish the rows of a turn that broke off, and show that nothing runs."""
         self._end_texts()
         self._figures.end_line()
         self._has_news = True
 
     def frame(self) -> TurnRows:
-        """What is to be committed since the last frame, what lives, the status line; cheap without news."""
+        """The rows of the next frame. Cheap if nothing has changed."""
         columns, window_rows = self._output.size()
         seen = (columns, window_rows, int(self._clock() * TICKS_PER_S))
         if seen == self._seen and not self._has_news:
@@ -223,7 +223,7 @@ class TurnView:
         return RowLayout(self._output.size()[0], self._output.has_color)
 
     def _live(self, columns: int, window_rows: int) -> Sequence[Row]:
-        """The rows that may still change; commits those that no longer can."""
+        """The live rows; adds to the final rows."""
         layout = RowLayout(columns, self._output.has_color)
         live: list[Row] = []
         if self._thought:
@@ -235,7 +235,7 @@ class TurnView:
         return live
 
     def _progress_rows(self, progress: Progress, seen: tuple[object, ...]) -> Sequence[Row]:
-        """The row of a load or a prefill, made anew a few times a second."""
+        """The row of a load or a prefill, updated a few times a second."""
         if (progress, *seen) == self._progress_seen:
             return self._shown.live
         self._progress_seen = (progress, *seen)
@@ -245,7 +245,7 @@ class TurnView:
         return [self._layout.row(one_line(progress.text_with_bar(columns), columns))]
 
     def _status(self, seen: tuple[object, ...]) -> tuple[str, ...]:
-        """The status line, made anew when the turn goes on to something else, else a few times a second."""
+        """The status line, updated when the phase changes, otherwise a few times a second."""
         standing = self._figures.standing
         status_seen = (*seen, self._figures.phase, standing, self._view, self._thought is None)
         if status_seen == self._status_seen:
@@ -287,7 +287,7 @@ class TurnView:
         return self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
 
     def _think(self) -> Thought:
-        """The thought that is open, from now on."""
+        """The open thought; begins one if there is none."""
         self._progress = None
         self._commit_answer()
         if self._thought is None:
@@ -303,7 +303,7 @@ class TurnView:
         self._answer.feed(text)
 
     def _steer(self, text: str) -> None:
-        """Put the sentence into the trace; where that is folded, it stands above for itself."""
+        """Put the sentence into the thought; if that is folded, show the sentence by itself."""
         self._think().steer(text)
         if self._thought and not self._thought.is_full:
             self._commit(scrollback.steered_rows(text, self._layout))
@@ -314,7 +314,7 @@ class TurnView:
             self._thought.choose(view)
 
     def _say(self, event: ChatEvent) -> None:
-        """Commit what is said: below the answer that is open, amid a thought that is shown in full."""
+        """Show what is said: below the open answer, or inside a thought that is shown in full."""
         said: LaidOut | None = None
         match event:
             case Notice(text):
@@ -337,15 +337,20 @@ class TurnView:
         elif rows:
             if self._thought:
                 self._commit(self._thought.interrupt(self._layout))
-            # Without a gap it would read as the end of what the model said.
+            # Without a gap it would look like the end of the answer.
             needs_gap = self._is_below_answer and rows[0] != BLANK
             self._commit(with_gap(rows) if needs_gap else rows)
 
     def _is_new(self, event: Planned) -> bool:
-        """Whether the plan is another than the last: only then is it put into words."""
+        """Whether the plan differs from the last one; only then it is shown."""
         plan = (
-            *(event.model, event.n_ctx, event.yarn_factor, event.yarn_origin),
-            *(event.kv_type, event.n_gpu_layers, event.reductions),
+            event.model,
+            event.n_ctx,
+            event.yarn_factor,
+            event.yarn_origin,
+            event.kv_type,
+            event.n_gpu_layers,
+            event.reductions,
         )
         is_new, self._plan = plan != self._plan, plan
         return is_new
@@ -359,7 +364,7 @@ class TurnView:
         if event.reason is FinishReason.INTERRUPTED:
             self._commit(scrollback.stopped_rows(details, self._can_continue, self._layout))
 
-    # Committing.
+    # Final rows.
 
     def _end_texts(self) -> None:
         self._progress = None
@@ -379,7 +384,7 @@ class TurnView:
             self._is_below_answer = not answer.has_held
 
     def _commit_apart(self, rows: list[Row]) -> None:
-        """Commit rows below a blank one."""
+        """Add final rows below a blank one."""
         self._commit(rows if self._is_blank else with_gap(rows))
 
     def _commit(self, rows: Sequence[Row]) -> None:
