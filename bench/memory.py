@@ -29,10 +29,9 @@ from qwq_convert.quant_types import TensorPlace, more_bits
 
 from qwq_local.backend.planner import Planner
 from qwq_local.engine.api import ContextSettings
-from qwq_local.engine.breakdown import held_bytes
 from qwq_local.engine.context import LlamaContext
 from qwq_local.engine.devices import offload_devices
-from qwq_local.engine.dry_run import DryRun
+from qwq_local.engine.dry_run import DryRun, held_bytes
 from qwq_local.models.architecture import QWQ_32B, check_architecture
 from qwq_local.models.facts import model_sizes, tensor_kinds
 from qwq_local.models.header import read_header

@@ -20,8 +20,8 @@ from qwq_convert.disk import InputFile
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.key_values import KeyValues
+from qwq_convert.model_config import NamedTensor
 from qwq_convert.safetensors import SourceTensor
-from qwq_convert.tensor_names import NamedTensor
 from qwq_local.errors import ConvertError
 
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")

@@ -19,8 +19,8 @@ from gguf.gguf_writer import WriterState
 
 from qwq_convert.file_types import QuantType, tensor_bytes
 from qwq_convert.key_values import KeyValues, split_keys
+from qwq_convert.model_config import NamedTensor
 from qwq_convert.safetensors import SourceTensor
-from qwq_convert.tensor_names import NamedTensor
 from qwq_local.errors import ConvertError
 
 # The package wants a NumPy type, and ignores it when a GGUF type is given.

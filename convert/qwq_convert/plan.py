@@ -23,9 +23,8 @@ from qwq_convert.imatrix.file import ImportanceMatrix, read_imatrix
 from qwq_convert.key_values import KeyValues, Override, Yarn, finish, stretch
 from qwq_convert.layout import PlannedFile, PlannedTensor, encode_header, lay_out, plan_files
 from qwq_convert.metadata import build_key_values
-from qwq_convert.model_config import read_config
+from qwq_convert.model_config import NamedTensor, name_tensors, read_config
 from qwq_convert.quant_types import NO_OPTIONS, TypeOptions, choose_types, needs_imatrix
-from qwq_convert.tensor_names import NamedTensor, name_tensors
 from qwq_local.errors import ConvertError
 
 Source = Checkpoint | GgufSource

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from qwq_convert.architecture import ModelShape
 from qwq_convert.file_types import BLOCKS, FileType
 from qwq_convert.file_types import QuantType as Q
-from qwq_convert.tensor_names import OUTPUT, NamedTensor
+from qwq_convert.model_config import OUTPUT, NamedTensor
 from qwq_local.errors import ConvertError
 
 

@@ -15,9 +15,9 @@ from qwq_convert.file_types import QuantType, block_bytes, block_size, tensor_by
 from qwq_convert.ggml import dequantize, is_known
 from qwq_convert.gguf_file import GgufHeader, TensorChunk, TensorData, TensorEntry, chunks_of, read_header
 from qwq_convert.layout import FileLayout
+from qwq_convert.model_config import NamedTensor
 from qwq_convert.parallel import map_in_order
 from qwq_convert.safetensors import SourceTensor
-from qwq_convert.tensor_names import NamedTensor
 from qwq_local.errors import ConvertError
 
 # Half a unit in the last place; F32 loses nothing.

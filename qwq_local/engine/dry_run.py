@@ -1,21 +1,28 @@
-"""llama.cpp's own dry run: the compute buffers that it would allocate for a placement, in milliseconds.
+"""The bytes that a context of llama.cpp holds, by device: in use, and in a dry run for a placement.
 
-llama.cpp builds the model from its dimensions and the types of its tensors alone (llama_model_init_from_user
-with no_alloc), and reserves the graphs of a real context. It reads neither the file nor the vocabulary.
+For a dry run llama.cpp builds the model from its dimensions and the types of its tensors alone
+(llama_model_init_from_user with no_alloc), and reserves the graphs of a real context, in milliseconds. It
+reads neither the file nor the vocabulary.
+
+The figures come from llama_get_memory_breakdown, which is C++ (src/llama-ext.h): a std::map from buffer type
+to three sizes. The module reads the map by its layout in memory, which libstdc++ and libc++ keep for older
+programs; the library's version is pinned (see library.py). Where the function is missing, the answer is None.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from qwq_convert.architecture import KEY_LENGTH, VALUE_LENGTH, ModelShape
 from qwq_convert.ggml import GgmlInitParams
 
 from qwq_local.engine.api import ContextSettings
-from qwq_local.engine.breakdown import HeldBytes, held_bytes
 from qwq_local.engine.context import context_params
 from qwq_local.engine.devices import ggml, offload_devices
 from qwq_local.engine.library import library
@@ -24,6 +31,94 @@ from qwq_local.planning.memory import Placement
 
 TensorKinds = Mapping[str, tuple[int, tuple[int, ...]]]
 _pointer = ctypes.c_void_p
+_SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
+_WORD = ctypes.c_size_t
+_NODE_WORDS = 8  # three pointers, a colour, the key, three sizes
+_MAX_NODES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """The bytes on one device: `device` is ggml's name for it, CPU for every host buffer."""
+
+    device: str
+    weights: int
+    kv_cache: int
+    compute: int
+
+
+@dataclass(frozen=True, slots=True)
+class _MapLayout:
+    """The map object in words: its size, the pointer to the root; in a node, the children and the value."""
+
+    map_words: int
+    root: int
+    children: tuple[int, int]
+    value: int = 4
+
+
+# libstdc++: comparator, then a header node whose parent is the root; nodes are colour, parent, left, right.
+_LIBSTDCXX = _MapLayout(map_words=6, root=2, children=(2, 3))
+# libc++: first node, then the end node, whose left child is the root; nodes are left, right, parent, colour.
+_LIBCXX = _MapLayout(map_words=3, root=1, children=(0, 1))
+
+
+def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
+    """The bytes that a context and its model hold; None where the library has no such function."""
+    ask = _function()
+    if ask is None:
+        return None
+    layout = _layout()
+    found = ask(handle)
+    sums: dict[str, list[int]] = {}
+    for buffer_type, *sizes in _nodes(found.words[layout.root], layout):
+        held = sums.setdefault(_device_name(buffer_type), [0, 0, 0])
+        for index, size in enumerate(sizes):
+            held[index] += size
+    return tuple(HeldBytes(name, *sizes) for name, sizes in sums.items())
+
+
+def _layout() -> _MapLayout:
+    return _LIBCXX if sys.platform == "darwin" else _LIBSTDCXX
+
+
+@cache
+def _function() -> Any:
+    if sys.platform == "win32":
+        return None
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    lib = load_shared_library("llama", Path(str(library().__file__)).parent / "lib")
+    function = getattr(lib, _SYMBOL, None)
+    if function is None:
+        return None
+    fields = (("words", _WORD * _layout().map_words),)
+    # Larger than two registers, so it comes back through memory, as a class with a destructor does.
+    function.restype = type("Map", (ctypes.Structure,), {"_fields_": fields})
+    function.argtypes = [ctypes.c_void_p]
+    return function
+
+
+def _nodes(root: int, layout: _MapLayout) -> Iterator[tuple[int, int, int, int]]:
+    """Key and sizes of every node. The tree is not freed: a hundred bytes per call."""
+    pending = [root]
+    count = 0
+    while pending and count < _MAX_NODES:
+        if not (address := pending.pop()):
+            continue
+        count += 1
+        words = (_WORD * _NODE_WORDS).from_address(address)
+        pending += [words[child] for child in layout.children]
+        key, weights, kv_cache, compute = words[layout.value : layout.value + 4]
+        yield key, weights, kv_cache, compute
+
+
+def _device_name(buffer_type: int) -> str:
+    lib = ggml()
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    if lib.ggml_backend_buft_is_host(buffer_type) or not device:
+        return "CPU"
+    return str(lib.ggml_backend_dev_name(device).decode("utf-8", "replace"))
 
 
 class DryRun:

@@ -20,7 +20,7 @@ from qwq_local.planning.shape import ModelSizes
 from qwq_local.planning.window import RopeScaling, Scaling
 
 if TYPE_CHECKING:
-    from qwq_convert.tensor_names import NamedTensor
+    from qwq_convert.model_config import NamedTensor
 
 _EMBEDDING = "token_embd.weight"
 _MAX_FACTOR = 64.0
@@ -143,8 +143,8 @@ def known_sizes(wanted_type: str) -> ModelSizes | None:
 
 def _tensors(shape: ModelShape) -> Iterator[NamedTensor]:
     """Every tensor in llama-quantize's order, as BF16; the tensors have no bytes."""
+    from qwq_convert.model_config import named_tensor
     from qwq_convert.safetensors import SourceTensor
-    from qwq_convert.tensor_names import named_tensor
 
     expected = [tensor for tensor in shape.tensors() if tensor.name != "output.bias"]
     for tensor in sorted(expected, key=lambda tensor: (tensor.layer, tensor.name)):

@@ -13,6 +13,7 @@ from llama_cpp._ggml import libggml
 from qwq_convert import ggml
 from qwq_convert.file_types import ALIASES, BLOCKS, FILE_TYPES, QuantType, find_file_type, find_tensor_type
 from qwq_convert.layout import lay_out
+from qwq_convert.model_config import NamedTensor
 from qwq_convert.quant_types import (
     NO_OPTIONS,
     TypeOptions,
@@ -21,7 +22,6 @@ from qwq_convert.quant_types import (
     needs_imatrix,
 )
 from qwq_convert.safetensors import SourceTensor
-from qwq_convert.tensor_names import NamedTensor
 
 from qwq_local.errors import ConvertError
 from qwq_local.models.architecture import QWQ_32B

@@ -19,8 +19,7 @@ from qwq_convert.pipeline import run_conversion
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.engine.api import ContextSettings
-from qwq_local.engine.breakdown import held_bytes
-from qwq_local.engine.dry_run import DryRun
+from qwq_local.engine.dry_run import DryRun, held_bytes
 from qwq_local.models.architecture import check_architecture
 from qwq_local.models.facts import model_sizes, tensor_kinds
 from qwq_local.models.header import read_header
@@ -197,7 +196,7 @@ from qwq_local.engine.library import show_log
 show_log()
 from qwq_local.engine.api import ContextSettings
 from qwq_local.errors import AbortFlag
-from qwq_local.engine.breakdown import held_bytes
+from qwq_local.engine.dry_run import held_bytes
 from tests.single_sequence import SingleSequence
 from tests.conftest import load
 context = SingleSequence(load(Path({str(path)!r})), ContextSettings(8192, 512, 512, threads=1), AbortFlag())
