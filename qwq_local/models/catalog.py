@@ -38,20 +38,30 @@ def file_type_of(name: str) -> str:
     return found[-1].upper() if found else ""
 
 
-def part_of(name: str) -> tuple[str, int, int]:
-    """A file's name without its part number, that number from 1, and the number of parts."""
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """The name of a file without its part number, that number from 1, and the number of parts."""
+
+    stem: str
+    number: int = 1
+    count: int = 1
+
+
+def part_of(name: str) -> FilePart:
+    """The part of a split model that a file's name says; part 1 of 1 when it says none."""
     match = _PART.fullmatch(name)
     if match is None:
-        return name, 1, 1
-    return match["stem"], int(match["part"]), int(match["count"])
+        return FilePart(name)
+    return FilePart(match["stem"], int(match["part"]), int(match["count"]))
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """The files of all parts of the model at `path`, the first one first."""
-    stem, _, count = part_of(path.name)
-    if count == 1:
+    part = part_of(path.name)
+    if part.count == 1:
         return (path,)
-    return tuple(path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
+    numbers = range(1, part.count + 1)
+    return tuple(path.with_name(f"{part.stem}-{number:05}-of-{part.count:05}.gguf") for number in numbers)
 
 
 def is_model(name: str) -> bool:

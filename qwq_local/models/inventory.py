@@ -145,7 +145,7 @@ def _in_hub_cache(places: Places, state: RegistryState) -> Iterator[LocalModel]:
 
 
 def _hub_model(places: Places, state: RegistryState, repo: str, path: Path) -> LocalModel | None:
-    if part_of(path.name)[1] != 1 or not is_model(path.name) or not is_there(path):
+    if part_of(path.name).number != 1 or not is_model(path.name) or not is_there(path):
         return None
     file_type, record = file_type_of(path.name), state.of(path)
     origin = ModelOrigin.PULLED if record.origin == "pull" else ModelOrigin.HUB_CACHE

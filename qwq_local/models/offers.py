@@ -65,9 +65,9 @@ def offers(listing: Listing) -> list[Offer]:
     counts: dict[str, int] = {}
     for file in listing.files:
         if is_model(file.name):
-            stem, part, count = part_of(file.name)
-            groups.setdefault(stem, {})[part] = file
-            counts[stem] = count
+            part = part_of(file.name)
+            groups.setdefault(part.stem, {})[part.number] = file
+            counts[part.stem] = part.count
     found = [
         Offer(file_type_of(parts[1].name), tuple(parts[number] for number in sorted(parts)))
         for stem, parts in groups.items()

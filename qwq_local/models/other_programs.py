@@ -79,13 +79,15 @@ def lm_studio_models(folder: Path) -> Iterator[OtherModel]:
     """The QwQ models in the folder, each named by publisher, repository and type."""
     for path in _files(folder, "*/*/*.gguf"):
         publisher, repository, file_name = path.relative_to(folder).parts
-        stem, part, _ = part_of(file_name)
-        if part != 1 or not is_model(file_name) or not _ABOUT_QWQ.search(f"{repository}/{file_name}"):
+        part = part_of(file_name)
+        if part.number != 1 or not is_model(file_name) or not _ABOUT_QWQ.search(f"{repository}/{file_name}"):
             continue
         if not all(map(is_there, parts_of(path))):
             continue
         file_type = file_type_of(file_name)
-        name = f"{publisher}/{repository}:{file_type}" if file_type else f"{publisher}/{repository}/{stem}"
+        name = (
+            f"{publisher}/{repository}:{file_type}" if file_type else f"{publisher}/{repository}/{part.stem}"
+        )
         yield OtherModel("lmstudio", f"lmstudio/{name}", path, file_type)
 
 

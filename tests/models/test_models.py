@@ -15,7 +15,7 @@ import pytest
 from qwq_local.errors import QwqError, UsageError
 from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
-from qwq_local.models.catalog import Catalog, file_type_of, part_of
+from qwq_local.models.catalog import Catalog, FilePart, file_type_of, part_of
 from qwq_local.models.fit import Fit, Memory, kv_bytes_per_token
 from qwq_local.models.inventory import LocalModel, ModelOrigin, Places, local_models, plan_removal
 from qwq_local.models.other_programs import lm_studio_models, ollama_models, other_models
@@ -245,8 +245,8 @@ def test_a_registry_that_cannot_be_written_is_one_clear_error(tmp_path: Path) ->
 
 
 def test_parts_are_recognised() -> None:
-    assert part_of("a-00002-of-00003.gguf") == ("a", 2, 3)
-    assert part_of("a.gguf")[1:] == (1, 1)
+    assert part_of("a-00002-of-00003.gguf") == FilePart("a", 2, 3)
+    assert part_of("a.gguf") == FilePart("a.gguf", 1, 1)
 
 
 @pytest.fixture
