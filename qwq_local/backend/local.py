@@ -131,6 +131,10 @@ class LocalBackend:
         plan = self.weights.expected_plan(encoded.planned_tokens)
         return self._planned(encoded, plan, self._seed(request))
 
+    def largest_context(self) -> int:
+        """The largest context that a plan may have, in tokens."""
+        return self._profile.n_ctx or self.planner.window.largest
+
     def count_tokens(self, text: str) -> int:
         """The number of tokens of plain text."""
         return len(encode_plain(text, self.weights.vocabulary))
@@ -312,6 +316,7 @@ class LocalBackend:
             loop_guard=self._profile.loop_guard,
             is_constrained=request.constraint is not None,
             wants_tokens=request.wants_tokens,
+            has_logprobs=self._profile.logprobs is not None,
         )
 
     def _seed(self, request: ReplyRequest) -> int:

@@ -264,7 +264,8 @@ def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
 def _answer(run: _AskRun) -> int:
     """Asks everything at once; the exit status."""
     environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
-    question = replace(_question(given), wants_tokens=run.recorder is not None)
+    shows_tokens = flags.jsonl and given.profile.logprobs is not None
+    question = replace(_question(given), wants_tokens=run.recorder is not None or shows_tokens)
     if flags.dry_run:
         if not isinstance(run.backend, Plans):
             raise UsageError(f"--dry-run: {given.model} makes no plan.")

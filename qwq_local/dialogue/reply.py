@@ -53,8 +53,8 @@ class ReplySettings:
     """How a reply runs, in tokens. `window` is how many tokens prompt and reply may have together.
 
     `max_tokens` 0 lets the answer run to the end of the window. A reply that `wants_tokens` reports the ids
-    it makes, so that another reply can continue from them. With `is_constrained` the answer is sampled under
-    a constraint: a tag in it is content.
+    it makes, so that another reply can continue from them; `has_logprobs` adds the log-probability of each
+    sampled one. With `is_constrained` the answer is sampled under a constraint: a tag in it is content.
     """
 
     window: int
@@ -65,6 +65,7 @@ class ReplySettings:
     loop_guard: bool = True
     is_constrained: bool = False
     wants_tokens: bool = False
+    has_logprobs: bool = False
 
 
 class Reply:
@@ -108,7 +109,11 @@ class Reply:
             self._max_tokens += n_answer
         self._reserved = settings.answer_reserve + self._closings.longest
         self._watch = _Stopwatch(clock)
-        self._report = _Report(clock, self._n_known) if settings.wants_tokens else None
+        self._report = (
+            _Report(clock, self._n_known, has_logprobs=settings.has_logprobs)
+            if settings.wants_tokens
+            else None
+        )
         self._steps: deque[Step] = deque()
         self._must_close: CloseReason | None = None
         self._on_forced: Callable[[], Sequence[Event]] | None = None
@@ -439,8 +444,9 @@ class _Stopwatch:
 class _Report:
     """The generated tokens that were not reported yet, and when the next report is due."""
 
-    def __init__(self, clock: Callable[[], float], n_known: int) -> None:
+    def __init__(self, clock: Callable[[], float], n_known: int, *, has_logprobs: bool) -> None:
         self._clock = clock
+        self._has_logprobs = has_logprobs
         self._n_reported = self._n_valid = n_known
         self._is_sampled: list[bool] = []
         self._logprobs: list[TokenLogprob | None] = []
@@ -468,7 +474,7 @@ class _Report:
         if start == end == self._n_reported:
             return None
         self._n_reported = self._n_valid = end
-        logprobs = tuple(self._logprobs) if any(self._logprobs) else None
+        logprobs = tuple(self._logprobs) if self._has_logprobs else None
         event = Generated(start, tuple(generated[start:]), n_thinking, tuple(self._is_sampled), logprobs)
         self._is_sampled, self._logprobs = [], []
         return event

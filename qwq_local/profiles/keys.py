@@ -79,7 +79,7 @@ class Profile(SamplerKeys):
     n_batch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are submitted at once")
     n_ubatch: int = setting(512, Number(1, 65_536, whole=True), "prompt tokens that are computed at once")
     prefill_gap: float = setting(
-        0.25, Number(0.01, 60), "seconds a step may take that reads a prompt beside running replies"
+        0.25, Number(0.01, 60), "most seconds of a step that reads a prompt beside running replies"
     )
     prefill_chunk: int = setting(
         0, Number(0, 65_536, whole=True), "prompt tokens in such a step; 0: as prefill_gap allows"
@@ -104,7 +104,7 @@ class Profile(SamplerKeys):
     logprobs: int | None = setting(
         None,
         Number(0, 100, whole=True, words={"off": None}),
-        "record the log-probability of each token and of this many likeliest ones",
+        "report the log-probability of each token, and of this many likeliest ones; off: none",
     )
 
     # Budgets and the prompt.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.backend.api import ReplyRequest
+from qwq_local.backend.api import Adopts, Backend, CountsTokens, Identified, Keeps, Plans, ReplyRequest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
 from qwq_local.dialogue.prompts.formats import prompt_format
@@ -39,6 +39,11 @@ def backend(miniature: Callable[[str], Path], tmp_path: Path) -> Iterator[LocalB
 
 def ask(backend: LocalBackend, question: str, *before: Message) -> list[Event]:
     return list(backend.reply(ReplyRequest([*before, Message(Role.USER, question)])))
+
+
+def test_it_can_do_all_that_a_backend_may(backend: LocalBackend) -> None:
+    for protocol in (Backend, Plans, CountsTokens, Adopts, Keeps, Identified):
+        assert isinstance(backend, protocol), protocol.__name__
 
 
 @pytest.mark.parametrize("where", ["file", "stdin", "question", "history", "system", "tool"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from qwq_local.errors import HistoryError
 from qwq_local.events import Finished, FinishReason, Notice, Prefill, Prompted, Thinking, TurnStats
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.background import AskedTurn, BackgroundRecorder
-from qwq_local.history.records import TurnOrigin, TurnRecord, TurnState
+from qwq_local.history.records import AnswerPart, ThinkingPart, TurnOrigin, TurnRecord, TurnState
 from tests.command import qwq, qwq_here
 from tests.history.programs import PLAN, turn_events
 
@@ -61,6 +62,46 @@ def test_the_list_says_which_command_asked(cache: Path) -> None:
     [record] = json.loads(qwq(cache, "history", "--json").stdout)
     assert (record["command"], record["system"]) == ("ask", "Count.")
     assert "conversation 1 by `qwq ask`" in qwq(cache, "history", "show", "1").stdout
+
+
+def test_log_probabilities_are_written_as_json_and_kept(tmp_path: Path) -> None:
+    """A closed thought shows a forced run of tokens; `--private` keeps nothing and writes the same lines."""
+    flags = ("--jsonl", "-s", "logprobs=3", "-s", "thinking_budget=12")
+    kept, private = (
+        qwq_here(tmp_path, "ask", *GREEDY, *flags, *more, QUESTION) for more in ((), ("--private",))
+    )
+    lines = [_generated(ran.stdout) for ran in (kept, private)]
+    assert lines[0] == lines[1]
+    tokens, sampled, logprobs = lines[0]
+    assert len(tokens) == len(sampled) == len(logprobs)
+    assert not all(sampled)
+    assert [each is not None for each in logprobs] == sampled
+    for token, each in zip(tokens, logprobs, strict=True):
+        if each is not None:
+            assert each["token"] == token == each["top"][0][0]
+            assert [logprob for _, logprob in each["top"]] == sorted(
+                (logprob for _, logprob in each["top"]), reverse=True
+            )
+            assert len(each["top"]) == 3
+            assert each["logprob"] == each["top"][0][1] <= 0
+    [[turn]] = turns_of(tmp_path)
+    assert turn.generated == tuple(tokens)
+    runs = [part.tokens for part in turn.parts if isinstance(part, ThinkingPart | AnswerPart)]
+    assert [flag for run in runs for flag in run.sampled or ()] == sampled
+    recorded = [each for run in runs for each in run.logprobs or ()]
+    assert [each and (each.token, len(each.top)) for each in recorded] == [
+        each and (each["token"], 3) for each in logprobs
+    ]
+
+
+def _generated(lines: str) -> tuple[list[int], list[bool], list[Any]]:
+    """The tokens of all `generated` lines, which ones were sampled, and their log-probabilities."""
+    whole: tuple[list[int], list[bool], list[Any]] = ([], [], [])
+    for line in map(json.loads, lines.splitlines()):
+        if line["event"] == "generated":
+            for values, name in zip(whole, ("tokens", "sampled", "logprobs"), strict=True):
+                values[line["start"] :] = line[name]
+    return whole
 
 
 def test_the_next_question_continues_the_last_conversation(tmp_path: Path) -> None:
