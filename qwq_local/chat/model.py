@@ -206,18 +206,15 @@ class ChatModel:
         self.chosen, self.planned = chosen, None
         return planned
 
-    def origin(self, planned: Planned | None, cached_tokens: int, seed: int | None) -> TurnOrigin:
-        """What a turn under this plan is computed with; `seed` is the one that was sent."""
+    def origin(self, seed: int | None) -> TurnOrigin:
+        """What a turn is computed with, as far as that is known before its plan; `seed` is the one sent."""
         return TurnOrigin(
             model=self.chosen.model,
             identity=self.identity(),
             library=self._setup.library if self._identified is not None else "",
             profile=self.chosen.profile or "",
             settings={key: value_text(self.profile, key) for key in RECORDED_KEYS},
-            seed=planned.seed if planned is not None else seed or 0,
-            yarn_factor=planned.yarn_factor if planned is not None else 1.0,
-            kv_type=planned.kv_type if planned is not None else "",
-            cached_tokens=cached_tokens,
+            seed=seed or 0,
         )
 
     def close(self) -> None:

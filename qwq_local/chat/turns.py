@@ -25,13 +25,12 @@ from qwq_local.events import (
     Loading,
     Notice,
     Planned,
-    Prefill,
     Thinking,
     ThinkingClosed,
 )
 from qwq_local.history.database import HistoryBusy
 from qwq_local.history.recorder import TurnRecorder
-from qwq_local.history.records import TurnOrigin, TurnRecord, TurnStart
+from qwq_local.history.records import TurnRecord, TurnStart
 from qwq_local.planning.window import Window
 
 
@@ -129,8 +128,7 @@ def _begin_in_archive(session: Session, asked: ChatQuestion) -> TurnRecorder:
         question=asked.question,
         content=asked.content,
         files=asked.files,
-        profile=profile,
-        settings=model.settings,
+        origin=model.origin(asked.seed),
     )
     recorder = session.archive.begin_turn(start)
     for name in asked.waiting:
@@ -202,7 +200,6 @@ class _Recording:
         self._begin = begin
         self._continued = continued
         self._recorder: TurnRecorder | None = None
-        self._has_prefill = False
         self.has_text = False
         self.closed: CloseReason | None = None
         self.reason: FinishReason | None = None
@@ -214,13 +211,8 @@ class _Recording:
             model.planned = event
         if self._recorder is None and not isinstance(event, Loading | Notice):
             self._recorder = self._begin()
-            self._recorder.set_origin(self._origin(0))
         if self._recorder is None:
             return
-        if isinstance(event, Prefill) and not self._has_prefill:
-            # Only the first one says what was cached before it began.
-            self._has_prefill = True
-            self._recorder.set_origin(self._origin(event.cached))
         self._recorder.feed(event)
         match event:
             case Thinking() | Answer():
@@ -250,13 +242,6 @@ class _Recording:
             return None
         conversation.add(turn)
         return turn
-
-    def _origin(self, cached_tokens: int) -> TurnOrigin:
-        """What the turn is computed with; a continued turn keeps what it began with."""
-        if self._continued is not None and self._continued.origin is not None:
-            return replace(self._continued.origin, is_continued=True)
-        model = self._session.model
-        return model.origin(model.planned, cached_tokens, self._seed)
 
 
 def _end_lines(model: ChatModel, recording: _Recording, before: Planned | None) -> Iterator[str]:

@@ -162,6 +162,7 @@ def _recorder(given: _Input, backend: Backend, places: Directories) -> Backgroun
             library=LIBRARY if isinstance(backend, Identified) else "",
             profile=given.task,
             settings={key: value_text(given.profile, key) for key in RECORDED_KEYS},
+            seed=given.profile.seed or 0,
         )
 
     def opened() -> Archive:

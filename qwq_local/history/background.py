@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from qwq_local.errors import QwqError
-from qwq_local.events import Answer, Finished, Planned, Prefill, Thinking
+from qwq_local.events import Answer, Finished, Thinking
 from qwq_local.history.archive import Archive
-from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import TurnEvent, TurnOrigin, TurnStart
 
 # A history that another process writes is waited for, one that hangs is not.
@@ -45,84 +45,57 @@ class BackgroundRecorder:
     ) -> None:
         self._open_archive = open_archive
         self.asked = asked
-        self._find_origin = origin
-        self._origin = TurnOrigin("")
-        self._items: queue.SimpleQueue[TurnEvent | Prefill | TurnOrigin | None] = queue.SimpleQueue()
+        self._origin = origin
+        self._events: queue.SimpleQueue[TurnEvent | None] = queue.SimpleQueue()
         self._notices: list[str] = []
         self._thread: threading.Thread | None = None
 
     def feed(self, event: object) -> None:
         """Take the next event; returns at once. What is no event of a turn is ignored."""
-        if not isinstance(event, TurnEvent | Prefill):
+        if not isinstance(event, TurnEvent):
             return
         if self._thread is None:
-            self._origin = self._find_origin()
-            self._thread = threading.Thread(target=self._run, name="background history", daemon=True)
+            run = partial(self._run, self._origin())
+            self._thread = threading.Thread(target=run, name="background history", daemon=True)
             self._thread.start()
-            self._items.put(self._origin)
-        if isinstance(event, Planned):
-            self._origin = replace(
-                self._origin, seed=event.seed, yarn_factor=event.yarn_factor, kv_type=event.kv_type
-            )
-            self._items.put(self._origin)
-        if isinstance(event, Prefill) and not self._origin.cached_tokens:
-            self._origin = replace(self._origin, cached_tokens=event.cached)
-            self._items.put(self._origin)
-        self._items.put(event)
+        self._events.put(event)
 
     def close(self) -> list[str]:
         """Wait until the turn is written; what the user should know, one line each. Harmless twice."""
         if self._thread is None:
             return []
-        self._items.put(None)
+        self._events.put(None)
         self._thread.join(_WAIT_AT_END_S)
         if self._thread.is_alive():
             return ["this turn is not being kept: the history takes too long to write."]
         notices, self._notices = self._notices, []
         return notices
 
-    def _run(self) -> None:
+    def _run(self, origin: TurnOrigin) -> None:
         try:
             with self._open_archive() as archive:
                 self._notices += archive.notices
-                self._record(archive)
+                self._record(archive, origin)
         except QwqError as error:
             self._notices.append(f"this turn is not being kept: {error}")
 
-    def _record(self, archive: Archive) -> None:
-        asked = self.asked
-        model, profile = self._origin.model, self._origin.profile
-        conversation = asked.conversation
+    def _record(self, archive: Archive, origin: TurnOrigin) -> None:
+        asked, conversation = self.asked, self.asked.conversation
         if conversation is None:
-            conversation = archive.begin(model, profile, asked.system, command=asked.command)
+            conversation = archive.begin(origin.model, origin.profile, asked.system, command=asked.command)
         elif archive.conversation(conversation).system != asked.system:
             archive.set_system(conversation, asked.system)
-        start = TurnStart(
-            conversation,
-            asked.parent,
-            asked.question,
-            asked.content,
-            asked.files,
-            profile,
+        recorder = archive.begin_turn(
+            TurnStart(conversation, asked.parent, asked.question, asked.content, asked.files, origin)
         )
-        recorder = archive.begin_turn(start)
-        if self._feed(recorder):
-            recorder.close()
+        is_worth_keeping = False
+        while (event := self._events.get()) is not None:
+            is_worth_keeping = is_worth_keeping or isinstance(event, Thinking | Answer | Finished)
+            recorder.feed(event)
+        recorder.close()
+        if is_worth_keeping:
             self._notices += filter(None, [recorder.problem])
         elif asked.conversation is None:
-            recorder.close()
             archive.remove(conversation)
         else:
-            recorder.close()
             archive.set_head(conversation, asked.parent)
-
-    def _feed(self, recorder: TurnRecorder) -> bool:
-        """Pass on all that comes; whether any text or an end came, so that the turn is worth keeping."""
-        has_grown = False
-        while (item := self._items.get()) is not None:
-            if isinstance(item, TurnOrigin):
-                recorder.set_origin(item)
-                continue
-            has_grown = has_grown or isinstance(item, Thinking | Answer | Finished)
-            recorder.feed(item)
-        return has_grown

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from qwq_local.errors import HistoryError
-from qwq_local.events import Event, Finished, FinishReason, Generated, Steered, Thinking
+from qwq_local.events import Event, Finished, FinishReason, Generated, Prefill, Steered, Thinking
 from qwq_local.history.database import HistoryBusy
-from qwq_local.history.records import RunningTurn, TurnEvent, TurnOrigin, TurnRecord, TurnState
+from qwq_local.history.records import RunningTurn, TurnEvent, TurnRecord, TurnState
 from qwq_local.history.turns import Turns
 
 # With the quarter of a second that token ids may come later than their text, less than one second is lost.
@@ -38,7 +38,6 @@ class TurnRecorder:
         self._seen_at: float | None = None  # when the last of the thinking came
         self._unwritten: list[TurnEvent] = []
         self._reports_tokens = False
-        self._new_origin: TurnOrigin | None = None  # until it is written
         self._is_written = False
         self._problem: str | None = None
         self._lock = threading.RLock()  # what came
@@ -68,6 +67,8 @@ class TurnRecorder:
         with self._lock:
             if self._turn.has_ended or not isinstance(event, TurnEvent):
                 return
+            if isinstance(event, Prefill) and self._turn.has_prefilled:
+                return  # only the first one says what was cached before
             if isinstance(event, Thinking | Steered):
                 now = self._clock()
                 self._turn.thinking_s += now - (now if self._seen_at is None else self._seen_at)
@@ -79,14 +80,6 @@ class TurnRecorder:
                 self._thread = threading.Thread(target=self._keep_writing, name="history", daemon=True)
                 self._thread.start()
         if isinstance(event, Finished):
-            self._write()
-
-    def set_origin(self, origin: TurnOrigin) -> None:
-        """Keep what the turn is computed with; the conversation takes over its model and profile."""
-        with self._lock:
-            self._turn.set_origin(origin)
-            self._new_origin = origin
-        if self._is_written:
             self._write()
 
     def close(self) -> None:
@@ -128,10 +121,6 @@ class TurnRecorder:
 
     def _put(self, events: Sequence[TurnEvent], thinking_s: float, turn: TurnRecord | None) -> None:
         wait_s = _WAIT_S if turn is None else _WAIT_AT_END_S
-        if (origin := self._new_origin) is not None:
-            self._turns.set_origin(self.turn_id, origin, wait_s)
-            with self._lock:
-                self._new_origin = None if self._new_origin is origin else self._new_origin
         if self._is_written:
             return
         if turn is not None:

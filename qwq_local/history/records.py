@@ -19,6 +19,7 @@ from qwq_local.events import (
     FinishReason,
     Generated,
     Planned,
+    Prefill,
     Prompted,
     Steered,
     Thinking,
@@ -227,15 +228,17 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnStart:
-    """A turn about to run: after which turn (None for a first one), and what is asked."""
+    """A turn about to run: after which turn (None for a first one), and what is asked.
+
+    `origin` is completed by the plan and the prefill; without one only the conversation's model is known.
+    """
 
     conversation: int
     parent: int | None
     question: str
     content: str
     files: tuple[str, ...] = ()
-    profile: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    origin: TurnOrigin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +255,7 @@ class SearchHit:
     excerpt: str
 
 
-TurnEvent = Planned | Prompted | Thinking | Steered | Answer | Generated | ThinkingClosed | Finished
+TurnEvent = Planned | Prompted | Prefill | Thinking | Steered | Answer | Generated | ThinkingClosed | Finished
 """The events that change a turn's record."""
 
 _CUT = frozenset({FinishReason.INTERRUPTED, FinishReason.MAX_TOKENS, FinishReason.CONTEXT})
@@ -262,7 +265,8 @@ class RunningTurn:
     """Takes events and gives the turn as it stands.
 
     Thinking and answer after the last part of a tool grow, the parts before stay. A turn that is continued
-    keeps its plan; its seconds are added. `thinking_s` is set from outside: events do not carry the time.
+    keeps its plan and its origin; its seconds are added. `thinking_s` is set from outside: events do not
+    carry the time.
     """
 
     def __init__(self, begun: TurnRecord) -> None:
@@ -282,6 +286,7 @@ class RunningTurn:
                 self._n_thinking = len(self._tokens.ids)
         self._thinking_tokens: int | None = None  # unknown before the first ids
         self._record = begun
+        self.has_prefilled = False
         self.thinking_s = begun.thinking_s
 
     @property
@@ -295,6 +300,13 @@ class RunningTurn:
             case Planned():
                 if not self._begun.plan:
                     self._change(plan=plain(event))
+                    self._complete_origin(
+                        seed=event.seed, yarn_factor=event.yarn_factor, kv_type=event.kv_type
+                    )
+            case Prefill():
+                if not (self.has_prefilled or self._begun.prompt):
+                    self._complete_origin(cached_tokens=event.cached)
+                self.has_prefilled = True
             case Prompted():
                 self._change(prompt=event.tokens)
             case Thinking():
@@ -318,10 +330,6 @@ class RunningTurn:
                 )
             case _:
                 pass
-
-    def set_origin(self, origin: TurnOrigin) -> None:
-        """What it is computed with."""
-        self._change(origin=origin)
 
     def stop(self, state: TurnState, reason: FinishReason | None) -> None:
         """End it without Finished."""
@@ -352,6 +360,10 @@ class RunningTurn:
         self._tokens = self._tokens.part(0, event.start - self._n_kept_tokens).followed_by(new)
         self._thinking_tokens = event.thinking
         self._n_thinking = max(0, event.thinking - self._n_kept_tokens)
+
+    def _complete_origin(self, **known: Any) -> None:
+        if self._record.origin is not None:
+            self._change(origin=replace(self._record.origin, **known))
 
     def _change(self, **changes: Any) -> None:
         self._record = replace(self._record, **changes)

@@ -1,7 +1,7 @@
 """Turns in the database: begun, journaled while they run, ended, taken up again, and found after a crash.
 
 A second of a running turn is one short row, appended to the journal. Its own row is written when it begins
-and ends, and when its origin becomes known.
+and ends.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Turns:
             if conversation is None:
                 raise HistoryError(f"there is no conversation {start.conversation}.")
             parent = self._parent(connection, start)
-            origin = TurnOrigin(conversation["model"], profile=start.profile, settings=start.settings)
+            origin = start.origin or TurnOrigin(conversation["model"])
             turn = _insert(
                 connection,
                 conversation=start.conversation,
@@ -139,11 +139,11 @@ class Turns:
                 question=storable(start.question),
                 content=storable(start.content),
                 files=packed_json(start.files),
-                origin=packed_json(origin),
                 state=TurnState.RUNNING,
                 owner=self._owner.token,
                 created_at=self._clock(),
             )
+            self._set_origin(connection, turn, origin)
             self._stamp(connection, start.conversation, turn)
         return turn
 
@@ -164,6 +164,8 @@ class Turns:
                 "UPDATE turns SET state = ?, owner = ?, reason = NULL WHERE id = ?",
                 (TurnState.RUNNING, self._owner.token, turn),
             )
+            if (origin := self._read(connection, turn).origin) is not None:
+                self._set_origin(connection, turn, replace(origin, is_continued=True))
             self._stamp(connection, row["conversation"], turn)
             return self._read(connection, turn)
 
@@ -182,16 +184,6 @@ class Turns:
             self._row(connection, turn.id)
             self._settle(connection, turn)
             self._stamp(connection, turn.conversation)
-
-    def set_origin(self, turn: int, origin: TurnOrigin, wait_s: float) -> None:
-        """Write what a turn was computed with; its conversation takes over model and profile."""
-        with self._database.writing(wait_s=wait_s) as connection:
-            connection.execute("UPDATE turns SET origin = ? WHERE id = ?", (packed_json(origin), turn))
-            connection.execute(
-                "UPDATE conversations SET model = ?, profile = ? "
-                "WHERE id = (SELECT conversation FROM turns WHERE id = ?)",
-                (storable(origin.model), storable(origin.profile), turn),
-            )
 
     def get(self, turn: int) -> TurnRecord:
         """A turn as it stands in the database. Raises HistoryError."""
@@ -244,7 +236,6 @@ class Turns:
             question=storable(turn.question),
             content=storable(turn.content),
             files=packed_json(turn.files),
-            origin="" if turn.origin is None else packed_json(turn.origin),
             state=turn.state,
             created_at=turn.created_at,
         )
@@ -294,10 +285,11 @@ class Turns:
     def _settle(self, connection: sqlite3.Connection, turn: TurnRecord) -> None:
         """Write a turn that has ended into its row and its parts; its journal is not needed any more."""
         connection.execute(
-            "UPDATE turns SET prompt = ?, plan = ?, stats = ?, thinking_s = ?, closed = ?, state = ?, "
-            "reason = ?, owner = iif(? = 'lost', owner, '') WHERE id = ?",
+            "UPDATE turns SET prompt = ?, origin = ?, plan = ?, stats = ?, thinking_s = ?, closed = ?, "
+            "state = ?, reason = ?, owner = iif(? = 'lost', owner, '') WHERE id = ?",
             (
                 packed_tokens(turn.prompt),
+                "" if turn.origin is None else packed_json(turn.origin),
                 packed_json(turn.plan),
                 packed_json(turn.stats),
                 turn.thinking_s,
@@ -314,6 +306,15 @@ class Turns:
         connection.executemany(INSERT_PART, rows)
         if self._database.has_index:
             add_to_index(connection, [turn.id])
+
+    def _set_origin(self, connection: sqlite3.Connection, turn: int, origin: TurnOrigin) -> None:
+        """Write what a turn is computed with; its conversation takes over model and profile."""
+        connection.execute("UPDATE turns SET origin = ? WHERE id = ?", (packed_json(origin), turn))
+        connection.execute(
+            "UPDATE conversations SET model = ?, profile = ? "
+            "WHERE id = (SELECT conversation FROM turns WHERE id = ?)",
+            (storable(origin.model), storable(origin.profile), turn),
+        )
 
     def _stamp(self, connection: sqlite3.Connection, conversation: int, head: int | None = None) -> None:
         connection.execute(

@@ -17,7 +17,7 @@ from qwq_local.errors import HistoryError
 from qwq_local.events import Answer, Finished, FinishReason, Generated, Prompted, Thinking, TurnStats
 from qwq_local.history.archive import Archive
 from qwq_local.history.labels import clean_name, squeezed
-from qwq_local.history.records import TurnStart, TurnState
+from qwq_local.history.records import TurnOrigin, TurnStart, TurnState
 from qwq_local.history.rows import packed_tokens, storable, unpacked_tokens
 from qwq_local.terminal.sanitizer import cell_width
 
@@ -35,7 +35,8 @@ def archive(path: Path) -> Iterator[Archive]:
 
 def ask(archive: Archive, conversation: int, parent: int | None, question: str) -> int:
     """A turn that has ended; its id."""
-    start = TurnStart(conversation, parent, question, f"{question} Please.", (), "math", {"seed": "7"})
+    origin = TurnOrigin("miniature", profile="math", settings={"seed": "7"})
+    start = TurnStart(conversation, parent, question, f"{question} Please.", (), origin)
     recorder = archive.begin_turn(start)
     recorder.feed(Prompted((1, 2, 3)))
     recorder.feed(Generated(0, (4, 5), 1))
@@ -207,7 +208,8 @@ def test_token_ids_take_four_bytes_each_least_significant_first(tokens: list[int
 def test_any_text_is_kept(archive: Archive) -> None:
     text = "nul \0, half a character \ud83d, \x1b[31m, \U0010ffff, 'quotes' \"too\""
     conversation = archive.begin(text, text, text, text)
-    recorder = archive.begin_turn(TurnStart(conversation, None, text, text, (text,), text, {text: text}))
+    origin = TurnOrigin(text, profile=text, settings={text: text})
+    recorder = archive.begin_turn(TurnStart(conversation, None, text, text, (text,), origin))
     recorder.feed(Thinking(text))
     recorder.feed(Finished(FinishReason.STOP, TurnStats(), text, text))
     [turn] = archive.path(conversation)

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from qwq_local.events import (
     Finished,
     FinishReason,
     Generated,
+    Prefill,
     Prompted,
     Steered,
     Thinking,
@@ -28,7 +30,7 @@ from qwq_local.events import (
 from qwq_local.history.archive import Archive
 from qwq_local.history.recorder import WRITE_EVERY_S
 from qwq_local.history.records import TurnOrigin, TurnStart, TurnState
-from tests.history.programs import started, thoughts, turn_events
+from tests.history.programs import PLAN, started, thoughts, turn_events
 
 TIMEOUT_S = 60
 PAGE_BYTES = 4096 + 24  # in the log, with its header
@@ -313,21 +315,33 @@ def test_a_history_that_another_process_writes_to_takes_the_end_when_it_can(path
         assert archive.turn(recorder.turn_id).generated == (*range(25), 9)
 
 
-def test_what_a_turn_was_computed_with_is_kept_whenever_it_is_told(path: Path) -> None:
-    origin = TurnOrigin(
-        "QwQ-32B", "sha256:1", "0.3.36", "math", {"temperature": "0.6"}, 7, 4.0, "q8_0", 12, True
-    )
+def test_what_a_turn_is_computed_with_is_completed_by_its_plan_and_prefill(path: Path) -> None:
+    known = TurnOrigin("QwQ-32B", "sha256:1", "0.3.36", "math", {"temperature": "0.6"})
+    whole = replace(known, seed=7, yarn_factor=1.0, kv_type="f16", cached_tokens=2)
     with Archive.open(path) as archive:
         conversation, start = begun(archive)
-        recorder = archive.begin_turn(start)
-        assert archive.turn(recorder.turn_id).origin == TurnOrigin("miniature")
-        for event in turn_events(5):
-            recorder.feed(event)
-        recorder.set_origin(origin)
-    with Archive.open(path) as archive:
-        assert archive.turn(recorder.turn_id).origin == origin
+        recorder = archive.begin_turn(replace(start, origin=known))
         record = archive.conversation(conversation)
         assert (record.model, record.profile) == ("QwQ-32B", "math")
+        for event in (PLAN, Prompted((1, 2, 3)), Prefill(1, 3, 2), Prefill(3, 3, 0), Thinking("Well.")):
+            recorder.feed(event)
+        assert archive.turn(recorder.turn_id).origin == whole
+        wait_for(lambda: n_entries(path) == 1)
+        with Archive.open(path) as other:
+            assert other.turn(recorder.turn_id).origin == whole
+    with Archive.open(path) as archive:
+        assert archive.turn(recorder.turn_id).origin == whole
+        again = archive.resume_turn(recorder.turn_id)
+        for event in (replace(PLAN, seed=8), Prompted((1, 2, 3)), Prefill(3, 3, 3)):
+            again.feed(event)
+        again.close()
+        assert archive.turn(recorder.turn_id).origin == replace(whole, is_continued=True)
+
+
+def test_without_an_origin_the_model_of_the_conversation_is_known() -> None:
+    with Archive.private() as archive:
+        _, start = begun(archive)
+        assert archive.turn(archive.begin_turn(start).turn_id).origin == TurnOrigin("miniature")
 
 
 def test_a_turn_whose_conversation_was_removed_goes_on(path: Path) -> None:
