@@ -7,10 +7,10 @@ ConvertError or ModelFileError, take long, or allocate more than a multiple of t
 from __future__ import annotations
 
 import json
+import signal
 import struct
 import tracemalloc
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +33,9 @@ from tests.checkpoints import CheckpointSpec, write_checkpoint
 BYTES_PER_BYTE = 64
 BYTES_AT_LEAST = 2**16
 LONGEST_MESSAGE = 1000
-# Not a measure of speed: only a loop without end, or one that squares the size, takes seconds.
-NOT_A_HANG = timedelta(seconds=5)
+# Processor time of a whole test, twenty times what it takes: only a loop without end, or one that squares the
+# size, comes near.
+MOST_CPU_S = 120
 
 
 # A case that fails is printed whole, however long its names are.
@@ -42,13 +43,29 @@ pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWar
 
 
 def thorough(max_examples: int) -> settings:
-    """So many cases, none of which may take long."""
+    """This number of cases; `ends` limits their processor time together."""
     return settings(
         max_examples=max_examples,
         database=None,
-        deadline=NOT_A_HANG,
+        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+
+
+@pytest.fixture(autouse=True)
+def ends() -> Iterator[None]:
+    """Fails a test that uses too much processor time; other processes beside it do not count."""
+
+    def fail(_signal: int, _frame: object) -> None:
+        raise AssertionError(f"no end after {MOST_CPU_S} seconds of processor time")
+
+    earlier = signal.signal(signal.SIGVTALRM, fail)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, earlier)
 
 
 class Samples:
