@@ -85,7 +85,7 @@ ENGINE_COMMANDS = ("cache", "environment", "imatrix", "main", "verify")
 POSIX_ONLY = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readline")
 
 # TODO: rooms that still have small modules with one importer. The list only gets shorter.
-TODO_SMALL = ("qwq_local.backend", "qwq_local.terminal")
+TODO_SMALL = ("qwq_local.backend",)
 
 
 @cache

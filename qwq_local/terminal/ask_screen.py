@@ -1,4 +1,4 @@
-"""One turn on stdout and stderr: thinking, progress, notices and the answer.
+"""A question on stdout and stderr, asked at once or in parts: thinking, progress, notices and the answer.
 
 The answer goes to stdout: rendered while it streams on a terminal, exactly as generated anywhere else.
 Everything else goes to stderr; thinking and progress only where stderr is a terminal. Control sequences
@@ -7,8 +7,9 @@ of the model never reach a terminal. rich is imported only when an answer is ren
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
+from qwq_local.backend.split import Joining, PartDone, PartStarted, SplitEvent, SplitPlanned
 from qwq_local.events import (
     Answer,
     CloseReason,
@@ -23,9 +24,12 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
+from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine, rough_duration
 from qwq_local.terminal.sanitizer import Sanitizer, one_line
-from qwq_local.text import duration
+from qwq_local.text import duration, plural
+
+if TYPE_CHECKING:
+    from qwq_local.terminal.markdown import MarkdownWriter
 
 Think = Literal["show", "hide"]
 
@@ -40,19 +44,6 @@ _CLOSED_BY = {
     CloseReason.LOOP: "ended in a loop",
     CloseReason.ASKED: "ended when asked",
 }
-
-
-class AnswerView(Protocol):
-    """Where the answer goes."""
-
-    def feed(self, text: str) -> None:
-        """Take the next piece."""
-
-    def suspend(self) -> None:
-        """Leave the cursor where another line can begin."""
-
-    def close(self) -> None:
-        """Write what is left and end the last line."""
 
 
 class ExactText:
@@ -125,7 +116,7 @@ class AskScreen:
         self._thinking: PlainText | ExactText | None = None
         self._thinking_status: StatusLine | None = None
         self._thinking_since = 0.0
-        self._answer: AnswerView | None = None
+        self._answer: ExactText | PlainText | MarkdownWriter | None = None
         self._is_broken = False
 
     def __enter__(self) -> AskScreen:
@@ -242,7 +233,7 @@ class AskScreen:
             self._answer = self._open_answer()
         self._answer.feed(text)
 
-    def _open_answer(self) -> AnswerView:
+    def _open_answer(self) -> ExactText | PlainText | MarkdownWriter:
         if not self._out.is_terminal:
             return ExactText(self._out)
         if self._out.is_dumb:
@@ -273,3 +264,90 @@ class AskScreen:
         if self._thinking:
             self._thinking.close()
         self._thinking = self._thinking_status = None
+
+
+class SplitScreen:
+    """Shows a question that is asked in parts. `think` as for one turn.
+
+    The last answer goes to stdout. Everything else goes to stderr: the plan and a line for each part always;
+    thinking and answers of the parts only on a terminal, or when thinking is shown.
+    """
+
+    def __init__(self, out: Output, err: Output, clock: Clock, think: Think | None = None) -> None:
+        self._out = out
+        self._err = err
+        self._clock = clock
+        self._think = think
+        self._shows_answers = err.is_terminal or think == "show"
+        self._screen = AskScreen(out, err, clock, think)
+        self._is_part = False
+        self._plan_line = ""
+        self._between = ""
+        self._hidden: list[PartDone] = []
+
+    def show(self, event: SplitEvent) -> None:
+        """Show one event. Raises BrokenPipeError when the reader has gone."""
+        match event:
+            case SplitPlanned():
+                self._screen.note(plan_line(event))
+            case PartStarted():
+                self._begin(AskScreen(self._err, self._err, self._clock, self._think), is_part=True)
+                self._line(f"{place_of(event)}{_left(event)}")
+            case PartDone():
+                self._screen.close()
+                if not self._shows_answers and event.answer.strip():
+                    self._hidden.append(event)
+            case Joining(answers):
+                self._begin(AskScreen(self._out, self._err, self._clock, self._think), is_part=False)
+                self._line(f"the last pass: over {plural(answers, 'answer')}")
+            case Planned() if event.line == self._plan_line:
+                pass
+            case Answer() if self._is_part and not self._shows_answers:
+                pass
+            case Finished() if self._is_part:
+                pass
+            case _:
+                if isinstance(event, Planned):
+                    self._plan_line = event.line
+                self._screen.show(event)
+
+    def show_hidden(self) -> None:
+        """Write the answers of the parts that were not shown, when no last answer will come."""
+        for done in self._hidden:
+            self._err.write(f"\nanswer from {place_of(done)} ({done.reason}):\n{done.answer.rstrip()}\n")
+        self._hidden.clear()
+
+    def close(self) -> None:
+        """Write the rest. A second call does nothing."""
+        self._screen.close()
+
+    def _begin(self, screen: AskScreen, *, is_part: bool) -> None:
+        self._screen.close()
+        self._screen, self._is_part = screen, is_part
+
+    def _line(self, text: str) -> None:
+        """Write a line about a pass, after a blank row if text was shown."""
+        before, after = (_DIM, _PLAIN) if self._err.is_live else ("", "")
+        self._err.write(f"{self._between}{before}▸ {text}{after}\n")
+        self._between = "\n" if self._shows_answers else ""
+
+
+def plan_line(event: SplitPlanned) -> str:
+    """How many passes there will be, on one line."""
+    joins = event.passes - event.parts
+    return (
+        f"asked in {plural(event.passes, 'pass')}: {plural(event.parts, 'part')} of up to "
+        f"{event.part_tokens:,} tokens that share up to {event.overlap_tokens:,}, then their answers "
+        f"together{f' in some {joins:,} more' if joins > 1 else ''}."
+    )
+
+
+def place_of(event: PartStarted | PartDone) -> str:
+    """The name of a pass."""
+    if event.round == 1:
+        return f"part {event.part:,} of {event.parts:,}"
+    return f"round {event.round}, group {event.part:,} of {event.parts:,}"
+
+
+def _left(event: PartStarted) -> str:
+    return f" · about {rough_duration(event.seconds_left)} left" if event.seconds_left is not None else ""

@@ -25,6 +25,7 @@ from qwq_local.errors import QwqError
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
+from qwq_local.terminal.repl.clipboard import copy
 from qwq_local.terminal.repl.fullscreen import Fullscreen
 from qwq_local.terminal.repl.history_file import HistoryFile
 from qwq_local.terminal.repl.input_line import STYLE, InputLine, TalkCompleter
@@ -75,6 +76,7 @@ class Repl:
         self._talk = talk
         self._clock = options.clock
         self._output = options.output
+        self._environ = options.environ
         self._status: int | None = None
         self._has_news = self._holds = self._is_cut_off = False
         self._view = TurnView(options.output, options.clock, options.view)
@@ -256,7 +258,8 @@ class Repl:
 
     async def _copy(self, text: str, what: str) -> None:
         try:
-            copied = await self._fullscreen.copy(text, what)
+            copied = await self._loop.run_in_executor(None, copy, text, what, self._environ)
+            self._quiet.send(copied.sequence)
         finally:
             self._holds = False
         self._say(copied.line, copied.is_error)

@@ -23,7 +23,7 @@ from prompt_toolkit.input import Input
 from qwq_local.chat.events import Page
 from qwq_local.errors import QwqError
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.repl.clipboard import Copied, copy
+from qwq_local.terminal.repl.clipboard import copy
 from qwq_local.terminal.repl.pager import Pager
 from qwq_local.terminal.repl.renderer import QuietOutput
 
@@ -135,13 +135,6 @@ class Fullscreen:
         finally:
             self._editing = None
 
-    async def copy(self, text: str, what: str) -> Copied:
-        """Copy a text to the clipboard. Returns what was done."""
-        loop = asyncio.get_running_loop()
-        copied = await loop.run_in_executor(None, copy, text, what, self._environ)
-        self._send(copied)
-        return copied
-
     def interrupt(self) -> None:
         """Ctrl-C as a signal: ends the pager. An editor gets the signal itself."""
         if self._pager:
@@ -164,10 +157,5 @@ class Fullscreen:
 
     def _copied(self, text: str) -> str:
         copied = copy(text, "the page", self._environ)
-        self._send(copied)
+        self._quiet.send(copied.sequence)
         return copied.line
-
-    def _send(self, copied: Copied) -> None:
-        if copied.sequence:
-            self._quiet.write_raw(copied.sequence)
-            self._quiet.flush()

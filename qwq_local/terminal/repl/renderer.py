@@ -91,6 +91,11 @@ class QuietOutput(Vt100_Output):
 
         super().__init__(output.stream, size, term=term, enable_bell=False, enable_cpr=False)
 
+    def send(self, sequence: str) -> None:
+        """Write a sequence to the terminal."""
+        self.write_raw(sequence)
+        self.flush()
+
     def flush(self) -> None:
         """Write the collected text; does nothing when the terminal is gone."""
         with contextlib.suppress(OSError):
