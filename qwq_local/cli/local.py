@@ -14,7 +14,7 @@ from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 
 if TYPE_CHECKING:
-    from qwq_local.models.fit import Fit
+    from qwq_local.models.facts import Fit
     from qwq_local.profiles.keys import Profile
 
 # What a plan gives a KV cache when f16 leaves too little room, and what sizes are estimated with.
@@ -42,7 +42,7 @@ def measured_fit(profile: Profile) -> Fit:
     """The memory that is free now, with the KV cache type and the largest window of the profile."""
     # Both import numpy.
     from qwq_local.machine.hardware import this_machine
-    from qwq_local.models.fit import Fit, Memory
+    from qwq_local.models.facts import Fit, Memory
 
     machine = this_machine()
     free_bytes, place = machine.available_bytes, "main memory"

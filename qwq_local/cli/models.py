@@ -22,8 +22,7 @@ from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
-from qwq_local.models.facts import read_facts, shape_or_reason
-from qwq_local.models.fit import Fit, kv_bytes_per_token
+from qwq_local.models.facts import Fit, kv_bytes_per_token, read_facts, shape_or_reason
 from qwq_local.models.header import read_header
 from qwq_local.models.inventory import (
     LocalModel,

@@ -46,7 +46,7 @@ from qwq_local.text import GB, binary_size, decimal_size, time_left
 from qwq_local.wire import write_line
 
 if TYPE_CHECKING:
-    from qwq_local.models.fit import Fit
+    from qwq_local.models.facts import Fit
 
 Result = TypeVar("Result")
 LEAST_WAIT_SHOWN_S = 2.0
@@ -210,7 +210,7 @@ def _list(
 
 def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -> Iterator[str]:
     """The types as aligned lines: type, size, the context that fits beside it here, the file."""
-    from qwq_local.models.fit import MIN_CONTEXT
+    from qwq_local.models.facts import MIN_CONTEXT
 
     free = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"

@@ -24,10 +24,10 @@ from qwq_local.cli.flags import PullFlags
 from qwq_local.cli.pull import PullScreen
 from qwq_local.errors import ExitStatus
 from qwq_local.hub.cache import HubCache
+from qwq_local.hub.checkpoint import ShardCaches
 from qwq_local.hub.client import Hub
 from qwq_local.hub.conversion import ShardsPlanned, WeightsEvent, convert_weights
 from qwq_local.hub.pull import BytesReceived, FileDone, FileStarted, Puller
-from qwq_local.hub.shards import ShardCaches
 from qwq_local.hub.transfer import TransferSettings
 from qwq_local.models.inventory import Places
 from qwq_local.models.registry import RegistryState

@@ -27,9 +27,9 @@ from huggingface_hub.utils import build_hf_headers
 from qwq_local import __version__
 from qwq_local.errors import PullError, UsageError
 from qwq_local.hub.cache import Digest
-from qwq_local.hub.ranges import ByteRange
 from qwq_local.hub.source import RemoteContent, Source
 from qwq_local.hub.transfer import (
+    ByteRange,
     ContentChanged,
     NoRangeSupport,
     RetryWait,

@@ -25,9 +25,18 @@ from qwq_convert.plan import ConversionPlan, ConvertRequest, plan_conversion
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes, free_bytes
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.checkpoint import DOCUMENTS, RemoteCheckpoint, fetch_headers, headers_of, shards_of
+from qwq_local.hub.checkpoint import (
+    DOCUMENTS,
+    MAX_SHARDS,
+    RemoteCheckpoint,
+    ShardCaches,
+    ShardDownloads,
+    ShardHeaders,
+    fetch_headers,
+    headers_of,
+    shards_of,
+)
 from qwq_local.hub.pull import SPARE_BYTES, Puller, PullEvent, pull_files
-from qwq_local.hub.shards import MAX_SHARDS, ShardCaches, ShardDownloads, ShardHeaders
 from qwq_local.text import binary_size
 
 EVENT_WAIT_S = 0.2

@@ -16,7 +16,7 @@ from pathlib import Path
 from qwq_local.errors import PullError
 from qwq_local.files import BINARY, PartialFile, append, sync_folder, write_atomically
 from qwq_local.hub.cache import JOURNAL, partial_path, remove_partial
-from qwq_local.hub.ranges import ByteRange, ByteRanges
+from qwq_local.hub.transfer import ByteRange, ByteRanges
 
 FORMAT = 1
 MAX_JOURNAL_BYTES = 64 * 2**20

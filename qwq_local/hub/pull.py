@@ -17,9 +17,9 @@ from qwq_local.files import allocated_bytes
 from qwq_local.hub.cache import Digest, HubCache, hash_file, new_hash, partial_path
 from qwq_local.hub.client import Hub, Listing, RemoteFile
 from qwq_local.hub.partial import PartialBlob
-from qwq_local.hub.ranges import ByteRange
 from qwq_local.hub.source import Source
 from qwq_local.hub.transfer import (
+    ByteRange,
     ContentChanged,
     NoRangeSupport,
     RetryWait,

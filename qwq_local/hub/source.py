@@ -18,8 +18,8 @@ import httpx2
 from huggingface_hub import constants, get_session
 
 from qwq_local.errors import PullError
-from qwq_local.hub.ranges import ByteRange
 from qwq_local.hub.transfer import (
+    ByteRange,
     ContentChanged,
     NoRangeSupport,
     TransientError,

@@ -13,9 +13,15 @@ from functools import partial
 from qwq_local.errors import PullError
 from qwq_local.hub.cache import BLOCK_BYTES, Digest, new_hash
 from qwq_local.hub.partial import PartialBlob
-from qwq_local.hub.ranges import ByteRange, PendingRanges
 from qwq_local.hub.source import Source
-from qwq_local.hub.transfer import ConcurrencySettings, RetryWait, TransferSettings, TransientError
+from qwq_local.hub.transfer import (
+    ByteRange,
+    ConcurrencySettings,
+    PendingRanges,
+    RetryWait,
+    TransferSettings,
+    TransientError,
+)
 
 MAX_UNRECORDED_BYTES = 12 * 2**20
 _MIN_RANGE_BYTES = 256 * 1024

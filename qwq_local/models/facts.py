@@ -1,6 +1,7 @@
 """What the header of a model says: its sizes for a plan, its rope scaling, its tensors by type.
 
-`known_sizes` gives the sizes of QwQ-32B's files before they are on this disk.
+For a model that is not on this disk, `known_sizes` gives the sizes of QwQ-32B's files, and `Fit` estimates
+how many tokens of context fit beside the weights.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from qwq_convert.architecture import ModelShape
 from qwq_local.errors import ConvertError, ModelFileError
 from qwq_local.models.architecture import QWQ_32B, check_architecture, file_type
 from qwq_local.models.header import Header, read_header
-from qwq_local.planning.shape import ModelSizes
+from qwq_local.planning.shape import GRANULE, ModelSizes, kv_token_bytes
 from qwq_local.planning.window import RopeScaling, Scaling
+from qwq_local.text import GIB
 
 if TYPE_CHECKING:
     from qwq_convert.model_config import NamedTensor
 
 _EMBEDDING = "token_embd.weight"
 _MAX_FACTOR = 64.0
+COMPUTE_RESERVE_BYTES = int(0.8 * GIB)  # what llama.cpp took on a 24 GB card
+MIN_CONTEXT = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +153,37 @@ def _tensors(shape: ModelShape) -> Iterator[NamedTensor]:
     expected = [tensor for tensor in shape.tensors() if tensor.name != "output.bias"]
     for tensor in sorted(expected, key=lambda tensor: (tensor.layer, tensor.name)):
         yield named_tensor(tensor, SourceTensor(tensor.source, "BF16", tensor.shape, "", 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The bytes that a model may take, and the name of that memory for the user."""
+
+    free_bytes: int
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The memory for weights, KV cache and the reserve together, and the type of the KV cache.
+
+    `native` is the trained window in tokens, `window` is the window with YaRN.
+    """
+
+    memory: Memory
+    kv_type: str
+    native: int
+    window: int
+
+    def context(self, weight_bytes: int, shape: ModelShape = QWQ_32B) -> int:
+        """The tokens of context that fit beside the weights; 0 when the weights do not fit."""
+        left = self.memory.free_bytes - weight_bytes - COMPUTE_RESERVE_BYTES
+        tokens = left // kv_bytes_per_token(shape, self.kv_type)
+        # QwQ's header states more than the trained window. One that states less is of a smaller model.
+        window = self.window if shape.context_length >= self.native else shape.context_length
+        return max(0, min(tokens, window) // GRANULE * GRANULE)
+
+
+def kv_bytes_per_token(shape: ModelShape, kv_type: str) -> int:
+    """The bytes of K and V in all layers for one token. `kv_type` as in a profile."""
+    return shape.n_layers * kv_token_bytes(shape, kv_type, kv_type)

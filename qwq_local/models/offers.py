@@ -17,13 +17,12 @@ from qwq_convert.strict_json import shown
 
 from qwq_local.errors import DoesNotFit, ModelFileError, PullError, UsageError
 from qwq_local.hub.client import Hub, Listing, RemoteFile
-from qwq_local.hub.ranges import ByteRange
-from qwq_local.hub.transfer import RetryWait
+from qwq_local.hub.transfer import ByteRange, RetryWait
 from qwq_local.models.catalog import UNQUANTIZED, file_type_of, is_model, part_of
 from qwq_local.text import binary_size, decimal_size
 
 if TYPE_CHECKING:
-    from qwq_local.models.fit import Fit
+    from qwq_local.models.facts import Fit
 
 FIRST_BYTES = 4096
 _KEY = b"general.architecture"
@@ -103,7 +102,7 @@ def offer_of_file(listing: Listing, available: Iterable[Offer], name: str) -> Of
 def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> ChosenOffer:
     """The largest quantization with room for 16k tokens. Raises DoesNotFit with what the smallest gives."""
     # Imports numpy, which a pull by a type's name does not need.
-    from qwq_local.models.fit import MIN_CONTEXT
+    from qwq_local.models.facts import MIN_CONTEXT
 
     usable = [offer for offer in available if offer.file_type and offer.file_type not in UNQUANTIZED]
     where = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"

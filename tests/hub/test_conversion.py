@@ -17,9 +17,8 @@ from qwq_convert.pipeline import ConversionDone, TensorDone, run_conversion
 from qwq_convert.plan import ConvertRequest
 
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.checkpoint import headers_of, shards_of
+from qwq_local.hub.checkpoint import ShardCaches, ShardDownloads, headers_of, shards_of
 from qwq_local.hub.conversion import convert_weights
-from qwq_local.hub.shards import ShardCaches, ShardDownloads
 from tests.checkpoints import INDEX, CheckpointSpec, edit_json, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
 from tests.hub.client import Client, content

@@ -19,7 +19,7 @@ import pytest
 from qwq_local.cli.pull import PullScreen, list_lines
 from qwq_local.files import allocated_bytes
 from qwq_local.hub.pull import BytesReceived, DownloadRestarted, FileStarted
-from qwq_local.models.fit import Fit, Memory
+from qwq_local.models.facts import Fit, Memory
 from qwq_local.terminal.output import Output
 from tests.command import QWQ, ROOT, Ran, Terminal, environment, qwq
 from tests.hub.client import MIB, NAME, REPO, content, hub_with, leftovers

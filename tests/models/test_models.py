@@ -16,7 +16,7 @@ from qwq_local.errors import QwqError, UsageError
 from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
 from qwq_local.models.catalog import Catalog, FilePart, file_type_of, part_of
-from qwq_local.models.fit import Fit, Memory, kv_bytes_per_token
+from qwq_local.models.facts import Fit, Memory, kv_bytes_per_token
 from qwq_local.models.inventory import LocalModel, ModelOrigin, Places, local_models, plan_removal
 from qwq_local.models.other_programs import lm_studio_models, ollama_models, other_models
 from qwq_local.models.registry import ModelRecord, Registry, RegistryState
