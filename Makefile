@@ -37,6 +37,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/batch.py
 	$(BIN)/python bench/repl.py
 	$(BIN)/python bench/kill.py
 	$(BIN)/python bench/memory.py

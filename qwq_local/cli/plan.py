@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qwq_local.backend.api import ReplyRequest
-from qwq_local.backend.make import BackendRequest, chosen_model
-from qwq_local.backend.plan_report import PlanReport, plan_report
+from qwq_local.backend.make import BackendRequest, PlanReport, chosen_model, plan_report
 from qwq_local.cli.ask import read_attachments
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import PlanFlags
