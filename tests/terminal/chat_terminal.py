@@ -1,4 +1,4 @@
-"""A terminal with the real `qwq chat` in it, the miniature as its model, and what a person checks on it."""
+"""A terminal with the real `qwq chat` in it and the miniature as its model, and the checks of its screen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bare(text: str) -> str:
 
 
 class Terminal(Chat):
-    """`qwq chat` on a pseudo-terminal; what is on it is made out anew only where something came."""
+    """`qwq chat` on a pseudo-terminal. Its text is read again only after new output."""
 
     _looked_at = 0, 0, 0
     _visible = _text = ""
@@ -108,7 +108,7 @@ class Terminal(Chat):
         return self.said
 
     def turn_is_over(self, n_thoughts: int) -> None:
-        """Wait until so many thoughts stand folded and nothing runs."""
+        """Wait until this many thoughts are folded and nothing runs."""
         self.wait_for(lambda: self.above.count("▸ thought") == n_thoughts and self.is_done)
 
     def thinks(self, line: str) -> None:

@@ -48,7 +48,7 @@ class Terminal(io.StringIO):
         return len(text)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the window as the emulator does: rows are cropped, nothing is wrapped anew."""
+        """Change the window as the emulator does: rows are cropped, not wrapped again."""
         self.columns, self.rows = columns, rows
         self.screen.resize(rows, columns)
 
@@ -73,7 +73,7 @@ def screen_of(text: str, columns: int = 80, rows: int = 24) -> list[str]:
 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
-    """The text cut after so many characters each, over and over."""
+    """The text in pieces whose lengths repeat."""
     parts, position, index = [], 0, 0
     while position < len(text):
         parts.append(text[position : position + cuts[index % len(cuts)]])

@@ -1,4 +1,4 @@
-"""The real chat on a real terminal, over a backend whose turns last until a person ends them.
+"""The real chat on a real terminal, over a backend whose turns last until somebody ends them.
 
     python tests/terminal/held_chat.py DATA [--part answer] [--resume ID]
 
@@ -45,7 +45,7 @@ def step(token: int) -> str:
 
 
 def held(part: str) -> Script:
-    """A turn whose thinking or answer goes on until it is stopped, or told to answer."""
+    """A turn whose thinking or answer continues until it is stopped or must answer."""
 
     def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)

@@ -1,9 +1,9 @@
-"""The real REPL on a real terminal over a Talk that says what it is told, for what no small model produces.
+"""The real REPL on a real terminal, over a Talk whose turns are made to order.
 
     python tests/terminal/queued_talk.py LOG [--history FILE] [--view VIEW] [--release FIFO]
 
 What is entered says what comes: `lines 3000` an answer of numbered lines, `think 20000` a thought of numbered
-words, `hold` a thought that goes on until a person ends it, `exotic` every kind of character, `page 500` a
+words, `hold` a thought that lasts until somebody ends it, `exotic` every kind of character, `page 500` a
 page, `boom` an error. With a FIFO every piece waits for a byte from there. Everything that the Talk was asked
 stands in LOG, a JSON array a line.
 """
@@ -56,7 +56,7 @@ PLANNED = Planned("QwQ-32B · Q4_K_M", 32768, 40, 24000, 4096, 1.0, "f16", 64, 7
 
 
 class QueuedTalk:
-    """Answers by rote; keeps what it was asked."""
+    """Answers each line in a fixed way and logs its calls."""
 
     def __init__(self, log: Path, release: Path | None = None) -> None:
         self._log = log
@@ -182,7 +182,7 @@ class QueuedTalk:
         yield Finished(end, TurnStats(40, 0, n_thinking, n_answer, 0.1, 1.0), "", "")
 
     def _held(self) -> Iterator[str]:
-        """A thought that says something whenever a person does, and ends only when one wants it to."""
+        """A thought that says something after each call, and ends only at a call."""
         n = 0
         while not (self._is_stopped or self._answers):
             yield f"step {n}. "

@@ -14,7 +14,7 @@ from tests.command import ROOT, Terminal, environment
 
 PROGRAM = (sys.executable, str(ROOT / "tests" / "terminal" / "queued_talk.py"))
 NO_REFLOW = {"XTERM_VERSION": "XTerm(390)"}
-"""What a terminal like the emulator says of itself: it cuts rows and wraps nothing anew."""
+"""The variables of a terminal like the emulator: it cuts rows and never wraps them again."""
 
 ENTER, ESCAPE, UP, DOWN, RIGHT, BACKSPACE = "\r", "\x1b", "\x1b[A", "\x1b[B", "\x1b[C", "\x7f"
 ALT_ENTER, ALT_F, TAB, CTRL_UNDERSCORE = "\x1b\r", "\x1bf", "\t", "\x1f"
@@ -75,7 +75,7 @@ class Chat(Terminal):
         self.wait_for(lambda: self.input_rows == list(rows))
 
     def is_idle(self, n_turns: int) -> None:
-        """Wait until so many turns of this test have ended and nothing runs."""
+        """Wait until this many turns of the test have ended and nothing runs."""
         n_tokens = 100 * (self.n_turns_before + n_turns)
         self.wait_for(lambda: f" ctx {n_tokens:,}/32,768" in self.status)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a turn, on terminals, on dumb ones and in pipes."""
+"""A turn on terminals, on dumb terminals and in pipes."""
 
 from __future__ import annotations
 

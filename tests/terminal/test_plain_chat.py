@@ -39,7 +39,7 @@ CLOSED = ThinkingClosed(CloseReason.MODEL, 2, 1.0)
 
 @dataclass
 class ScriptedTalk:
-    """Answers each line with the events it was given for it; keeps what it was asked."""
+    """Answers each line with its scripted events, and records the lines."""
 
     script: dict[str, Sequence[ChatEvent]]
     first: Sequence[ChatEvent] = ()

@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 def run(line: WorkLine, clock: Clock, until: float, rate: float = 50e6, done: int = 0) -> int:
-    """Let the work go on at so many bytes a second, told of ten times a second; how much is done then."""
+    """Run the work at a rate in bytes per second, with ten updates a second. Returns how much is done."""
     while clock.now < until - 1e-9:
         clock.now += 0.1
         done += int(rate / 10)
@@ -37,7 +37,7 @@ def test_the_line_has_name_bar_share_rate_and_time_left(clock: Clock) -> None:
 
 @pytest.mark.parametrize("columns", [1, 2, 10, 20, 30, 40, 50, 60, 79, 80, 120, 200])
 def test_the_line_is_never_wider_than_the_window(columns: int, clock: Clock) -> None:
-    """First the bar gives way, then the name; the figures stay as long as they fit."""
+    """First the bar disappears, then the name; the figures stay as long as they fit."""
     terminal = Terminal(columns, 24)
     run(WorkLine(terminal.output(), TOTAL, clock), clock, 105)
     lines = terminal.lines()
@@ -79,7 +79,7 @@ def test_an_erased_line_is_gone_and_comes_back(clock: Clock) -> None:
 
 
 def test_the_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
-    """A slow type after a fast one: what is left is told by how it goes now."""
+    """A slow type after a fast one: the time left follows the current rate."""
     terminal = Terminal(120)
     line = WorkLine(terminal.output(), TOTAL, clock)
     done = run(line, clock, 105, rate=100e6)

@@ -1,4 +1,4 @@
-"""`qwq chat` as a person sees it: the real process on a pseudo-terminal, the miniature thinking in it."""
+"""The real `qwq chat` on a pseudo-terminal, with the miniature."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def strings(value: object) -> list[str]:
 
 
 def copied(chat: Terminal) -> str:
-    """What the terminal was last told to put on the clipboard."""
+    """The last text that was sent to the clipboard."""
     return base64.b64decode(re.findall(rb"\x1b\]52;c;([A-Za-z0-9+/=]*)\x07", chat.raw)[-1]).decode()
 
 

@@ -170,7 +170,7 @@ class Streaming:
     released: int = 0
 
     def let(self, n_lines: int) -> None:
-        """Let so many more lines come."""
+        """Release this many more lines."""
         self.released += n_lines
         self.release.write(b".." * n_lines)
 

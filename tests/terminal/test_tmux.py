@@ -1,4 +1,4 @@
-"""The chat in a real tmux: it wraps old rows anew when its window changes, and has a shell to go back to."""
+"""The chat in a real tmux, which wraps old rows again when its window changes, and has a shell."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Tmux:
         return self._ask("show-buffer")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Ask again and again until the condition holds: tmux tells nobody what it has drawn."""
+        """Poll until the condition holds: tmux does not report what it has drawn."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < deadline, self.text

@@ -1,4 +1,4 @@
-"""What a person sees of a chat's turns: questions, thoughts in four views, answers, what is said between."""
+"""The turns of a chat on the screen: questions, thoughts in four views, answers, notices."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ TURN = st.tuples(st.lists(THOUGHT_PART, max_size=4), st.lists(ANSWER_PART, max_s
 
 
 def events_of(parts: Sequence[Part], n_characters: int) -> list[ChatEvent]:
-    """A turn, its thinking and answer in pieces of so many characters."""
+    """A turn, its thinking and answer in pieces of `n_characters`."""
     events: list[ChatEvent] = [ASKING, PLANNED]
     for kind, text in parts:
         if kind is None:
@@ -86,7 +86,7 @@ def events_of(parts: Sequence[Part], n_characters: int) -> list[ChatEvent]:
 
 
 def run(viewer: Viewer, events: Sequence[ChatEvent], every: int, full_after: int = -1) -> Viewer:
-    """Show events with a frame after so many; choose the full view after another number of them."""
+    """Show events with a frame after every few; change to the full view after `full_after` events."""
     for index, event in enumerate(events):
         if index == full_after:
             while viewer.view.cycle_view() is not ThinkView.FULL:

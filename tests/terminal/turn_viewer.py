@@ -51,7 +51,7 @@ class Viewer:
         self.view = TurnView(output, self.clock, view)
 
     def show(self, *events: ChatEvent, each_s: float = 0.0) -> Viewer:
-        """Take events, so many seconds apart, without a frame."""
+        """Take events, `each_s` seconds apart, without a frame."""
         for event in events:
             self.view.show(event)
             self.clock.now += each_s

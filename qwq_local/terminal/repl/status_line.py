@@ -165,9 +165,9 @@ def status_rows(figures: StatusFigures, columns: int, window_rows: int) -> tuple
     parts = _parts(figures)
     if figures.phase is not Phase.THINKING or columns >= WIDE_COLUMNS or window_rows < HIGH_ROWS:
         return (_fitting(parts, columns),)
-    told = {name: forms for name, forms in parts.items() if name not in _KEYS}
+    figures_parts = {name: forms for name, forms in parts.items() if name not in _KEYS}
     keys = {name: forms for name, forms in parts.items() if name in _KEYS}
-    return _fitting(told, columns), _fitting(keys, columns)
+    return _fitting(figures_parts, columns), _fitting(keys, columns)
 
 
 def _fitting(parts: Mapping[str, tuple[str, ...]], columns: int) -> str:
