@@ -84,9 +84,6 @@ SLOW = (
 ENGINE_COMMANDS = ("cache", "environment", "imatrix", "main", "verify")
 POSIX_ONLY = ("fcntl", "termios", "pwd", "grp", "resource", "pty", "tty", "readline")
 
-# TODO: rooms that still have small modules with one importer. The list only gets shorter.
-TODO_SMALL = ("qwq_local.backend",)
-
 
 @cache
 def modules() -> dict[str, ast.Module]:
@@ -191,7 +188,7 @@ def test_a_small_module_serves_more_than_one() -> None:
         is_part = "." in name and name != "qwq_local.__main__" and not has_children(name)
         if is_part and n_lines < FEWEST_LINES and len(importers[name]) < 2 and not within(name, ONE_EACH):
             small.append(f"{name} has {n_lines} lines and {len(importers[name])} importer")
-    assert [line for line in small if not within(line.split()[0], TODO_SMALL)] == []
+    assert small == []
 
 
 def has_children(module: str) -> bool:
