@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.events import Said, Shown, TextTable
 from qwq_local.chat.session import Session
-from qwq_local.chat.turns import ChatQuestion, backend_question
+from qwq_local.chat.turns import ChatQuestion, reply_request
 from qwq_local.dialogue.conversation import Attachment, fence
 from qwq_local.history.records import TurnRecord
 
@@ -24,13 +24,13 @@ def next_question(session: Session, *, with_files: bool = True) -> ReplyRequest:
     question = "" if attachments else "?"
     content = session.content(question, attachments)
     texts = tuple(map(fence, attachments))
-    return backend_question(session, ChatQuestion("", content, session.conversation.turns, file_texts=texts))
+    return reply_request(session, ChatQuestion("", content, session.conversation.turns, file_texts=texts))
 
 
-def price(session: Session, question: ReplyRequest) -> Iterator[Shown]:
+def price(session: Session, request: ReplyRequest) -> Iterator[Shown]:
     """What the files of a question change in the plan. Raises PromptTooLong, DoesNotFit."""
     model = session.model
-    planned = model.plan(question)
+    planned = model.plan(request)
     now = model.planned or model.plan(next_question(session, with_files=False))
     if planned is None or now is None:
         return
@@ -51,11 +51,11 @@ def price(session: Session, question: ReplyRequest) -> Iterator[Shown]:
     yield Said((f"{prompt}. {' · '.join(changes)}." if changes else same,))
 
 
-def price_of_named(session: Session, named: Sequence[Attachment], question: ReplyRequest) -> Iterator[Shown]:
+def price_of_named(session: Session, named: Sequence[Attachment], request: ReplyRequest) -> Iterator[Shown]:
     """The tokens of files that a question names, and what they change in the plan. Raises PromptTooLong."""
     if named:
         yield from token_table([(each.name, session.model.count_tokens(fence(each))) for each in named])
-        yield from price(session, question)
+        yield from price(session, request)
 
 
 def token_table(counts: Sequence[tuple[str, int | None]]) -> Iterator[Shown]:

@@ -52,8 +52,8 @@ class ChatQuestion:
     seed: int | None = None
 
 
-def backend_question(session: Session, asked: ChatQuestion) -> ReplyRequest:
-    """The question as the backend gets it, after the turns that are sent, without their thinking."""
+def reply_request(session: Session, asked: ChatQuestion) -> ReplyRequest:
+    """What the backend is asked: the question after the turns that are sent, without their thinking."""
     profile = session.model.profile
     sent = session.conversation.sent_of(asked.before)
     return ReplyRequest(
@@ -74,10 +74,10 @@ def ask(
 
     The `price_of` the question is shown below it, before it is sent.
     """
-    question = backend_question(session, asked)
+    request = reply_request(session, asked)
     can_continue = session.model.can_continue()
     yield Asking(asked.question, len(asked.before) + 1, can_continue=can_continue)
-    yield from price_of(question)
+    yield from price_of(request)
     for turn in session.conversation.newly_unsent(asked.before):
         yield Said(
             (
@@ -85,7 +85,7 @@ def ask(
                 f"/retry-from {turn.number} asks it again.",
             )
         )
-    yield from _run(session, question, lambda: _begin(session, asked))
+    yield from _run(session, request, lambda: _begin(session, asked))
 
 
 def continue_turn(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
@@ -93,7 +93,7 @@ def continue_turn(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
     seed = turn.origin.seed if turn.origin is not None else None
     asked = ChatQuestion(turn.question, turn.content, session.conversation.turns[:-1], seed=seed)
     opening = Opening(turn.prompt, turn.generated, turn.steered)
-    question = replace(backend_question(session, asked), opening=opening)
+    request = replace(reply_request(session, asked), opening=opening)
     yield Asking(
         turn.question,
         turn.number,
@@ -103,7 +103,7 @@ def continue_turn(session: Session, turn: TurnRecord) -> Iterator[ChatEvent]:
         steered=turn.steered,
         thinking_s=turn.thinking_s,
     )
-    yield from _run(session, question, lambda: session.archive.resume_turn(turn.id), turn)
+    yield from _run(session, request, lambda: session.archive.resume_turn(turn.id))
 
 
 def _begin(session: Session, asked: ChatQuestion) -> TurnRecorder:
@@ -136,25 +136,17 @@ def _begin_in_archive(session: Session, asked: ChatQuestion) -> TurnRecorder:
     return recorder
 
 
-def _run(
-    session: Session,
-    question: ReplyRequest,
-    begin: Callable[[], TurnRecorder],
-    continued: TurnRecord | None = None,
-) -> Iterator[ChatEvent]:
-    """The events of a turn, and after it what the user can do about its end.
-
-    A `continued` turn is given as it was recorded so far.
-    """
+def _run(session: Session, request: ReplyRequest, begin: Callable[[], TurnRecorder]) -> Iterator[ChatEvent]:
+    """The events of a turn, and after it what the user can do about its end."""
     model, running = session.model, session.running
     before = model.planned
-    recording = _Recording(session, question, begin, continued)
+    recording = _Recording(session, begin)
     turn: TurnRecord | None = None
     failure: QwqError | None = None
     control = running.begin(model.backend)
     try:
         is_first = True
-        for event in model.backend.reply(replace(question, control=control)):
+        for event in model.backend.reply(replace(request, control=control)):
             if is_first:
                 running.began()
                 is_first = False
@@ -188,17 +180,9 @@ class _Recording:
     `has_text` once text came. `closed` and `reason` say why the thinking and the turn ended, once they did.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        question: ReplyRequest,
-        begin: Callable[[], TurnRecorder],
-        continued: TurnRecord | None,
-    ) -> None:
+    def __init__(self, session: Session, begin: Callable[[], TurnRecorder]) -> None:
         self._session = session
-        self._seed = question.seed
         self._begin = begin
-        self._continued = continued
         self._recorder: TurnRecorder | None = None
         self.has_text = False
         self.closed: CloseReason | None = None
