@@ -145,16 +145,16 @@ FIGURES = (
 def shape_of(
     architecture: Architecture, figures: Mapping[str, int], head_dim: int | None, n_vocab: int
 ) -> ModelShape:
-    """The shape that figures by field of ModelShape make. Raises ValueError when they contradict each other.
+    """The shape with these figures, by field of ModelShape. Raises ValueError when they disagree.
 
-    `head_dim` None is what llama.cpp then takes: the width of the model divided among its heads. llama.cpp
-    ends the process on heads that cannot be rotated, which have an odd size.
+    Without a `head_dim`, llama.cpp divides the width of the model among its heads. It ends the process when
+    the heads cannot be rotated because their size is odd.
     """
     hidden, n_heads, n_kv_heads = figures["hidden"], figures["n_heads"], figures["n_kv_heads"]
     if n_heads % n_kv_heads:
         raise ValueError(f"{n_heads} attention heads do not divide among {n_kv_heads} key-value heads")
+    size = hidden // n_heads if head_dim is None else head_dim
     is_free = architecture.states_head_dim and head_dim is not None
-    size = head_dim if is_free and head_dim is not None else hidden // n_heads
-    if size % 2 or not size or (not is_free and (hidden % n_heads or head_dim not in (None, size))):
+    if size < 2 or size % 2 or (not is_free and size * n_heads != hidden):
         raise ValueError(f"hidden size {hidden} is not {n_heads} heads of an even head_dim")
     return ModelShape(architecture=architecture, head_dim=size, n_vocab=n_vocab, **figures)
