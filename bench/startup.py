@@ -72,8 +72,19 @@ def main() -> None:
     ratios = pair_ratios(help_time, typer_time, pairs)
     print(summary("qwq --help / python -c 'import typer'", ratios, "at most 1.5"), flush=True)
     model = str(converted_miniature(WORK, "Q8_0"))
-    ask = time_to(b'"event":"thinking"', qwq, "ask", "--jsonl", "--model", model, "--set", "n_ctx=1024",
-                  "--set", "native_window=1024", QUESTION)  # fmt: skip
+    ask = time_to(
+        b'"event":"thinking"',
+        qwq,
+        "ask",
+        "--jsonl",
+        "--model",
+        model,
+        "--set",
+        "n_ctx=1024",
+        "--set",
+        "native_window=1024",
+        QUESTION,
+    )
     script = time_to(b"first token", sys.executable, "-c", MINIMAL, model, QUESTION)
     print(
         f"first token: qwq ask {min(ask(), ask()):.2f} s, a script on Llama {min(script(), script()):.2f} s"

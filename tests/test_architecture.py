@@ -42,7 +42,7 @@ ROOMS = (
 DOORS = {
     "click": (),
     "filelock": ("qwq_local.files",),
-    "gguf": ("qwq_convert", "qwq_local.models.architecture"),
+    "gguf": ("qwq_convert",),
     "httpx2": ("qwq_local.hub",),
     "huggingface_hub": ("qwq_local.hub",),
     "jinja2": (),
@@ -55,6 +55,7 @@ DOORS = {
     "torch": (),
     "typer": ("qwq_local.cli",),
     "wcwidth": ("qwq_local.dialogue.excerpts",),
+    "markdown_it": ("qwq_local.chat", "qwq_local.history", "qwq_local.terminal"),
     "yaml": ("qwq_convert.metadata",),
 }
 # A module of these may be short and have one importer: a command, a prompt format, an architecture.

@@ -89,9 +89,13 @@ def run(command: str, folder: Path, variables: dict[str, str]) -> subprocess.Com
     command = command.replace("qwq ", f"{shlex.quote(sys.executable)} -m qwq_local ", 1)
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        cwd=folder, env=variables, capture_output=True, text=True, timeout=120,
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("command", commands())
@@ -127,8 +131,11 @@ def test_flags_and_commands_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     known = "".join(help_of(*command) for command in COMMANDS)
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {
-        "--extra-index-url", "--no-binary", "--no-deps", "--check",
-    }  # fmt: skip
+        "--extra-index-url",
+        "--no-binary",
+        "--no-deps",
+        "--check",
+    }
     assert {flag for flag in flags if flag not in known} == set()
     named = set(re.findall(r"`qwq ([a-z]+)", text)) - {"chat"}
     assert {command for command in named if f"  {command} " not in help_of()} == set()

@@ -16,9 +16,14 @@ WHEELS = Path(sys.prefix) / "wheels"
 
 def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = None) -> str:
     result = subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600, env=environment,
+        list(map(str, command)),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, LlamaFileType
 
 from qwq_local.errors import ConvertError
 
@@ -165,3 +165,12 @@ def find_file_type(name: str) -> FileType:
         hint = f", did you mean {' or '.join(nearest)}?" if nearest else "."
         raise ConvertError(f"file type {name[:40]!r} is unknown{hint} Choose from {', '.join(FILE_TYPES)}.")
     return file_type
+
+
+def file_type_name(number: int | None) -> str:
+    """The name for `general.file_type` of any GGUF, such as Q4_K_M; empty when the number is unknown."""
+    try:
+        name = LlamaFileType(-1 if number is None else number).name
+    except ValueError:
+        return ""
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")

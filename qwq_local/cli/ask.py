@@ -56,9 +56,9 @@ class _Continued:
 
 @dataclass(frozen=True, slots=True)
 class _AskRun:
-    """One question on its way: what was asked, who answers, where the events go.
+    """One run of the command: what was asked, who answers, where the events go.
 
-    `recorder` keeps the answer in the history, unless nothing is to be kept. `interrupt` is what Ctrl-C does.
+    `recorder` keeps the answer in the history; None with `--private`. `interrupt` is what Ctrl-C does.
     """
 
     environment: Environment
@@ -86,7 +86,7 @@ class _Input:
 
 
 def ask(environment: Environment, flags: AskFlags) -> int:
-    """Answers the question; the exit status.
+    """Answers the question. Returns the exit status.
 
     All input is read and checked before the model is looked up, and the model is looked up before it is
     loaded.
@@ -203,7 +203,7 @@ def read_attachments(paths: list[Path] | None) -> list[Attachment]:
 
 
 def _read_stdin(environment: Environment) -> str:
-    """What was piped in; empty when a person is at the terminal or there is no standard input."""
+    """The text that was piped in; empty at a terminal and without standard input."""
     if environment.stdin_is_terminal:
         return ""
     return decode_utf8(environment.read_stdin(MAX_TEXT_BYTES + 1), "standard input")
@@ -212,7 +212,7 @@ def _read_stdin(environment: Environment) -> str:
 def read_constraint(
     json_schema: Path | None, regex: str | None, grammar: Path | None
 ) -> AnswerConstraint | None:
-    """What the answer must obey by these flags, checked. Raises UsageError when there are two of them."""
+    """The constraint that these flags put on the answer, checked. Raises UsageError for more than one."""
     if sum(flag is not None for flag in (json_schema, regex, grammar)) > 1:
         raise UsageError(
             "--json-schema, --regex and --grammar: an answer obeys one of them. Leave out the rest."
@@ -233,7 +233,7 @@ def read_constraint(
 
 @contextmanager
 def constraint_errors_name(source: str) -> Iterator[None]:
-    """Let a ConstraintError begin with the file or flag that it is about."""
+    """Within the block, a ConstraintError gets the file or flag it is about in front."""
     try:
         yield
     except ConstraintError as error:
@@ -263,7 +263,7 @@ def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _answer(run: _AskRun) -> int:
-    """Asks everything at once; the exit status."""
+    """Asks everything at once. Returns the exit status."""
     environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
     shows_tokens = flags.jsonl and given.profile.logprobs is not None
     question = replace(_question(given), wants_tokens=run.recorder is not None or shows_tokens)
@@ -316,7 +316,7 @@ def _question(given: _Input) -> ReplyRequest:
 
 
 def _split(run: _AskRun) -> int | None:
-    """Asks a text that does not fit in parts; the exit status. None when it fits, after saying so."""
+    """Asks a text that does not fit in parts. Returns the exit status, or None when it fits after all."""
     flags, given, backend = run.flags, run.given, run.backend
     if not isinstance(backend, SplitBackend):
         raise UsageError(f"--split: the tokens of {given.model} are not counted here. Leave it out.")

@@ -65,7 +65,7 @@ def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
 
 
 def clear(folder: KvFolder, older_s: int | None, now_s: float) -> str:
-    """Removes all entries, or those unused for `older_s` seconds; a line that says what was removed."""
+    """Removes all entries, or those unused for `older_s` seconds. Returns a line about it."""
     entries = [entry for entry in folder.entries() if older_s is None or now_s - entry.used_s >= older_s]
     for entry in entries:
         remove_quietly(entry.path)

@@ -1,6 +1,6 @@
 """What the shell completes the word of a flag with: the values that begin with what is typed.
 
-An error completes nothing: nobody reads it while pressing Tab.
+An error completes nothing: it would only disturb the line that is typed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Environment:
 
     @property
     def stdin_is_terminal(self) -> bool:
-        """Whether a person types into standard input. A closed one counts as no input, not as a person."""
+        """Whether somebody types into standard input. False when it is closed."""
         return self.stdin is not None and self.stdin.isatty()
 
     def read_stdin(self, limit: int) -> bytes:
@@ -53,7 +53,7 @@ class Environment:
             raise UsageError(f"standard input cannot be read: {error}.") from None
 
     def agrees(self, question: str) -> bool:
-        """Asks the person at the terminal a question on stderr; True for y or yes."""
+        """Asks a question on stderr and reads the answer. True for y or yes."""
         self.stderr.write(f"{question} [y/N] ")
         self.stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -83,13 +83,13 @@ class BestEffortStream(io.TextIOWrapper):
     """A text stream that ignores write errors."""
 
     def write(self, text: str, /) -> int:
-        """Write what can be written."""
+        """Writes what can be written."""
         with suppress(OSError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
+        """Flushes what can be flushed."""
         with suppress(OSError):
             super().flush()
 
@@ -113,7 +113,7 @@ def open_missing_streams() -> bool:
         return False
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    # Stderr is only for people: where nobody reads it, the answer still comes.
+    # Stderr carries no result: the answer is written even where stderr cannot be.
     sys.stderr = best_effort(sys.stderr)
     return True
 
@@ -168,7 +168,7 @@ class ReplyInterrupt:
         self._is_stopped = False
 
     def __call__(self) -> None:
-        """React to Ctrl-C."""
+        """Handles Ctrl-C."""
         if self._is_stopped:
             raise KeyboardInterrupt
         self._is_stopped = True

@@ -44,7 +44,7 @@ STDIN = Path("-")
 
 
 def collect_matrix(environment: Environment, flags: ImatrixFlags) -> int:
-    """Collects a matrix or merges files; the exit status. All input is checked before the model is loaded."""
+    """Collects a matrix or merges files; checks all input before the model loads. Returns the exit status."""
     if not flags.texts and not flags.earlier:
         raise UsageError("give a text to collect from, or files to merge with --in.")
     refuse_stdout(flags.out)
@@ -95,11 +95,11 @@ class ImatrixScreen:
         self._bar: ProgressBar | None = None
 
     def show_loading(self, name: str, fraction: float) -> None:
-        """Say how much of the model is loaded."""
+        """Shows how much of the model is loaded."""
         self._draw(f"loading {one_line(name, 60)}", 1.0, fraction)
 
     def show(self, event: ImatrixEvent) -> None:
-        """Show one event."""
+        """Shows one event."""
         match event:
             case CollectionPlanned():
                 self.close()
@@ -117,7 +117,7 @@ class ImatrixScreen:
                 self._show_end(event)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Erases the bar."""
         if self._bar is not None:
             self._bar.finish()
             self._bar = None

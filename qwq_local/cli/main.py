@@ -133,7 +133,7 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     except QwqError as error:
         return _report(str(error), error.exit_status)
     except (BrokenPipeError, SystemExit):
-        # Nobody reads standard output. Typer turns the error into SystemExit; nothing else raises that.
+        # The reader of stdout is gone. Typer makes SystemExit of that error, and of no other.
         silence_stdout()
         return ExitStatus.READER_GONE
     except KeyboardInterrupt:

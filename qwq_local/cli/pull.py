@@ -53,7 +53,7 @@ LEAST_WAIT_SHOWN_S = 2.0
 
 
 def pull(environment: Environment, flags: PullFlags) -> int:
-    """Lists, downloads or converts, as the flags say; the exit status."""
+    """Lists, downloads or converts, as the flags say. Returns the exit status."""
     _check_together(flags)
     resolved = default_profile(environment.variables)
     places = model_places(environment.variables, resolved)
@@ -85,7 +85,7 @@ def _check_together(flags: PullFlags) -> None:
 
 
 def drained(events: Generator[PullEvent, None, Result], screen: PullScreen) -> Result:
-    """Shows all events; the value that the generator returns."""
+    """Shows all events. Returns what the generator returns."""
     while True:
         try:
             screen.show(next(events))
@@ -152,7 +152,7 @@ def _problem(path: Path) -> ModelFileError | None:
 def _register(
     places: Places, listing: Listing, offer: Offer, paths: Sequence[Path], *, is_runnable: bool
 ) -> str:
-    """Registers the verified files; the name of the model.
+    """Registers the verified files. Returns the name of the model.
 
     A model that qwq cannot run does not become the default.
     """
@@ -180,7 +180,7 @@ def _register(
 
 
 def _offline(flags: PullFlags, error: PullError, places: Places, repo: str) -> Path | None:
-    """The file, when the hub is off limits and the file is already here."""
+    """The file that is already here, when the hub may not be asked; None otherwise."""
     if str(error) != OFFLINE:
         return None
     name = flags.file or places.catalog.files.get(flags.file_type.upper(), "")

@@ -41,7 +41,7 @@ from qwq_local.text import GB, decimal_size, plural
 def pull_weights(
     flags: PullFlags, environment: Environment, resolved: ResolvedProfile, places: Places
 ) -> ExitStatus:
-    """Converts the weights of a repository; the exit status."""
+    """Converts the weights of a repository. Returns the exit status."""
     file_type = find_file_type(flags.convert or "").name
     # The weights of Qwen/QwQ-32B-GGUF are in Qwen/QwQ-32B.
     repo = flags.repo or re.sub(r"-GGUF$", "", resolved.profile.repo)
@@ -68,7 +68,7 @@ def pull_weights(
 
 
 def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
-    """Registers the model, which the converter has verified; its name."""
+    """Registers the model, which the converter has verified. Returns its name."""
     status, now = out.stat(), time.time()
 
     def with_file(state: RegistryState) -> RegistryState:

@@ -83,7 +83,7 @@ def answer_in_parts(
     output: SplitOutput,
     interrupt: ReplyInterrupt,
 ) -> int:
-    """Asks every part, then for one answer from theirs; the exit status of the last pass. Raises QwqError."""
+    """Asks every part, then for one answer from theirs. Returns the last pass's exit status."""
     environment, run = output.environment, _PassTotals()
     writer = _writer(output)
     try:

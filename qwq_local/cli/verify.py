@@ -148,7 +148,7 @@ def _first_difference(found: TokenizerReport) -> str:
 
 
 def _watched(work: Generator[BytesVerified, None, Value], doing: str, report: VerifyReport) -> Value:
-    """The value of `work`; shows its progress meanwhile."""
+    """Runs `work` and shows its progress. Returns its value."""
     with closing(work):
         while True:
             try:

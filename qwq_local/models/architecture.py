@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gguf import LlamaFileType
 from qwq_convert.architecture import (
     FIGURES,
     KEY_LENGTH,
@@ -21,6 +20,7 @@ from qwq_convert.architecture import (
 )
 from qwq_convert.architectures import find_architecture, supported
 from qwq_convert.architectures.qwen2 import ARCHITECTURE as QWEN2
+from qwq_convert.file_types import file_type_name
 from qwq_convert.strict_json import named, shown
 
 from qwq_local.errors import ModelFileError
@@ -182,9 +182,4 @@ def model_name(header: Header) -> str:
 
 def file_type(header: Header) -> str:
     """The name of the file's quantization type, such as Q4_K_M; empty when it is unknown."""
-    number = header.integer("general.file_type")
-    try:
-        name = LlamaFileType(-1 if number is None else number).name
-    except ValueError:
-        return ""
-    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    return file_type_name(header.integer("general.file_type"))

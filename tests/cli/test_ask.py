@@ -95,8 +95,14 @@ def test_jsonl_writes_every_event_as_documented(cache: Path) -> None:
 
     assert all(line["v"] == 1 for line in lines)
     assert [k for i, k in enumerate(kinds) if i == 0 or kinds[i - 1] != k] == [
-        "loading", "planned", "prefill", "thinking", "thinking_closed", "answer", "finished",
-    ]  # fmt: skip
+        "loading",
+        "planned",
+        "prefill",
+        "thinking",
+        "thinking_closed",
+        "answer",
+        "finished",
+    ]
     text = "".join(str(line["text"]) for line in lines if line["event"] == "answer")
     assert lines[-1]["answer"] == text
     assert lines[-1]["reason"] == "stop"
@@ -282,9 +288,14 @@ def test_what_does_not_fit_is_4(cache: Path) -> None:
     huge = ("n_ctx=1000000", "native_window=1000000", "kv_type=f32")
     arguments = ["ask", *GREEDY, *(part for setting in huge for part in ("--set", setting)), "hi"]
     result = subprocess.run(
-        [*QWQ, *arguments], env=environment(cache), capture_output=True, text=True, preexec_fn=limit,
-        stdin=subprocess.DEVNULL, timeout=TIMEOUT_S,
-    )  # fmt: skip
+        [*QWQ, *arguments],
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+    )
     assert result.returncode == 4, result.stderr
     assert "1,000,000 tokens" in result.stderr
 
@@ -362,9 +373,12 @@ def test_no_answer_is_7(cache: Path, mute: Path) -> None:
 
 def start(cache: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*QWQ, *arguments], env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*QWQ, *arguments],
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def wait_for(process: subprocess.Popen[bytes], marker: bytes) -> bytes:
@@ -407,8 +421,11 @@ def test_ctrl_c_keeps_what_was_written(cache: Path, babbler: Path, tmp_path: Pat
     with out.open("wb") as stream:
         process = subprocess.Popen(
             [*QWQ, "ask", "-m", str(babbler), *settings, "--set", "loop_guard=off", "hi"],
-            env=environment(cache), stdout=stream, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            env=environment(cache),
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
         while not out.stat().st_size:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -521,9 +538,13 @@ def test_each_gives_valid_json_whatever_comes_in(cache: Path) -> None:
 def test_a_full_disk_is_one_line(cache: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
-            [*QWQ, "ask", *GREEDY, QUESTION], env=environment(cache), stdout=full, stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL, timeout=TIMEOUT_S,
-        )  # fmt: skip
+            [*QWQ, "ask", *GREEDY, QUESTION],
+            env=environment(cache),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+        )
     assert result.returncode == 1
     assert b"No space left" in result.stderr
     assert b"Traceback" not in result.stderr

@@ -147,9 +147,12 @@ def test_wrong_usage_is_refused_before_anything_is_asked(cache: Path, story: Pat
 def started(cache: Path, book: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [*QWQ, "ask", "--split", *SMALL, "-f", str(book), *arguments, QUESTION]
     return subprocess.Popen(
-        command, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def test_ctrl_c_leaves_the_answers_that_came_in_the_lines_of_json(cache: Path, book: Path) -> None:
