@@ -70,6 +70,10 @@ class Chat(Terminal):
         """Wait until the text is on the screen."""
         self.wait_for(lambda: text in self.visible)
 
+    def hinted(self, text: str) -> None:
+        """Wait until the text has been on the screen: a hint may be gone before the test looks."""
+        self.wait_for(lambda: text.encode() in self.raw)
+
     def has_input(self, *rows: str) -> None:
         """Wait until exactly these rows stand in the input line."""
         self.wait_for(lambda: self.input_rows == list(rows))

@@ -136,9 +136,7 @@ def test_ctrl_c_clears_the_line_and_undo_brings_it_back(chat: Chat) -> None:
 
 
 def test_ctrl_c_twice_on_an_empty_line_leaves(chat: Chat) -> None:
-    chat.type(ctrl("c"))
-    chat.sees("Ctrl-C again leaves")
-    chat.type(ctrl("c"))
+    chat.type(ctrl("c") + ctrl("c"))
     assert chat.read_to_end() == 0
     assert chat.visible == "left with 0"
     assert chat.calls[-1] == ["close"]
@@ -146,7 +144,7 @@ def test_ctrl_c_twice_on_an_empty_line_leaves(chat: Chat) -> None:
 
 def test_a_hint_gives_way_to_the_status_line(chat: Chat) -> None:
     chat.type(ctrl("c"))
-    chat.sees("Ctrl-C again leaves")
+    chat.hinted("Ctrl-C again leaves")
     chat.wait_for(lambda: chat.status.startswith("QwQ"))
 
 
@@ -183,7 +181,7 @@ def test_an_interrupt_from_elsewhere_is_a_ctrl_c(chat: Chat) -> None:
     chat.signal(signal.SIGINT)
     chat.wait_for(lambda: chat.status.startswith("QwQ"))
     chat.signal(signal.SIGINT)
-    chat.sees("Ctrl-C again leaves")
+    chat.hinted("Ctrl-C again leaves")
 
 
 def test_a_terminal_that_is_gone_ends_the_chat(tmp_path: Path) -> None:
@@ -244,7 +242,7 @@ def test_steering_can_be_given_up(chat: Chat, key: str) -> None:
 @pytest.mark.parametrize("key", [ctrl("s"), ctrl("g")])
 def test_keys_of_the_thinking_say_when_there_is_none(chat: Chat, key: str) -> None:
     chat.type(key)
-    chat.sees("no thought runs")
+    chat.hinted("no thought runs")
     assert not {"pause", "answer_now"} & {call[0] for call in chat.calls}
 
 
@@ -252,9 +250,9 @@ def test_ctrl_t_cycles_the_view_and_later_opens_the_thought(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type(ctrl("t"))
-    chat.sees("thinking: full")
+    chat.hinted("thinking: full")
     chat.type(ctrl("t"))
-    chat.sees("thinking: off from the next thought on")
+    chat.hinted("thinking: off from the next thought on")
     chat.type(ctrl("g"))
     chat.is_idle(1)
     chat.type(ctrl("t"))

@@ -112,7 +112,7 @@ def test_a_person_takes_part_in_a_window_of_any_size(tmp_path: Path, columns: in
         chat.type(UP)
         chat.has_input("❯ later", "  on")
         chat.type(ctrl("t"))
-        chat.sees("thinking: full")
+        chat.hinted("thinking: full")
         chat.type(ctrl("g"))
         chat.sees("held")
         chat.wait_for(lambda: chat.status.startswith("QwQ"))

@@ -78,10 +78,10 @@ class Repl:
         self._output = options.output
         self._environ = options.environ
         self._status: int | None = None
-        self._has_news = self._holds = self._is_cut_off = False
+        self._has_news = self._is_paused = self._is_cut_off = False
         self._view = TurnView(options.output, options.clock, options.view)
         self._pastes = Pastes()
-        self._bottom = BottomArea(options.output, options.clock, self._waiting_rows, self._hinted)
+        self._bottom = BottomArea(options.output, options.clock, self._waiting_rows, self._hint_changed)
         self._thread = TalkThread(talk, self._wake)
         self._queue = EntryQueue(self._thread, self._view, self._pastes, self._bottom)
         file = HistoryFile(options.history) if options.history else None
@@ -138,7 +138,7 @@ class Repl:
     def edit_input(self) -> None:
         """Open the editor with the text of the input line."""
         if not self._fullscreen.is_open:
-            self._go(self._edit_input())
+            self._start_task(self._edit_input())
 
     # The loop.
 
@@ -185,7 +185,7 @@ class Repl:
         events = self._thread.events
         until = self._clock() + DRAIN_S
         has_news = bool(events)
-        while events and self._clock() < until and not self._holds:
+        while events and self._clock() < until and not self._is_paused:
             if self._fullscreen.is_open and isinstance(events[0], Page | Edit):
                 break
             self._take(events.popleft())
@@ -203,13 +203,13 @@ class Repl:
             case TalkFailed(error):
                 raise error
             case Page():
-                self._go(self._away(self._fullscreen.read(self._app, event)))
+                self._start_task(self._away(self._fullscreen.read(self._app, event)))
             case Copy(text, what):
-                self._holds = True  # later events wait for the result
-                self._go(self._copy(text, what))
+                self._is_paused = True  # later events wait for the result
+                self._start_task(self._copy(text, what))
             case Edit(text):
-                self._holds = True
-                self._go(self._edit(text))
+                self._is_paused = True
+                self._start_task(self._edit(text))
             case Leave():
                 self.leave(0)
             case _:
@@ -239,14 +239,14 @@ class Repl:
     def _wait_for_rest(self, keys: KeyProcessor) -> None:
         self._app.timeoutlen = waits_s(keys.key_buffer)
 
-    def _hinted(self, seconds: float) -> None:
+    def _hint_changed(self, seconds: float) -> None:
         self._app.invalidate()
         if seconds < LEAVE_WITHIN_S:
             self._loop.call_later(seconds + 0.01, self._app.invalidate)
 
     # Background tasks.
 
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         self._app.create_background_task(work)
 
     async def _away(self, work: Coroutine[Any, Any, T]) -> T:
@@ -261,7 +261,7 @@ class Repl:
             copied = await self._loop.run_in_executor(None, copy, text, what, self._environ)
             self._quiet.send(copied.sequence)
         finally:
-            self._holds = False
+            self._is_paused = False
         self._say(copied.line, copied.is_error)
 
     async def _edit_input(self) -> None:
@@ -283,7 +283,7 @@ class Repl:
             if not (edited and edited.strip()):
                 self._say("nothing was sent.")
         finally:
-            self._holds = False
+            self._is_paused = False
             if edited and edited.strip():
                 self._queue.enter(self._pastes.take_in(edited, 0), is_first=True)
             else:
