@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from qwq_local.backend.api import (
     Adopts,
@@ -32,18 +31,12 @@ _SENT_KEYS = frozenset(("system", "seed", "question_suffix"))
 """Keys that a chat sends with each question; the backend need not adopt them."""
 
 
-class Resolve(Protocol):
-    """Finds the profile for a model's name, a task's name and `key=value` texts."""
+Resolve = Callable[[str, str | None, Sequence[str]], ResolvedProfile]
+"""Finds the profile for a model's name, a task's name and `key=value` texts. Raises ProfileError."""
 
-    def __call__(self, model: str, profile: str | None, settings: Sequence[str], /) -> ResolvedProfile:
-        """Raises ProfileError."""
-
-
-class MakeBackend(Protocol):
-    """Makes a backend, with nothing loaded yet, for a model's name and its profile."""
-
-    def __call__(self, model: str, resolved: ResolvedProfile, /) -> Backend:
-        """Raises ModelNotFound, UsageError for an ambiguous name, ModelFileError."""
+MakeBackend = Callable[[str, ResolvedProfile], Backend]
+"""Makes a backend, with nothing loaded yet, for a model's name and its profile. Raises ModelNotFound,
+UsageError for an ambiguous name, ModelFileError."""
 
 
 def _no_names() -> Sequence[str]:
