@@ -230,7 +230,7 @@ class TurnRecord:
 class TurnStart:
     """A turn about to run: after which turn (None for a first one), and what is asked.
 
-    `origin` is completed by the plan and the prefill; without one only the conversation's model is known.
+    `origin` is completed by the plan and the prefill. Without one it is the conversation's model and profile.
     """
 
     conversation: int

@@ -125,12 +125,12 @@ class Turns:
         with self._database.writing(is_lasting=True) as connection:
             self._owner.hold()
             conversation = connection.execute(
-                "SELECT model FROM conversations WHERE id = ?", (start.conversation,)
+                "SELECT model, profile FROM conversations WHERE id = ?", (start.conversation,)
             ).fetchone()
             if conversation is None:
                 raise HistoryError(f"there is no conversation {start.conversation}.")
             parent = self._parent(connection, start)
-            origin = start.origin or TurnOrigin(conversation["model"])
+            origin = start.origin or TurnOrigin(conversation["model"], profile=conversation["profile"])
             turn = _insert(
                 connection,
                 conversation=start.conversation,

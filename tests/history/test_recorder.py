@@ -338,10 +338,11 @@ def test_what_a_turn_is_computed_with_is_completed_by_its_plan_and_prefill(path:
         assert archive.turn(recorder.turn_id).origin == replace(whole, is_continued=True)
 
 
-def test_without_an_origin_the_model_of_the_conversation_is_known() -> None:
+def test_without_an_origin_it_is_the_conversations() -> None:
     with Archive.private() as archive:
         _, start = begun(archive)
-        assert archive.turn(archive.begin_turn(start).turn_id).origin == TurnOrigin("miniature")
+        turn = archive.turn(archive.begin_turn(start).turn_id)
+        assert turn.origin == TurnOrigin("miniature", profile="default")
 
 
 def test_a_turn_whose_conversation_was_removed_goes_on(path: Path) -> None:
