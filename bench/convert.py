@@ -32,14 +32,14 @@ from qwq_convert.plan import ConvertRequest
 
 THREADS = os.cpu_count() or 1
 N_SHARDS = 4
-# QwQ-32B, but for the number of layers.
+# QwQ-32B, except for the number of layers.
 SHAPE = partial(Shape, hidden=5120, intermediate=27648, kv_heads=8, head_dim=128)
 WATCH_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Wall and processor seconds, most anonymous memory and most disk taken, in bytes."""
+    """Wall and processor seconds; the peaks of anonymous memory and of disk use, in bytes."""
 
     wall_s: float
     cpu_s: float
@@ -53,7 +53,7 @@ class Cost:
 
 
 class Watch(threading.Thread):
-    """Notes the most anonymous memory of this process, and the most disk that a folder takes."""
+    """Records the peaks of this process's anonymous memory and of a folder's disk use."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -66,7 +66,7 @@ class Watch(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        """Note what is taken now."""
+        """Record the use at this moment."""
         status = Path("/proc/self/status").read_text()
         kilobytes = int(status.split("RssAnon:")[1].split()[0])
         self.anonymous_bytes = max(self.anonymous_bytes, kilobytes * 1024)
@@ -76,14 +76,14 @@ class Watch(threading.Thread):
             self.disk_bytes = max(self.disk_bytes, taken)
 
     def stop(self) -> None:
-        """Look a last time."""
+        """Record a last time."""
         self._ended.set()
         self.join()
         self.look()
 
 
 def run_one(step: str, source: Path, file_type: str, out: Path) -> Cost:
-    """Do one step in this process and say what it cost: `ours`, or `quantize` of a GGUF."""
+    """Run one step in this process and print its cost: `ours`, or `quantize` of a GGUF."""
     watch = Watch(out.parent)
     before = {path: path.stat().st_blocks * 512 for path in out.parent.iterdir()}
     watch.start()
@@ -98,7 +98,7 @@ def run_one(step: str, source: Path, file_type: str, out: Path) -> Cost:
 
 
 def quantize(source: Path, file_type: str, out: Path) -> None:
-    """llama.cpp's own quantizer, and the file on the disk, as ours leaves it."""
+    """llama.cpp's own quantizer; the file is synced to the disk, as ours is."""
     import llama_cpp
     from qwq_convert.file_types import FILE_TYPES
 
@@ -114,14 +114,14 @@ def quantize(source: Path, file_type: str, out: Path) -> None:
 
 
 def measured(step: str, source: Path, file_type: str, out: Path) -> Cost:
-    """The cost of one step in a process of its own."""
+    """The cost of one step, run in its own process."""
     command = [sys.executable, __file__, "--one", step, str(source), file_type, str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return Cost(**json.loads(result.stdout))
 
 
 def compare(source: Path, file_type: str, runs: int, folder: Path) -> list[float]:
-    """Run both ways in alternating order and print what they cost; our wall times."""
+    """Run both ways in alternating order and print their costs; returns our wall times."""
     ours, classic, steps = [], [], []
     out, between = folder / "out.gguf", folder / "bf16.gguf"
     for number in range(runs):
@@ -186,12 +186,12 @@ def checkpoint(layers: int) -> Path:
 
 
 def n_parameters(layers: int) -> int:
-    """How many weights the synthetic checkpoint has."""
+    """The number of weights in the synthetic checkpoint."""
     return sum(prod(dims) for dims in tensor_shapes(SHAPE(layers)).values())
 
 
 def main() -> None:
-    """Compare for each type, then see how time grows with the layers."""
+    """Compare for each type, then measure how time grows with the layers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)

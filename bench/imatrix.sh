@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Are our importance matrices llama-imatrix's, byte for byte?
+# Compares our importance matrices with llama-imatrix's, byte for byte.
 #
 #     bench/imatrix.sh [SOURCE]
 #
@@ -36,7 +36,7 @@ if [ ! -x "$BUILD/bin/llama-imatrix" ]; then
     cmake --build "$BUILD" --target llama-imatrix -j "$(nproc)" >>"$BUILD.log" 2>&1
 fi
 
-# llama-imatrix needs its libllama-common besides; everything that computes comes from llama_cpp's folder.
+# llama-imatrix also needs its libllama-common. Everything that computes comes from llama_cpp's folder.
 INSTALLED=$("$PYTHON" -c 'import importlib.util as u; print(u.find_spec("llama_cpp").submodule_search_locations[0])')/lib
 mkdir -p "$BUILD/common"
 cp -P "$BUILD"/bin/libllama-common.* "$BUILD/common/"

@@ -1,4 +1,4 @@
-"""A random Qwen2 checkpoint of some size, for timing conversions: config, tokenizer, BF16 shards."""
+"""A random Qwen2 checkpoint to time conversions with: config, tokenizer, BF16 shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_SHARDS = 6
 
 
 def write_weights(folder: Path) -> None:
-    """Write the checkpoint into a new folder; the miniature lends its tokenizer."""
+    """Write the checkpoint into a new folder; with the miniature's tokenizer."""
     folder.mkdir(parents=True)
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(CHECKPOINT / name, folder / name)
