@@ -57,7 +57,7 @@ class DeviceBytes:
 class Ledger:
     """Who has the context, in tokens: together with `free` they are n_ctx.
 
-    `prompt` is this question with what the template writes; `thinking_spared` is counted beside the others.
+    `prompt` is this question with what the template writes; `thinking_dropped` is counted beside the others.
     """
 
     system: int = 0
@@ -65,7 +65,7 @@ class Ledger:
     history: int = 0
     prompt: int = 0
     free: int = 0
-    thinking_spared: int = 0
+    thinking_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,12 @@ class PlanningBackend(QueuedBackend):
             raise PromptTooLong(f"the prompt has {tokens:,} tokens; the window holds {4 * NATIVE:,}.")
         system = sum(count(m.content) for m in question.messages if m.role == "system")
         ledger = Ledger(
-            system, files, tokens - last - system, last - files, factor * NATIVE - tokens, question.spared
+            system,
+            files,
+            tokens - last - system,
+            last - files,
+            factor * NATIVE - tokens,
+            question.dropped_thinking,
         )
         return Planned(
             model=self.name,

@@ -20,7 +20,7 @@ from qwq_local.profiles.keys import Profile
 class ReplyRequest:
     """What one reply is asked for: the conversation, what constrains the answer, a seed for it alone.
 
-    `files` are the texts of attached files as they appear in the last message, and `spared` counts the tokens
+    `files` are the texts of attached files as they appear in the last message, and `dropped_thinking` counts the tokens
     of earlier thinking that the messages leave out: both are for the ledger. With an `opening` the reply
     continues from there.
     """
@@ -31,7 +31,7 @@ class ReplyRequest:
     files: Sequence[str] = ()
     control: ReplyControl | None = None
     opening: Opening | None = None
-    spared: int = 0
+    dropped_thinking: int = 0
     wants_tokens: bool = False
 
 

@@ -302,7 +302,7 @@ class LocalBackend:
         ledger = self._format(vocabulary).ledger(
             request.messages, request.files, vocabulary, len(encoded.tokens), plan.n_ctx
         )
-        ledger = replace(ledger, thinking_spared=ledger.thinking_spared + request.spared)
+        ledger = replace(ledger, thinking_dropped=ledger.thinking_dropped + request.dropped_thinking)
         planned = self.planner.planned(plan, seed, ledger)
         return replace(planned, prompt_tokens=len(encoded.prompt.tokens))
 

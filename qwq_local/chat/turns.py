@@ -60,7 +60,7 @@ def reply_request(session: Session, asked: ChatQuestion) -> ReplyRequest:
         [*history_messages(profile.system, sent), Message(Role.USER, asked.content)],
         seed=asked.seed if asked.seed is not None else profile.seed,
         files=asked.file_texts,
-        spared=sum(turn.stats.thinking_tokens for turn in sent),
+        dropped_thinking=sum(turn.stats.thinking_tokens for turn in sent),
         wants_tokens=True,
     )
 

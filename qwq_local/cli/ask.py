@@ -311,7 +311,7 @@ def _question(given: _Input) -> ReplyRequest:
         [*history_messages(given.framing.system, turns), new],
         given.constraint,
         files=tuple(map(fence, given.framing.attachments)),
-        spared=sum(turn.stats.thinking_tokens for turn in turns),
+        dropped_thinking=sum(turn.stats.thinking_tokens for turn in turns),
     )
 
 

@@ -156,13 +156,6 @@ class LarkGrammar:
 AnswerConstraint = JsonSchema | Regex | LarkGrammar
 
 
-class Grammar(Protocol):
-    """A compiled constraint and the state of one reply; opaque to everything but the engine that made it."""
-
-    def reset(self) -> None:
-        """Forget what it saw, before the next answer."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Sample the next token; under the constraint if `is_constrained`."""

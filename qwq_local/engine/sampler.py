@@ -45,13 +45,8 @@ class SamplerChain:
         members = (self._lib.llama_sampler_chain_get(self.handle, i) for i in range(count))
         return [self._lib.llama_sampler_name(member).decode() for member in members]
 
-    @property
-    def remembers(self) -> bool:
-        """Whether what was sampled before changes what is sampled next."""
-        return bool(self._memories)
-
     def remember(self, tokens: Sequence[int]) -> None:
-        """Look back at these tokens alone, as far as each step does; what draws numbers draws on."""
+        """Make penalties and DRY look back at these tokens alone; the seed continues."""
         for step, window in self._memories:
             self._lib.llama_sampler_reset(step)
             for token in tokens[max(0, len(tokens) - window) :]:

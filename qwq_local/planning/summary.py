@@ -75,8 +75,8 @@ def ledger_line(ledger: Ledger, n_ctx: int) -> str:
         f"prompt {ledger.prompt:,}",
         f"free {ledger.free:,}",
     ]
-    spared = f" · thinking spared {ledger.thinking_spared:,}"
-    return f"context {n_ctx:,} tok: {' + '.join(parts)}{spared}"
+    dropped = f" · thinking spared {ledger.thinking_dropped:,}"
+    return f"context {n_ctx:,} tok: {' + '.join(parts)}{dropped}"
 
 
 def stats_line(stats: TurnStats) -> str:

@@ -78,5 +78,5 @@ def _context_lines(use: ContextUse) -> Iterator[str]:
     *parts, last = _table_lines(TextTable((*rows, (f"{_FREE} free", f"{free:,}")), right=(1,)))
     yield from parts
     yield f"{last} of {use.n_ctx:,} tokens"
-    if spared := use.ledger.thinking_spared:
-        yield f"{spared:,} tokens of earlier thinking are spared: they are not sent again."
+    if dropped := use.ledger.thinking_dropped:
+        yield f"{dropped:,} tokens of earlier thinking are spared: they are not sent again."

@@ -295,8 +295,8 @@ def test_a_dry_run_foresees_the_context_that_there_is(backend: LocalBackend) -> 
 
 
 def test_thinking_that_was_spared_stands_in_the_ledger(backend: LocalBackend) -> None:
-    assert planned(ask(backend, STRAWBERRY, spared=123)).ledger.thinking_spared == 123
-    assert backend.dry_run(ReplyRequest([STRAWBERRY], spared=7)).ledger.thinking_spared == 7
+    assert planned(ask(backend, STRAWBERRY, dropped_thinking=123)).ledger.thinking_dropped == 123
+    assert backend.dry_run(ReplyRequest([STRAWBERRY], dropped_thinking=7)).ledger.thinking_dropped == 7
 
 
 def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(

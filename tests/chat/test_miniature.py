@@ -95,7 +95,7 @@ def test_a_question_is_answered_and_the_next_one_sees_it(chat: Chat, archive: Ar
     second = list(chat.submit("How many e's are in the word tree?"))
     (plan,) = [event for event in second if isinstance(event, Planned)]
     assert plan.ledger.history > 0
-    assert plan.ledger.thinking_spared > 0
+    assert plan.ledger.thinking_dropped > 0
     assert [event.cached for event in second if isinstance(event, Prefill)][-1] > 0
     one, two = archive.path(1)
     assert (one.state, two.state) == (TurnState.DONE, TurnState.DONE)

@@ -106,7 +106,7 @@ def test_the_model_sees_the_turns_before_without_their_thinking(talk: Talking) -
         *(("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")),
         ("user", "Three?"),
     ]
-    assert talk.backend.questions[-1].spared == 5
+    assert talk.backend.questions[-1].dropped_thinking == 5
 
 
 def test_a_profiles_suffix_follows_the_question_but_is_not_what_was_typed(

@@ -315,7 +315,7 @@ def test_every_part_has_its_tokens_and_the_rest_is_this_prompt() -> None:
         history=11,
         prompt=20 + len("\n\nsecond?"),
         free=100 - used,
-        thinking_spared=len(THOUGHT),
+        thinking_dropped=len(THOUGHT),
     )
 
 
@@ -339,5 +339,5 @@ def test_on_the_real_vocabulary_the_parts_are_the_whole(loaded: LoadedModel) -> 
     assert tokens == bare_tokens
     assert kept.system + kept.files + kept.history + kept.prompt == tokens == 1024 - kept.free
     assert min(kept.system, kept.files, kept.history, kept.prompt) > 0
-    assert kept.thinking_spared > 0 == bare.thinking_spared
+    assert kept.thinking_dropped > 0 == bare.thinking_dropped
     assert (kept.history, kept.prompt) == (bare.history, bare.prompt)
