@@ -20,9 +20,9 @@ from qwq_local.profiles.keys import Profile
 class ReplyRequest:
     """What one reply is asked for: the conversation, what constrains the answer, a seed for it alone.
 
-    `files` are the texts of attached files as they appear in the last message, and `dropped_thinking` counts the tokens
-    of earlier thinking that the messages leave out: both are for the ledger. With an `opening` the reply
-    continues from there.
+    `files` are the texts of attached files as they appear in the last message. `dropped_thinking` counts the
+    tokens of earlier thinking that the messages leave out. Both are for the ledger. With an `opening` the
+    reply continues from there.
     """
 
     messages: Sequence[Message]
