@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 from qwq_local.backend.split import Joining, PartDone, PartStarted, SplitEvent, SplitPlanned
 from qwq_local.events import (
     Answer,
-    CloseReason,
     Event,
     Finished,
     Loading,
@@ -23,6 +22,7 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
+from qwq_local.terminal.chat_lines import CLOSED_BY, NOTICE_CELLS, thought_line
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine, rough_duration
 from qwq_local.terminal.sanitizer import Sanitizer, one_line
@@ -33,17 +33,7 @@ if TYPE_CHECKING:
 
 Think = Literal["show", "hide"]
 
-NOTICE_CELLS = 600
-"""Cells of the longest notice: it may wrap, but must not fill a screen."""
-
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_CLOSED_BY = {
-    CloseReason.MODEL: "",
-    CloseReason.BUDGET: "ended at its budget",
-    CloseReason.CONTEXT: "ended to leave room for the answer",
-    CloseReason.LOOP: "ended in a loop",
-    CloseReason.ASKED: "ended when asked",
-}
 
 
 class ExactText:
@@ -210,18 +200,12 @@ class AskScreen:
     def _show_closed(self, event: ThinkingClosed) -> None:
         self._end_thinking()
         if not (self._shows_thinking or self._err.is_terminal):
-            if reason := _CLOSED_BY[event.reason]:
+            if reason := CLOSED_BY[event.reason]:
                 self.note(f"the thinking of {event.tokens:,} tokens was {reason}.")
             return
         if not event.tokens:
             return
-        parts = [
-            f"▸ {self._thought}",
-            duration(event.elapsed_s),
-            f"{event.tokens:,} tok",
-            _CLOSED_BY[event.reason],
-        ]
-        line = " · ".join(part for part in parts if part)
+        line = "▸ " + thought_line(self._thought, event.elapsed_s, event.tokens, CLOSED_BY[event.reason])
         styled = f"{_DIM}{line}{_PLAIN}" if self._err.is_live else line
         # A blank row separates thinking and answer where both are on the screen.
         is_above_answer = self._shows_thinking and self._err.is_terminal and self._out.is_terminal

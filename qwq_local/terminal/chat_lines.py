@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qwq_local.chat.events import CommandHelp, ContextUse, KeyHelp, NextPlan, Said, Shown, TextTable
+from qwq_local.events import CloseReason
 from qwq_local.planning.summary import choice_lines, ledger_line
 from qwq_local.terminal.sanitizer import cell_width, sanitize
+from qwq_local.text import duration
 
 _LINE_LIMIT = 20_000
 """Characters of one line; what is said is short but for a name or a path in it."""
+
+NOTICE_CELLS = 600
+"""Cells of the longest notice: it may wrap, but must not fill a screen."""
+
+CLOSED_BY = {
+    CloseReason.MODEL: "",
+    CloseReason.BUDGET: "ended at its budget",
+    CloseReason.CONTEXT: "ended to leave room for the answer",
+    CloseReason.LOOP: "ended in a loop",
+    CloseReason.ASKED: "ended on request",
+}
+"""How a thought ended; nothing where the model ended it."""
 
 _BAR_CELLS = 60
 # Who has the context, and the block that stands for it.
@@ -54,6 +68,20 @@ def lines_of(event: Shown) -> list[str]:
             return list(map(sanitize, lines))
 
 
+def thought_line(name: str, elapsed_s: float, tokens: int, end: str = "") -> str:
+    """A folded thought on one line: `thought 3 · 1m12s · 2,431 tok · ended in a loop`."""
+    return " · ".join(filter(None, (name, duration(elapsed_s), f"{tokens:,} tok", end)))
+
+
+def bar_cells(sizes: Sequence[int], whole: int, cells: int) -> list[int]:
+    """The cells of each part in a bar of `cells` for the whole."""
+    counts: list[int] = []
+    for index in range(len(sizes)):
+        # Each part ends where the sum so far ends, so that rounding never makes the bar too long.
+        counts.append(round(cells * sum(sizes[: index + 1]) / max(whole, 1)) - sum(counts))
+    return counts
+
+
 def _table_lines(table: TextTable) -> Iterator[str]:
     rows = [[sanitize(cell) for cell in row] for row in table.rows]
     widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
@@ -67,11 +95,8 @@ def _table_lines(table: TextTable) -> Iterator[str]:
 
 def _context_lines(use: ContextUse) -> Iterator[str]:
     counts = {part: getattr(use.ledger, part) for part, _ in _CONTEXT_PARTS}
-    bar, upto = "", 0
-    for part, glyph in _CONTEXT_PARTS:
-        # Each part ends where the sum so far ends, so that rounding never makes the bar too long.
-        upto += counts[part]
-        bar += glyph * (round(_BAR_CELLS * upto / max(use.n_ctx, 1)) - len(bar))
+    cells = bar_cells(list(counts.values()), use.n_ctx, _BAR_CELLS)
+    bar = "".join(glyph * n for (_, glyph), n in zip(_CONTEXT_PARTS, cells, strict=True))
     yield f"{bar:{_FREE}<{_BAR_CELLS}}"[:_BAR_CELLS]
     free = max(0, use.n_ctx - use.prompt_tokens)
     rows = [(f"{glyph} {part}", f"{counts[part]:,}") for part, glyph in _CONTEXT_PARTS]

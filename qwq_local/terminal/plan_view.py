@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from qwq_local.events import DeviceBytes, Planned
 from qwq_local.planning.alternatives import FitLevel, TableCell, TableRow
 from qwq_local.planning.summary import choice_lines, ledger_line
+from qwq_local.terminal.chat_lines import bar_cells
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
 from qwq_local.text import binary_size
@@ -79,16 +80,12 @@ def device_lines(devices: Sequence[DeviceBytes], columns: int, *, has_color: boo
 
 def _bar(device: DeviceBytes, cells: int, *, has_color: bool) -> str:
     whole = max(device.usable, device.weights + device.kv_cache + device.compute, 1)
-    bar, filled, upto = "", 0, 0
-    for size, (_, glyph, color) in zip(
-        (device.weights, device.kv_cache, device.compute), _PARTS, strict=True
-    ):
-        upto += size
-        # Each part ends where the sum so far ends, so that rounding never makes the bar too long.
-        count = round(cells * upto / whole) - filled
-        filled += count
-        bar += _colored(glyph * count, color, has_color and count > 0)
-    return bar + _FREE * (cells - filled)
+    counts = bar_cells((device.weights, device.kv_cache, device.compute), whole, cells)
+    bar = "".join(
+        _colored(glyph * n, color, has_color and n > 0)
+        for (_, glyph, color), n in zip(_PARTS, counts, strict=True)
+    )
+    return bar + _FREE * (cells - sum(counts))
 
 
 def planned_lines(planned: Planned, output: Output) -> Iterator[str]:

@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qwq_local.chat.events import Recalled, Said, Shown, ThinkView
-from qwq_local.events import CloseReason, Planned, ThinkingClosed
-from qwq_local.terminal.chat_lines import lines_of
+from qwq_local.events import Planned, ThinkingClosed
+from qwq_local.terminal.chat_lines import CLOSED_BY, NOTICE_CELLS, lines_of, thought_line
 from qwq_local.terminal.layout import BLANK, BOLD, DIM, MIN_WIDTH, PLAIN, RED, Row, RowLayout, RowStyle
 from qwq_local.terminal.markdown import markdown_rows
 from qwq_local.terminal.repl.thinking_view import STEERED
 from qwq_local.terminal.sanitizer import one_line, sanitize
-from qwq_local.text import duration
 
 QUESTION_ROWS = 20
 """Rows of a question that are shown; the rest of a long one is counted."""
 
-NOTICE_CELLS = 600
 _QUESTION = RowStyle(BOLD, "❯ ", "  ")
 _NOTE = RowStyle("", "note: ", "  ")
 _ERROR, _ERROR_WITHOUT_COLOR = RowStyle(RED, "✗ ", "  ", is_for_marks=True), RowStyle("", "error: ", "  ")
-_CLOSED_BY = {
-    CloseReason.MODEL: "",
-    CloseReason.BUDGET: "ended at its budget",
-    CloseReason.CONTEXT: "ended to leave room for the answer",
-    CloseReason.LOOP: "ended in a loop",
-    CloseReason.ASKED: "ended on request",
-}
 
 
 def question_rows(question: str, layout: RowLayout) -> list[Row]:
@@ -56,7 +47,7 @@ def closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: Ro
     """The line of a folded thought; nothing for a thought without tokens."""
     if not event.tokens:
         return []
-    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, _CLOSED_BY[event.reason], layout)
+    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, CLOSED_BY[event.reason], layout)
 
 
 def said_rows(event: Shown, layout: RowLayout) -> list[Row]:
@@ -113,8 +104,7 @@ def _hanging_rows(line: str, layout: RowLayout) -> list[Row]:
 
 
 def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, layout: RowLayout) -> list[Row]:
-    parts = [f"thought {thought}", duration(elapsed_s), f"{tokens:,} tok", end]
-    return layout.rows(" · ".join(filter(None, parts)), _mark("▸"))
+    return layout.rows(thought_line(f"thought {thought}", elapsed_s, tokens, end), _mark("▸"))
 
 
 def _mark(mark: str) -> RowStyle:
