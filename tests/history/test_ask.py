@@ -96,7 +96,7 @@ def test_log_probabilities_are_written_as_json_and_kept(tmp_path: Path) -> None:
 
 def _generated(lines: str) -> tuple[list[int], list[bool], list[Any]]:
     """The tokens of all `generated` lines, which ones were sampled, and their log-probabilities."""
-    whole: tuple[list[int], list[bool], list[Any]] = ([], [], [])
+    whole: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for line in map(json.loads, lines.splitlines()):
         if line["event"] == "generated":
             for values, name in zip(whole, ("tokens", "sampled", "logprobs"), strict=True):

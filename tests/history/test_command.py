@@ -77,8 +77,10 @@ def test_a_search_shows_where_the_words_are(place: Path) -> None:
     assert places == ["    question 1: 什么是量子纠缠?", "    answer 1: It is **2**, 什么是量子纠缠?"]
     several = qwq(place, "history", "search", "fingers", "QUICK", "--json").stdout
     assert [(hit["turn"], hit["part"]) for hit in json.loads(several)] == [
-        (3, "thinking"), (2, "thinking"), (1, "thinking"),
-    ]  # fmt: skip
+        (3, "thinking"),
+        (2, "thinking"),
+        (1, "thinking"),
+    ]
     nothing = qwq(place, "history", "search", "--", '-" OR *')
     assert (nothing.status, nothing.stderr) == (1, "qwq: no conversation has '-\" OR *'.\n")
 
