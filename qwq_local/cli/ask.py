@@ -43,6 +43,7 @@ from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import write_line
 
 MAX_CONSTRAINT_BYTES = 1 << 20
+MAX_QUESTION_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _recorder(given: _Input, backend: Backend, places: Directories) -> Backgroun
     continued = given.continued
     asked = AskedTurn(
         command="ask",
-        question=given.question or given.stdin_text or ", ".join(names),
+        question=given.question or _beginning(given.stdin_text) or ", ".join(names),
         content=given.framing.messages(given.question, given.stdin_text)[-1].content,
         system=given.framing.system,
         files=tuple(names),
@@ -169,6 +170,11 @@ def _recorder(given: _Input, backend: Backend, places: Directories) -> Backgroun
         return continued.archive if continued else Archive.open(make_private(places.data) / FILE)
 
     return BackgroundRecorder(opened, asked, origin)
+
+
+def _beginning(text: str) -> str:
+    """The text for the lists and the search of the history; the message that is kept holds all of it."""
+    return text if len(text) <= MAX_QUESTION_CHARS else f"{text[:MAX_QUESTION_CHARS]}…"
 
 
 def _finish(recorder: BackgroundRecorder, environment: Environment) -> None:

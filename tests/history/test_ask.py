@@ -104,6 +104,15 @@ def _generated(lines: str) -> tuple[list[int], list[bool], list[Any]]:
     return whole
 
 
+def test_a_long_text_from_standard_input_is_kept_whole_but_not_as_the_question(tmp_path: Path) -> None:
+    text = "How many r's are in the word strawberry? " * 101
+    asked = qwq_here(tmp_path, "ask", *GREEDY, "-s", "max_tokens=1", stdin=text.encode())
+    assert asked.status == 6
+    [[turn]] = turns_of(tmp_path)
+    assert turn.question == text[:4000] + "…"
+    assert text.rstrip() in turn.content
+
+
 def test_the_next_question_continues_the_last_conversation(tmp_path: Path) -> None:
     asked = qwq_here(tmp_path, "ask", *GREEDY, "--system", "Count.", QUESTION)
     continued = qwq_here(tmp_path, "ask", "-c", "-s", "temperature=0", "How many e's are in the word tree?")
