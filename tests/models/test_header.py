@@ -185,7 +185,6 @@ def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: P
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
         env=environment(tmp_path / "cache"),
     )
     assert result.returncode == 0, result.stderr[-2000:]
