@@ -51,7 +51,10 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     listed = run(scripts / "qwq", "profiles", cwd=tmp_path, environment=variables)
     assert "qwq-32b" in listed
     assert "math" in listed
+    script = f"import qwq_local; print(qwq_local.open('miniature', temperature=0).answer({question!r}))"
+    assert "boxed" in run(python, "-c", script, cwd=tmp_path, environment=variables)
     where = run(
         python, "-c", "import qwq_local; print(qwq_local.__file__)", cwd=tmp_path, environment=variables
     )
     assert str(tmp_path) in where
+    assert Path(where.strip()).with_name("py.typed").is_file()

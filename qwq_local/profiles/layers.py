@@ -45,6 +45,7 @@ NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_ORIGIN = "default"
 ENVIRONMENT_PREFIX = "QWQ_"
 FLAG = "--set"
+SCRIPT = "qwq_local.open"
 NOT_KEYS = frozenset({"QWQ_MODEL", "QWQ_PROFILE", "QWQ_CONFIG_DIR", "QWQ_CACHE_DIR", "QWQ_DATA_DIR"})
 TYPO_LIKENESS = 0.75  # QWQ_ variables less like a key than this belong to another program
 CAPPED = {"thinking_budget": "max_thinking_budget", "answer_reserve": "max_answer_reserve"}
@@ -188,11 +189,12 @@ def resolve(
     folders: ProfileFolders,
     environ: Mapping[str, str] | None = None,
     settings: Sequence[str] = (),
+    given: Mapping[str, object] | None = None,
 ) -> ResolvedProfile:
     """The profile for a model, as `--model` names it, and a task, or no task.
 
-    `settings` are the `key=value` texts of `--set`, in order. Raises ProfileError with the file, variable or
-    flag, the key, and the allowed values.
+    `settings` are the `key=value` texts of `--set`, in order; `given` are the values that a script sets.
+    Raises ProfileError with the file, variable or flag, the key, and the allowed values.
     """
     variables = environ or {}
     model = model_profile_name(model, folders)
@@ -201,6 +203,7 @@ def resolve(
         layers += file_layers(ProfileKind.TASK, task, folders)
     layers += _environment_layers(variables)
     layers += [_flag_layer(setting) for setting in settings]
+    layers += [Layer(SCRIPT, {key: accepted(key, value, SCRIPT)}) for key, value in (given or {}).items()]
 
     values, deciding = _merged(layers)
     origins = {key: deciding[key].origin if key in deciding else DEFAULT_ORIGIN for key in RULES}
