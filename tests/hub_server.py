@@ -290,7 +290,7 @@ def fine(_: Reply) -> None:
 
 
 def cut(after: int) -> Fault:
-    """The connection ends after so many bytes of the body."""
+    """The connection ends after that many bytes of the body."""
 
     def change(reply: Reply) -> None:
         reply.cut_after = min(after, len(reply.body))

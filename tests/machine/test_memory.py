@@ -69,12 +69,12 @@ def test_where_nothing_tells_nothing_is_made_up(tmp_path: Path) -> None:
 
 
 def test_a_mac_counts_its_free_and_reclaimable_pages() -> None:
-    told = (
+    printed = (
         "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
         "Pages free:                               65536.\nPages active:                            999999.\n"
         "Pages inactive:                          131072.\nPages speculative:                        32768.\n"
         "Pages purgeable:                          32768.\n"
     )
-    assert memory_of_mac("38654705664\n", told) == SystemMemory(36 * GIB, 4 * GIB)
-    assert memory_of_mac("", told) is None
+    assert memory_of_mac("38654705664\n", printed) == SystemMemory(36 * GIB, 4 * GIB)
+    assert memory_of_mac("", printed) is None
     assert memory_of_mac("1", "") is None
