@@ -1,7 +1,7 @@
-# make demo   from nothing to an answer: environment, llama.cpp, the miniature's reply
-# make test   the tests, likewise from nothing
+# make demo   the environment, llama.cpp, and an answer of the miniature, from nothing
+# make test   all tests, from nothing
 # make lint   ruff and mypy
-# make bench  every figure of docs/measured.md
+# make bench  the figures of docs/measured.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,8 +10,8 @@ WHEELS := $(VENV)/wheels
 LLAMA  := llama-cpp-python==0.3.36
 SDIST  := $(VENV)/sdist
 
-# GCC 12.2 was seen to drop the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that
-# have AMX; nothing else needs the instructions, so they stay off.
+# GCC 12.2 drops the stores of AMX tile configurations, and llama.cpp then crashes on CPUs that
+# have AMX. Nothing else needs the instructions, so they stay off.
 ifeq ($(shell uname -m),x86_64)
   CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8
 endif
@@ -54,14 +54,14 @@ $(VENV)/.venv-made:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
 
-# The source stays: tests take chat templates from it.
+# Tests take chat templates from the source, so it stays.
 $(SDIST)/.downloaded: $(VENV)/.venv-made
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(SDIST) $(LLAMA)
 	@touch $@
 
 $(VENV)/.llama-built: $(VENV)/.venv-made | $(SDIST)/.downloaded
 	@echo "==> Building llama.cpp ($(LLAMA)) for this machine: about 10 minutes on 2 cores, once."
-	@# Not from pip's cache: a wheel there may have been built with other flags.
+	@# A wheel in pip's cache may have other flags, so build without it.
 	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(SDIST)/llama_cpp_python-*.tar.gz
 	$(BIN)/python -m pip install --quiet $(WHEELS)/llama_cpp_python-*.whl
 	@touch $@
