@@ -24,9 +24,9 @@ from qwq_local.events import (
 )
 from qwq_local.terminal.chat_lines import CLOSED_BY, NOTICE_CELLS, thought_line
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine, rough_duration
+from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
 from qwq_local.terminal.sanitizer import Sanitizer, one_line
-from qwq_local.text import duration, plural
+from qwq_local.text import duration, plural, time_left
 
 if TYPE_CHECKING:
     from qwq_local.terminal.markdown import MarkdownWriter
@@ -334,4 +334,4 @@ def place_of(event: PartStarted | PartDone) -> str:
 
 
 def _left(event: PartStarted) -> str:
-    return f" · about {rough_duration(event.seconds_left)} left" if event.seconds_left is not None else ""
+    return f" · about {time_left(event.seconds_left)} left" if event.seconds_left is not None else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
-from qwq_local.text import duration, time_left
+from qwq_local.text import time_left
 
 Clock = Callable[[], float]
 """Seconds from any start, never backwards; time.monotonic in the program."""
@@ -21,6 +21,9 @@ APPEARS_AFTER_S = 0.3
 REDRAW_S = 0.1
 BAR_CELLS = 24
 MIN_BAR_CELLS = 8
+PLAIN_EVERY_S = 30.0
+RATE_OVER_S = 20.0
+"""The rate of a WorkLine is that of the last seconds: tensors of different types take different times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,27 +165,6 @@ class ProgressBar:
         self._line.erase()
 
 
-def rough_duration(seconds: float) -> str:
-    """An estimated time, rounded to what an estimate is worth: `4 s`, `25 s`, `2m30s`, `25m`, `2h20m`."""
-    for below, step in ((20, 1), (59, 5), (600, 30), (1200, 60), (3600, 300)):
-        if seconds < below:
-            return _plain_duration(max(1, round(seconds / step)) * step)
-    return _plain_duration(round(seconds / 600) * 600)
-
-
-def _plain_duration(seconds: int) -> str:
-    """Whole seconds without zero parts: `40 s`, `5m`, `1h`."""
-    if seconds < 60:
-        return f"{seconds} s"
-    return duration(seconds).removesuffix("00s").removesuffix("00m")
-
-
-PLAIN_EVERY_S = 30.0
-# The rate of the last seconds: tensors of different types take different times.
-RATE_OVER_S = 20.0
-BAR_CELLS = 24
-
-
 class WorkLine:
     """Progress to `total` bytes, of which `done` are there at the start."""
 
@@ -216,8 +198,8 @@ class WorkLine:
         amounts = self._amounts(done)
         room = self._output.size()[0] - 1 - cell_width(amounts) - 3
         cells = min(BAR_CELLS, room - cell_width(label) - 1)
-        if cells < 8:
-            return amounts if room < 8 else f"{one_line(label, room)} · {amounts}"
+        if cells < MIN_BAR_CELLS:
+            return amounts if room < MIN_BAR_CELLS else f"{one_line(label, room)} · {amounts}"
         full = int(done / self._total * cells)
         return f"{label} {'█' * full}{'░' * (cells - full)} · {amounts}"
 

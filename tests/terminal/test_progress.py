@@ -7,7 +7,7 @@ import io
 import pytest
 
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine, rough_duration
+from qwq_local.terminal.progress import WorkLine
 from qwq_local.terminal.sanitizer import cell_width
 from tests.terminal.fake_terminal import Clock, Terminal
 
@@ -143,23 +143,3 @@ def test_a_terminal_that_cannot_draw_over_gets_plain_lines(clock: Clock) -> None
     run(WorkLine(terminal.output(is_dumb=True), TOTAL, clock), clock, 165, rate=5e6)
     assert len(terminal.lines()) == 2
     assert "\x1b" not in terminal.written
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "1 s"),
-        (7.4, "7 s"),
-        (26, "25 s"),
-        (58.9, "1m"),
-        (74, "1m"),
-        (149, "2m30s"),
-        (640, "11m"),
-        (1499, "25m"),
-        (3599, "1h"),
-        (8580, "2h20m"),
-        (90_000, "25h"),
-    ],
-)
-def test_an_estimate_is_as_rough_as_it_may_be_off(seconds: float, text: str) -> None:
-    assert rough_duration(seconds) == text

@@ -221,7 +221,7 @@ def work_of(view: ThinkView, events: Sequence[ChatEvent]) -> int:
     work, viewer = Work(), Viewer(view)
     sys.setprofile(work)
     try:
-        run(viewer, events, 10)
+        run(viewer, events, 30)
     finally:
         sys.setprofile(None)
     return work.done
@@ -257,7 +257,7 @@ def test_a_text_without_a_line_break_is_no_more_work_than_its_length() -> None:
         return [ASKING, *(Thinking("x" * 1000) for _ in range(n_pieces)), CLOSED, FINISHED]
 
     for view in VIEWS:
-        assert work_of(view, events(100)) <= 2.2 * work_of(view, events(50))
+        assert work_of(view, events(240)) <= 2.2 * work_of(view, events(120))
 
 
 def test_of_huge_texts_only_what_is_shown_is_worked_on() -> None:
