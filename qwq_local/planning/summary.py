@@ -47,19 +47,19 @@ def switch_line(before: Plan, plan: Plan) -> str:
     return f"{_needed(plan)} {verb} {window:,}: {_scaling(plan)} from here, the prompt is read anew."
 
 
-def choice_lines(planned: Planned) -> Iterator[str]:
-    """The plan, one line for each choice."""
+def choice_rows(planned: Planned) -> Iterator[tuple[str, str]]:
+    """The plan, one row for each choice: what it is about, and what was chosen."""
     yield (
-        f"context   {planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
-        f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}"
+        "context",
+        f"{planned.n_ctx:,} tokens: prompt {planned.prompt_tokens:,}, "
+        f"thinking {planned.thinking_budget:,}, answer {planned.answer_reserve:,}",
     )
     scaling = f"factor {planned.yarn_factor:g} over {planned.yarn_origin:,}"
-    yield f"YaRN      {scaling if planned.yarn_factor > 1 else 'off: it fits the native window'}"
-    attention = "on" if planned.flash_attention else "off"
-    yield f"KV cache  {planned.kv_type}, flash attention {attention}"
-    yield f"layers    {_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
+    yield "YaRN", scaling if planned.yarn_factor > 1 else "off: it fits the native window"
+    yield "KV cache", f"{planned.kv_type}, flash attention {'on' if planned.flash_attention else 'off'}"
+    yield "layers", f"{_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
     if planned.reductions:
-        yield f"given up  {', '.join(planned.reductions)}"
+        yield "given up", ", ".join(planned.reductions)
 
 
 def _layers(planned: Planned) -> str:

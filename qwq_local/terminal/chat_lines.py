@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qwq_local.chat.events import CommandHelp, ContextUse, KeyHelp, NextPlan, Said, Shown, TextTable
-from qwq_local.events import CloseReason
-from qwq_local.planning.summary import choice_lines, ledger_line
+from qwq_local.events import CloseReason, Planned
+from qwq_local.planning.summary import choice_rows, ledger_line
 from qwq_local.terminal.sanitizer import cell_width, sanitize
 from qwq_local.text import duration
 
@@ -56,9 +56,9 @@ def lines_of(event: Shown) -> list[str]:
         case Said(lines):
             return [sanitize(line[:_LINE_LIMIT]) for line in lines]
         case TextTable():
-            return list(_table_lines(event))
+            return list(aligned_lines(event.rows, event.right))
         case KeyHelp():
-            return list(_table_lines(TextTable(KEYS)))
+            return list(aligned_lines(KEYS))
         case CommandHelp(usage, lines):
             return [usage, *(f"  {line}" for line in lines)]
         case ContextUse():
@@ -82,15 +82,21 @@ def bar_cells(sizes: Sequence[int], whole: int, cells: int) -> list[int]:
     return counts
 
 
-def _table_lines(table: TextTable) -> Iterator[str]:
-    rows = [[sanitize(cell) for cell in row] for row in table.rows]
-    widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = []
+def choice_lines(planned: Planned) -> Iterator[str]:
+    """The plan, a line for each choice."""
+    yield from aligned_lines(list(choice_rows(planned)))
+
+
+def aligned_lines(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+    """Rows of cells as sanitized lines in columns; `right` are the columns aligned to the right."""
+    cells = [[sanitize(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = []
         for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
             padding = " " * (width - cell_width(cell))
-            cells.append(padding + cell if number in table.right else cell + padding)
-        yield _GAP.join(cells).rstrip()
+            padded.append(padding + cell if number in right else cell + padding)
+        yield _GAP.join(padded).rstrip()
 
 
 def _context_lines(use: ContextUse) -> Iterator[str]:
@@ -100,7 +106,7 @@ def _context_lines(use: ContextUse) -> Iterator[str]:
     yield f"{bar:{_FREE}<{_BAR_CELLS}}"[:_BAR_CELLS]
     free = max(0, use.n_ctx - use.prompt_tokens)
     rows = [(f"{glyph} {part}", f"{counts[part]:,}") for part, glyph in _CONTEXT_PARTS]
-    *parts, last = _table_lines(TextTable((*rows, (f"{_FREE} free", f"{free:,}")), right=(1,)))
+    *parts, last = aligned_lines([*rows, (f"{_FREE} free", f"{free:,}")], right=(1,))
     yield from parts
     yield f"{last} of {use.n_ctx:,} tokens"
     if dropped := use.ledger.thinking_dropped:

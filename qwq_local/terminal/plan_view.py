@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from qwq_local.events import DeviceBytes, Planned
 from qwq_local.planning.alternatives import FitLevel, TableCell, TableRow
-from qwq_local.planning.summary import choice_lines, ledger_line
-from qwq_local.terminal.chat_lines import bar_cells
+from qwq_local.planning.summary import ledger_line
+from qwq_local.terminal.chat_lines import bar_cells, choice_lines
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import cell_width, one_line
 from qwq_local.text import binary_size
