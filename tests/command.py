@@ -189,7 +189,7 @@ class Terminal:
             os.set_blocking(self._own, True)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the window, as its owner does with the mouse; the program is told by a signal."""
+        """Change the window, as a mouse does; the program gets a signal."""
         self.columns, self.rows = columns, rows
         self.screen.resize(rows, columns)
         _resize(self._own, columns, rows)

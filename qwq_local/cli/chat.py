@@ -135,7 +135,7 @@ def _draw(environment: Environment, talk: Talk, out: Output, flags: ChatFlags, p
 
 
 def _line_reader(environment: Environment, err: Output) -> ReadLine:
-    """Reads lines of standard input, with a prompt where a person types them."""
+    """Reads lines of standard input, with a prompt at a terminal."""
     stdin = environment.stdin
 
     def read_line(prompt: str) -> str | None:

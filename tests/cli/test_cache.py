@@ -1,4 +1,4 @@
-"""`qwq cache`: what is kept is listed, and goes away when told."""
+"""`qwq cache`: lists the prefilled texts and removes them."""
 
 from __future__ import annotations
 

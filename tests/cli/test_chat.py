@@ -39,7 +39,7 @@ def test_nothing_is_asked_of_an_empty_input(cache: Path) -> None:
     assert chat(cache, "", "--private") == Ran(0, "", "")
 
 
-def test_a_line_that_could_not_be_done_sets_the_exit_status(cache: Path) -> None:
+def test_a_line_that_fails_sets_the_exit_status(cache: Path) -> None:
     ran = chat(cache, "/cler\n", "--private")
     assert (ran.status, ran.stdout) == (1, "")
     assert "/clear" in ran.stderr

@@ -1,4 +1,4 @@
-"""`qwq ask --split` as a person runs it: real processes, the miniature, sampling greedy."""
+"""`qwq ask --split`: its screen, its lines of JSON and its statuses. The miniature samples greedily."""
 
 from __future__ import annotations
 
