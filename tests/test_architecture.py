@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.command import environment
 
 ROOT = Path(__file__).parent.parent
 # Every room, top first: a module imports from its own room and from those below it.
@@ -223,6 +226,50 @@ for command in [], *([name] for name in {commands!r}):
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded:")]
     assert loaded == ["loaded: []"] * (1 + len(commands)), result.stdout + result.stderr
+
+
+def test_the_way_from_ask_to_llama_decode_is_short_and_documented(cache: Path, tmp_path: Path) -> None:
+    """The files on the call stack when the first of our functions is called that names llama_decode."""
+    program = """
+import sys
+from qwq_local.__main__ import run
+
+def look(frame, event, _argument):
+    code = frame.f_code
+    if event == "call" and "qwq_local" in code.co_filename and "llama_decode" in code.co_names:
+        sys.setprofile(None)
+        files = []
+        while frame is not None:
+            files.insert(0, frame.f_code.co_filename)
+            frame = frame.f_back
+        with open("stack.txt", "w") as out:
+            out.write("\\n".join(dict.fromkeys(files)))
+
+sys.argv = ["qwq", "ask", "--model", "miniature", "--set", "thinking_budget=0", "Why?"]
+sys.setprofile(look)
+run()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(cache), capture_output=True, text=True
+    )
+    assert (tmp_path / "stack.txt").exists(), result.stderr
+    paths = [Path(line) for line in (tmp_path / "stack.txt").read_text().splitlines()]
+    stack = [path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT / "qwq_local")]
+    document = (ROOT / "docs" / "architecture.md").read_text()
+    section = document.partition("## From `qwq ask` to llama_decode\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^- `([^`]+)`: ", section, re.MULTILINE) == stack
+    assert 3 < len(stack) <= 20
+
+
+def test_the_files_that_the_documents_name_are_there() -> None:
+    """Of the architecture and of the guide for contributors; a path begins at the root or in qwq_local."""
+    for document in ("docs/architecture.md", "CONTRIBUTING.md"):
+        named = re.findall(r"`((?:\w+/)+[\w.]*)`", (ROOT / document).read_text())
+        assert named
+        missing = [
+            path for path in named if not any((ROOT / top / path).exists() for top in ("", "qwq_local"))
+        ]
+        assert missing == [], document
 
 
 def test_no_module_imports_what_only_posix_has() -> None:
