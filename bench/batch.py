@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 import statistics
 import subprocess
@@ -59,7 +60,7 @@ def batched_bench() -> Path:
         archive.extractall(source, filter="data")
     vendor = next(source.glob("*/vendor/llama.cpp"))
     subprocess.run(["cmake", "-S", vendor, "-B", build, *CMAKE, *FLAGS], check=True, stdout=sys.stderr)
-    target = ["--target", "llama-batched-bench", "--parallel"]
+    target = ["--target", "llama-batched-bench", "--parallel", str(os.cpu_count() or 1)]
     subprocess.run(["cmake", "--build", build, *target], check=True, stdout=sys.stderr)
     return program
 
