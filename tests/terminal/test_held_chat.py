@@ -82,7 +82,7 @@ def test_a_thought_is_stopped_and_continued_while_lines_wait(tmp_path: Path) -> 
         assert "waiting" not in chat.visible
         chat.interrupt()
         chat.wait_for(lambda: chat.status.startswith("QwQ"))
-        assert chat.input_rows == ["❯ /stats"]
+        chat.has_input("❯ /stats")
         stopped, state, reason = last_turn(tmp_path, "thinking, state, reason")
         assert (state, reason) == ("stopped", "interrupted")
         assert stopped

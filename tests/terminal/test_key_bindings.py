@@ -120,10 +120,17 @@ def test_ctrl_c_stops_the_turn_and_keeps_what_came(chat: Chat) -> None:
     chat.type("typed meanwhile")
     chat.interrupt()
     chat.wait_for(lambda: "^C" not in chat.status and chat.status.startswith("QwQ"))
-    assert chat.input_rows == ["❯ typed meanwhile"]
+    chat.has_input("❯ typed meanwhile")
     assert ["stop"] in chat.calls
     chat.type(ENTER)
     chat.is_idle(2)
+
+
+def test_ctrl_c_right_after_enter_stops_the_turn(chat: Chat) -> None:
+    chat.type("hold" + ENTER + ctrl("c"))
+    chat.is_idle(1)
+    assert ["stop"] in chat.calls
+    assert "■ stopped" in chat.visible
 
 
 def test_ctrl_c_clears_the_line_and_undo_brings_it_back(chat: Chat) -> None:

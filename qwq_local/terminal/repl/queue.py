@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qwq_local.chat.events import COMMAND, ChatEvent, Said, Talk
+from qwq_local.events import Loading, Planned, Prefill
 from qwq_local.terminal.layout import DIM, Row, RowLayout, RowStyle
 from qwq_local.terminal.repl.input_line import block_content
 from qwq_local.terminal.repl.paste import Pastes
@@ -144,6 +145,8 @@ class EntryQueue:
     def show(self, event: ChatEvent) -> None:
         """Draw an event of the running line."""
         self._is_silent = False
+        if self._is_stopping and isinstance(event, Loading | Planned | Prefill):
+            self._talk.stop()  # a stop that came before the turn began has stopped nothing
         self._view.show(event)
 
     def end_line(self) -> None:
