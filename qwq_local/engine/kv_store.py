@@ -18,9 +18,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from qwq_local.engine.api import ContextSettings
+from qwq_local.engine.context import CachedSequence
 from qwq_local.engine.kv_entry import (
     MAX_TRAILER_BYTES,
     SUFFIX,
@@ -50,31 +49,6 @@ _READ_BYTES_PER_S = 5e8  # reading and checksum on a usual computer
 DEFAULT_MIN_TOKENS = 1024
 _MAX_BESIDE_STATE = 16 + MAX_TRAILER_BYTES  # the head of llama.cpp's file and our trailer
 _MANY_BYTES = 1 << 30
-
-
-class StorableContext(Protocol):
-    """A sequence in a KV cache that can be written to a file and read back."""
-
-    @property
-    def settings(self) -> ContextSettings:
-        """The settings of its context."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The tokens in the cache."""
-
-    @property
-    def state_bytes(self) -> int:
-        """The size of their keys and values."""
-
-    def truncate(self, n_tokens: int) -> None:
-        """Drop all tokens from position `n_tokens` on."""
-
-    def write_state(self, path: Path) -> int:
-        """Write tokens, keys and values to a file; its length. Raises EngineError."""
-
-    def read_state(self, path: Path, n_tokens: int) -> bool:
-        """Load the `n_tokens` tokens of a verified file; False, and an empty cache, when it does not fit."""
 
 
 class NoRoom(Exception):
@@ -188,7 +162,7 @@ class _StoredPrefix:
 
 
 class KvStore:
-    """Saves the KV cache of contexts and reads it back. `is_private` only reads, and changes no file.
+    """Saves cached sequences and reads them back. `is_private` only reads, and changes no file.
 
     Both generators yield lines for the user: that it takes a while, or what failed.
     """
@@ -211,46 +185,46 @@ class KvStore:
         self._many_bytes = many_bytes
 
     def restore(
-        self, context: StorableContext, model: ModelIdentity, prompt: Sequence[int], abort: AbortFlag
+        self, sequence: CachedSequence, model: ModelIdentity, prompt: Sequence[int], abort: AbortFlag
     ) -> Generator[str, None, int]:
-        """Load the longest stored beginning of the prompt; returns the number of its tokens in the context.
+        """Load the longest stored beginning of the prompt; returns how many of its tokens are cached now.
 
-        Nothing is read when the context already holds as much, or when prefilling is as fast. An entry that
+        Nothing is read when the sequence already holds as much, or when prefilling is as fast. An entry that
         cannot be read is skipped. Raises Aborted.
         """
         wanted = packed(prompt)
-        for candidate in self._candidates(StateKey.of(model, context.settings), wanted):
-            held = common_tokens(packed(context.tokens), wanted)
+        for candidate in self._candidates(StateKey.of(model, sequence.settings), wanted):
+            held = common_tokens(packed(sequence.tokens), wanted)
             entry = candidate.entry
-            if entry.record.n_tokens > context.settings.n_ctx or not _pays(candidate, held):
+            if entry.record.n_tokens > sequence.settings.n_ctx or not _pays(candidate, held):
                 continue
             if entry.file_bytes >= self._many_bytes:
                 yield f"reading {entry.record.n_tokens:,} prefilled tokens ({binary_size(entry.file_bytes)})."
-            if self._is_verified(entry, abort) and self._read(context, entry):
+            if self._is_verified(entry, abort) and self._read(sequence, entry):
                 break
-        return common_tokens(packed(context.tokens), wanted)
+        return common_tokens(packed(sequence.tokens), wanted)
 
-    def keep(self, context: StorableContext, model: ModelIdentity, prefilled: Prefilled) -> Iterator[str]:
-        """Save the beginning of the prompt that the context holds.
+    def keep(self, sequence: CachedSequence, model: ModelIdentity, prefilled: Prefilled) -> Iterator[str]:
+        """Save the beginning of the prompt that the sequence holds.
 
-        The context is truncated to it. Nothing is written when fewer than `min_tokens` of its tokens are
+        The sequence is truncated to it. Nothing is written when fewer than `min_tokens` of its tokens are
         not stored yet.
         """
         wanted = packed(prefilled.tokens)
-        n_tokens = common_tokens(packed(context.tokens), wanted)
+        n_tokens = common_tokens(packed(sequence.tokens), wanted)
         if self._is_private or n_tokens < self._min_tokens:
             return
-        key = StateKey.of(model, context.settings)
+        key = StateKey.of(model, sequence.settings)
         candidates = list(self._candidates(key, packed(prefilled.tokens[:n_tokens])))
         if candidates and n_tokens - candidates[0].n_common < self._min_tokens:
             return
-        context.truncate(n_tokens)
-        size = context.state_bytes + len(packed(context.tokens)) + _MAX_BESIDE_STATE
+        sequence.truncate(n_tokens)
+        size = sequence.state_bytes + len(packed(sequence.tokens)) + _MAX_BESIDE_STATE
         try:
             self.folder.make_room(size)
             if size >= self._many_bytes:
                 yield f"keeping {n_tokens:,} prefilled tokens for the next question ({binary_size(size)})."
-            self._write(context, key, prefilled)
+            self._write(sequence, key, prefilled)
         except (NoRoom, OSError, QwqError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             yield f"what was prefilled is not kept for the next question: {binary_size(size)}, {why}."
@@ -284,19 +258,19 @@ class KvStore:
             return False
         return True
 
-    def _read(self, context: StorableContext, entry: Entry) -> bool:
+    def _read(self, sequence: CachedSequence, entry: Entry) -> bool:
         if not self._is_private:
             _touch(entry.path)
-        return context.read_state(entry.path, entry.record.n_tokens)
+        return sequence.read_state(entry.path, entry.record.n_tokens)
 
-    def _write(self, context: StorableContext, key: StateKey, prefilled: Prefilled) -> None:
+    def _write(self, sequence: CachedSequence, key: StateKey, prefilled: Prefilled) -> None:
         with self.folder.new_file() as path:
-            n_bytes = context.write_state(path)
-            tokens = packed(context.tokens)
+            n_bytes = sequence.write_state(path)
+            tokens = packed(sequence.tokens)
             record = EntryRecord(
                 key=key,
                 label=clean_label(prefilled.label),
-                n_tokens=len(context.tokens),
+                n_tokens=len(sequence.tokens),
                 prefill_token_s=float(prefilled.token_s),
                 state_bytes=n_bytes,
                 checksum=checksum(path, n_bytes),
@@ -310,7 +284,7 @@ class KvStore:
 
 
 def _pays(candidate: _StoredPrefix, held: int) -> bool:
-    """Whether reading the entry is faster than prefilling the tokens that the context lacks."""
+    """Whether reading the entry is faster than prefilling the tokens that the sequence lacks."""
     gained = candidate.n_common - held
     if gained <= 0:
         return False
