@@ -37,11 +37,11 @@ def test_a_conversation(cache: Path, tmp_path: Path, size: tuple[int, int]) -> N
 
         before = chat.visible
         chat.type(ctrl("t"))
-        chat.sees("05 b - 1")
-        assert chat.screen.is_alternate
+        # The status line is drawn last.
+        chat.wait_for(lambda: chat.screen.is_alternate and "line 10/10 · 100%" in chat.status)
         assert chat.visible.startswith("I count r in")
         assert "raspberry." in chat.visible
-        assert "line 10/10 · 100%" in chat.status
+        assert "05 b - 1" in chat.visible
         chat.type("q")
         chat.wait_for(lambda: not chat.screen.is_alternate and chat.visible == before)
 
