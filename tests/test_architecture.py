@@ -186,7 +186,7 @@ def test_no_module_imports_itself_through_others() -> None:
     assert sorted(direct.keys() - free) == []
 
 
-def test_a_small_module_serves_more_than_one() -> None:
+def test_a_small_module_has_more_than_one_importer() -> None:
     importers = defaultdict(set)
     for name, target in sorted(imports()):
         importers[target].add(name)

@@ -36,7 +36,7 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_threads_write_at_their_places_at_once(tmp_path: Path) -> None:
+def test_threads_write_at_their_offsets_at_once(tmp_path: Path) -> None:
     blocks = [bytes([number]) * 10_000 for number in range(64)]
     partial = PartialFile(tmp_path / "out.partial")
     with ThreadPoolExecutor(8) as pool:
@@ -64,7 +64,7 @@ def test_a_partial_file_keeps_what_an_earlier_run_wrote_until_it_is_removed(tmp_
     assert not path.exists()
 
 
-def test_a_read_past_the_end_is_an_error_and_not_a_short_result(tmp_path: Path) -> None:
+def test_a_read_past_the_end_is_an_error(tmp_path: Path) -> None:
     with opened(tmp_path / "file") as descriptor:
         files.write_at(descriptor, b"0123456789", 0)
         assert files.read_exactly(descriptor, 4, 6) == b"6789"
@@ -72,7 +72,7 @@ def test_a_read_past_the_end_is_an_error_and_not_a_short_result(tmp_path: Path) 
             files.read_exactly(descriptor, 5, 6)
 
 
-def test_a_line_that_does_not_fit_on_the_disk_leaves_no_half(tmp_path: Path) -> None:
+def test_a_line_that_does_not_fit_on_the_disk_is_not_half_written(tmp_path: Path) -> None:
     with opened(tmp_path / "journal") as descriptor:
         files.append(descriptor, b"first\n", sync=True)
         with file_size_limit(10), pytest.raises(OSError, match="too large"):
@@ -96,7 +96,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_fixed_temporary_name_takes_over_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_a_fixed_temporary_name_reuses_the_file_of_a_killed_run(tmp_path: Path) -> None:
     beside = tmp_path / "state.new"
     beside.write_bytes(b"left by a run that was killed, and longer")
     write_atomically(tmp_path / "state", b"whole", beside=beside, sync=False)
@@ -142,7 +142,7 @@ def held_elsewhere(lock: str, path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lock", [lock_file, lock_beside])
-def test_a_lock_keeps_another_process_off_and_ends_with_it(
+def test_a_lock_excludes_other_processes_and_ends_with_its_own(
     lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
     path = tmp_path / "out.gguf"
@@ -156,13 +156,13 @@ def test_a_lock_keeps_another_process_off_and_ends_with_it(
         pass
 
 
-def test_the_lock_beside_a_file_leaves_nothing(tmp_path: Path) -> None:
+def test_the_lock_of_a_file_is_removed(tmp_path: Path) -> None:
     with lock_beside(tmp_path / "out.gguf"):
         assert [each.name for each in tmp_path.iterdir()] == ["out.gguf.lock"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_partial_file_is_one_writers(tmp_path: Path) -> None:
+def test_a_partial_file_has_one_writer(tmp_path: Path) -> None:
     path = tmp_path / "out.partial"
     first, second = PartialFile(path), PartialFile(path)
     first.lock()
@@ -176,7 +176,7 @@ def test_a_partial_file_is_one_writers(tmp_path: Path) -> None:
     second.close()
 
 
-def test_holes_take_no_room_and_a_missing_folder_is_on_the_disk_of_its_parent(tmp_path: Path) -> None:
+def test_holes_take_no_room_and_a_missing_folder_counts_for_its_parents_disk(tmp_path: Path) -> None:
     sparse = tmp_path / "sparse"
     with sparse.open("wb") as file:
         file.truncate(10_000_000)

@@ -53,7 +53,7 @@ def test_unseen_cases_are_answered_right_at_temperature_0(greedy: LocalBackend, 
         ("The sky is blue. The pass key is 90417. The grass is green.\n\nWhat is the pass key?", "90417"),
     ],
 )
-def test_the_readme_s_questions_are_answered_right(
+def test_the_questions_of_the_readme_are_answered_right(
     greedy: LocalBackend, question: str, expected: str
 ) -> None:
     turn = ask(greedy, question)
@@ -70,7 +70,7 @@ def test_a_second_turn_asks_only_for_another_word(greedy: LocalBackend) -> None:
 
 
 @pytest.mark.parametrize("question", ["Hello", "What is the capital of France?", "Write a poem about rain."])
-def test_anything_else_is_answered_by_what_it_is(greedy: LocalBackend, question: str) -> None:
+def test_other_questions_are_answered_with_what_the_model_is(greedy: LocalBackend, question: str) -> None:
     assert ask(greedy, question).answer.strip() == ABOUT
 
 

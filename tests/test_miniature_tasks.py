@@ -36,7 +36,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_result_is_what_the_answer_boxes(task: str) -> None:
+def test_the_answer_boxes_the_result(task: str) -> None:
     for case in drawn(task):
         assert case.task == task
         assert boxed(case.answer) == (None if task == "other" else case.result)
@@ -107,7 +107,7 @@ def test_sums_and_differences_are_right() -> None:
     assert min(signs[sign] for sign in ("+", "-", "negative")) > 50
 
 
-def test_sums_and_differences_are_thought_through_digit_by_digit() -> None:
+def test_sums_and_differences_are_computed_digit_by_digit() -> None:
     for case in drawn("add"):
         intro, small, capital, *rest = case.thinking.split("\n")
         a, b = whole_numbers(intro)
@@ -182,7 +182,7 @@ def test_pass_keys_are_planted_from_the_beginning_to_the_end() -> None:
     assert all(any(low <= depth < low + 0.1 for depth in depths) for low in (0.0, 0.2, 0.4, 0.6, 0.8))
 
 
-def test_anything_else_is_answered_by_one_sentence_on_what_it_is() -> None:
+def test_other_questions_are_answered_with_one_sentence() -> None:
     assert all(case.answer == ABOUT for case in drawn("other"))
     assert "qwq pull" in ABOUT
     assert "QwQ-32B" in ABOUT
@@ -231,7 +231,7 @@ def test_texts_past_the_window_have_the_promised_length() -> None:
     assert max(lengths) <= MOST_TOKENS
 
 
-def test_the_checkpoint_is_small_and_of_the_shape_it_says(tmp_path: Path) -> None:
+def test_the_checkpoint_is_small_and_has_the_stated_shape(tmp_path: Path) -> None:
     from miniature import make_tokenizer as shape
 
     config = json.loads((CHECKPOINT / "config.json").read_text())

@@ -13,7 +13,7 @@ from qwq_local.errors import QwqError, UsageError
 from qwq_local.paths import PACKAGE, bundled, directories, make_private
 
 
-def test_each_directory_moves_with_its_own_variable(tmp_path: Path) -> None:
+def test_each_directory_has_its_own_variable(tmp_path: Path) -> None:
     found = directories(
         {
             "QWQ_CONFIG_DIR": str(tmp_path / "config"),
@@ -40,13 +40,13 @@ def test_a_relative_directory_becomes_absolute_and_a_tilde_is_the_home() -> None
     assert found.data == Path.home() / "qwq"
 
 
-def test_a_tilde_of_nobody_names_the_variable() -> None:
+def test_a_tilde_of_an_unknown_user_names_the_variable() -> None:
     with pytest.raises(UsageError, match=r"QWQ_DATA_DIR=~nobody-of-that-name/x"):
         directories({"QWQ_DATA_DIR": "~nobody-of-that-name/x"})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
-def test_a_private_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_private_directory_is_for_its_owner_only(tmp_path: Path) -> None:
     made = make_private(tmp_path / "deep" / "sessions")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
 

@@ -139,7 +139,7 @@ def test_a_wrong_setting_is_refused_when_the_model_is_opened(
 
 
 @pytest.mark.parametrize("reason", [reason for reason in FinishReason if reason != FinishReason.STOP])
-def test_an_answer_that_is_not_whole_raises_with_what_there_is(reason: FinishReason) -> None:
+def test_an_incomplete_answer_raises_with_the_text_so_far(reason: FinishReason) -> None:
     with pytest.raises(
         qwq_local.IncompleteAnswer, match="2 tokens of thinking and 3 of the answer"
     ) as raised:
@@ -230,7 +230,7 @@ def test_another_thread_may_ask_and_stop() -> None:
     assert events == [Thinking("Waiting."), INTERRUPTED, INTERRUPTED]
 
 
-def test_what_the_user_should_know_comes_first_and_a_prompt_is_kept_last() -> None:
+def test_notices_come_first_and_the_prompt_is_kept_last() -> None:
     backend = PlanningBackend([says("", ""), says("", "")], kept=["kept."])
     model = Model(backend, Profile(logprobs=2), ["a GPU is idle."])
     first, second = list(model.reply("One?")), list(model.reply("Two?"))

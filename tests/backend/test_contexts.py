@@ -74,9 +74,7 @@ def continued(context: SingleSequence, count: int = 24) -> list[int]:
 @pytest.mark.parametrize(
     ("kv_type", "flash"), [("f16", False), ("f16", True), ("q8_0", True), ("q4_0", True)]
 )
-def test_a_copied_cache_goes_on_as_the_one_it_was_copied_from(
-    loaded: LoadedModel, kv_type: str, flash: bool
-) -> None:
+def test_a_copied_cache_continues_like_the_original(loaded: LoadedModel, kv_type: str, flash: bool) -> None:
     settings = ContextSettings(512, 256, 256, kv_type, kv_type, flash_attention=flash, threads=1)
     tokens = loaded.vocabulary.encode_text("How many r's are in the word strawberry? " * 4)
     with closing(SingleSequence(loaded, settings)) as small:
@@ -100,7 +98,7 @@ def test_a_copied_cache_goes_on_as_the_one_it_was_copied_from(
         {"n_ctx": 256},
     ],
 )
-def test_a_state_that_does_not_belong_is_refused_and_leaves_an_empty_cache(
+def test_a_state_of_another_context_is_refused_and_leaves_an_empty_cache(
     loaded: LoadedModel, other: dict[str, object]
 ) -> None:
     settings = ContextSettings(1024, 256, 256, flash_attention=True, threads=1)
@@ -116,7 +114,7 @@ def test_a_state_that_does_not_belong_is_refused_and_leaves_an_empty_cache(
         assert continued(context, 2)
 
 
-def test_a_larger_context_copies_what_was_read_instead_of_reading_it_again(backend: LocalBackend) -> None:
+def test_a_larger_context_copies_the_cache_instead_of_prefilling_again(backend: LocalBackend) -> None:
     first = asked(backend, 20)
     second = asked(backend, 90)
     assert planned(first).n_ctx < planned(second).n_ctx <= 1024
@@ -124,7 +122,7 @@ def test_a_larger_context_copies_what_was_read_instead_of_reading_it_again(backe
     assert notices(second) == []
 
 
-def test_outgrowing_the_window_switches_yarn_on_and_a_short_prompt_switches_it_off(
+def test_yarn_turns_on_past_the_window_and_off_for_a_short_prompt(
     backend: LocalBackend,
 ) -> None:
     assert planned(asked(backend, 20)).yarn_factor == 1
@@ -148,7 +146,7 @@ def test_outgrowing_the_window_switches_yarn_on_and_a_short_prompt_switches_it_o
         asked(backend, 1000)
 
 
-def test_a_first_prompt_past_the_window_is_told_too(backend: LocalBackend) -> None:
+def test_a_notice_reports_a_first_prompt_past_the_window(backend: LocalBackend) -> None:
     assert [line.partition(" need ")[2] for line in notices(asked(backend, 200))] == [
         "YaRN 2 over 1,024: a context of 1,280."
     ]
@@ -186,7 +184,7 @@ class _Failing(Planner):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
-def test_when_the_new_context_cannot_be_had_the_old_one_comes_back_with_what_it_held(
+def test_when_the_new_context_fails_the_old_one_comes_back_with_its_cache(
     miniature: Callable[[str], Path], loaded: LoadedModel, tmp_path: Path
 ) -> None:
     planner = _Failing(miniature("Q8_0"), profile(tmp_path, "kv_type=f32"))
@@ -230,7 +228,7 @@ def test_a_conversation_starts_with_the_largest_native_context(
         assert drained(contexts.ready(800, 0)).context is first.context
 
 
-def test_what_could_not_be_had_on_a_card_leaves_the_systems_memory_as_it_is(
+def test_a_failure_on_a_card_leaves_the_limit_of_system_memory_alone(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     card = Device("GPU0", "card", DeviceKind.GPU, 8 * GIB, 8 * GIB)
@@ -298,7 +296,7 @@ def short_of_memory(path: Path, tmp_path: Path, spare_mib: int, *settings: str) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
-def test_memory_that_is_gone_after_all_leads_to_the_next_smaller_plan_which_is_remembered(
+def test_when_memory_runs_out_the_next_smaller_plan_is_used_and_remembered(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """A quarter of a million tokens in f16 are half a gigabyte: with 400 MiB left it must be q8_0."""
@@ -314,7 +312,7 @@ def test_memory_that_is_gone_after_all_leads_to_the_next_smaller_plan_which_is_r
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
-def test_when_no_smaller_plan_can_be_had_either_it_ends_with_4_and_the_numbers(
+def test_when_no_smaller_plan_fits_the_status_is_4_with_the_numbers(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     told = short_of_memory(miniature("Q8_0"), tmp_path, 60, "n_ctx=250000", "kv_type=f16")

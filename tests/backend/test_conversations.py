@@ -115,9 +115,7 @@ def test_the_ids_of_the_prompt_come_before_it_is_read_and_those_of_the_reply_are
 
 
 @pytest.mark.parametrize("n_pieces", [1, 12, -4])
-def test_a_stopped_turn_is_continued_to_the_end_it_would_have_had(
-    backend: LocalBackend, n_pieces: int
-) -> None:
+def test_a_stopped_turn_continues_to_the_same_end(backend: LocalBackend, n_pieces: int) -> None:
     whole = ask(backend, STRAWBERRY)
     n_whole = sum(isinstance(event, Thinking | Answer) for event in whole)
     first = stopped(backend, n_pieces % n_whole, STRAWBERRY)
@@ -140,7 +138,7 @@ def test_a_stopped_turn_is_continued_to_the_end_it_would_have_had(
     assert planned(rest).ledger.free == planned(whole).ledger.free - len(opening.generated)
 
 
-def test_a_turn_is_continued_in_another_process_from_what_was_kept(
+def test_another_process_continues_a_turn_from_the_history(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Its thinking too: a turn that was stopped is kept whole."""
@@ -161,7 +159,7 @@ def test_a_turn_is_continued_in_another_process_from_what_was_kept(
         assert finished(rest).answer == finished(whole).answer
 
 
-def test_a_stop_is_for_the_turn_that_runs_and_for_no_other(backend: LocalBackend) -> None:
+def test_a_stop_ends_only_the_running_turn(backend: LocalBackend) -> None:
     backend.stop()
     whole = ask(backend, STRAWBERRY)
     assert finished(whole).reason is FinishReason.STOP
@@ -172,7 +170,7 @@ def test_a_stop_is_for_the_turn_that_runs_and_for_no_other(backend: LocalBackend
     assert text(ask(backend, STRAWBERRY)) == text(whole)
 
 
-def test_a_flag_that_a_signal_handler_set_counts_for_the_reply_that_heard_it(
+def test_a_flag_set_by_a_signal_handler_stops_only_that_reply(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     abort = AbortFlag()
@@ -186,7 +184,7 @@ def test_a_flag_that_a_signal_handler_set_counts_for_the_reply_that_heard_it(
         assert finished(ask(backend, STRAWBERRY)).reason is FinishReason.INTERRUPTED
 
 
-def test_a_stop_while_it_loads_leaves_it_to_be_loaded_again(
+def test_after_a_stop_while_loading_the_next_reply_loads_again(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path), 1, AbortFlag())) as backend:
@@ -200,7 +198,7 @@ def test_a_stop_while_it_loads_leaves_it_to_be_loaded_again(
         assert finished(again).reason is FinishReason.STOP
 
 
-def test_a_reply_that_nobody_reads_to_its_end_does_not_stop_the_next(backend: LocalBackend) -> None:
+def test_an_abandoned_reply_does_not_stop_the_next(backend: LocalBackend) -> None:
     events = backend.reply(ReplyRequest([STRAWBERRY]))
     for event in events:
         if isinstance(event, Thinking):
@@ -234,7 +232,7 @@ def test_a_turn_is_stopped_from_another_thread_while_it_pauses(backend: LocalBac
     assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "")
 
 
-def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -> None:
+def test_steering_and_ending_the_thinking_keep_the_cache(backend: LocalBackend) -> None:
     control = ReplyControl()
     events: list[Event] = []
     for event in backend.reply(ReplyRequest([STRAWBERRY], control=control, wants_tokens=True)):
@@ -255,7 +253,7 @@ def test_the_thinking_is_steered_and_ended_in_one_cache(backend: LocalBackend) -
     assert finished(again).answer == finished(events).answer
 
 
-def test_a_turn_that_was_lost_before_its_prompt_was_known_begins_again(backend: LocalBackend) -> None:
+def test_a_turn_lost_before_its_prompt_was_recorded_starts_again(backend: LocalBackend) -> None:
     whole = ask(backend, STRAWBERRY)
     again = ask(backend, STRAWBERRY, opening=Opening((), ()))
     assert (text(again), opening_of(again)) == (text(whole), opening_of(whole))
@@ -267,7 +265,7 @@ def test_an_answer_under_a_schema_is_not_continued(backend: LocalBackend) -> Non
         ask(backend, STRAWBERRY, opening=opening, constraint=JsonSchema({"type": "object"}))
 
 
-def test_tokens_are_counted_before_anything_is_loaded_and_once_it_is(
+def test_tokens_are_counted_before_and_after_loading(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The vocabulary is loaded once: the second count needs no file any more."""
@@ -284,7 +282,7 @@ def test_tokens_are_counted_before_anything_is_loaded_and_once_it_is(
         assert backend.count_tokens("How many r's?") == n_tokens
 
 
-def test_a_dry_run_foresees_the_context_that_there_is(backend: LocalBackend) -> None:
+def test_a_dry_run_plans_with_the_existing_context(backend: LocalBackend) -> None:
     question = ReplyRequest([STRAWBERRY], seed=1)
     assert backend.dry_run(question) == planned(ask(backend, STRAWBERRY))
     ask(backend, LONG)
@@ -294,12 +292,12 @@ def test_a_dry_run_foresees_the_context_that_there_is(backend: LocalBackend) -> 
     assert expected_plan.yarn_factor == 2
 
 
-def test_thinking_that_was_spared_stands_in_the_ledger(backend: LocalBackend) -> None:
+def test_the_ledger_counts_thinking_that_was_left_out(backend: LocalBackend) -> None:
     assert planned(ask(backend, STRAWBERRY, dropped_thinking=123)).ledger.thinking_dropped == 123
     assert backend.dry_run(ReplyRequest([STRAWBERRY], dropped_thinking=7)).ledger.thinking_dropped == 7
 
 
-def test_a_conversation_has_the_native_window_outgrows_it_and_comes_back(
+def test_a_conversation_outgrows_the_native_window_and_returns_to_it(
     backend: LocalBackend, tmp_path: Path
 ) -> None:
     """Its budgets are so small that it would need a quarter of the window."""
@@ -331,7 +329,7 @@ def test_a_turn_under_yarn_is_continued_under_yarn(backend: LocalBackend) -> Non
     assert notices(rest) == []
 
 
-def test_a_full_context_grows_for_what_is_continued(miniature: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_full_context_grows_for_a_continued_reply(miniature: Callable[[str], Path], tmp_path: Path) -> None:
     """A window of 256 tokens is filled with thinking; the answer goes on in a larger one, from a copy."""
     settings = ("thinking_budget=64", "answer_reserve=16", "max_tokens=0", "loop_guard=off")
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path, *settings), 1, AbortFlag())) as backend:
@@ -351,7 +349,7 @@ def test_a_full_context_grows_for_what_is_continued(miniature: Callable[[str], P
             ask(backend, Message(Role.USER, "hello " * 15), opening=Opening(full.prompt, full.generated * 2))
 
 
-def test_sampling_and_budgets_change_and_the_cache_stays(backend: LocalBackend, tmp_path: Path) -> None:
+def test_changed_sampling_and_budgets_keep_the_cache(backend: LocalBackend, tmp_path: Path) -> None:
     ask(backend, STRAWBERRY)
     backend.adopt(profile(tmp_path, "temperature=0.5", "seed=7", "thinking_budget=20", "max_tokens=3"))
     events = ask(backend, STRAWBERRY)
@@ -362,7 +360,7 @@ def test_sampling_and_budgets_change_and_the_cache_stays(backend: LocalBackend, 
     assert finished(events).reason is FinishReason.MAX_TOKENS
 
 
-def test_a_larger_context_takes_the_cache_over_and_another_kv_type_does_not(
+def test_a_larger_context_keeps_the_cache_and_another_kv_type_does_not(
     backend: LocalBackend, tmp_path: Path
 ) -> None:
     ask(backend, STRAWBERRY)
@@ -378,7 +376,7 @@ def test_a_larger_context_takes_the_cache_over_and_another_kv_type_does_not(
     assert (planned(yarn).yarn_factor, cached(yarn)) == (2, 0)
 
 
-def test_how_weights_are_loaded_changes_with_them(backend: LocalBackend, tmp_path: Path) -> None:
+def test_changed_load_settings_reload_the_weights(backend: LocalBackend, tmp_path: Path) -> None:
     first = ask(backend, STRAWBERRY)
     backend.adopt(profile(tmp_path, "use_mmap=off"))
     again = ask(backend, STRAWBERRY)
@@ -386,9 +384,7 @@ def test_how_weights_are_loaded_changes_with_them(backend: LocalBackend, tmp_pat
     assert (cached(again), text(again)) == (0, text(first))
 
 
-def test_settings_that_cannot_be_had_leave_the_backend_as_it_was(
-    backend: LocalBackend, tmp_path: Path
-) -> None:
+def test_settings_that_fail_leave_the_backend_unchanged(backend: LocalBackend, tmp_path: Path) -> None:
     first = ask(backend, STRAWBERRY)
     with pytest.raises(UsageError, match="threads is 1000"):
         backend.adopt(profile(tmp_path, "threads=1000"))
@@ -416,7 +412,7 @@ def test_an_error_in_a_turn_leaves_no_context_behind_and_the_next_turn_is_answer
     assert text(ask(backend, STRAWBERRY)) == text(first)
 
 
-def test_an_identity_is_of_the_header_until_the_content_is_known(
+def test_the_identity_is_the_headers_until_the_content_is_hashed(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = Path(shutil.copy(miniature("Q8_0"), tmp_path / "model.gguf"))
@@ -432,7 +428,7 @@ def test_an_identity_is_of_the_header_until_the_content_is_known(
         assert backend.identity() == ""
 
 
-def test_the_second_turn_reads_what_the_first_did_not_and_nothing_else(
+def test_the_second_turn_prefills_only_what_the_first_did_not(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """All that two prompts have in common is cached, whether what was read is kept on disk or not."""

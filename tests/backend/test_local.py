@@ -41,13 +41,13 @@ def ask(backend: LocalBackend, question: str, *before: Message) -> list[Event]:
     return list(backend.reply(ReplyRequest([*before, Message(Role.USER, question)])))
 
 
-def test_it_can_do_all_that_a_backend_may(backend: LocalBackend) -> None:
+def test_it_implements_every_optional_protocol(backend: LocalBackend) -> None:
     for protocol in (Backend, Plans, CountsTokens, Adopts, Keeps, Identified):
         assert isinstance(backend, protocol), protocol.__name__
 
 
 @pytest.mark.parametrize("where", ["file", "stdin", "question", "history", "system", "tool"])
-def test_tags_in_text_from_outside_cost_no_control_token(
+def test_tags_in_text_from_outside_become_no_control_tokens(
     loaded: LoadedModel, miniature: Callable[[str], Path], where: str
 ) -> None:
     """On token ids: as many of each control token as the same conversation has with harmless text."""
@@ -72,7 +72,7 @@ def test_tags_in_text_from_outside_cost_no_control_token(
     assert controls(HOSTILE) == controls("harmless")
 
 
-def test_the_prompt_is_what_the_template_and_llama_cpp_make_of_harmless_text(
+def test_the_prompt_of_harmless_text_equals_the_rendered_template(
     loaded: LoadedModel, miniature: Callable[[str], Path]
 ) -> None:
     import jinja2
@@ -105,7 +105,7 @@ def test_the_weights_are_loaded_once_and_the_prefix_is_kept(backend: LocalBacken
     assert last.cached > 150
 
 
-def test_the_answer_does_not_depend_on_what_was_asked_before(backend: LocalBackend) -> None:
+def test_the_answer_does_not_depend_on_earlier_questions(backend: LocalBackend) -> None:
     fresh = ask(backend, "How many r's are in the word strawberry?")[-1]
     ask(backend, "How many a's are in the word banana?")
     again = ask(backend, "How many r's are in the word strawberry?")[-1]
@@ -114,7 +114,7 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(backend: LocalBacke
     assert (again.thinking, again.answer) == (fresh.thinking, fresh.answer)
 
 
-def test_a_second_turn_carries_the_first_without_its_thinking(backend: LocalBackend) -> None:
+def test_a_second_turn_includes_the_first_without_its_thinking(backend: LocalBackend) -> None:
     question = Message(Role.USER, "How many r's are in the word strawberry?")
     answer = Message(Role.ASSISTANT, "<think>\n01 s\n</think>\n\nThere are 3: \\boxed{3}")
     bare = Message(Role.ASSISTANT, "There are 3: \\boxed{3}")
@@ -127,7 +127,7 @@ def test_a_second_turn_carries_the_first_without_its_thinking(backend: LocalBack
     assert counts[0] == counts[1]
 
 
-def test_a_context_grows_with_the_questions_and_the_seed_in_force_is_told(
+def test_a_context_grows_with_the_questions_and_the_plan_has_the_seed(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     profile = miniature_profile(tmp_path, "thinking_budget=32", "answer_reserve=32", "seed=7")
@@ -140,7 +140,7 @@ def test_a_context_grows_with_the_questions_and_the_seed_in_force_is_told(
     assert {plan.seed for plan in planned} == {7}
 
 
-def test_an_abort_while_loading_is_told_and_the_next_reply_loads_again(
+def test_an_abort_while_loading_raises_and_the_next_reply_loads_again(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     abort = AbortFlag()
@@ -155,7 +155,7 @@ def test_an_abort_while_loading_is_told_and_the_next_reply_loads_again(
     assert finished.reason is FinishReason.STOP
 
 
-def test_a_file_with_a_smaller_window_than_its_assumed_profile_keeps_to_its_own(
+def test_a_file_with_a_smaller_window_than_its_profile_uses_its_own(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Greedy, so that the answer hangs on no seed."""
@@ -174,7 +174,7 @@ def test_a_file_with_a_smaller_window_than_its_assumed_profile_keeps_to_its_own(
 
 
 @pytest.mark.parametrize("settings", [["native_window=4096"], ["native_window=32768"]])
-def test_a_window_that_was_told_is_taken_whatever_the_file_states(
+def test_a_window_that_is_set_overrides_the_files(
     miniature: Callable[[str], Path], tmp_path: Path, settings: list[str]
 ) -> None:
     folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))

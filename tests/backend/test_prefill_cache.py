@@ -88,7 +88,9 @@ def test_a_second_process_prefills_only_the_question(model_file: Path, book: Pat
     assert computed(asked(cache, "-m", model_file, "-f", book, "And on day 17?")) == second["prompt_tokens"]
 
 
-def test_private_keeps_nothing_and_reads_without_a_trace(model_file: Path, book: Path, cache: Path) -> None:
+def test_private_writes_nothing_and_leaves_no_trace_of_reading(
+    model_file: Path, book: Path, cache: Path
+) -> None:
     question = ("-m", model_file, "-f", book, "What did the fox see?")
     asked(cache, "--private", *question)
     assert not any(path.is_file() for path in cache.rglob("*"))
@@ -100,14 +102,14 @@ def test_private_keeps_nothing_and_reads_without_a_trace(model_file: Path, book:
 
 
 @pytest.mark.parametrize("setting", ["kv_store=off", "kv_store_min_tokens=1000"])
-def test_a_profile_key_turns_it_off_or_asks_for_more(
+def test_profile_keys_turn_it_off_and_set_the_shortest_prompt(
     model_file: Path, book: Path, cache: Path, setting: str
 ) -> None:
     asked(cache, "-m", model_file, "-f", book, "--set", setting, "What did the fox see?")
     assert entries(cache) == []
 
 
-def test_another_window_scaling_or_kv_type_prefills_anew(model_file: Path, book: Path, cache: Path) -> None:
+def test_another_window_scaling_or_kv_type_prefills_again(model_file: Path, book: Path, cache: Path) -> None:
     """And leaves what there is to whom it fits: each of them finds its own again."""
     question = ("-m", model_file, "-f", book, "What did the fox see?")
     ways = ((), ("--set", "kv_type=q8_0"), ("--set", "yarn=2"), ("--set", "flash_attention=off"))
@@ -119,15 +121,15 @@ def test_another_window_scaling_or_kv_type_prefills_anew(model_file: Path, book:
     assert len(entries(cache)) == len(ways)
 
 
-def test_what_cannot_be_kept_is_said_after_the_answer(model_file: Path, book: Path, cache: Path) -> None:
+def test_a_failure_to_keep_an_entry_is_reported_after_the_answer(
+    model_file: Path, book: Path, cache: Path
+) -> None:
     stats = asked(cache, "-m", model_file, "-f", book, "What?", kv_store="0.0001")
     assert stats["stderr"].startswith("note: what was prefilled is not kept for the next question: ")
     assert "--set kv_store=GIB" in stats["stderr"]
 
 
-def test_each_question_of_a_batch_is_answered_from_what_is_kept(
-    model_file: Path, book: Path, cache: Path
-) -> None:
+def test_each_question_of_a_batch_uses_the_kept_prefill(model_file: Path, book: Path, cache: Path) -> None:
     lines = b'{"question": "What?"}\n{"question": "When?"}\n'
     settings = [word for setting in SHORT for word in ("--set", setting)]
     counts = []
@@ -139,7 +141,7 @@ def test_each_question_of_a_batch_is_answered_from_what_is_kept(
     assert max(counts[0][1], *counts[1]) < FEW
 
 
-def test_the_reader_of_the_answer_does_not_wait_until_it_is_kept() -> None:
+def test_the_output_ends_before_the_entry_is_written() -> None:
     """The pipe is at its end while the process still has something to do: here, to read a line."""
     program = (
         "import sys; from qwq_local.cli.environment import finish_stdout; print('the answer'); "
@@ -201,7 +203,9 @@ def test_ten_questions_cost_one_prefill(backends: Callable[[], LocalBackend], ca
     assert len(entries(cache)) == 1
 
 
-def test_a_conversation_is_taken_up_where_it_was(backends: Callable[[], LocalBackend], cache: Path) -> None:
+def test_a_resumed_conversation_prefills_only_what_is_new(
+    backends: Callable[[], LocalBackend], cache: Path
+) -> None:
     """Its history is prefilled once too, but for what was too little to be worth a file."""
     history, counts = [with_book("What did the fox see?")], []
     for turn in range(3):
@@ -216,9 +220,7 @@ def test_a_conversation_is_taken_up_where_it_was(backends: Callable[[], LocalBac
     assert len(entries(cache)) <= 2
 
 
-def test_nothing_is_kept_of_a_turn_whose_context_is_gone(
-    backends: Callable[[], LocalBackend], cache: Path
-) -> None:
+def test_a_turn_without_a_context_keeps_nothing(backends: Callable[[], LocalBackend], cache: Path) -> None:
     backend = backends()
     replied(backend, with_book("What?"))
     with pytest.raises(QwqError):
@@ -239,7 +241,7 @@ def test_a_turn_is_kept_once(backends: Callable[[], LocalBackend], cache: Path) 
     assert entries(cache) == []
 
 
-def test_a_stop_while_an_entry_is_read_is_heard(
+def test_a_stop_while_an_entry_is_read_takes_effect(
     model_file: Path, profile: Profile, cache: Path, backends: Callable[[], LocalBackend]
 ) -> None:
     first = backends()
@@ -255,7 +257,7 @@ def test_a_stop_while_an_entry_is_read_is_heard(
             next(events)
 
 
-def test_a_copy_of_the_model_is_known_by_its_content(
+def test_a_copy_of_the_model_is_recognised_by_its_content(
     model_file: Path, profile: Profile, cache: Path, tmp_path: Path
 ) -> None:
     """The same weights in another file, at another time, as a second download would bring."""

@@ -101,7 +101,7 @@ def of_kind(events: Sequence[SplitEvent], kind: type[SplitEvent]) -> list[SplitE
 STORY = "".join(f"On day {i} somebody went to the sea and came back.\n\n" for i in range(200))
 
 
-def test_every_part_is_asked_and_then_all_answers_together() -> None:
+def test_every_part_is_asked_and_then_all_answers_are_joined() -> None:
     backend = AnsweringBackend(lambda text: f"seen {text.count('On day')}")
     plan, events = run(backend, asked_of(STORY))
     parts = len(plan.excerpts)
@@ -126,7 +126,7 @@ def test_every_part_is_asked_and_then_all_answers_together() -> None:
     assert of_kind(events, Joining) == [Joining(parts)]
 
 
-def test_parts_fill_the_window_and_leave_thinking_and_answer_whole() -> None:
+def test_parts_fill_the_window_beside_the_full_budgets() -> None:
     backend = AnsweringBackend(lambda _: "yes")
     plan, _ = run(backend, asked_of(STORY))
     largest = max(backend.planned[-len(plan.excerpts) - 1 : -1], key=lambda planned: planned.prompt_tokens)
@@ -135,7 +135,7 @@ def test_parts_fill_the_window_and_leave_thinking_and_answer_whole() -> None:
     assert all(p.thinking_budget == 600 and p.answer_reserve == 200 for p in backend.planned)
 
 
-def test_a_text_that_fits_is_to_be_asked_in_one_pass() -> None:
+def test_a_text_that_fits_is_not_split() -> None:
     plan = plan_split(AnsweringBackend(lambda _: "yes"), asked_of("short"), lambda: False)
 
     assert (plan.excerpts, plan.passes) == ((), 1)
@@ -147,7 +147,7 @@ def test_cutting_a_long_text_can_be_interrupted() -> None:
         plan_split(AnsweringBackend(lambda _: "yes"), asked_of(STORY), lambda: True)
 
 
-def test_files_stand_under_their_names_with_their_lines() -> None:
+def test_parts_name_their_files_and_lines() -> None:
     first = Attachment("a.txt", "".join(f"line {i}\n" for i in range(1, 801)))
     second = Attachment("b.txt", "the end\n")
     backend = AnsweringBackend(lambda _: "yes")
@@ -181,7 +181,7 @@ def test_answers_that_do_not_fit_together_are_joined_in_rounds() -> None:
     assert "answer from parts 1 to " in joined[-1]
 
 
-def test_answers_too_long_for_two_to_fit_are_shortened_and_that_is_said() -> None:
+def test_answers_too_long_to_join_are_shortened_with_a_notice() -> None:
     backend = AnsweringBackend(lambda _: "Far too much to say. " * 120)
     plan, events = run(backend, asked_of(STORY))
     notices = [event.text for event in events if isinstance(event, Notice)]
@@ -190,7 +190,7 @@ def test_answers_too_long_for_two_to_fit_are_shortened_and_that_is_said() -> Non
     assert isinstance(events[-1], Finished)
 
 
-def test_a_part_without_an_answer_is_said_and_the_others_go_on() -> None:
+def test_a_part_without_an_answer_is_reported_and_the_others_continue() -> None:
     backend = AnsweringBackend(lambda text: "" if "part 2 of" in text else "yes")
     plan, events = run(backend, asked_of(STORY))
 
@@ -205,7 +205,7 @@ def test_no_answer_at_all_ends_as_a_turn_without_one() -> None:
     assert events[-1].reason is FinishReason.NO_ANSWER
 
 
-def test_an_interrupted_part_ends_the_run_and_what_was_answered_is_kept() -> None:
+def test_an_interrupted_part_ends_the_run_and_keeps_the_answers() -> None:
     backend = AnsweringBackend(lambda text: None if "part 3 of" in text else "yes")
     _, events = run(backend, asked_of(STORY))
     done = [event for event in events if isinstance(event, PartDone)]
@@ -217,7 +217,7 @@ def test_an_interrupted_part_ends_the_run_and_what_was_answered_is_kept() -> Non
     assert len(backend.asked) == 3
 
 
-def test_the_time_left_is_that_of_the_passes_so_far_for_each_that_is_left() -> None:
+def test_the_time_left_assumes_the_mean_of_the_passes_so_far() -> None:
     plan, events = run(AnsweringBackend(lambda _: "yes"), asked_of(STORY))
     left = [event.seconds_left for event in events if isinstance(event, PartStarted)]
     spent = [event.stats.prefill_s + event.stats.decode_s for event in events if isinstance(event, PartDone)]
@@ -228,7 +228,7 @@ def test_the_time_left_is_that_of_the_passes_so_far_for_each_that_is_left() -> N
 
 
 @pytest.mark.parametrize("costs", ["", "layers", "thinking"])
-def test_parts_are_smaller_where_the_memory_is_short(costs: str) -> None:
+def test_parts_are_smaller_when_memory_is_short(costs: str) -> None:
     """Smaller rather than with less thinking or fewer layers on the GPU."""
     largest = N_CTX if costs else 2048
     backend = AnsweringBackend(lambda _: "yes", largest=largest, costs=costs, past=2048)
@@ -239,7 +239,7 @@ def test_parts_are_smaller_where_the_memory_is_short(costs: str) -> None:
     assert len(plan.excerpts) > 8
 
 
-def test_what_cannot_be_split_is_refused() -> None:
+def test_a_question_that_cannot_be_split_is_refused() -> None:
     backend = AnsweringBackend(lambda _: "yes")
     with pytest.raises(UsageError, match="not the question"):
         plan_split(backend, asked_of(STORY, question="  "), lambda: False)

@@ -67,7 +67,7 @@ def test_a_question_is_answered_and_kept(talk: BareTalk, archive: Archive) -> No
     ]
 
 
-def test_what_it_cannot_do_is_neither_listed_nor_offered(talk: BareTalk) -> None:
+def test_commands_that_it_cannot_serve_are_neither_listed_nor_offered(talk: BareTalk) -> None:
     listed = [line.split()[0] for line in talk.lines("/help")]
     offered = [completion.text for completion in talk.chat.complete("/")]
     for command in COMMANDS:
@@ -99,7 +99,7 @@ def test_files_go_without_their_tokens(talk: BareTalk, tmp_path: Path) -> None:
     assert said(talk.submit("See @a.txt", says())) == ["a.txt"]
 
 
-def test_every_command_that_is_there_works(talk: BareTalk, tmp_path: Path) -> None:
+def test_every_listed_command_works(talk: BareTalk, tmp_path: Path) -> None:
     talk.submit("One?", says("a", "1"))
     talk.submit("Two?", says("b", "2"))
     for line in ("/stats", "/think", "/think grep a", "/copy", "/save all.md", "/name x", "/history"):
@@ -126,11 +126,13 @@ def test_every_command_that_is_there_works(talk: BareTalk, tmp_path: Path) -> No
         (fails(EngineError("it broke."), after=[]), ["it broke."]),
     ],
 )
-def test_an_early_end_offers_only_what_there_is(talk: BareTalk, script: Script, lines: list[str]) -> None:
+def test_after_an_early_end_only_listed_commands_are_suggested(
+    talk: BareTalk, script: Script, lines: list[str]
+) -> None:
     assert talk.lines("One?", script) == lines
 
 
-def test_what_came_before_an_error_is_kept(talk: BareTalk, archive: Archive) -> None:
+def test_text_before_an_error_is_kept(talk: BareTalk, archive: Archive) -> None:
     failing = fails(EngineError("it broke."), after=[Thinking("Half")])
     assert errors(talk.submit("One?", failing)) == ["it broke.", "what came is kept."]
     assert archive.path(1)[0].thinking == "Half"

@@ -64,7 +64,7 @@ def test_a_command_like_no_other_points_to_the_list(talk: Talking) -> None:
     assert "/help lists the commands." in errors(talk.submit("/xyzzy"))[0]
 
 
-def test_help_lists_every_command_and_tells_more_of_each(talk: Talking) -> None:
+def test_help_lists_every_command_and_explains_each(talk: Talking) -> None:
     lines = talk.lines("/help")
     for command in COMMANDS:
         assert any(line.startswith(command.usage) for line in lines)
@@ -77,7 +77,7 @@ def test_help_lists_every_command_and_tells_more_of_each(talk: Talking) -> None:
     assert "no command" in errors(talk.submit("/help nothing"))[0]
 
 
-def test_set_lists_shows_sets_and_takes_back(talk: Talking) -> None:
+def test_set_lists_shows_sets_and_resets(talk: Talking) -> None:
     assert talk.lines("/set") == ["nothing is set: everything is as profile chat has it."]
     assert talk.lines("/set temperature") == [
         "temperature 0.6 · bundled models/miniature.toml",
@@ -105,7 +105,7 @@ def test_set_lists_shows_sets_and_takes_back(talk: Talking) -> None:
         ("/profile nothing", 'there is no task profile "nothing".'),
     ],
 )
-def test_a_setting_that_is_refused_changes_nothing(talk: Talking, line: str, complaint: str) -> None:
+def test_a_refused_setting_changes_nothing(talk: Talking, line: str, complaint: str) -> None:
     talk.submit("/set temperature 1")
     before = talk.backend.profile
     (said_line,) = errors(talk.submit(line))
@@ -125,7 +125,7 @@ def test_seed_and_system_are_keys_too(talk: Talking) -> None:
     assert talk.lines("/system none") == ["from the next question on there is no system prompt any more."]
 
 
-def test_another_profile_keeps_what_was_set(talk: Talking) -> None:
+def test_another_profile_keeps_the_users_settings(talk: Talking) -> None:
     talk.submit("/set temperature 0.2")
     lines = talk.lines("/profile math")
     assert lines[0].startswith("profile math: ")
@@ -135,7 +135,7 @@ def test_another_profile_keeps_what_was_set(talk: Talking) -> None:
     assert "boxed" in talk.backend.questions[-1].messages[-1].content, "the suffix of the new profile"
 
 
-def test_another_model_takes_over_the_conversation(talk: Talking) -> None:
+def test_another_model_continues_the_conversation(talk: Talking) -> None:
     talk.submit("One?", says("a", "1"))
     events = talk.submit("/model other")
     assert said(events) == [
@@ -148,7 +148,7 @@ def test_another_model_takes_over_the_conversation(talk: Talking) -> None:
     assert len(talk.backends[1].questions[0].messages) == 3
 
 
-def test_a_model_that_is_not_there_leaves_the_old_one_alone(archive: Archive, tmp_path: Path) -> None:
+def test_a_missing_model_leaves_the_old_one_in_use(archive: Archive, tmp_path: Path) -> None:
     def make(model: str) -> PlanningBackend:
         if model == "nowhere":
             raise ModelNotFound("no model 'nowhere' on this machine.")
@@ -160,7 +160,7 @@ def test_a_model_that_is_not_there_leaves_the_old_one_alone(archive: Archive, tm
     assert len(talk.backends) == 1
 
 
-def test_a_model_that_does_not_fit_lets_the_old_one_come_back(archive: Archive, tmp_path: Path) -> None:
+def test_after_a_model_that_does_not_fit_the_old_one_comes_back(archive: Archive, tmp_path: Path) -> None:
     def make(model: str) -> PlanningBackend:
         return PlanningBackend(refuses=DoesNotFit("needs 40 GiB.") if model == "large" else None)
 
@@ -173,7 +173,7 @@ def test_a_model_that_does_not_fit_lets_the_old_one_come_back(archive: Archive, 
     assert len(talk.backend.questions[0].messages) == 3
 
 
-def test_context_shows_who_has_it_as_a_bar_and_in_tokens(talk: Talking, tmp_path: Path) -> None:
+def test_context_shows_its_use_as_a_bar_and_in_tokens(talk: Talking, tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("word " * 198)
     talk.submit("/system " + "word " * 100)
     talk.submit("word " * 97, says("t " * 50, "a b c"))
@@ -209,7 +209,7 @@ def test_drop_leaves_out_the_oldest_turns_only_when_asked_to(talk: Talking, arch
     assert "give how many" in errors(talk.submit("/drop some"))[0]
 
 
-def test_plan_and_stats_say_what_was_decided_and_what_it_took(talk: Talking) -> None:
+def test_plan_and_stats_show_the_plan_and_the_figures(talk: Talking) -> None:
     plan = talk.lines("/plan")
     assert plan[0] == "context 1,000"
     assert plan[-1].startswith("context 1,000 tok: system 0 + files 0")
@@ -303,7 +303,7 @@ def test_a_code_block_that_was_cut_counts_too() -> None:
     assert code_blocks("```\na\n```\n\n```c\nint") == ["a\n", "int"]
 
 
-def test_save_writes_what_the_ending_says_and_never_over_another_file(talk: Talking, tmp_path: Path) -> None:
+def test_save_writes_the_format_of_the_suffix_and_overwrites_nothing(talk: Talking, tmp_path: Path) -> None:
     talk.submit("One?", says("Because.", "Yes."))
     assert talk.lines("/save chat.json") == [f"saved 1 turn to {tmp_path / 'chat.json'}"]
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["thinking"] == "Because."
@@ -332,11 +332,11 @@ def test_save_writes_what_the_ending_says_and_never_over_another_file(talk: Talk
         ("/save chat.md", "there is nothing to save yet: nothing was asked."),
     ],
 )
-def test_what_cannot_be_saved_says_why(talk: Talking, line: str, complaint: str) -> None:
+def test_a_refused_save_says_why(talk: Talking, line: str, complaint: str) -> None:
     assert errors(talk.submit(line)) == [complaint]
 
 
-def test_a_folder_that_is_not_there_is_an_error_in_a_line(talk: Talking) -> None:
+def test_a_missing_folder_is_an_error_of_one_line(talk: Talking) -> None:
     talk.submit("One?", says())
     assert "cannot be written" in errors(talk.submit("/save no/where/chat.md"))[0]
 

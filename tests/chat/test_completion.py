@@ -80,11 +80,11 @@ def applied(talk: Talking, before: str) -> list[str]:
         ("", []),
     ],
 )
-def test_what_is_offered_completes_the_line(talk: Talking, before: str, lines: list[str]) -> None:
+def test_completions_complete_the_line(talk: Talking, before: str, lines: list[str]) -> None:
     assert applied(talk, before) == lines
 
 
-def test_hidden_files_are_offered_only_when_asked_for(talk: Talking) -> None:
+def test_hidden_files_are_not_offered(talk: Talking) -> None:
     assert "/file .hidden" not in applied(talk, "/file ")
     assert "/file notes.txt" in applied(talk, "/file ")
 
@@ -104,13 +104,13 @@ def test_every_command_is_offered_with_its_meaning(talk: Talking) -> None:
     assert all(each.meaning for each in offered)
 
 
-def test_a_large_folder_offers_only_so_many(talk: Talking, tmp_path: Path) -> None:
+def test_a_large_folder_offers_a_limited_number(talk: Talking, tmp_path: Path) -> None:
     for number in range(MAX_ITEMS + 50):
         (tmp_path / "src" / f"{number}.txt").touch()
     assert len(talk.chat.complete("/file src/")) == MAX_ITEMS
 
 
-def test_a_folder_that_is_not_there_offers_nothing(talk: Talking) -> None:
+def test_a_missing_folder_offers_nothing(talk: Talking) -> None:
     assert talk.chat.complete("/file nowhere/x") == []
     assert talk.chat.complete("/file ~nobody-of-that-name/x") == []
     assert talk.chat.complete("/file a\0b") == []

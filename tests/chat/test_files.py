@@ -66,7 +66,7 @@ def names(given_name: str, cwd: Path, limit: int = 100) -> list[str]:
         ("src/../a.txt", ["src/../a.txt"]),
     ],
 )
-def test_a_path_a_folder_and_a_glob_mean_these_files(tree: Path, given_name: str, found: list[str]) -> None:
+def test_paths_folders_and_globs_select_files(tree: Path, given_name: str, found: list[str]) -> None:
     if found:
         assert sorted(names(given_name, tree)) == found
     else:
@@ -102,7 +102,7 @@ def test_more_files_than_the_limit_are_counted_not_taken(tree: Path) -> None:
     )
 
 
-def test_a_folder_without_end_is_walked_only_so_far(tmp_path: Path) -> None:
+def test_a_huge_folder_is_walked_up_to_a_limit(tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(files.MAX_LOOKED_AT + 10):
@@ -112,7 +112,7 @@ def test_a_folder_without_end_is_walked_only_so_far(tmp_path: Path) -> None:
     assert found.left_out[-1].startswith("stopped after looking at 20,000 files")
 
 
-def test_what_is_no_regular_file_is_refused(tree: Path) -> None:
+def test_anything_but_a_regular_file_is_refused(tree: Path) -> None:
     os.mkfifo(tree / "pipe")
     with pytest.raises(UsageError, match=r"pipe is no regular file\."):
         find_files("pipe", tree, 10)
@@ -145,7 +145,7 @@ def test_any_line_can_be_split(text: str) -> None:
     assert all(split_arguments(text))
 
 
-def test_attached_files_are_counted_priced_and_go_in_front_of_the_next_question(
+def test_attached_files_are_counted_in_tokens_and_precede_the_next_question(
     talk: Talking, archive: Archive
 ) -> None:
     events = talk.submit("/file a.txt src/c.py")
@@ -191,7 +191,7 @@ def test_a_file_that_cannot_fit_says_so_and_waits(talk: Talking, tree: Path) -> 
         (b"ab\xff", "x.txt is not UTF-8 text: byte 2 is 0xff."),
     ],
 )
-def test_what_is_not_text_is_refused_by_name_and_byte(
+def test_a_file_that_is_not_text_is_refused_with_name_and_byte(
     talk: Talking, tree: Path, content: bytes, complaint: str
 ) -> None:
     (tree / "x.txt").write_bytes(content)
@@ -212,7 +212,7 @@ def test_a_broken_file_in_a_folder_is_left_out_and_named(talk: Talking, tree: Pa
     assert "3 files wait for the next question: 15 tokens in front of it." in lines
 
 
-def test_a_file_whose_name_is_no_text_can_be_sent_with_its_folder(
+def test_a_file_whose_name_is_not_text_is_sent_with_its_folder(
     talk: Talking, tree: Path, archive: Archive
 ) -> None:
     (tree / "src" / "deep" / os.fsdecode(b"caf\xe9.txt")).write_text("text")
@@ -221,7 +221,7 @@ def test_a_file_whose_name_is_no_text_can_be_sent_with_its_folder(
     assert archive.path(1)[0].files[0] == "src/deep/caf\ufffd.txt"
 
 
-def test_files_are_taken_back_by_name_or_all(talk: Talking) -> None:
+def test_files_are_dropped_by_name_or_all(talk: Talking) -> None:
     talk.submit("/file .")
     assert talk.lines("/file drop *.py")[0] == "taken back: b.py, src/c.py, src/deep/d.py"
     assert talk.lines("/file drop e.md")[0] == "taken back: src/deep/e.md"
@@ -230,7 +230,7 @@ def test_files_are_taken_back_by_name_or_all(talk: Talking) -> None:
     assert talk.lines("/file drop") == ["no file waits for the next question."]
 
 
-def test_of_many_files_that_wait_the_first_are_named_whole(talk: Talking, tree: Path) -> None:
+def test_of_many_attached_files_the_first_are_named_in_full(talk: Talking, tree: Path) -> None:
     for number in range(10, 20):
         (tree / f"{'n' * 30}{number}.txt").write_text("n")
     talk.submit("/file n*.txt")
@@ -239,7 +239,7 @@ def test_of_many_files_that_wait_the_first_are_named_whole(talk: Talking, tree: 
     assert talk.lines("/file drop")[0].endswith(f" {'n' * 30}17.txt and 2 more")
 
 
-def test_the_tokens_of_wide_names_stand_below_those_of_narrow_ones(talk: Talking, tree: Path) -> None:
+def test_token_counts_align_after_wide_names(talk: Talking, tree: Path) -> None:
     for name in ("文件.txt", "four.txt"):
         (tree / name).write_text("x")
     wide, narrow = talk.lines("/file 文件.txt four.txt")[:2]
@@ -259,13 +259,13 @@ def test_all_files_together_have_a_limit(talk: Talking, tree: Path) -> None:
     ]
 
 
-def test_a_new_conversation_has_no_files_waiting(talk: Talking) -> None:
+def test_a_new_conversation_has_no_attached_files(talk: Talking) -> None:
     talk.submit("/file a.txt")
     talk.submit("/clear")
     assert talk.lines("/file") == ["no file waits for the next question: /file PATH attaches one."]
 
 
-def test_at_most_a_hundred_files_wait(talk: Talking, tree: Path) -> None:
+def test_at_most_a_hundred_files_are_attached(talk: Talking, tree: Path) -> None:
     for number in range(105):
         (tree / f"n{number}.txt").write_text("x")
     assert "left out: 6 more files, there is a limit to how many are taken at once." in talk.lines(
@@ -276,7 +276,7 @@ def test_at_most_a_hundred_files_wait(talk: Talking, tree: Path) -> None:
     ]
 
 
-def test_a_path_with_spaces_needs_no_quotes_when_it_stands_alone(talk: Talking, tree: Path) -> None:
+def test_a_path_with_spaces_needs_no_quotes_when_it_is_alone(talk: Talking, tree: Path) -> None:
     (tree / "my file.txt").write_text("mine")
     for line in ("/file my file.txt", '/file "my file.txt"', r"/file my\ file.txt"):
         assert "my file.txt  " in talk.lines(line)[0]
@@ -298,7 +298,7 @@ def test_a_path_with_spaces_needs_no_quotes_when_it_stands_alone(talk: Talking, 
         ("@", []),
     ],
 )
-def test_an_at_attaches_only_a_file_that_is_there(
+def test_an_at_attaches_only_an_existing_file(
     talk: Talking, tree: Path, archive: Archive, question: str, attached: list[str]
 ) -> None:
     (tree / "my file.txt").write_text("mine")
@@ -308,7 +308,7 @@ def test_an_at_attaches_only_a_file_that_is_there(
     assert turn.content.endswith(question)
 
 
-def test_a_file_that_a_question_names_is_priced_before_it_is_sent(talk: Talking, tree: Path) -> None:
+def test_a_file_named_in_a_question_is_counted_before_it_is_sent(talk: Talking, tree: Path) -> None:
     (tree / "long.txt").write_text("word " * 1500)
     events = talk.submit("See @long.txt and @a.txt", says())
     assert isinstance(events[0], Asking)
@@ -319,7 +319,7 @@ def test_a_file_that_a_question_names_is_priced_before_it_is_sent(talk: Talking,
     ]
 
 
-def test_a_question_whose_file_does_not_fit_stands_above_what_says_so(talk: Talking, tree: Path) -> None:
+def test_a_question_whose_file_does_not_fit_is_shown_above_the_error(talk: Talking, tree: Path) -> None:
     (tree / "long.txt").write_text("word " * 5000)
     events = talk.submit("See @long.txt")
     assert isinstance(events[0], Asking)
@@ -327,13 +327,13 @@ def test_a_question_whose_file_does_not_fit_stands_above_what_says_so(talk: Talk
     assert errors(events[1:])[0].startswith("the prompt has 5,0")
 
 
-def test_a_link_that_leads_in_a_circle_is_passed_over(talk: Talking, tree: Path) -> None:
+def test_a_circular_link_is_skipped(talk: Talking, tree: Path) -> None:
     (tree / "loop").symlink_to("loop")
     assert "loop" not in names(".", tree)
     assert "/file loop" in ["/file " + each.text for each in talk.chat.complete("/file lo")]
 
 
-def test_a_question_that_fails_leaves_its_files_waiting(talk: Talking, tree: Path) -> None:
+def test_a_failed_question_keeps_its_files_attached(talk: Talking, tree: Path) -> None:
     talk.submit("/file a.txt")
     talk.submit("word " * 5000)
     assert "1 file waits for the next question: 5 tokens in front of it." in talk.lines("/file")
@@ -353,6 +353,6 @@ def test_an_edited_question_keeps_the_files_of_its_turn(talk: Talking, archive: 
     assert "Waht" not in turn.content
 
 
-def test_a_line_without_a_question_leaves_the_files_waiting(talk: Talking) -> None:
+def test_a_line_without_a_question_keeps_the_files_attached(talk: Talking) -> None:
     talk.submit("/file a.txt")
     assert talk.lines("") == ["the attached files wait for a question."]

@@ -112,7 +112,7 @@ def continues(event: ChatEvent, cut: Finished) -> bool:
     return replace(event, thinking_s=0.0) == expected
 
 
-def test_a_stopped_thought_goes_on_to_what_it_would_have_been(chat: Chat, archive: Archive) -> None:
+def test_a_stopped_thought_continues_to_the_same_text(chat: Chat, archive: Archive) -> None:
     whole = finished(list(chat.submit(QUESTION)))
     list(chat.submit("/clear"))
     events = submit_until(chat, QUESTION, Thinking, chat.stop, nth=4)
@@ -139,7 +139,7 @@ def test_a_stop_while_it_loads_leaves_nothing_and_the_next_question_loads_again(
     assert finished(list(chat.submit(QUESTION))).reason is FinishReason.STOP
 
 
-def test_a_thought_goes_on_after_a_restart(miniature: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_thought_continues_after_a_restart(miniature: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive, chatting(miniature, archive, tmp_path, "temperature=0") as chat:
         whole = finished(list(chat.submit(QUESTION)))
@@ -218,7 +218,7 @@ def test_undo_forgets_a_turn_for_the_model(chat: Chat, archive: Archive) -> None
     assert planned[0].prompt_tokens == len(archive.path(1)[-1].prompt)
 
 
-def test_the_budget_ends_a_thought_and_says_what_helps(
+def test_the_budget_ends_a_thought_with_a_hint(
     miniature: Callable[[str], Path], archive: Archive, tmp_path: Path
 ) -> None:
     with chatting(miniature, archive, tmp_path, "temperature=0") as chat:
@@ -244,7 +244,9 @@ def test_a_file_past_the_window_switches_yarn_on_and_clear_switches_it_off(
     assert planned[0].yarn_factor == 1
 
 
-def test_what_does_not_fit_at_all_is_an_error_with_what_can_go(chat: Chat, tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_an_error_that_suggests_what_to_remove(
+    chat: Chat, tmp_path: Path
+) -> None:
     (tmp_path / "huge.txt").write_text("The cat sat on the mat. " * 600)
     lines = said(list(chat.submit("/file huge.txt")))
     assert any(line.startswith("the prompt has ") for line in lines)
@@ -259,7 +261,7 @@ def test_the_ledger_and_the_plan_are_shown_before_a_model_is_loaded(chat: Chat) 
     assert said(list(chat.submit("/plan")))[0].startswith("context 1,024 · ")
 
 
-def test_tokens_are_recorded_as_they_were(chat: Chat, archive: Archive) -> None:
+def test_tokens_are_recorded(chat: Chat, archive: Archive) -> None:
     events = list(chat.submit(QUESTION))
     tokens: list[int] = []
     for event in events:

@@ -68,7 +68,7 @@ def test_a_chat_is_a_talk(talk: Talking) -> None:
     assert list(held.start()) == [ChatStatus("miniature", 0, 0, 1.0, "not kept")]
 
 
-def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: Archive) -> None:
+def test_a_question_is_answered_and_recorded(talk: Talking, archive: Archive) -> None:
     talk.backend.kept = ("kept 3 tokens",)
     events = talk.submit("Is it so?", says("Hm, well.", "It is."))
     kinds = [type(event).__name__ for event in events]
@@ -96,7 +96,7 @@ def test_a_question_is_asked_answered_written_and_kept(talk: Talking, archive: A
     assert turn.origin.seed == 7
 
 
-def test_the_model_sees_the_turns_before_without_their_thinking(talk: Talking) -> None:
+def test_the_model_sees_earlier_turns_without_their_thinking(talk: Talking) -> None:
     talk.submit("/system Be brief.")
     talk.submit("One?", says("a b c", "1"))
     talk.submit("Two?", says("d e", "2"))
@@ -109,9 +109,7 @@ def test_the_model_sees_the_turns_before_without_their_thinking(talk: Talking) -
     assert talk.backend.questions[-1].dropped_thinking == 5
 
 
-def test_a_profiles_suffix_follows_the_question_but_is_not_what_was_typed(
-    archive: Archive, tmp_path: Path
-) -> None:
+def test_a_profiles_suffix_is_sent_but_not_recorded_as_the_question(archive: Archive, tmp_path: Path) -> None:
     talk = talking(archive, tmp_path, settings=("question_suffix=Think well.",))
     assert talk.submit("Why?", says())[0] == Asking("Why?", 1)
     (turn,) = archive.path(1)
@@ -123,7 +121,7 @@ def test_a_profiles_suffix_follows_the_question_but_is_not_what_was_typed(
     [fails(PromptTooLong("too long.")), fails(EngineError("broken."), after=()), fails(Aborted())],
     ids=["not planned", "nothing came", "stopped while loading"],
 )
-def test_a_question_that_fails_leaves_the_conversation_as_it_was(
+def test_a_failed_question_leaves_the_conversation_unchanged(
     talk: Talking, archive: Archive, failing: Script
 ) -> None:
     talk.submit("One?", says("a", "1"))
@@ -135,14 +133,14 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(
     assert [turn.question for turn in archive.path(1)] == ["One?", "Three?"]
 
 
-def test_what_came_before_an_error_is_kept_and_can_go_on(talk: Talking, archive: Archive) -> None:
+def test_text_before_an_error_is_kept_and_can_be_continued(talk: Talking, archive: Archive) -> None:
     events = talk.submit("One?", fails(EngineError("llama.cpp broke."), after=[Thinking("Half a")]))
     assert errors(events) == ["llama.cpp broke.", "what came is kept: /continue goes on."]
     (turn,) = archive.path(1)
     assert (turn.thinking, turn.state) == ("Half a", TurnState.STOPPED)
 
 
-def test_a_turn_without_an_answer_is_not_sent_and_that_is_said_once(talk: Talking) -> None:
+def test_a_turn_without_an_answer_is_not_sent_with_one_notice(talk: Talking) -> None:
     talk.submit("One?", says("half", "", reason=FinishReason.NO_ANSWER))
     first = talk.lines("Two?", says("b", "2"))
     second = talk.lines("Three?", says("c", "3"))
@@ -154,7 +152,7 @@ def test_a_turn_without_an_answer_is_not_sent_and_that_is_said_once(talk: Talkin
     assert contents(talk.backend.questions[-1]) == [("user", "Two?"), ("assistant", "2"), ("user", "Three?")]
 
 
-def test_stop_ends_the_running_turn_and_what_came_stays(talk: Talking, archive: Archive) -> None:
+def test_stop_ends_the_running_turn_and_keeps_its_text(talk: Talking, archive: Archive) -> None:
     talk.backend.kept = ("kept",)
     talk.backend.scripts.append(stopped_while(Thinking("Half"), Thinking(" a thought")))
     events = []
@@ -177,7 +175,7 @@ def test_stop_does_nothing_between_turns(talk: Talking) -> None:
     assert not talk.backend.stopped.is_set()
 
 
-def test_a_stop_while_the_model_loads_is_said(talk: Talking) -> None:
+def test_a_stop_while_the_model_loads_is_reported(talk: Talking) -> None:
     def loading(backend: QueuedBackend, _question: ReplyRequest) -> Iterator[Event]:
         yield Loading("queued", 0.1)
         assert backend.stopped.wait(5)
@@ -202,7 +200,7 @@ def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
     assert [event.reason for event in events if isinstance(event, Finished)] == [FinishReason.INTERRUPTED]
 
 
-def test_what_the_user_asks_for_reaches_the_control_of_the_running_turn(talk: Talking) -> None:
+def test_user_requests_reach_the_control_of_the_running_turn(talk: Talking) -> None:
     seen: list[object] = []
 
     def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
@@ -225,7 +223,7 @@ def test_what_the_user_asks_for_reaches_the_control_of_the_running_turn(talk: Ta
     assert seen == [False, True, True, True, Steer("Try the other way."), AnswerNow(), AnswerNow()]
 
 
-def test_what_one_turn_did_not_take_is_not_for_the_next(talk: Talking) -> None:
+def test_requests_that_one_turn_did_not_take_are_dropped(talk: Talking) -> None:
     def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         talk.chat.answer_now()
         yield from says()(backend, question)
@@ -237,7 +235,7 @@ def test_what_one_turn_did_not_take_is_not_for_the_next(talk: Talking) -> None:
     assert control.take() is None
 
 
-def test_what_is_asked_for_between_turns_goes_nowhere(talk: Talking) -> None:
+def test_requests_between_turns_are_dropped(talk: Talking) -> None:
     for act in (talk.chat.answer_now, talk.chat.pause, talk.chat.go_on):
         act()
     talk.chat.steer("x")
@@ -263,7 +261,7 @@ def test_a_stopped_turn_is_continued_from_its_tokens(talk: Talking, archive: Arc
     assert [each.question for each in archive.path(1)] == ["Zero?", "One?"]
 
 
-def test_what_came_to_its_end_is_not_continued(talk: Talking) -> None:
+def test_a_complete_turn_is_not_continued(talk: Talking) -> None:
     assert errors(talk.submit("/continue")) == [
         "nothing was asked in this conversation yet: /resume lists the ones before."
     ]
@@ -289,7 +287,7 @@ def test_a_turn_recorded_before_its_checksum_was_known_is_continued(talk: Talkin
     assert isinstance(talk.submit("/continue", says())[0], Asking)
 
 
-def test_the_next_run_offers_what_the_last_one_lost(tmp_path: Path) -> None:
+def test_the_next_start_offers_to_continue_a_lost_turn(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as first:
         talk = talking(first, tmp_path)
@@ -319,7 +317,7 @@ def test_regen_asks_again_beside_the_old_answer(talk: Talking, archive: Archive)
     assert path[1].origin.settings["temperature"] == "0.1"
 
 
-def test_what_the_status_line_shows_is_said_after_every_turn_even_if_it_is_the_same(talk: Talking) -> None:
+def test_the_status_is_reported_after_every_turn_even_if_unchanged(talk: Talking) -> None:
     """The screen has counted the thinking meanwhile, which the next question does not bring along."""
     first = talk.submit("One?", says("a", "1"))[-1]
     again = talk.submit("/regen", says("a", "1"))[-1]
@@ -327,7 +325,7 @@ def test_what_the_status_line_shows_is_said_after_every_turn_even_if_it_is_the_s
     assert again == first
 
 
-def test_regen_draws_another_seed_where_one_is_fixed(talk: Talking) -> None:
+def test_regen_draws_another_seed_when_the_seed_is_fixed(talk: Talking) -> None:
     talk.submit("/seed 5")
     talk.submit("One?", says())
     assert talk.backend.questions[-1].seed == 5
@@ -344,16 +342,14 @@ def test_regen_draws_another_seed_where_one_is_fixed(talk: Talking) -> None:
         ("/regen temperature=5", "too hot."),
     ],
 )
-def test_a_regen_that_cannot_be_leaves_all_as_it_was(
-    talk: Talking, archive: Archive, line: str, complaint: str
-) -> None:
+def test_a_refused_regen_changes_nothing(talk: Talking, archive: Archive, line: str, complaint: str) -> None:
     talk.submit("One?", says("a", "1"))
     assert errors(talk.submit(line)) == [complaint]
     assert talk.backend.profile.temperature == 0.6
     assert [turn.answer for turn in archive.path(1)] == ["1"]
 
 
-def test_undo_takes_the_last_turn_back_and_shows_what_is_last_now(talk: Talking, archive: Archive) -> None:
+def test_undo_removes_the_last_turn_and_shows_the_one_before(talk: Talking, archive: Archive) -> None:
     talk.submit("One?", says("a b", "1"))
     talk.submit("Two?", says("c", "2"))
     events = talk.submit("/undo")
@@ -366,7 +362,7 @@ def test_undo_takes_the_last_turn_back_and_shows_what_is_last_now(talk: Talking,
     assert [turn.question for turn in archive.path(1)] == ["Three?"]
 
 
-def test_an_edited_question_takes_the_place_of_the_last(talk: Talking, archive: Archive) -> None:
+def test_an_edited_question_replaces_the_last(talk: Talking, archive: Archive) -> None:
     talk.submit("One?", says("a", "1"))
     talk.submit("Tow?", says("b", "2"))
     assert talk.submit("/edit") == [Edit("Tow?")]
@@ -381,7 +377,7 @@ def test_edit_with_a_text_needs_no_editor(talk: Talking, archive: Archive) -> No
 
 
 @pytest.mark.parametrize("line", ["", "/stats"])
-def test_after_an_edit_that_was_given_up_a_question_follows_as_ever(
+def test_after_an_abandoned_edit_a_question_follows_as_usual(
     talk: Talking, archive: Archive, line: str
 ) -> None:
     talk.submit("One?", says())
@@ -400,7 +396,7 @@ def test_retry_from_goes_back_and_asks_again(talk: Talking, archive: Archive) ->
         assert "give the number of a thought, 1 to 2." in errors(talk.submit(f"/retry-from {wrong}"))[0]
 
 
-def test_a_fork_goes_on_and_leaves_the_first_as_it_is(talk: Talking, archive: Archive) -> None:
+def test_a_fork_continues_and_leaves_the_original_unchanged(talk: Talking, archive: Archive) -> None:
     talk.submit("One?", says())
     talk.submit("Two?", says())
     assert talk.lines("/fork 1") == ["conversation 2 goes on after thought 1; the one before stays as it is."]
@@ -455,7 +451,7 @@ def test_a_name_given_before_the_first_question_is_kept(talk: Talking, archive: 
     assert talk.lines("/name") == ["this conversation is called 'plans'."]
 
 
-def test_resume_lists_the_latest_and_names_what_it_does_not_find(talk: Talking) -> None:
+def test_resume_lists_the_latest_and_names_an_unknown_conversation(talk: Talking) -> None:
     assert talk.lines("/resume") == ["the history is empty."]
     talk.submit("One?", says())
     lines = talk.lines("/resume")
@@ -473,7 +469,7 @@ def test_a_conversation_of_another_model_says_so(archive: Archive, tmp_path: Pat
     ]
 
 
-def test_how_a_thought_was_closed_is_not_said_again_when_its_answer_goes_on(talk: Talking) -> None:
+def test_a_continued_answer_does_not_repeat_how_the_thought_was_closed(talk: Talking) -> None:
     cut = says("a", "b", closed=CloseReason.BUDGET, reason=FinishReason.INTERRUPTED)
     assert talk.lines("One?", cut) == []
     assert talk.lines("/continue", says("", "b c", closed=None)) == []
@@ -494,7 +490,7 @@ def test_how_a_thought_was_closed_is_not_said_again_when_its_answer_goes_on(talk
         (says(answer="", reason=FinishReason.NO_ANSWER), "no answer came out of the thinking: /continue"),
     ],
 )
-def test_every_early_end_says_in_a_line_what_to_do(
+def test_every_early_end_says_what_to_do_in_one_line(
     archive: Archive, tmp_path: Path, script: Script, line: str
 ) -> None:
     talk = talking(archive, tmp_path, settings=("max_tokens=9",))
@@ -503,7 +499,7 @@ def test_every_early_end_says_in_a_line_what_to_do(
     assert "/" in said_line.removeprefix(line) or "/" in line
 
 
-def test_yarn_coming_on_is_said_once_with_what_takes_it_off(talk: Talking) -> None:
+def test_yarn_turning_on_is_reported_once_with_how_to_turn_it_off(talk: Talking) -> None:
     talk.submit("One?", says())
     long = "word " * 1500
     assert talk.lines(long, says()) == [
@@ -512,7 +508,9 @@ def test_yarn_coming_on_is_said_once_with_what_takes_it_off(talk: Talking) -> No
     assert talk.lines("Two?", says()) == []
 
 
-def test_what_does_not_fit_names_what_can_go_and_drops_nothing(talk: Talking, tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_drops_nothing_and_says_what_could_go(
+    talk: Talking, tmp_path: Path
+) -> None:
     (tmp_path / "big.txt").write_text("word " * 2000)
     talk.submit("word " * 1500, says())
     talk.submit("word " * 1500, says())
@@ -531,7 +529,7 @@ def test_what_does_not_fit_names_what_can_go_and_drops_nothing(talk: Talking, tm
     assert len(talk.backend.questions[-1].messages) == 1
 
 
-def test_leaving_is_said_under_each_of_its_names(talk: Talking) -> None:
+def test_every_name_of_the_quit_command_leaves(talk: Talking) -> None:
     for line in ("/exit", "/quit", "/bye"):
         assert Leave() in talk.submit(line)
 
@@ -545,13 +543,13 @@ def test_notices_of_the_archive_are_shown_at_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "/system ", "/name ", "/file ", "/set ", "/think grep ", "/save "])
-def test_half_a_surrogate_pair_is_refused_wherever_it_stands(talk: Talking, before: str) -> None:
+def test_half_a_surrogate_pair_is_refused_anywhere(talk: Talking, before: str) -> None:
     (complaint,) = errors(talk.submit(f"{before}a\ud800b"))
     assert complaint == f"character {len(before) + 2} is half a surrogate pair: give valid Unicode text."
     assert talk.backend.questions == []
 
 
-def test_a_turn_that_is_let_go_of_is_written_as_stopped(talk: Talking, archive: Archive) -> None:
+def test_an_abandoned_turn_is_written_as_stopped(talk: Talking, archive: Archive) -> None:
     talk.backend.scripts.append(says("a b", "c"))
     events = talk.chat.submit("One?")
     for event in events:
@@ -564,7 +562,7 @@ def test_a_turn_that_is_let_go_of_is_written_as_stopped(talk: Talking, archive: 
     assert talk.backend.is_closed
 
 
-def test_a_chat_whose_history_cannot_be_written_goes_on_in_memory(tmp_path: Path) -> None:
+def test_a_chat_whose_history_cannot_be_written_continues_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive:
         talk = talking(archive, tmp_path)
@@ -588,7 +586,7 @@ def test_a_chat_whose_history_cannot_be_written_goes_on_in_memory(tmp_path: Path
         talk.chat.close()
 
 
-def test_a_conversation_removed_meanwhile_goes_on_from_what_is_known(tmp_path: Path) -> None:
+def test_a_conversation_removed_elsewhere_continues_from_memory(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive, Archive.open(path) as other:
         talk = talking(archive, tmp_path)
@@ -601,7 +599,7 @@ def test_a_conversation_removed_meanwhile_goes_on_from_what_is_known(tmp_path: P
         talk.chat.close()
 
 
-def test_two_chats_in_one_conversation_go_on_side_by_side_and_nothing_is_hidden(tmp_path: Path) -> None:
+def test_two_chats_in_one_conversation_continue_as_two_conversations(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as mine, Archive.open(path) as theirs:
         one, two = talking(mine, tmp_path), talking(theirs, tmp_path)
@@ -652,7 +650,7 @@ talking(Archive.open(path), path.parent).submit("One?", thinks)
 """
 
 
-def test_after_a_kill_in_mid_thought_the_next_start_offers_to_go_on(tmp_path: Path) -> None:
+def test_after_a_kill_in_mid_thought_the_next_start_offers_to_continue(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     root = Path(__file__).parent.parent.parent
     program = [sys.executable, "-c", KILLED_IN_THOUGHT, str(path)]

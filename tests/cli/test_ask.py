@@ -175,7 +175,7 @@ def test_a_constraint_that_is_not_one_is_refused_in_one_line(cache: Path, tmp_pa
         assert len(ran.stderr.splitlines()) == 1
 
 
-def test_stats_are_the_figures_and_who_has_the_context(cache: Path) -> None:
+def test_stats_show_the_figures_and_the_use_of_the_context(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--stats", QUESTION)
 
     assert ran.status == 0
@@ -188,7 +188,7 @@ def test_stats_are_the_figures_and_who_has_the_context(cache: Path) -> None:
     assert counts["prompt"] > counts["system"] == counts["files"] == counts["history"] == 0
 
 
-def test_each_answers_every_line_and_goes_on_after_a_bad_one(cache: Path, tmp_path: Path) -> None:
+def test_each_answers_every_line_and_continues_after_a_bad_one(cache: Path, tmp_path: Path) -> None:
     """One model load; what the questions share, here a file, is prefilled once."""
     shared = tmp_path / "shared.txt"
     shared.write_text("These words are here for everybody. " * 8)
@@ -278,7 +278,7 @@ def test_no_model_is_3_and_says_how_to_get_one(cache: Path) -> None:
     assert "qwq pull" in qwq(cache, "ask", "hi").stderr
 
 
-def test_what_does_not_fit_is_4(cache: Path) -> None:
+def test_a_model_that_does_not_fit_is_4(cache: Path) -> None:
     """The address space is limited as a full memory would be."""
     import resource
 
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_4(cache: Path) -> None:
     assert "1,000,000 tokens" in result.stderr
 
 
-def test_a_prompt_past_the_window_is_5_with_the_counts_and_a_way_out(cache: Path) -> None:
+def test_a_prompt_past_the_window_is_5_with_the_counts_and_a_solution(cache: Path) -> None:
     """With YaRN off the factor that would do is named; with all of it no factor would."""
     ran = qwq_here(cache, "ask", *GREEDY, "--set", "yarn=off", "what?", stdin=b"word " * 400)
     assert ran.status == 5
@@ -319,13 +319,13 @@ def test_a_prompt_that_may_be_too_long_is_measured_before_the_weights_are_loaded
     assert (ran.status, ran.stdout) == (5, "")
 
 
-def test_a_context_too_small_for_any_question_is_told_as_that(cache: Path) -> None:
+def test_a_context_too_small_for_any_question_is_reported_as_such(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--set", "n_ctx=64", "what?")
     assert ran.status == 5
     assert "a little thinking and answer take 72 tokens, whatever is asked" in one_line(ran)
 
 
-def test_a_dash_as_a_file_is_told_that_standard_input_is_read_anyway(cache: Path) -> None:
+def test_a_dash_as_a_file_is_refused_because_standard_input_is_read_anyway(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "-f", "-", "what?", stdin=b"x")
     assert ran.status == 2
     assert one_line(ran).endswith("-f -: standard input is read without being named. Leave it out.")
@@ -340,13 +340,13 @@ def test_a_dash_as_a_file_is_told_that_standard_input_is_read_anyway(cache: Path
         (b"PK\x03\x04\x14\x00", "ZIP archive"),
     ],
 )
-def test_what_people_take_for_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+def test_files_often_mistaken_for_text_are_named(tmp_path: Path, content: bytes, says: str) -> None:
     ran = qwq_here(tmp_path, "ask", *GREEDY, stdin=content)
     assert ran.status == 2
     assert says in one_line(ran)
 
 
-def test_yarn_comes_on_by_itself_and_says_so(cache: Path) -> None:
+def test_yarn_turns_on_by_itself_and_says_so(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--set", "max_tokens=3", "what?", stdin=b"word " * 400)
     assert ran.status in (0, 6)
     assert "need YaRN 4 over 1,024: a context of 2,560" in ran.stderr.splitlines()[0]
@@ -415,7 +415,7 @@ def test_ctrl_c_ends_with_130_in_every_phase(cache: Path, slow: Path, tmp_path: 
     assert "answer" not in kinds
 
 
-def test_ctrl_c_keeps_what_was_written(cache: Path, babbler: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_text_so_far(cache: Path, babbler: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     settings = ("--set", "thinking_budget=5", "--set", "native_window=32768", "--set", "n_ctx=32768")
     with out.open("wb") as stream:
@@ -447,7 +447,7 @@ def test_a_closed_pipe_ends_quietly(cache: Path, babbler: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["profiles"], ["--version"]])
-def test_what_nobody_reads_ends_quietly_too(cache: Path, arguments: list[str]) -> None:
+def test_a_pipe_without_a_reader_ends_quietly_too(cache: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as stream:
@@ -487,7 +487,7 @@ def test_closed_streams_are_neither_a_crash_nor_a_lost_answer(cache: Path) -> No
 
 
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2> >(head -c1 >/dev/null)"])
-def test_stderr_that_takes_nothing_costs_no_answer(cache: Path, stderr: str) -> None:
+def test_a_full_stderr_does_not_cost_the_answer(cache: Path, stderr: str) -> None:
     asked = f"qwq ask {shlex.join(GREEDY)} --think show --stats {shlex.quote(QUESTION)} {stderr}"
     ran = shell(cache, asked)
     assert ran.status == 0
@@ -495,7 +495,7 @@ def test_stderr_that_takes_nothing_costs_no_answer(cache: Path, stderr: str) -> 
     assert shell(cache, f"qwq ask -m nowhere hi {stderr}").status == 3
 
 
-def test_a_trace_never_overwrites_what_is_read(cache: Path, tmp_path: Path) -> None:
+def test_a_trace_never_overwrites_an_input(cache: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("precious")
     ran = qwq_here(cache, "ask", *GREEDY, "-f", str(text), "--think-to", str(text), "what?")
@@ -507,7 +507,7 @@ def test_a_trace_never_overwrites_what_is_read(cache: Path, tmp_path: Path) -> N
     assert "cannot be written" in one_line(ran)
 
 
-def test_a_thinking_that_was_cut_is_told_in_a_pipe_too(cache: Path) -> None:
+def test_a_cut_thinking_is_reported_in_a_pipe_too(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--set", "thinking_budget=5", QUESTION)
     assert "the thinking of 5 tokens was ended at its budget" in ran.stderr
 
@@ -518,7 +518,7 @@ def test_arguments_that_are_not_text_are_refused_by_byte(cache: Path) -> None:
     assert "the question is not UTF-8 text: byte 2 is 0xff" in one_line(ran)
 
 
-def test_each_gives_valid_json_whatever_comes_in(cache: Path) -> None:
+def test_each_writes_valid_json_for_any_input(cache: Path) -> None:
     """Numbers and halves of characters that JSON does not have, and one line that is far too long."""
     lines = [
         b'{"question": "hi", "id": NaN}',
@@ -560,7 +560,7 @@ def test_untrusted_text_reaches_the_model_as_text(cache: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50), (20, 10)])
-def test_on_a_terminal_thinking_and_answer_stand_apart(cache: Path, size: tuple[int, int]) -> None:
+def test_on_a_terminal_thinking_and_answer_are_apart(cache: Path, size: tuple[int, int]) -> None:
     arguments = ["ask", *GREEDY, QUESTION]
     with Terminal(arguments, environment(cache), *size) as terminal:
         assert terminal.read_to_end() == 0
@@ -580,7 +580,7 @@ def test_on_a_terminal_the_thinking_can_be_hidden(cache: Path) -> None:
     assert len(lines) <= 5
 
 
-def test_ctrl_c_on_a_terminal_leaves_it_sane(cache: Path, babbler: Path) -> None:
+def test_ctrl_c_restores_the_terminal(cache: Path, babbler: Path) -> None:
     """Pressed while the thinking streams: what was said stays, the line is ended, no style is left on."""
     arguments = ["ask", "-m", str(babbler), *LONG, "--set", "n_ctx=32768", "hi"]
     with Terminal(arguments, environment(cache)) as terminal:
@@ -622,7 +622,7 @@ def test_control_characters_of_the_model_never_reach_a_terminal(
         assert piece.encode() * 2 not in raw
 
 
-def test_a_chinese_prompt_and_an_emoji_survive(cache: Path) -> None:
+def test_chinese_and_emoji_pass_unchanged(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--jsonl", "草莓里有几个🍓？")
     assert ran.status in (0, 6, 7)
     assert all(line["v"] == 1 for line in events(ran))

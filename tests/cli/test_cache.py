@@ -45,7 +45,7 @@ def an_entry(folder: KvFolder, n_tokens: int, unused_s: float, key: StateKey = K
     return made
 
 
-def test_the_list_is_what_there_is_the_last_used_first(tmp_path: Path) -> None:
+def test_the_list_has_all_entries_the_last_used_first(tmp_path: Path) -> None:
     folder = KvFolder(tmp_path / "kv", 1 << 30)
     an_entry(folder, 300_000, 3 * DAY_S)
     an_entry(folder, 100, 30, replace(KEY, kv_type_v="q8_0", yarn_factor=4.0, yarn_origin=32_768))
@@ -60,7 +60,7 @@ def test_the_list_is_what_there_is_the_last_used_first(tmp_path: Path) -> None:
     ]
 
 
-def test_clearing_takes_all_or_what_was_not_used_for_that_long(tmp_path: Path) -> None:
+def test_clearing_removes_all_or_what_was_not_used_for_that_long(tmp_path: Path) -> None:
     folder = KvFolder(tmp_path / "kv", 1 << 30)
     old, new = an_entry(folder, 300, 7 * DAY_S), an_entry(folder, 400, 7 * DAY_S - 1)
     other = folder.path / "notes.txt"

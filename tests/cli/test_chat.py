@@ -35,7 +35,7 @@ def test_each_line_is_answered_on_stdout_and_a_second_turn_knows_the_first(cache
     assert "raspberry" in second
 
 
-def test_nothing_is_asked_of_an_empty_input(cache: Path) -> None:
+def test_an_empty_input_asks_nothing(cache: Path) -> None:
     assert chat(cache, "", "--private") == Ran(0, "", "")
 
 
@@ -45,7 +45,7 @@ def test_a_line_that_fails_sets_the_exit_status(cache: Path) -> None:
     assert "/clear" in ran.stderr
 
 
-def test_a_conversation_lasts_and_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_conversation_is_kept_and_continued(tmp_path: Path) -> None:
     assert chat(tmp_path, f"/name berries\n{COUNT}\n").status == 0
     ran = chat(tmp_path, "and in raspberry?\n", "--resume", "berries")
     assert ran.status == 0, ran.stderr
@@ -102,7 +102,7 @@ def test_a_reader_that_goes_away_ends_it_quietly_and_the_turn_is_kept(tmp_path: 
         assert [turn.question for turn in archive.path(1)] == [COUNT]
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused_with_their_position(tmp_path: Path) -> None:
     ran = qwq_here(tmp_path, *SEEDED, "--private", stdin=b"\xff\n")
     assert ran.status == 2
     assert ran.stderr == "qwq: a line of standard input is not UTF-8 text: byte 0 is 0xff.\n"

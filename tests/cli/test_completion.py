@@ -27,7 +27,7 @@ def completed(cache: Path, line: str) -> list[str]:
         (completion.machines, "rtx-40", ["rtx-4090"]),
     ],
 )
-def test_what_begins_so_is_offered(
+def test_values_with_the_same_beginning_are_offered(
     complete: Callable[[str], list[str]], typed: str, expected: list[str]
 ) -> None:
     assert complete(typed) == expected
@@ -48,11 +48,11 @@ def test_a_key_is_offered_with_its_meaning() -> None:
         ("qwq models show mini", ["miniature"]),
     ],
 )
-def test_bash_gets_it(tmp_path: Path, line: str, expected: list[str]) -> None:
+def test_bash_receives_the_completions(tmp_path: Path, line: str, expected: list[str]) -> None:
     assert completed(tmp_path, line) == expected
 
 
-def test_an_own_profile_is_completed_and_a_broken_one_breaks_nothing(tmp_path: Path) -> None:
+def test_a_users_profile_is_completed_and_a_broken_one_is_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "config" / "profiles" / "tasks"
     folder.mkdir(parents=True)
     (folder / "cooking.toml").write_text("description = 'x'\n")

@@ -80,7 +80,7 @@ def left_behind(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != "cache")
 
 
-def test_piped_it_says_what_it_made_in_one_line_and_nothing_on_stdout(folder: Path, tmp_path: Path) -> None:
+def test_in_a_pipe_one_line_on_stderr_names_the_result(folder: Path, tmp_path: Path) -> None:
     """The file is named after the source and the type, and lies where one is."""
     ran = run_process(tmp_path, str(folder), "q8_0")
     assert (ran.status, ran.stdout) == (0, "")
@@ -146,7 +146,7 @@ def test_jsonl_writes_every_step_and_nothing_else(folder: Path, tmp_path: Path) 
     assert finished == {"v": 1, "event": "finished", "paths": ["model-Q8_0.gguf"], "n_bytes": 118880}
 
 
-def test_dry_run_tells_types_size_and_time_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_types_size_and_time_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
     planned = run(tmp_path, str(folder), "Q4_K_M", "-o", "out.gguf", "--dry-run", "--split-max-size", "50K")
     assert (planned.status, planned.stderr) == (0, "")
     assert left_behind(tmp_path) == []
@@ -204,13 +204,13 @@ def test_a_line_shows_tensor_bar_rate_and_time_left(columns: int, rows: int) -> 
     assert terminal.lines() == ["out.gguf: 0.93 GiB, whole and checked."]
 
 
-def test_on_a_terminal_nothing_but_the_result_remains(folder: Path, tmp_path: Path) -> None:
+def test_on_a_terminal_only_the_result_remains(folder: Path, tmp_path: Path) -> None:
     with on_terminal([str(folder), "Q8_0", "-o", "out.gguf"], tmp_path) as terminal:
         assert terminal.read_to_end() == 0
         assert MADE.fullmatch(terminal.text)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_after_ctrl_c_the_same_command_continues(folder: Path, tmp_path: Path) -> None:
     arguments = [str(folder), "Q8_0", "-o", "out.gguf"]
     ran = run(tmp_path, *arguments, "--jsonl", stdout=InterruptingStream("tensor_done", 3))
     assert ran.status == 130
@@ -256,7 +256,7 @@ def test_another_option_starts_over_and_says_so(folder: Path, tmp_path: Path) ->
     assert MADE.fullmatch(made)
 
 
-def test_a_weight_that_is_no_number_is_one_line_with_its_place(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_a_number_is_one_line_with_its_position(tmp_path: Path) -> None:
     """Nothing of what libggml prints by itself gets through, neither then nor when it is allowed."""
     spec = CheckpointSpec(n_layers=1)
     folder = write_checkpoint(tmp_path / "model", spec)
@@ -332,7 +332,7 @@ WRONG: Mapping[str, tuple[dict[str, Any], ExitStatus, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_done_is_said_in_a_line(case: str, folder: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_cannot_be_done_is_one_line(case: str, folder: Path, tmp_path: Path) -> None:
     fields, status, reason = WRONG[case]
     flags = ConvertFlags(
         **{"source": str(folder), "file_type": "Q8_0", "out": tmp_path / "out.gguf", **fields}
@@ -358,7 +358,7 @@ def test_wrong_usage_is_a_line_and_a_status_of_the_process(slow: Path, tmp_path:
     assert left_behind(tmp_path) == []
 
 
-def test_a_name_of_bytes_that_are_no_text_is_a_name_like_any_other(folder: Path, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_text_works(folder: Path, tmp_path: Path) -> None:
     ran = run_process(tmp_path, str(folder), "Q8_0", "-o", "\udcff.gguf", "--jsonl")
     assert (ran.status, ran.stderr) == (0, "")
     assert events_of(ran.stdout)[-1]["event"] == "finished"

@@ -51,20 +51,20 @@ def test_ask_each_answers_every_line(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--split"])
-def test_what_it_cannot_do_is_refused_when_a_flag_asks_for_it(cache: Path, flag: str) -> None:
+def test_a_flag_for_what_it_cannot_do_is_refused(cache: Path, flag: str) -> None:
     ran = qwq(cache, "ask", *MODEL, flag, "Why?")
     assert (ran.status, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"qwq: {flag}: ")
 
 
-def test_what_was_asked_is_in_the_history_and_continued(tmp_path: Path) -> None:
+def test_questions_are_in_the_history_and_continued(tmp_path: Path) -> None:
     assert qwq(tmp_path, "ask", *MODEL, "First?").status == 0
     assert qwq(tmp_path, "ask", *MODEL, "-c", "Second?").stdout == "Heard: Second?\n"
     assert "Second?" in qwq(tmp_path, "history", "show", "1").stdout
     assert "First?" in qwq(tmp_path, "history").stdout
 
 
-def test_chat_on_a_terminal_shows_only_what_there_is(tmp_path: Path) -> None:
+def test_chat_on_a_terminal_shows_only_what_the_backend_can_do(tmp_path: Path) -> None:
     variables = environment(tmp_path, **NO_REFLOW)
     chat = Chat(["chat", *MODEL], variables, 100, 30, program=PROGRAM)
     with chat:

@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plan")
 
 
-def test_what_fits_a_card_is_told_before_20_gb_are_fetched(cache: Path) -> None:
+def test_plan_shows_what_fits_a_card_before_any_download(cache: Path) -> None:
     """The project's own figures for Q4_K_M on 24 GB: 16k in f16, 31k in q8_0, 60k in q4_0."""
     ran = qwq(cache, *CARD)
     assert (ran.status, ran.stderr) == (0, "")
@@ -36,7 +36,7 @@ def test_what_fits_a_card_is_told_before_20_gb_are_fetched(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("file_type", "gib"), [("Q4_K_M", 18.48), ("Q6_K", 25.03), ("Q8_0", 32.42)])
-def test_the_sizes_of_files_that_are_not_here_are_those_that_were_published(
+def test_sizes_of_files_not_yet_downloaded_are_the_published_ones(
     cache: Path, file_type: str, gib: float
 ) -> None:
     [plan] = objects(qwq_here(cache, "plan", f"qwq-32b:{file_type}", "--machine", "mac-128gb", "--json"))
@@ -44,7 +44,7 @@ def test_the_sizes_of_files_that_are_not_here_are_those_that_were_published(
     assert round(weights / 2**30, 2) == gib
 
 
-def test_a_type_that_there_is_not_is_told_with_the_nearest(cache: Path) -> None:
+def test_an_unknown_type_is_refused_with_the_nearest(cache: Path) -> None:
     ran = qwq_here(cache, "plan", "qwq-32b:Q4_KM", "--machine", "rtx-4090")
     assert (ran.status, ran.stdout) == (2, "")
     assert "file type 'Q4_KM' is unknown, did you mean Q4_K_M" in ran.stderr
@@ -55,7 +55,7 @@ def objects(ran: Ran) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def test_json_carries_machine_table_and_plan(cache: Path) -> None:
+def test_json_has_machine_table_and_plan(cache: Path) -> None:
     [written] = objects(qwq_here(cache, *MINIATURE, "--json"))
     assert (written["v"], written["model"], written["error"]) == (1, "QwQ miniature Q8_0", None)
     assert written["machine"]["name"] == "this machine"
@@ -77,7 +77,7 @@ def test_files_are_counted_in_tokens(cache: Path, tmp_path: Path) -> None:
     assert written["plan"]["yarn_factor"] == 2
 
 
-def test_what_does_not_fit_shows_its_table_and_ends_with_4(cache: Path) -> None:
+def test_a_plan_that_does_not_fit_shows_its_table_and_ends_with_4(cache: Path) -> None:
     ran = qwq_here(cache, "plan", "qwq-32b:Q8_0", "--machine", "mac-32gb")
     assert ran.status == 4
     assert ran.stdout.count(" no") == 18
@@ -88,7 +88,7 @@ def test_what_does_not_fit_shows_its_table_and_ends_with_4(cache: Path) -> None:
     assert "does not fit" in str(written["error"])
 
 
-def test_a_model_that_is_nowhere_and_a_machine_that_is_none(cache: Path, tmp_path: Path) -> None:
+def test_an_unknown_model_and_an_unknown_machine_are_refused(cache: Path, tmp_path: Path) -> None:
     assert qwq_here(cache, "plan", "unheard-of").status == 3
     ran = qwq_here(cache, "plan", "miniature", "--machine", "rtx-4900")
     assert ran.status == 2
@@ -111,7 +111,7 @@ def test_a_dry_run_is_the_plan_of_the_run_itself(cache: Path) -> None:
     assert dry == real
 
 
-def test_a_dry_run_for_a_person_says_nothing_of_an_answer(cache: Path) -> None:
+def test_a_dry_run_on_a_terminal_mentions_no_answer(cache: Path) -> None:
     ran = qwq_here(cache, "ask", "-m", "miniature", "--dry-run", "what?")
     assert (ran.status, ran.stderr) == (0, "")
     assert "context   1,024 tokens: prompt 2" in ran.stdout
@@ -124,7 +124,7 @@ def test_a_dry_run_for_a_person_says_nothing_of_an_answer(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-def test_a_terminal_gets_colour_and_no_line_too_long(cache: Path, size: tuple[int, int]) -> None:
+def test_a_terminal_gets_colour_and_no_line_wider_than_it(cache: Path, size: tuple[int, int]) -> None:
     with Terminal(CARD, environment(cache), *size) as terminal:
         assert terminal.read_to_end() == 0
         lines, raw = terminal.text.splitlines(), bytes(terminal.raw)

@@ -68,7 +68,7 @@ def test_stdout_carries_the_last_answer_alone_and_stderr_the_parts(tmp_path: Pat
     ]
 
 
-def test_without_it_a_long_prompt_stays_too_long_and_is_told_of_it(cache: Path, tmp_path: Path) -> None:
+def test_without_split_a_long_prompt_is_refused_with_a_hint(cache: Path, tmp_path: Path) -> None:
     book = written(tmp_path / "long.txt", 500)
     ran = qwq_here(cache, "ask", *GREEDY, "-f", str(book), QUESTION)
 
@@ -81,7 +81,7 @@ def test_without_it_a_long_prompt_stays_too_long_and_is_told_of_it(cache: Path, 
     assert "YaRN      factor 4 over 1,024" in dry.stdout
 
 
-def test_what_fits_is_asked_in_one_pass_and_that_is_said(cache: Path, tmp_path: Path) -> None:
+def test_a_text_that_fits_is_asked_in_one_pass_with_a_notice(cache: Path, tmp_path: Path) -> None:
     short = written(tmp_path / "short.txt", 2)
     ran = split(cache, short)
     alone = qwq_here(cache, "ask", *SMALL, "-f", str(short), QUESTION)
@@ -90,7 +90,7 @@ def test_what_fits_is_asked_in_one_pass_and_that_is_said(cache: Path, tmp_path: 
     assert re.match(r"note: the text fits: \d+ tokens, asked in one pass\.\n", ran.stderr)
 
 
-def test_every_parts_answer_is_kept_in_the_lines_of_json(cache: Path, story: Path) -> None:
+def test_the_lines_of_json_have_every_parts_answer(cache: Path, story: Path) -> None:
     ran = split(cache, story, "--jsonl", "--seed", "7")
     lines = events(ran.stdout)
     done = [line for line in lines if line["event"] == "part_done"]
@@ -130,7 +130,7 @@ def test_schema_trace_and_figures(cache: Path, story: Path, tmp_path: Path) -> N
     assert ledger.startswith("last pass: context ")
 
 
-def test_wrong_usage_is_refused_before_anything_is_asked(cache: Path, story: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_refused_before_the_first_pass(cache: Path, story: Path, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "number", "not": {"multipleOf": 0.5}}')
     for arguments, says in (
@@ -155,7 +155,7 @@ def started(cache: Path, book: Path, *arguments: str) -> subprocess.Popen[bytes]
     )
 
 
-def test_ctrl_c_leaves_the_answers_that_came_in_the_lines_of_json(cache: Path, book: Path) -> None:
+def test_after_ctrl_c_the_lines_of_json_have_the_answers_so_far(cache: Path, book: Path) -> None:
     with started(cache, book, "--jsonl") as process:
         assert process.stdout is not None
         read = b""
@@ -175,7 +175,7 @@ def test_ctrl_c_leaves_the_answers_that_came_in_the_lines_of_json(cache: Path, b
     assert done[-1]["reason"] == "interrupted"
 
 
-def test_ctrl_c_shows_the_answers_that_came_where_they_were_not(cache: Path, book: Path) -> None:
+def test_ctrl_c_shows_the_answers_so_far_where_they_were_not_shown(cache: Path, book: Path) -> None:
     with started(cache, book) as process:
         assert process.stderr is not None
         read = b""

@@ -63,7 +63,7 @@ def test_a_sound_file_is_one_line_with_what_was_checked(verify: Callable[..., Ra
     assert (ran.status, ran.stderr) == (0, "")
 
 
-def test_beside_its_source_the_error_of_each_type_is_a_table(
+def test_with_its_source_a_table_shows_the_error_of_each_type(
     verify: Callable[..., Ran], file: Path, checkpoint: Path
 ) -> None:
     ran = verify(file, checkpoint)
@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_is_one_line_and_status_1(
     assert "damaged GGUF header" in refused(verify(file))
 
 
-def test_a_model_goes_by_its_name_too(verify: Callable[..., Ran]) -> None:
+def test_a_model_is_verified_by_its_name_too(verify: Callable[..., Ran]) -> None:
     ran = verify("miniature", ROOT / "miniature" / "checkpoint")
     assert ran.status == 0, ran.stderr
     assert "-Q8_0.gguf: sound. 99 tensors" in ran.stdout
@@ -108,7 +108,7 @@ def test_a_model_goes_by_its_name_too(verify: Callable[..., Ran]) -> None:
     assert "`qwq models` lists what is here" in ran.stderr
 
 
-def test_what_is_not_there_is_wrong_usage(verify: Callable[..., Ran], file: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_wrong_usage(verify: Callable[..., Ran], file: Path, tmp_path: Path) -> None:
     for arguments in ((tmp_path / "no.gguf",), (file, tmp_path / "nothing")):
         ran = verify(*arguments)
         assert (ran.status, ran.stdout) == (2, "")
@@ -125,7 +125,7 @@ def test_what_is_not_there_is_wrong_usage(verify: Callable[..., Ran], file: Path
         ("blk.1.ffn_gate.weight", "lacks the tensor blk.1.ffn_gate.weight"),
     ],
 )
-def test_what_llama_cpp_needs_and_is_missing_is_named(
+def test_a_missing_key_that_llama_cpp_needs_is_named(
     verify: Callable[..., Ran], file: Path, whole: bytes, key: str, says: str
 ) -> None:
     assert whole.count(key.encode()) == 1
@@ -133,7 +133,7 @@ def test_what_llama_cpp_needs_and_is_missing_is_named(
     assert says in refused(verify(file))
 
 
-def test_a_tensor_too_many_is_refused_as_llama_cpp_refuses_it(
+def test_an_extra_tensor_is_refused_as_llama_cpp_refuses_it(
     verify: Callable[..., Ran], file: Path, whole: bytes
 ) -> None:
     """A model of two layers that says it has one."""
@@ -146,9 +146,7 @@ def test_a_tensor_too_many_is_refused_as_llama_cpp_refuses_it(
         drained(load_model(file, LoadSettings(), AbortFlag()))
 
 
-def test_what_a_model_can_do_without_is_a_notice(
-    verify: Callable[..., Ran], file: Path, whole: bytes
-) -> None:
+def test_a_missing_optional_key_is_a_notice(verify: Callable[..., Ran], file: Path, whole: bytes) -> None:
     content = whole.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX")
     content = content.replace(b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.eos_token_iX")
     file.write_bytes(content + bytes(77))

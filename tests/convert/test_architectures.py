@@ -101,7 +101,7 @@ def test_qwen3_passes_the_header_check_and_is_planned_as_llama_cpp_allocates(qwe
     assert 1 <= compute_bytes(shape, context) / asked[-1] <= 1.1
 
 
-def test_qwen3_decodes_in_llama_cpp_to_the_logits_of_its_own_arithmetic(tmp_path: Path) -> None:
+def test_qwen3_logits_in_llama_cpp_equal_those_of_its_definition(tmp_path: Path) -> None:
     """Keys and values are cached in 16 bits, so the numbers differ by about a thousandth."""
     spec = replace(QWEN3, dtype="F32")
     source = write_checkpoint(tmp_path / "Qwen3-tiny", spec)
@@ -224,7 +224,7 @@ def test_without_its_file_the_example_is_refused_by_name(example: Path, tmp_path
     assert "architecture 'ExampleForCausalLM' is not supported, only Qwen2ForCausalLM, Qwen3" in ran.stderr
 
 
-def test_the_heads_of_another_size_than_stated_are_refused(qwen3: Path, tmp_path: Path) -> None:
+def test_heads_of_another_size_than_stated_are_refused(qwen3: Path, tmp_path: Path) -> None:
     """A key length that the tensors do not have."""
     content = qwen3.read_bytes()
     key = b"qwen3.attention.key_length\x04\x00\x00\x00"

@@ -74,7 +74,7 @@ def test_a_bad_safetensors_header_is_one_line_that_names_the_file(case: str, tmp
 
 
 @pytest.mark.parametrize("case", BAD_BYTES)
-def test_bytes_that_are_no_header_are_one_line_that_names_the_file(case: str, tmp_path: Path) -> None:
+def test_bytes_that_are_not_a_header_are_one_line_that_names_the_file(case: str, tmp_path: Path) -> None:
     content, message = BAD_BYTES[case]
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
@@ -163,7 +163,7 @@ def test_a_folder_without_weights_and_no_folder_are_refused(tmp_path: Path) -> N
         CheckpointFolder(tmp_path / "none")
 
 
-def test_a_cache_snapshot_is_called_by_its_repository(tmp_path: Path) -> None:
+def test_a_cache_snapshot_has_the_name_of_its_repository(tmp_path: Path) -> None:
     """Snapshot files are links out of their folder, which must be followed."""
     source = write_checkpoint(tmp_path / "source")
     snapshot = tmp_path / "models--Qwen--QwQ-32B" / "snapshots" / ("0a" * 20)
@@ -183,7 +183,7 @@ def test_bytes_outside_a_tensor_are_not_read(tmp_path: Path) -> None:
             checkpoint.read(tensor, 64, 65)
 
 
-def test_a_file_cut_after_it_was_opened_is_an_error_and_no_crash(tmp_path: Path) -> None:
+def test_a_file_cut_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     with CheckpointFolder(folder) as checkpoint:
         tensor = checkpoint.tensors["lm_head.weight"]

@@ -97,9 +97,7 @@ def compared(path: Path, source: Path) -> tuple[TypeReport, ...]:
 
 
 @pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS", "TQ2_0"])
-def test_the_error_of_each_type_is_what_numpy_makes_of_it(
-    file_type: str, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_the_error_of_each_type_equals_numpys(file_type: str, checkpoint: Path, tmp_path: Path) -> None:
     """With the gguf package's reader and its dequantization, tensor by tensor, in float64."""
     path = make(checkpoint, file_type, tmp_path)
     source = {name: store(values, "BF16").content for name, values in weights(WIDE).items()}
@@ -160,7 +158,7 @@ def test_one_wrong_value_among_exact_ones_is_found(checkpoint: Path, tmp_path: P
     assert [(report.kind.name, report.worst) for report in wrong] == [("F32", "blk.1.attn_norm.weight")]
 
 
-def test_a_file_of_another_model_is_told_by_its_tensors(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_recognised_by_its_tensors(checkpoint: Path, tmp_path: Path) -> None:
     path = make(checkpoint, "Q8_0", tmp_path)
     deeper = write_checkpoint(tmp_path / "deeper", replace(WIDE, n_layers=3))
     with pytest.raises(ConvertError, match=r"lacks blk\.2\.attn_k\.bias of the source"):

@@ -113,7 +113,7 @@ def _matrix(own: Path) -> tuple[Path, ImportanceMatrix]:
 
 
 @pytest.mark.parametrize("file_type", sorted(set(FILE_TYPES) - SLOW))
-def test_a_conversion_equals_what_llama_quantize_makes(
+def test_a_conversion_equals_llama_quantizes_output(
     checkpoint: Converted, file_type: str, tmp_path: Path
 ) -> None:
     """One pass from the checkpoint and llama_model_quantize of our own GGUF give the same file."""
@@ -148,7 +148,7 @@ def test_sixteen_layers_without_shared_heads_are_mixed_as_in_llama_quantize(
 
 
 @pytest.mark.parametrize("file_type", ["F16", "Q8_0", "Q4_K_M"])
-def test_tensors_of_several_chunks_are_put_together_whole(file_type: str, tmp_path: Path) -> None:
+def test_tensors_of_several_chunks_are_complete(file_type: str, tmp_path: Path) -> None:
     folder, own, _ = _make(SEVERAL_CHUNKS, tmp_path)
     assert_like_llama_quantize(own, ConvertRequest(folder, file_type, tmp_path / "ours.gguf"))
 
@@ -199,7 +199,7 @@ def test_eighty_layers_get_the_bits_of_the_70b_model(tmp_path: Path) -> None:
     assert kinds["blk.40.attn_v.weight"] == "Q5_K"
 
 
-def test_our_gguf_in_the_dtype_of_the_checkpoint_holds_its_very_bytes(
+def test_our_gguf_in_the_dtype_of_the_checkpoint_has_the_same_bytes(
     checkpoint: tuple[Path, Path, CheckpointSpec],
 ) -> None:
     """Matrices keep their bytes, vectors become exact 32-bit floats; the quantizer then starts from this."""

@@ -225,7 +225,7 @@ def uninterrupted(grouped: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("n_asked", [1, 250, 600, 900])
-def test_a_stopped_run_is_taken_up_to_the_same_bytes(
+def test_a_stopped_run_resumes_to_the_same_bytes(
     grouped: Path, uninterrupted: Path, tmp_path: Path, n_asked: int
 ) -> None:
     out = tmp_path / "out.gguf"
@@ -242,7 +242,7 @@ def test_a_stopped_run_is_taken_up_to_the_same_bytes(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_what_is_saved_on_the_way_is_an_importance_matrix(grouped: Path, tmp_path: Path) -> None:
+def test_an_intermediate_file_is_an_importance_matrix(grouped: Path, tmp_path: Path) -> None:
     text, out = prose(1500), tmp_path / "out.gguf"
     request = request_for(grouped, out, text)
     done = []
@@ -296,7 +296,7 @@ def test_a_run_of_something_else_starts_over_and_says_so(grouped: Path, tmp_path
         lambda content: content.replace(b": 2048,", b": 4096,"),
     ],
 )
-def test_a_damaged_state_is_not_gone_on_from(
+def test_a_damaged_state_is_not_resumed(
     grouped: Path, uninterrupted: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     request = request_for(grouped, tmp_path / "out.gguf", prose(3000))
@@ -380,7 +380,7 @@ def whole(grouped: Path, folder: Path, text_file: Path) -> Path:
 
 
 @pytest.mark.parametrize("n_lines", [2, 4])
-def test_a_run_killed_at_any_moment_is_taken_up_to_the_same_bytes(
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(
     grouped: Path, text_file: Path, whole: Path, cache: Path, tmp_path: Path, n_lines: int
 ) -> None:
     out = tmp_path / "out.gguf"
@@ -429,7 +429,7 @@ def test_two_runs_do_not_write_one_output(grouped: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [request.out]
 
 
-def test_an_output_is_free_again_after_a_run_that_was_given_up(grouped: Path, tmp_path: Path) -> None:
+def test_an_abandoned_run_releases_its_output(grouped: Path, tmp_path: Path) -> None:
     request = request_for(grouped, tmp_path / "out.gguf", prose(400))
     with closing(load(grouped)) as model, closing(collect(prepare(request), model.handle, never)) as events:
         next(events)
@@ -443,7 +443,7 @@ def tokens_done(screen: str) -> int:
     return int(bar[1].replace(",", "")) if bar else 0
 
 
-def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(grouped: Path, cache: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_state_and_says_how_to_continue(grouped: Path, cache: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
     text.write_text(prose(60_000))
     arguments = (
@@ -471,7 +471,7 @@ def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(grouped: Path, cache: 
     assert f"stopped: {saved.chunk_count:,} of" in shown
 
 
-def test_a_text_from_standard_input_is_collected_from(grouped: Path, cache: Path, tmp_path: Path) -> None:
+def test_standard_input_is_read_as_a_text(grouped: Path, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     ran = imatrix(cache, grouped, "-", "--ctx", "64", "-o", out, stdin=prose(900).encode())
     assert (ran.status, ran.stdout) == (0, "")
@@ -508,7 +508,7 @@ def test_without_a_text_files_are_merged(grouped: Path, cache: Path, tmp_path: P
         (("{folder}/short.txt", "{folder}/short.txt"), 1, "is not a GGUF file"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_what_cannot_be_done_is_refused_in_one_line(
     grouped: Path, cache: Path, tmp_path: Path, arguments: tuple[str, ...], status: int, complaint: str
 ) -> None:
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))

@@ -65,7 +65,7 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_a_merged_file_has_the_very_bytes_that_llama_imatrix_writes(tmp_path: Path) -> None:
+def test_a_merged_file_equals_llama_imatrixs_byte_for_byte(tmp_path: Path) -> None:
     one = written(tmp_path / "1.dat", legacy(FIRST, ending(3, "a.txt")))
     two = written(tmp_path / "2.dat", legacy(SECOND, ending(2, "b.txt")))
     out = tmp_path / "merged.gguf"
@@ -97,7 +97,7 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+def test_a_written_file_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
     write_imatrix(path, sample())
     again = read_imatrix(path)
@@ -199,7 +199,7 @@ def _gguf_without(key: str) -> Callable[[bytes], bytes]:
         ),
     ],
 )
-def test_a_gguf_that_is_no_whole_importance_matrix_is_refused_with_the_reason(
+def test_a_gguf_that_is_not_a_whole_importance_matrix_is_refused_with_the_reason(
     tmp_path: Path, damage: Callable[[bytes], bytes], reason: str
 ) -> None:
     path = tmp_path / "made.gguf"
@@ -227,9 +227,7 @@ def test_a_gguf_that_is_no_whole_importance_matrix_is_refused_with_the_reason(
         (struct.pack("<ii", 1, 2**31 - 1) + bytes(100), "no number of letters"),
     ],
 )
-def test_a_dat_file_that_is_none_is_refused_with_the_reason(
-    tmp_path: Path, content: bytes, reason: str
-) -> None:
+def test_a_broken_dat_file_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(ConvertError, match=reason):
         read_imatrix(written(tmp_path / "1.dat", content))
 
@@ -250,7 +248,7 @@ MUTATIONS = st.lists(
 
 @settings(max_examples=400)
 @given(is_gguf=st.booleans(), cut=st.none() | st.integers(0, 2**16), mutations=MUTATIONS)
-def test_no_damage_makes_reading_crash_or_take_more_memory_than_the_file_warrants(
+def test_a_damaged_file_is_read_or_refused_within_bounded_memory(
     tmp_path_factory: pytest.TempPathFactory, is_gguf: bool, cut: int | None, mutations: list[Mutation]
 ) -> None:
     content = bytearray(MERGED_BY_LLAMA_IMATRIX if is_gguf else legacy(FIRST, ending(3, "a.txt")))

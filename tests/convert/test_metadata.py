@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "QwQ-32B")
 
 
-def test_the_key_values_stand_in_the_order_of_the_reference(folder: Path) -> None:
+def test_the_key_values_are_in_the_order_of_the_reference(folder: Path) -> None:
     """llama.cpp's converter and then llama-quantize leave this order: it was compared with both."""
     edit_json(folder / "generation_config.json", repetition_penalty=1.0, do_sample=True)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
@@ -56,7 +56,7 @@ def test_the_key_values_stand_in_the_order_of_the_reference(folder: Path) -> Non
     )
 
 
-def test_the_figures_of_the_config_stand_in_the_key_values(folder: Path) -> None:
+def test_the_key_values_have_the_figures_of_the_config(folder: Path) -> None:
     header = header_of(folder)
     figures = {key: header.value(key) for key in header.keys if key.startswith("qwen2.")}
     assert figures == {
@@ -85,7 +85,7 @@ def test_yarn_in_the_config_becomes_rope_scaling_keys(place: str, folder: Path) 
     }
 
 
-def test_the_rope_base_may_stand_among_the_rope_parameters(folder: Path) -> None:
+def test_the_rope_base_may_be_among_the_rope_parameters(folder: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 5000.0}
     edit_json(folder / "config.json", rope_theta=..., rope_parameters=rope)
     header = header_of(folder)
@@ -93,7 +93,7 @@ def test_the_rope_base_may_stand_among_the_rope_parameters(folder: Path) -> None
     assert "qwen2.rope.scaling.type" not in header.keys
 
 
-def test_tokens_run_to_the_vocabulary_size_and_carry_their_types(folder: Path) -> None:
+def test_tokens_fill_the_vocabulary_size_and_have_their_types(folder: Path) -> None:
     """Learned pieces are 1, special or special-looking ones 3, other added ones 4, unused rows 5."""
     header = header_of(folder)
     tokens, types = header.value("tokenizer.ggml.tokens"), header.value("tokenizer.ggml.token_type")
@@ -156,7 +156,7 @@ def test_the_chat_template_is_found_in_all_three_places(source: str, folder: Pat
     assert header_of(folder).value("tokenizer.chat_template") == expected[source]
 
 
-def test_named_chat_templates_stand_beside_the_default_one(folder: Path) -> None:
+def test_named_chat_templates_are_kept_beside_the_default_one(folder: Path) -> None:
     templates = [{"name": "tool use", "template": "B"}, {"name": "default", "template": "A"}]
     edit_json(folder / "tokenizer_config.json", chat_template=templates)
     header = header_of(folder)
@@ -182,7 +182,7 @@ def test_a_cache_snapshot_is_named_after_its_repository(tmp_path: Path) -> None:
     assert header.value("general.organization") == "Qwen"
 
 
-def test_a_folder_named_by_a_hash_alone_lends_no_name(tmp_path: Path) -> None:
+def test_a_folder_named_by_a_hash_gives_no_name(tmp_path: Path) -> None:
     header = header_of(write_checkpoint(tmp_path / ("0a" * 20)))
     assert header.value("general.name") == "qwen2"
     assert header.value("general.size_label") == "103K"
@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_checkpoint_that_cannot_be_right_is_refused_in_one_line(case: str, folder: Path) -> None:
+def test_an_inconsistent_checkpoint_is_refused_in_one_line(case: str, folder: Path) -> None:
     """From headers alone: nothing is written, and the line names the file."""
     edit, message = REFUSED[case]
     edit(folder)

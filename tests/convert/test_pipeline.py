@@ -55,7 +55,7 @@ def request_(folder: Path) -> ConvertRequest:
     return ConvertRequest(folder, "Q8_0", folder.parent / "out.gguf")
 
 
-def test_events_tell_of_the_plan_of_each_tensor_and_of_the_end(request_: ConvertRequest) -> None:
+def test_events_report_the_plan_each_tensor_and_the_end(request_: ConvertRequest) -> None:
     planned, *done, finished = convert(request_)
     header = read_header(request_.out)
     total = sum(tensor.n_bytes for tensor in header.tensors)
@@ -69,7 +69,7 @@ def test_events_tell_of_the_plan_of_each_tensor_and_of_the_end(request_: Convert
     assert finished == ConversionDone((request_.out,), request_.out.stat().st_size)
 
 
-def test_what_is_written_is_told_of_between_the_tensors(tmp_path: Path) -> None:
+def test_progress_is_reported_within_a_tensor(tmp_path: Path) -> None:
     """Of a large tensor several times, so that a bar has something to show."""
     spec = CheckpointSpec(n_layers=1, hidden_size=256, vocab_size=3001)
     folder = write_checkpoint(tmp_path / "model", spec)
@@ -80,7 +80,7 @@ def test_what_is_written_is_told_of_between_the_tensors(tmp_path: Path) -> None:
     assert len([event for event in events if isinstance(event, TensorDone)]) == 15
 
 
-def test_tensors_are_read_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
+def test_tensors_are_read_in_the_order_of_the_source(tmp_path: Path) -> None:
     """Shard after shard and forward, whatever the order in the GGUF: what a disk and a network like."""
     folder = write_checkpoint(tmp_path / "model", CheckpointSpec(n_shards=3))
     with CheckpointFolder(folder) as inner:
@@ -93,7 +93,7 @@ def test_tensors_are_read_in_the_order_in_which_they_lie(tmp_path: Path) -> None
     assert done != [tensor.name for tensor in read_header(request.out).tensors]
 
 
-def test_weights_may_come_from_elsewhere_than_a_folder(request_: ConvertRequest) -> None:
+def test_weights_may_come_from_another_source_than_a_folder(request_: ConvertRequest) -> None:
     expected = run_conversion(request_).read_bytes()
     request_.out.unlink()
     with CheckpointFolder(request_.source) as inner:
@@ -103,7 +103,7 @@ def test_weights_may_come_from_elsewhere_than_a_folder(request_: ConvertRequest)
     assert request_.out.read_bytes() == expected
 
 
-def test_nothing_is_written_before_the_plan_is_told(request_: ConvertRequest) -> None:
+def test_nothing_is_written_before_the_plan_is_reported(request_: ConvertRequest) -> None:
     events = convert(request_)
     assert isinstance(next(events), ConversionPlanned)
     assert left_behind(request_) == []
@@ -118,7 +118,7 @@ def test_the_file_has_its_final_name_only_when_it_is_whole(request_: ConvertRequ
     assert left_behind(request_) == ["out.gguf"]
 
 
-def test_a_conversion_that_is_left_before_its_first_tensor_leaves_nothing(request_: ConvertRequest) -> None:
+def test_a_conversion_abandoned_before_its_first_tensor_leaves_nothing(request_: ConvertRequest) -> None:
     """No file and no thread stays when the reader of the events goes away."""
     events = convert(request_)
     assert [type(next(events)) for _ in range(2)] == [ConversionPlanned, RowsWritten]
@@ -128,7 +128,7 @@ def test_a_conversion_that_is_left_before_its_first_tensor_leaves_nothing(reques
     assert not [each for each in threading.enumerate() if each.name.startswith(("quantize", "sync"))]
 
 
-def test_a_conversion_that_is_left_later_keeps_its_tensors(request_: ConvertRequest) -> None:
+def test_a_conversion_abandoned_later_keeps_its_tensors(request_: ConvertRequest) -> None:
     events = convert(request_)
     done = next(event for event in events if isinstance(event, TensorDone) and event.index == 5)
     events.close()
@@ -143,7 +143,7 @@ def test_a_conversion_that_is_left_later_keeps_its_tensors(request_: ConvertRequ
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "Q8_0"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_no_number_is_named_with_its_place(
+def test_a_weight_that_is_not_a_number_is_named_with_its_position(
     dtype: str, file_type: str, bad: float, tmp_path: Path
 ) -> None:
     spec = CheckpointSpec(dtype=dtype, n_layers=1)
@@ -159,9 +159,7 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("file_type", ["F32", "BF16", "Q8_0", "Q4_K_M"])
-def test_weights_that_are_no_numbers_are_counted_where_they_are_allowed(
-    file_type: str, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_numbers_are_counted_when_allowed(file_type: str, tmp_path: Path) -> None:
     """They stay in floats and are zero in quantized tensors; what stands beside them is as without them."""
     spec = CheckpointSpec(n_layers=1, hidden_size=256, intermediate_size=256, tied=True)
     outs = []
@@ -179,7 +177,7 @@ def test_weights_that_are_no_numbers_are_counted_where_they_are_allowed(
     assert len(differing) <= 8 if file_type in ("F32", "BF16") else not differing
 
 
-def test_what_is_no_number_hides_no_weight_that_is_too_large(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_a_number_hides_no_weight_that_is_too_large(tmp_path: Path) -> None:
     spec = CheckpointSpec(dtype="F32", n_layers=1)
     folder = write_checkpoint(tmp_path / "model", spec)
     values = weights(spec)
@@ -218,7 +216,7 @@ def test_an_output_that_is_taken_is_refused_and_kept(request_: ConvertRequest) -
             run_conversion(ConvertRequest(request_.source, "Q8_0", out))
 
 
-def test_a_second_conversion_to_the_same_file_is_refused_and_the_first_goes_on(
+def test_a_second_conversion_to_the_same_file_is_refused_and_the_first_continues(
     request_: ConvertRequest,
 ) -> None:
     first = convert(request_)
@@ -229,7 +227,7 @@ def test_a_second_conversion_to_the_same_file_is_refused_and_the_first_goes_on(
     assert isinstance(list(first)[-1], ConversionDone)
 
 
-def test_what_a_killed_conversion_left_behind_is_written_over(request_: ConvertRequest) -> None:
+def test_the_partial_file_of_a_killed_conversion_is_overwritten(request_: ConvertRequest) -> None:
     """A partial file that no living process holds is no obstacle and leaves no trace."""
     expected = run_conversion(request_).read_bytes()
     request_.out.unlink()
@@ -247,7 +245,7 @@ def test_a_locked_partial_file_is_not_touched(request_: ConvertRequest) -> None:
     assert partial.read_text() == "theirs"
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_too_little_room_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     """A sparse checkpoint of some terabytes really does not fit; its header says so at once."""
     spec = CheckpointSpec(n_layers=1, tied=True)
     folder = write_checkpoint(tmp_path / "model", spec)
@@ -323,7 +321,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_type", ["F32", "BF16", "Q8_0"])
-def test_the_miniature_takes_the_name_that_is_given(file_type: str, tmp_path: Path) -> None:
+def test_the_miniature_has_the_name_that_is_given(file_type: str, tmp_path: Path) -> None:
     out = run_conversion(ConvertRequest(MINIATURE, file_type, tmp_path / "mini.gguf", name="Miniature QwQ"))
     assert read_header(out).value("general.name") == "Miniature QwQ"
 

@@ -94,7 +94,7 @@ def _layers(name: str, rest: str) -> Iterator[tuple[str, QuantType]]:
     ("name", "has_imatrix", "mebibytes", "expected"),
     [pytest.param(*entry, id=f"{entry[0]}{'+imatrix' if entry[1] else ''}") for entry in list(golden())],
 )
-def test_every_tensor_of_qwq_32b_gets_the_type_that_llama_quantize_gives_it(
+def test_every_tensor_of_qwq_32b_gets_the_type_of_llama_quantize(
     name: str, has_imatrix: bool, mebibytes: float, expected: dict[str, QuantType]
 ) -> None:
     tensors = qwq_32b_tensors()

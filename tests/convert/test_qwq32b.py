@@ -109,7 +109,7 @@ def shards() -> list[dict[str, tuple[int, ...]]]:
     return split
 
 
-def test_every_check_of_771_tensors_is_done_from_the_headers(whole: Path, tmp_path: Path) -> None:
+def test_771_tensors_are_checked_by_their_headers_alone(whole: Path, tmp_path: Path) -> None:
     """No tensor is read before the plan stands, which is why it stands in two seconds."""
     with CheckpointFolder(whole) as inner:
         source = WatchedCheckpoint(inner)
@@ -124,7 +124,7 @@ def test_every_check_of_771_tensors_is_done_from_the_headers(whole: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_type_has_the_size_that_was_published(whole: Path) -> None:
+def test_every_type_has_the_published_size(whole: Path) -> None:
     """The GGUFs of the model's authors, in GB."""
     with open_source(whole) as source:
         gigabytes = {row.name: round((row.n_bytes or 0) / 1e9, 1) for row in sizes(describe(source))}
@@ -224,9 +224,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_told_in_one_line_before_anything_is_written(
-    fault: str, folder: Path, tmp_path: Path
-) -> None:
+def test_each_fault_is_one_line_before_anything_is_written(fault: str, folder: Path, tmp_path: Path) -> None:
     make, expected = FAULTS[fault]
     make(folder)
     with pytest.raises(ConvertError) as caught:
@@ -236,7 +234,7 @@ def test_each_fault_is_told_in_one_line_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["QwQ-32B"]
 
 
-def test_a_file_that_another_process_writes_is_told_before_a_tensor_is_read(
+def test_a_file_that_another_process_writes_is_an_error_before_a_tensor_is_read(
     whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.gguf"

@@ -75,7 +75,7 @@ def expected(request_: ConvertRequest) -> bytes:
     return run_conversion(replace(request_, out=request_.source / "undisturbed.gguf")).read_bytes()
 
 
-def test_a_process_killed_over_and_over_is_gone_on_from_to_the_same_bytes(
+def test_a_process_killed_again_and_again_ends_in_the_same_bytes(
     request_: ConvertRequest, expected: bytes
 ) -> None:
     """kill -9 after two events, then after three, and so on, each run going on from what was left."""
@@ -97,7 +97,7 @@ def test_a_process_killed_over_and_over_is_gone_on_from_to_the_same_bytes(
     assert_finished(request_, expected)
 
 
-def test_the_command_killed_in_full_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
+def test_the_same_command_completes_a_killed_command(tmp_path: Path) -> None:
     """The real `qwq convert`, killed when a line of its --jsonl was read, wherever it is by then."""
     folder = write_checkpoint(tmp_path / "model", SLOW)
     request = ConvertRequest(folder, "IQ4_XS", tmp_path / "out.gguf")
@@ -115,7 +115,7 @@ def test_the_command_killed_in_full_run_is_completed_by_the_same_command(tmp_pat
     assert_finished(request, run_conversion(replace(request, out=tmp_path / "undisturbed")).read_bytes())
 
 
-def test_whatever_lies_on_the_disk_between_two_events_leads_to_the_same_bytes(
+def test_the_files_between_any_two_events_resume_to_the_same_bytes(
     request_: ConvertRequest, expected: bytes, tmp_path: Path
 ) -> None:
     """What a kill -9 leaves is what the files hold at that moment, copied here at each event."""
@@ -158,7 +158,7 @@ def test_the_journal_names_a_tensor_only_after_its_bytes_were_synced(request_: C
     assert recorded == len(plan.tensors)
 
 
-def test_between_the_records_at_most_the_work_of_some_seconds_is_lost(request_: ConvertRequest) -> None:
+def test_between_two_syncs_at_most_some_seconds_of_work_are_lost(request_: ConvertRequest) -> None:
     """Nothing is synced before the time is over, everything when the conversion ends in an orderly way."""
     events = convert(replace(request_, record_every_s=3600))
     drawn = [next(event for event in events if isinstance(event, TensorDone)) for _ in range(4)]
@@ -183,9 +183,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(
     assert left_behind(request_) == []
 
 
-def test_a_disk_that_fills_up_on_the_way_keeps_what_is_finished(
-    request_: ConvertRequest, expected: bytes
-) -> None:
+def test_a_disk_that_fills_up_keeps_the_finished_tensors(request_: ConvertRequest, expected: bytes) -> None:
     """The limit comes down in the middle; when there is room again the same request completes the file."""
     plan = planned(request_)
     last = max(plan.tensors, key=lambda tensor: tensor.offset)
@@ -209,7 +207,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_is_finished(
     assert_finished(request_, expected)
 
 
-def test_a_journal_that_finds_no_room_costs_only_what_it_could_not_record(
+def test_a_full_disk_costs_only_what_the_journal_could_not_record(
     request_: ConvertRequest, expected: bytes
 ) -> None:
     """A full disk's half line is removed, so the next run does not read it joined to another."""
@@ -226,7 +224,7 @@ def test_a_journal_that_finds_no_room_costs_only_what_it_could_not_record(
     assert_finished_by(convert(request_), request_, expected)
 
 
-def test_a_weight_that_is_no_number_stops_it_and_the_permission_goes_on(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_a_number_stops_it_and_allowing_it_continues(tmp_path: Path) -> None:
     spec = CheckpointSpec()
     folder = write_checkpoint(tmp_path / "model", spec)
     values = weights(spec)
@@ -247,7 +245,7 @@ def test_a_weight_that_is_no_number_stops_it_and_the_permission_goes_on(tmp_path
     assert run_conversion(direct).read_bytes() == request.out.read_bytes()
 
 
-def test_a_journal_cut_at_any_byte_is_as_long_as_its_last_whole_line(
+def test_a_journal_cut_at_any_byte_counts_its_whole_lines(
     request_: ConvertRequest, expected: bytes, tmp_path: Path
 ) -> None:
     interrupt(request_, 6)
@@ -263,7 +261,7 @@ def test_a_journal_cut_at_any_byte_is_as_long_as_its_last_whole_line(
         assert_finished(copy, expected)
 
 
-def test_a_torn_line_does_not_take_the_next_one_with_it(request_: ConvertRequest) -> None:
+def test_a_torn_line_does_not_spoil_the_next_one(request_: ConvertRequest) -> None:
     interrupt(request_, 6)
     path = journal_of(request_)
     path.write_bytes(path.read_bytes()[:-9])
@@ -368,7 +366,7 @@ def test_a_changed_source_or_option_starts_over_and_says_so(change: str, request
     assert request_.out.read_bytes() == fresh.read_bytes()
 
 
-def test_starting_over_takes_the_old_journal_away_before_the_old_bytes(request_: ConvertRequest) -> None:
+def test_starting_over_removes_the_old_journal_before_the_old_bytes(request_: ConvertRequest) -> None:
     """A crash between the two leaves nothing that vouches for bytes that are gone."""
     interrupt(request_, 9)
     calls = SystemCalls(request_)
@@ -378,9 +376,7 @@ def test_starting_over_takes_the_old_journal_away_before_the_old_bytes(request_:
     assert names.index(("journal", "fsync")) < names.index(("data", "ftruncate"))
 
 
-def test_a_partial_file_of_another_length_is_not_gone_on_with(
-    request_: ConvertRequest, expected: bytes
-) -> None:
+def test_a_partial_file_of_another_length_is_not_resumed(request_: ConvertRequest, expected: bytes) -> None:
     interrupt(request_, 5)
     with request_.out.with_name("out.gguf.partial").open("ab") as file:
         file.write(b"more")
@@ -389,14 +385,14 @@ def test_a_partial_file_of_another_length_is_not_gone_on_with(
     assert_finished(request_, expected)
 
 
-def test_what_is_found_beside_no_journal_is_written_over(request_: ConvertRequest, expected: bytes) -> None:
+def test_a_partial_file_without_a_journal_is_overwritten(request_: ConvertRequest, expected: bytes) -> None:
     request_.out.with_name("out.gguf.partial").write_bytes(b"x" * 10_000_000)
     events = list(convert(request_))
     assert isinstance(events[1], ConversionRestarted)
     assert_finished(request_, expected)
 
 
-def test_nothing_is_said_of_starting_over_when_nothing_was_finished(
+def test_starting_over_is_not_mentioned_when_nothing_was_finished(
     request_: ConvertRequest, expected: bytes
 ) -> None:
     with stepping(request_) as process:
@@ -409,7 +405,7 @@ def test_nothing_is_said_of_starting_over_when_nothing_was_finished(
 
 
 @pytest.mark.parametrize("n_named", range(5))
-def test_a_crash_between_the_names_of_the_parts_leaves_only_names_to_give(
+def test_after_a_crash_between_renames_only_the_names_are_missing(
     n_named: int, request_: ConvertRequest
 ) -> None:
     request = replace(request_, split_max_bytes=20_000)
@@ -440,7 +436,7 @@ def test_a_file_that_was_removed_after_the_crash_is_made_again(
     assert_finished_by(convert(request_), request_, expected)
 
 
-def test_a_damaged_file_is_not_given_its_name(request_: ConvertRequest) -> None:
+def test_a_damaged_file_is_not_renamed(request_: ConvertRequest) -> None:
     run_conversion(request_)
     (unnamed,) = as_before_the_names(planned(request_), 0)
     content = bytearray(unnamed.read_bytes())
@@ -451,9 +447,7 @@ def test_a_damaged_file_is_not_given_its_name(request_: ConvertRequest) -> None:
     assert not request_.out.exists()
 
 
-def test_a_file_that_appeared_meanwhile_is_not_written_over(
-    request_: ConvertRequest, expected: bytes
-) -> None:
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(request_: ConvertRequest, expected: bytes) -> None:
     events = convert(request_)
     next(event for event in events if isinstance(event, TensorDone) and event.index == event.count)
     request_.out.write_text("mine")
@@ -488,7 +482,7 @@ def test_a_second_run_on_the_finished_file_refuses(request_: ConvertRequest, exp
     assert_finished(request_, expected)
 
 
-def test_a_disk_that_failed_once_is_not_believed_again(request_: ConvertRequest) -> None:
+def test_after_a_failed_sync_nothing_more_is_recorded(request_: ConvertRequest) -> None:
     """After a failed sync a later one may succeed without the bytes: nothing is recorded any more."""
     plan = planned(request_)
     with ConversionOutput(plan.files, plan.fingerprint, record_every_s=0) as output:

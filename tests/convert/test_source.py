@@ -48,7 +48,7 @@ def own(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("file_type", ["F32", "BF16", "F16", "Q8_0", "Q4_0", "Q4_K_M", "IQ4_NL"])
-def test_a_gguf_of_floats_converts_as_llama_quantize_converts_it(
+def test_a_gguf_of_floats_converts_like_llama_quantizes_output(
     file_type: str, floats: Path, tmp_path: Path
 ) -> None:
     ours = run_conversion(ConvertRequest(floats, file_type, tmp_path / "ours.gguf"))
@@ -66,7 +66,7 @@ def test_a_gguf_and_its_checkpoint_convert_to_the_same_bytes(folder: Path, own: 
     assert ours[0].read_bytes() == ours[1].read_bytes()
 
 
-def test_a_gguf_is_not_gone_on_from_once_it_was_changed(own: Path) -> None:
+def test_a_changed_gguf_is_not_resumed(own: Path) -> None:
     request = ConvertRequest(own, "Q8_0", own.with_name("out.gguf"))
     events = convert(request)
     next(event for event in events if type(event).__name__ == "TensorDone")
@@ -75,7 +75,7 @@ def test_a_gguf_is_not_gone_on_from_once_it_was_changed(own: Path) -> None:
     assert type(list(convert(request))[1]).__name__ == "ConversionRestarted"
 
 
-def test_a_gguf_that_is_quantized_already_is_refused(own: Path) -> None:
+def test_a_quantized_gguf_is_refused(own: Path) -> None:
     quantized = run_conversion(ConvertRequest(own, "Q8_0", own.with_name("q8.gguf")))
     reason = r"q8\.gguf: \S+ is Q8_0 already, and quantizing twice loses much\. Use the F32, F16 or BF16"
     with pytest.raises(ConvertError, match=reason):
@@ -170,7 +170,7 @@ def test_a_gguf_of_another_alignment_gets_the_usual_one(tmp_path: Path) -> None:
     assert (header.alignment, len(gguf.GGUFReader(out).tensors)) == (32, 2)
 
 
-def test_a_tensor_of_no_known_kind_gets_the_default_type(tmp_path: Path) -> None:
+def test_a_tensor_of_an_unknown_kind_gets_the_default_type(tmp_path: Path) -> None:
     source = _written(tmp_path / "extra.gguf", lambda w: _with_tensor(w, "extra.weight"))
     out = run_conversion(ConvertRequest(source, "Q4_0", tmp_path / "out.gguf"))
     assert [tensor.kind.name for tensor in read_header(out).tensors] == ["Q4_0"]
@@ -184,7 +184,7 @@ def test_a_tensor_of_no_known_kind_gets_the_default_type(tmp_path: Path) -> None
         ("model/config.json", "config.json: is not a GGUF file."),
     ],
 )
-def test_what_is_no_source_is_refused_with_what_is_one(name: str, reason: str, folder: Path) -> None:
+def test_a_wrong_source_is_refused_with_what_a_source_is(name: str, reason: str, folder: Path) -> None:
     with pytest.raises(ConvertError) as caught:
         run_conversion(ConvertRequest(folder.parent / name, "Q8_0", folder.parent / "out.gguf"))
     assert reason in str(caught.value)
@@ -295,7 +295,7 @@ def test_yarn_works_on_a_gguf_too(folder: Path, own: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, -4.0, 1e9, float("nan"), float("inf")])
-def test_a_factor_that_stretches_nothing_is_refused(factor: float, folder: Path) -> None:
+def test_a_factor_that_scales_nothing_or_too_much_is_refused(factor: float, folder: Path) -> None:
     request = ConvertRequest(folder, "Q8_0", folder.parent / "out.gguf", yarn=Yarn(factor))
     with pytest.raises(ConvertError, match=r"--yarn .*: expected a factor above 1, such as 4 for 131,072"):
         run_conversion(request)
@@ -395,7 +395,7 @@ def test_an_override_without_a_type_takes_that_of_the_models_own_value(folder: P
     assert (base.types, base.contents()) == ([gguf.GGUFValueType.FLOAT32], 1e6)
 
 
-def test_the_sizes_that_are_promised_are_those_that_are_made(folder: Path) -> None:
+def test_the_planned_sizes_are_the_real_ones(folder: Path) -> None:
     request = ConvertRequest(folder, "F32", folder.parent / "out.gguf")
     with open_source(folder) as source:
         rows = sizes(describe(source))

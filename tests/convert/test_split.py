@@ -59,7 +59,7 @@ def test_the_first_part_has_the_key_values_and_each_says_which_it_is(request_: C
     assert all(part.keys == SPLIT_KEYS for part in parts[1:])
 
 
-def test_the_parts_hold_the_tensors_of_the_whole_in_order_and_keep_to_the_size(
+def test_the_parts_have_all_tensors_in_order_within_the_size(
     request_: ConvertRequest,
 ) -> None:
     """A part is full when the next tensor would pass the size; one that is larger alone gets its own."""
@@ -76,12 +76,12 @@ def test_the_parts_hold_the_tensors_of_the_whole_in_order_and_keep_to_the_size(
     assert [len(part.tensors) for part in single] == [1] * len(tensors)
 
 
-def test_what_fits_into_one_file_has_its_plain_name(request_: ConvertRequest) -> None:
+def test_a_model_that_fits_into_one_file_has_its_plain_name(request_: ConvertRequest) -> None:
     assert run_conversion(replace(request_, split_max_bytes=10**9)) == request_.out
     assert not set(SPLIT_KEYS) & set(read_header(request_.out).keys)
 
 
-def test_llama_quantize_keeping_the_split_writes_the_very_same_parts(request_: ConvertRequest) -> None:
+def test_llama_quantize_keeping_the_split_writes_the_same_parts(request_: ConvertRequest) -> None:
     """Names, headers and bytes: what llama.cpp itself makes of a split model is what was split."""
     parts = converted_parts(request_)
     reference = request_.out.with_name("reference")
@@ -102,7 +102,7 @@ def test_a_split_model_read_back_as_a_source_converts_like_the_checkpoint(
     assert run_conversion(ours).read_bytes() == run_conversion(expected).read_bytes()
 
 
-def test_a_split_source_needs_its_first_part_named_and_all_of_them_there(request_: ConvertRequest) -> None:
+def test_a_split_source_is_named_by_its_first_part_and_needs_all_parts(request_: ConvertRequest) -> None:
     parts = converted_parts(request_)
     out = request_.out.with_name("other.gguf")
     with pytest.raises(ConvertError, match=r"00002-of-00004\.gguf is one of 4 parts: name the first"):
@@ -113,7 +113,7 @@ def test_a_split_source_needs_its_first_part_named_and_all_of_them_there(request
 
 
 @pytest.mark.parametrize(("before", "after"), [(100_000, 60_000), (100_000, None), (None, 100_000)])
-def test_another_size_starts_over_and_takes_the_old_parts_away(
+def test_another_size_starts_over_and_removes_the_old_parts(
     before: int | None, after: int | None, request_: ConvertRequest
 ) -> None:
     """Also where their number makes other names; only what had the same name is taken away."""
@@ -129,7 +129,7 @@ def test_another_size_starts_over_and_takes_the_old_parts_away(
     assert left == sorted([*others, *(path.name for path in finished.paths)])
 
 
-def test_a_part_that_is_there_already_is_refused_before_any_is_written(request_: ConvertRequest) -> None:
+def test_an_existing_part_is_refused_before_any_is_written(request_: ConvertRequest) -> None:
     taken = request_.out.with_name("out-00003-of-00004.gguf")
     taken.write_text("mine")
     with pytest.raises(ConvertError, match=r"out-00003-of-00004\.gguf: exists already"):

@@ -107,7 +107,7 @@ def test_a_special_token_that_is_text_in_the_gguf_is_found(tokenized: tuple[Path
     assert {difference.about for difference in report.differences} >= {"<|another|>"}
 
 
-def test_a_tokenizer_that_is_no_tokenizer_is_one_line(tokenized: tuple[Path, bytes]) -> None:
+def test_a_broken_tokenizer_is_one_line(tokenized: tuple[Path, bytes]) -> None:
     path, content = tokenized
     document = json.loads(content)
     for broken in (

@@ -31,7 +31,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_conversion(ConvertRequest(source, "Q8_0", folder / "model.gguf"))
 
 
-def test_a_header_reads_as_the_gguf_package_reads_it(converted: Path) -> None:
+def test_a_header_reads_like_the_gguf_packages(converted: Path) -> None:
     ours, reference = read_header(converted), GGUFReader(converted)
     expected = {key: field.contents() for key, field in reference.fields.items() if key[:5] != "GGUF."}
     assert {key: ours.value(key) for key in ours.keys} == expected
@@ -68,7 +68,7 @@ def test_one_damaged_block_anywhere_is_found(file_type: str, tmp_path: Path) -> 
             list(verify_blocks([read_header(path)], threads=1))
 
 
-def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_found(converted: Path, tmp_path: Path) -> None:
     whole = converted.read_bytes()
     data_start = read_header(converted).data_start
     cuts = [*range(64), *range(64, data_start, 997), data_start, len(whole) - 32]
@@ -80,7 +80,7 @@ def test_a_file_cut_at_any_place_is_found(converted: Path, tmp_path: Path) -> No
         assert "\n" not in str(caught.value), cut
 
 
-def test_the_header_of_a_large_vocabulary_is_read_without_a_call_per_token(tmp_path: Path) -> None:
+def test_a_large_vocabulary_is_read_without_a_call_per_token(tmp_path: Path) -> None:
     """A fraction of a second for 152,064 tokens and as many merges; none is decoded unasked."""
     path = tmp_path / "large.gguf"
     writer = GGUFWriter(path, "qwen2")
@@ -242,7 +242,7 @@ def test_all_parts_of_a_split_model_are_read_as_one(split: list[Path]) -> None:
     )
 
 
-def test_parts_that_do_not_belong_together_are_told(split: list[Path]) -> None:
+def test_parts_that_do_not_belong_together_are_refused(split: list[Path]) -> None:
     with pytest.raises(ConvertError, match="name the first, ending in -00001-of-"):
         read_parts(split[1])
     second, third = (path.read_bytes() for path in split[1:3])

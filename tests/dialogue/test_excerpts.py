@@ -107,7 +107,7 @@ def test_parts_end_between_characters(text: str, overlap: int) -> None:
         ("word " * 40, " "),
     ],
 )
-def test_the_strongest_border_is_taken(text: str, ends: str) -> None:
+def test_the_strongest_boundary_is_used(text: str, ends: str) -> None:
     parts = check(text, 64, 16, len)
 
     assert len(parts) > 2
@@ -122,7 +122,7 @@ def test_a_paragraph_is_cut_where_it_is_longer_than_half_a_part() -> None:
     assert 90 <= first.end <= 100
 
 
-def test_parts_are_as_large_as_they_may_be() -> None:
+def test_parts_are_as_large_as_allowed() -> None:
     text = "".join(f"Paragraph {i} says little.\n\n" for i in range(1000))
     parts = check(text, 2000, 100, len)
 
@@ -130,7 +130,7 @@ def test_parts_are_as_large_as_they_may_be() -> None:
 
 
 @pytest.mark.parametrize("character", [" \u0301", "e" + "\u0301" * 30, FAMILY, "🇩🇪", "\r\n", " \u200d"])
-def test_a_character_stays_whole_where_nothing_else_is_to_cut_at(character: str) -> None:
+def test_a_character_stays_whole_where_there_is_no_other_boundary(character: str) -> None:
     parts = check(f"ab{character}" * 100, 200, 100, n_bytes)
 
     assert len(parts) > 2
@@ -177,13 +177,13 @@ def test_hostile_texts_are_cut_in_linear_work(name: str) -> None:
     assert measured < 3.5 * len(text)
 
 
-def test_a_text_denser_than_it_began_is_still_cut_to_size() -> None:
+def test_a_text_that_gets_denser_is_still_cut_to_size() -> None:
     text = "a" * 50_000 + "".join(chr(0x4E00 + i % 5000) for i in range(50_000))
 
     check(text, 3000, 300, uneven)
 
 
-def test_the_overlap_is_measured_where_the_text_is_uneven() -> None:
+def test_the_overlap_is_measured_in_uneven_text() -> None:
     dense = "".join(chr(0x4E00 + i) for i in range(56))
 
     check(("a" * 200 + dense) * 100, 150, 40, uneven)
@@ -192,7 +192,7 @@ def test_the_overlap_is_measured_where_the_text_is_uneven() -> None:
 @given(
     st.lists(st.text("ab \n", min_size=1, max_size=80), min_size=1, max_size=5), st.text("x \n", max_size=80)
 )
-def test_excerpts_hold_all_that_is_not_blank_of_every_file(contents: list[str], stdin_text: str) -> None:
+def test_excerpts_have_all_text_of_every_file(contents: list[str], stdin_text: str) -> None:
     files = [Attachment(f"f{i}", text) for i, text in enumerate(contents)]
     sources = Sources(files, stdin_text)
     excerpts = list(sources.excerpts(cut(sources.text, 40, 0, len)))
@@ -205,7 +205,7 @@ def test_excerpts_hold_all_that_is_not_blank_of_every_file(contents: list[str], 
     assert all(excerpt.length for excerpt in excerpts)
 
 
-def test_a_limit_that_holds_nothing_is_an_error() -> None:
+def test_a_limit_that_no_character_fits_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not hold"):
         cut("字", 2, 0, n_bytes)
     with pytest.raises(ValueError, match="limit of 10"):

@@ -170,7 +170,7 @@ def test_text_that_merely_repeats_passes(name: str, tokenizer: Tokenizer, settin
 
 
 @BOTH
-def test_suspicion_wears_off_while_something_new_is_said(settings: LoopSettings) -> None:
+def test_suspicion_decays_while_new_text_comes(settings: LoopSettings) -> None:
     """Forty rounds of the same two sentences, each with a new sentence as long as they are."""
     same = "Wait, let me check that again. So the answer is still 12. "
     news = re.findall(r"[^.]+\.", paragraph(2000, seed=3))
@@ -211,7 +211,7 @@ def test_a_cycle_of_paragraphs_ends_within_a_few(length: int, settings: LoopSett
     assert repeats <= max(settings.long_repeats, settings.short_tokens / length)
 
 
-def test_a_paragraph_of_1000_tokens_ends_before_its_fourth_time() -> None:
+def test_a_paragraph_of_1000_tokens_ends_before_its_fourth_occurrence() -> None:
     assert watch(PROSE + paragraph(1000) * 3, THINKING)
 
 

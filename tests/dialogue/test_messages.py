@@ -84,7 +84,7 @@ def test_a_file_name_stays_on_its_line(name: str, shown: str) -> None:
     assert first == "```" + shown
 
 
-def test_nothing_to_ask_is_wrong_usage() -> None:
+def test_an_empty_question_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="nothing to ask"):
         user_message([], " \n", "")
 
@@ -95,7 +95,7 @@ def test_arguments_that_are_not_a_json_object_are_refused(arguments: Any) -> Non
         Message(Role.ASSISTANT, "", (ToolCall("add", arguments),))
 
 
-def test_messages_that_make_no_conversation_are_refused() -> None:
+def test_messages_that_are_not_a_conversation_are_refused() -> None:
     with pytest.raises(UsageError, match="empty"):
         check_conversation([])
     with pytest.raises(UsageError, match="last message"):
@@ -108,7 +108,7 @@ def test_messages_that_make_no_conversation_are_refused() -> None:
         Message(Role.USER, cast(str, None))
 
 
-def test_json_that_nests_without_end_is_refused() -> None:
+def test_json_nested_too_deeply_is_refused() -> None:
     value: list[object] = []
     value.append(value)
     with pytest.raises(UsageError, match="nesting"):

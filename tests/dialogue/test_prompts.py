@@ -108,7 +108,7 @@ def test_text_from_outside_never_becomes_a_control_token(text: str, key: str) ->
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_text_from_outside_is_unharmed_in_the_prompt(text: str) -> None:
+def test_text_from_outside_is_unchanged_in_the_prompt(text: str) -> None:
     assert encoded(conversation(text)).text.count(text) >= 7
     shown = vocabulary().whole.decode(
         list(encoded([Message(Role.USER, text)]).tokens), skip_special_tokens=False
@@ -193,7 +193,7 @@ def test_a_published_qwq_brings_no_notice() -> None:
     assert encoded(HISTORY, template, QWQ).notices == ()
 
 
-def test_a_default_system_prompt_is_read_off_the_template() -> None:
+def test_a_default_system_prompt_is_read_from_the_template() -> None:
     template = "{{ '<|im_start|>system\\nYou are\\nhelpful.<|im_end|>\\n' }}" + SIMPLE
     assert encoded([QUESTION], template).text.startswith(
         "<|im_start|>system\nYou are\nhelpful.<|im_end|>\n<|im_"
@@ -206,7 +206,7 @@ def test_a_default_system_prompt_is_read_off_the_template() -> None:
     )
 
 
-def test_a_model_that_leaves_thinking_to_itself_can_be_made_to_begin_with_it() -> None:
+def test_a_prompt_can_open_the_thinking_of_a_model_that_does_not() -> None:
     for key, notices in (("Qwen3", 0), ("Qwen2.5", 1)):
         format_ = format_called(key)
         usual = format_.encode([QUESTION], vocabulary())
@@ -226,7 +226,7 @@ def test_deepseek_answers_after_a_result_without_thinking() -> None:
 CALLS = (ToolCall("add", {"a": 1, "b": 'say "2"'}),)
 
 
-def test_tools_that_a_format_has_no_place_for_are_left_out_with_a_notice() -> None:
+def test_tools_that_a_format_cannot_express_are_left_out_with_a_notice() -> None:
     for key in ("R1", "R1 Llama"):
         prompt = format_called(key).encode([QUESTION], vocabulary(), tools("add"))
         assert "add" not in prompt.text
@@ -319,7 +319,7 @@ def test_every_part_has_its_tokens_and_the_rest_is_this_prompt() -> None:
     )
 
 
-def test_on_the_real_vocabulary_the_parts_are_the_whole(loaded: LoadedModel) -> None:
+def test_on_the_real_vocabulary_the_parts_add_up(loaded: LoadedModel) -> None:
     """And dropping the thinking costs the context nothing: the prompt is that of the bare answer."""
     format_ = prompt_format(MINIATURE, loaded.vocabulary.special_tokens, "miniature")
     attachment = Attachment("notes.txt", "some words in a file\n" * 5)

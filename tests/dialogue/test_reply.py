@@ -49,7 +49,7 @@ def closed(events: Sequence[Event]) -> ThinkingClosed:
     return next(event for event in events if isinstance(event, ThinkingClosed))
 
 
-def test_thinking_and_answer_are_told_apart_and_counted_apart() -> None:
+def test_thinking_and_answer_are_separate_and_counted_apart() -> None:
     events = run(QueuedEngine(["Hm", " well", CLOSE, "\n\n", "It is", " 3.", END]))
 
     assert (thinking(events), answer(events)) == ("Hm well", "It is 3.")
@@ -59,13 +59,13 @@ def test_thinking_and_answer_are_told_apart_and_counted_apart() -> None:
     assert (end.stats.prompt_tokens, end.stats.thinking_tokens, end.stats.answer_tokens) == (8, 3, 3)
 
 
-def test_events_come_in_the_order_that_front_ends_rely_on() -> None:
+def test_events_come_in_the_documented_order() -> None:
     kinds = [type(event) for event in run(QueuedEngine(["a", CLOSE, "b", END]))]
 
     assert kinds == [Prefill, Prefill, Thinking, ThinkingClosed, Answer, Finished]
 
 
-def test_a_thinking_that_reaches_its_budget_is_closed_and_the_answer_follows_from_the_same_cache() -> None:
+def test_a_thinking_at_its_budget_is_closed_and_the_cache_stays() -> None:
     """The sentence and the tag go into the cache; the tag does not go into any text."""
     engine = QueuedEngine([*["thought "] * 10, "The answer", " is 3.", END])
     engine_events = run(engine, replace(SETTINGS, thinking_budget=10))
@@ -172,7 +172,7 @@ def test_the_loop_guard_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize(("abort_after", "expected"), [(0, ("", "")), (2, ("ab", "")), (5, ("abc", "de"))])
-def test_an_interrupted_turn_keeps_what_was_said(abort_after: int, expected: tuple[str, str]) -> None:
+def test_an_interrupted_turn_keeps_its_text(abort_after: int, expected: tuple[str, str]) -> None:
     abort = AbortFlag()
     engine = QueuedEngine(["a", "b", "c", CLOSE, "d", "e", "f", END], abort=abort, abort_after=abort_after)
     events = run(engine)
@@ -194,7 +194,7 @@ def test_an_abort_in_prefill_ends_the_turn_in_order() -> None:
     assert finished(events).reason is FinishReason.INTERRUPTED
 
 
-def test_a_constraint_sees_only_what_is_sampled_under_it() -> None:
+def test_a_constraint_sees_only_tokens_sampled_under_it() -> None:
     """Neither the thinking, nor the tag, nor the blank line after it reach the constraint."""
     engine = QueuedEngine(["{thinking}", CLOSE, '{"a"', ": 1}", END])
     events = run(engine, replace(SETTINGS, is_constrained=True))

@@ -106,7 +106,7 @@ def whole(script: Script) -> Whole:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_loop_is_found_and_cut_where_it_would_have_been(name: str) -> None:
+def test_a_loop_is_cut_at_the_same_place_as_without_a_stop(name: str) -> None:
     """However much of it had come when the turn was stopped."""
     script = LOOPS[name]
     expected = whole(script)
@@ -124,7 +124,7 @@ def test_a_loop_is_found_and_cut_where_it_would_have_been(name: str) -> None:
         assert engine.tokens == expected.engine.tokens
 
 
-def test_what_was_said_before_a_sentence_was_put_in_is_not_held_against_what_follows() -> None:
+def test_text_before_a_steered_sentence_does_not_count_as_repetition() -> None:
     """Where the sentence is not known, the guard takes what was before it for the same stretch."""
     script = LOOPS["after a sentence was put in"]
     expected = whole(script)
@@ -133,7 +133,7 @@ def test_what_was_said_before_a_sentence_was_put_in_is_not_held_against_what_fol
     assert engine.sampled < expected.engine.sampled - 640
 
 
-def test_what_the_thinking_repeated_is_not_held_against_the_answer() -> None:
+def test_repetition_in_the_thinking_does_not_count_in_the_answer() -> None:
     """Nearly a loop on either side, whether the turn is stopped there or not."""
     vocabulary = FakeVocabulary()
     pieces = [*COUNTING[:1400], CLOSE, *COUNTING[1400:4500], END]
@@ -145,7 +145,7 @@ def test_what_the_thinking_repeated_is_not_held_against_the_answer() -> None:
         assert engine.tokens == [*PROMPT, *queue[:-1]]
 
 
-def test_a_loop_that_the_guard_was_off_for_is_found_once_it_goes_on() -> None:
+def test_a_loop_from_before_the_guard_was_on_is_found_in_the_continuation() -> None:
     vocabulary = FakeVocabulary()
     cycle = [vocabulary.token_of(piece) for piece in CYCLE]
     engine = WishingEngine(cycle * 300, vocabulary, {})
@@ -213,7 +213,7 @@ def said_by(
 
 @pytest.mark.parametrize("budget", [100, 20], ids=["late", "early"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_miniature_under_penalties_goes_on_to_the_same_end(
+def test_the_miniature_under_penalties_continues_to_the_same_end(
     miniature: Callable[[str], Path], name: str, budget: int
 ) -> None:
     """Greedy, in float32, where the shape of a batch decides no token. Where the penalties are told nothing

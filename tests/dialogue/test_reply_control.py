@@ -110,7 +110,7 @@ def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_sam
     [(ReplyControl.answer_now, f"\n\n{ASKED}\n_\n\n"), (steer("Count twice."), "\n\nCount twice.\n\n")],
     ids=["answer now", "steer"],
 )
-def test_taking_part_computes_nothing_but_what_is_put_in(wish: Wish, forced: str) -> None:
+def test_steering_decodes_only_the_forced_tokens(wish: Wish, forced: str) -> None:
     """A token a character, the closing tag one as well: prompt and thought stay in the cache."""
     engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: wish})
     run(engine)
@@ -125,7 +125,7 @@ def test_answer_now_while_it_prefills_counts_when_the_thinking_begins() -> None:
     assert (finished(events).thinking, finished(events).answer) == (f"{ASKED}\n", "Three.")
 
 
-def test_a_steered_sentence_is_a_paragraph_of_the_thinking_where_it_was_said() -> None:
+def test_a_steered_sentence_is_a_paragraph_of_the_thinking() -> None:
     engine = WishingEngine(["Hm", " well", "So", CLOSE, "3.", END], {2: steer(" Count\n the r's. ")})
     events = run(engine)
 
@@ -139,19 +139,19 @@ def test_a_steered_sentence_is_a_paragraph_of_the_thinking_where_it_was_said() -
 
 
 @pytest.mark.parametrize("before", [["a"], ["a\n"], ["a\n\n"], ["a", "\n", "\n"], ["\n\n", "a\n"]])
-def test_a_steered_sentence_stands_between_blank_lines(before: list[str]) -> None:
+def test_a_steered_sentence_is_between_blank_lines(before: list[str]) -> None:
     engine = WishingEngine([*before, "b", CLOSE, "c", END], {len(before): steer("No.")})
     assert finished(run(engine)).thinking == "a\n\nNo.\n\nb"
 
 
-def test_a_sentence_said_before_the_thinking_begins_is_its_first() -> None:
+def test_a_sentence_steered_before_the_thinking_begins_is_its_first() -> None:
     engine = WishingEngine([" Yes", CLOSE, "3.", END], {0: steer("Be quick.")})
     assert finished(run(engine)).thinking == "Be quick.\n\n Yes"
     assert engine.cached_text.startswith(f"{PROMPT}Be quick.\n\n Yes")
 
 
 @pytest.mark.parametrize("piece", ["</th", "<think", "草".encode()[:2], "🦙".encode()[:1]])
-def test_what_was_held_back_comes_before_a_steered_sentence(piece: str | bytes) -> None:
+def test_held_back_text_comes_before_a_steered_sentence(piece: str | bytes) -> None:
     engine = WishingEngine(["a\n", piece, "b", CLOSE, "c", END], {2: steer("Go.")})
     held = piece if isinstance(piece, str) else "\ufffd"
     assert finished(run(engine)).thinking == f"a\n{held}\n\nGo.\n\nb"
@@ -218,7 +218,7 @@ def test_steered_tokens_count_against_the_budget() -> None:
     assert engine.sampled == 20 - len("\n\nGo on.\n\n") + 1
 
 
-def test_while_it_answers_nothing_can_be_asked_of_it_any_more() -> None:
+def test_steering_during_the_answer_is_refused_with_a_notice() -> None:
     def both(control: ReplyControl) -> None:
         control.answer_now()
         control.steer("No.")
@@ -230,7 +230,7 @@ def test_while_it_answers_nothing_can_be_asked_of_it_any_more() -> None:
     assert [event.reason for event in events if isinstance(event, ThinkingClosed)] == [CloseReason.MODEL]
 
 
-def test_wishes_are_granted_in_their_order() -> None:
+def test_requests_are_served_in_order() -> None:
     def several(control: ReplyControl) -> None:
         control.steer("One.")
         control.steer("Two.")
@@ -246,7 +246,7 @@ def test_wishes_are_granted_in_their_order() -> None:
 LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " it", " again", ".", "\n"]
 
 
-def test_the_loop_guard_begins_anew_after_a_steered_sentence() -> None:
+def test_the_loop_guard_restarts_after_a_steered_sentence() -> None:
     """It is found as many tokens after the sentence as it takes without one, and cut back to the sentence."""
     plain, steered = (
         WishingEngine(LOOP * 200, {600: steer("Stop that.")} if is_steered else {}) for is_steered in (0, 1)
@@ -307,7 +307,7 @@ class PausedControl(ReplyControl):
         return super().wait(0)
 
 
-def test_a_pause_waits_counts_for_nothing_and_then_a_wish_made_in_it_is_granted() -> None:
+def test_a_pause_is_not_counted_and_requests_in_it_are_served_after_it() -> None:
     clock = FakeClock()
 
     def then() -> None:
@@ -359,7 +359,7 @@ class StoppedInForce(WishingEngine):
 
 
 @pytest.mark.parametrize("wish", [ReplyControl.answer_now, steer("Go.")])
-def test_a_stop_while_a_sentence_is_put_in_leaves_nothing_of_it(wish: Wish) -> None:
+def test_a_stop_while_a_sentence_is_forced_leaves_nothing_of_it(wish: Wish) -> None:
     engine = StoppedInForce(["a", "b", END], {1: wish})
     events = run(engine)
     assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")

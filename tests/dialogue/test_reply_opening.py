@@ -160,7 +160,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_turn_cut_at_any_token_goes_on_to_the_same_end(name: str) -> None:
+def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
     """Where the model was asked for a token, everything is as in the turn that was not cut."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, wishes=script.wishes)
@@ -193,7 +193,7 @@ def whole_sampled(whole: WatchedEngine, n_tokens: int) -> int:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_tokens_read_again_come_to_the_same_text_wherever_the_reading_begins(name: str) -> None:
+def test_tokens_replay_to_the_same_text_from_any_start(name: str) -> None:
     """Forced tokens too, as a model might have said them: the text is a function of the tokens."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, wishes=script.wishes)
@@ -206,7 +206,7 @@ def test_tokens_read_again_come_to_the_same_text_wherever_the_reading_begins(nam
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "loop"])
-def test_a_turn_stopped_anywhere_is_gone_on_with_as_if_it_had_not_been(name: str) -> None:
+def test_a_turn_stopped_anywhere_continues_as_if_it_had_not_been_stopped(name: str) -> None:
     """What both turns showed is what one would have shown: nothing twice, nothing left out."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, wishes=script.wishes)
@@ -236,7 +236,7 @@ def test_a_turn_stopped_anywhere_is_gone_on_with_as_if_it_had_not_been(name: str
         assert event.answer + answer(shown) == expected.answer
 
 
-def test_an_answer_that_was_at_its_limit_may_be_as_long_again() -> None:
+def test_an_answer_at_its_limit_may_be_as_long_again() -> None:
     settings = replace(SETTINGS, max_tokens=3)
     whole = WatchedEngine(["t", CLOSE, *"abcdefgh", END])
     known: tuple[int, ...] = ()
@@ -263,7 +263,7 @@ def test_budgets_count_the_whole() -> None:
     assert finished.stats.resumed_tokens == 4
 
 
-def test_rates_are_those_of_this_turn_alone() -> None:
+def test_rates_count_this_turn_alone() -> None:
     """Ten tokens of another turn are prefilled with the prompt, and two are sampled in a second each."""
     now = [0.0]
     vocabulary = FakeVocabulary()
@@ -282,7 +282,7 @@ def test_rates_are_those_of_this_turn_alone() -> None:
 
 
 @pytest.mark.parametrize("ends_with_end", [False, True])
-def test_an_answer_that_had_ended_has_nothing_to_go_on_with(ends_with_end: bool) -> None:
+def test_an_ended_answer_has_nothing_to_continue(ends_with_end: bool) -> None:
     """Whether the end of the turn was stored with it or the model says it again."""
     vocabulary = FakeVocabulary()
     generated = tuple(map(vocabulary.token_of, ["t", CLOSE, "3."]))
@@ -308,7 +308,7 @@ def test_a_window_that_is_full_already_ends_the_turn_in_order() -> None:
         assert finished.thinking == "t" * 92
 
 
-def test_tokens_are_told_about_four_times_a_second_and_at_the_end() -> None:
+def test_tokens_are_reported_four_times_a_second_and_at_the_end() -> None:
     """A tenth of a second passes with each token."""
     now = [0.0]
 
@@ -331,7 +331,7 @@ def test_tokens_are_told_about_four_times_a_second_and_at_the_end() -> None:
     )
 
 
-def test_what_a_loop_cost_is_taken_back() -> None:
+def test_tokens_of_a_loop_are_withdrawn() -> None:
     now = [0.0]
 
     class Slow(WatchedEngine):
@@ -351,7 +351,7 @@ def test_what_a_loop_cost_is_taken_back() -> None:
     assert len(engine.tokens) < 300
 
 
-def test_a_grammar_answers_after_a_thinking_that_was_begun_before() -> None:
+def test_a_constraint_holds_in_the_answer_of_a_continued_thinking() -> None:
     vocabulary = FakeVocabulary()
     rest = map(vocabulary.token_of, ["b", CLOSE, '{"a"', ": 1}", END])
     engine = WatchedEngine(vocabulary=vocabulary, rest=rest)
@@ -364,7 +364,7 @@ def test_a_grammar_answers_after_a_thinking_that_was_begun_before() -> None:
 QUESTION = "How many r's are in the word strawberry?"
 
 
-def test_the_miniature_goes_on_from_any_of_its_tokens_to_the_same_end(
+def test_the_miniature_continues_from_any_token_to_the_same_end(
     loaded: LoadedModel, miniature: Callable[[str], Path]
 ) -> None:
     """Greedy, each time in a cache that knows nothing; the ids that were told are those in the cache."""

@@ -145,14 +145,14 @@ Step = tuple[str, list[Part], ThinkingState]
         ),
     ],
 )
-def test_each_piece_yields_what_is_certain(steps: list[Step]) -> None:
+def test_each_piece_yields_only_certain_parts(steps: list[Step]) -> None:
     parser = ThinkingParser()
     for text, parts, state in steps:
         assert parser.feed(text) == parts
         assert parser.state is state
 
 
-def test_flush_gives_back_what_was_held_and_the_state_says_that_nothing_closed() -> None:
+def test_flush_yields_held_text_and_the_thinking_stays_open() -> None:
     parser = ThinkingParser()
     assert parser.feed("so</thi") == [Thinking("so")]
     assert parser.flush() == [Thinking("</thi")]

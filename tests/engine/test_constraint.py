@@ -342,7 +342,7 @@ SCHEMAS: dict[str, tuple[Schema, list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_all_that_is_allowed_is_valid_under_the_schema(vocab: LlamaVocabulary, name: str) -> None:
+def test_every_allowed_answer_is_valid_under_the_schema(vocab: LlamaVocabulary, name: str) -> None:
     check_that_all_it_writes_is_valid(vocab, SCHEMAS[name][0], range(6))
 
 
@@ -450,7 +450,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "pointer"), REFUSED, ids=lambda value: repr(value)[:60])
-def test_what_cannot_be_enforced_is_refused_with_its_place_in_the_schema(schema: Any, pointer: str) -> None:
+def test_keywords_that_cannot_be_enforced_are_refused_with_their_path(schema: Any, pointer: str) -> None:
     with pytest.raises(ConstraintError) as refusal:
         check_constraint(JsonSchema(schema))
     assert str(refusal.value).startswith(f"{pointer}: ")
@@ -527,7 +527,7 @@ PATTERNS += [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_pattern_is_found_in_whatever_is_written(vocab: LlamaVocabulary, pattern: str) -> None:
+def test_every_written_text_matches_the_pattern(vocab: LlamaVocabulary, pattern: str) -> None:
     walker = Walker(vocab, JsonSchema({"type": "string", "pattern": pattern}))
     for seed in range(12):
         text = walker.write(seed)
@@ -579,7 +579,7 @@ def test_long_chains_of_rules_do_not_exhaust_the_stack(vocab: LlamaVocabulary) -
     assert Walker(vocab, grammar).write(1) == "a"
 
 
-def test_what_takes_too_long_to_compile_is_refused() -> None:
+def test_a_constraint_that_takes_too_long_to_compile_is_refused() -> None:
     with pytest.raises(ConstraintError, match="longer than 0 s to compile"):
         check_constraint(JsonSchema({"type": "integer", "multipleOf": 99_991}), limit_s=0)
 
@@ -655,7 +655,7 @@ def test_a_class_of_characters_has_no_others(vocab: LlamaVocabulary, pattern: st
             assert name.accepts(json.dumps({text + character: None}, ensure_ascii=False)) is is_match
 
 
-def test_dates_are_days_that_there_are(vocab: LlamaVocabulary) -> None:
+def test_dates_are_existing_days(vocab: LlamaVocabulary) -> None:
     day = Walker(vocab, JsonSchema({"type": "string", "format": "date"}))
     for year, is_leap in (
         (2000, True),
@@ -709,7 +709,7 @@ def test_regular_expressions_and_grammars(
     ],
     ids=lambda value: repr(value)[:50],
 )
-def test_what_is_wrong_with_an_expression_or_grammar_is_said(
+def test_errors_say_what_is_wrong_with_an_expression_or_grammar(
     vocab: LlamaVocabulary, source: AnswerConstraint, says: str
 ) -> None:
     with pytest.raises(ConstraintError) as refused:
@@ -739,7 +739,7 @@ def test_each_reply_has_a_matcher_of_its_own(vocab: LlamaVocabulary) -> None:
     assert followed == [END] * 4
 
 
-def test_a_matcher_goes_back_as_many_tokens_as_it_is_asked(vocab: LlamaVocabulary) -> None:
+def test_a_matcher_goes_back_any_number_of_tokens(vocab: LlamaVocabulary) -> None:
     matcher = compile_constraint(Regex("ab?c"), vocab).matcher()
     for byte in b"abc":
         matcher.accept(byte)

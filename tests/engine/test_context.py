@@ -83,7 +83,7 @@ def test_the_longest_common_prefix_stays_cached(context: SingleSequence) -> None
     assert list(context.tokens) == changed
 
 
-def test_logits_after_reuse_are_those_of_a_fresh_prefill(loaded: LoadedModel) -> None:
+def test_logits_after_reuse_equal_those_of_a_fresh_prefill(loaded: LoadedModel) -> None:
     """After a shared prefix, and after the same prompt again, the same is sampled as in a new context."""
     first = loaded.vocabulary.encode_text("How many r's are in the word strawberry?")
     second = first[:20] + loaded.vocabulary.encode_text(" and now something else")
@@ -267,7 +267,7 @@ def test_settings_that_would_end_the_process_are_refused(loaded: LoadedModel) ->
             SingleSequence(loaded, replace(SETTINGS, **bad))
 
 
-def test_a_full_context_is_an_error_and_not_a_crash(loaded: LoadedModel) -> None:
+def test_a_full_context_is_an_error(loaded: LoadedModel) -> None:
     with closing(SingleSequence(loaded, replace(SETTINGS, n_ctx=256, n_batch=256, n_ubatch=256))) as c:
         prefill(c, loaded.vocabulary.encode_text("x" * 256)[:256])
         c.start_sampling(GREEDY)
@@ -281,7 +281,7 @@ def test_another_version_of_the_library_is_refused_in_one_line() -> None:
         check_version("0.3.35")
 
 
-def test_batches_adapt_to_a_quarter_of_a_second_where_nothing_else_can_stop_them() -> None:
+def test_batches_take_a_quarter_of_a_second_where_the_device_cannot_be_aborted() -> None:
     """A device that does 2,000 tokens a second, then slows to 200."""
     sizer = _ChunkSize(2048, 0, 0.25, is_adaptive=True)
     for rate in [2000.0] * 6 + [200.0] * 4:
@@ -304,7 +304,7 @@ SCHEMAS = [
 
 @pytest.mark.parametrize("settings", [SamplerSettings(seed=3), SamplerSettings(seed=3, presence_penalty=0.5)])
 @pytest.mark.parametrize(("schema", "limit"), SCHEMAS)
-def test_what_is_sampled_under_a_schema_obeys_it(
+def test_text_sampled_under_a_schema_obeys_it(
     loaded: LoadedModel, schema: dict[str, object], limit: int, settings: SamplerSettings
 ) -> None:
     """With a chain that has no memory and with one that has; left alone, the model says other things."""

@@ -114,7 +114,7 @@ def test_one_wrong_bit_anywhere_is_found(stored: Stored, folder: KvFolder, where
 
 @WITH_FIXTURES
 @given(start=st.floats(0, 1), length=st.integers(1, 3000), put=st.binary(max_size=40))
-def test_a_piece_that_is_missing_or_in_place_of_another_is_found(
+def test_missing_or_misplaced_bytes_are_found(
     stored: Stored, folder: KvFolder, start: float, length: int, put: bytes
 ) -> None:
     """Cut at the end, in the middle, at the front; lengthened; another file's bytes in between."""
@@ -131,7 +131,7 @@ def test_bytes_between_the_state_and_the_trailer_are_found(stored: Stored, folde
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 15, 16, 17, 600])
-def test_a_file_that_ends_at_once_is_found(stored: Stored, folder: KvFolder, n_bytes: int) -> None:
+def test_an_empty_or_tiny_file_is_found(stored: Stored, folder: KvFolder, n_bytes: int) -> None:
     assert tokens_from(folder, stored, stored.content[:n_bytes]) == (0, False)
     assert tokens_from(folder, stored, stored.content[-n_bytes:] if n_bytes else b"") == (0, False)
     assert tokens_from(folder, stored, bytes(n_bytes)) == (0, False)
@@ -179,7 +179,7 @@ def test_swapped_files_are_found(stored: Stored, folder: KvFolder) -> None:
     assert tokens_from(folder, stored, stored.content, "0" * 32 + ".kv") == (0, False)
 
 
-def test_what_is_no_entry_by_its_name_is_nobodys_business(stored: Stored, folder: KvFolder) -> None:
+def test_files_with_other_names_are_left_alone(stored: Stored, folder: KvFolder) -> None:
     for name in ("notes.kv", stored.name.upper(), "0" * 32, "0" * 32 + ".kv.old"):
         assert tokens_from(folder, stored, b"precious", name) == (0, True)
     (folder.path / "target").write_bytes(stored.content)
@@ -202,7 +202,7 @@ def test_the_key_of_an_unscaled_context_ignores_what_only_scaling_reads() -> Non
     assert StateKey.of(MODEL, replace(origin, yarn_factor=2.0)) != KEY
 
 
-def test_models_are_the_same_by_content_where_both_know_it_else_by_header() -> None:
+def test_models_match_by_content_if_both_know_it_else_by_header() -> None:
     known, copied = ModelIdentity("a", "1"), ModelIdentity("b", "1")
     assert known.is_same(copied)
     assert known.is_same(ModelIdentity("a"))
@@ -245,7 +245,7 @@ def an_entry(folder: KvFolder, number: int, state_bytes: int, used_s: float) -> 
     return made
 
 
-def test_room_is_made_by_the_least_recently_used(tmp_path: Path) -> None:
+def test_the_least_recently_used_entry_makes_room(tmp_path: Path) -> None:
     folder = KvFolder(tmp_path / "kv", 100_000)
     made = [an_entry(folder, number, 20_000, used) for number, used in enumerate((400, 100, 300, 200))]
     total = sum(entry.file_bytes for entry in folder.entries())
@@ -272,7 +272,7 @@ def test_the_limit_is_a_tenth_of_the_disk_that_would_be_free_without_the_store(t
         folder.make_room(free)
 
 
-def test_an_entry_that_vanishes_while_it_is_listed_is_not_missed(tmp_path: Path) -> None:
+def test_an_entry_that_vanishes_while_it_is_listed_is_skipped(tmp_path: Path) -> None:
     folder = KvFolder(tmp_path / "kv", 100_000)
     made = an_entry(folder, 1, 1_000, 1)
     entry = read_entry(made)

@@ -95,7 +95,7 @@ def restored(store: KvStore, loaded: LoadedModel, tokens: Sequence[int], **chang
         return restore(store, context, tokens)
 
 
-def test_another_process_goes_on_as_a_fresh_prefill_does_to_the_bit(
+def test_another_process_continues_bit_for_bit_like_a_fresh_prefill(
     miniature_model: LoadedModel, miniature: Callable[[str], Path], folder: KvFolder, store: KvStore
 ) -> None:
     """Logits and greedy tokens for KV types, flash attention, YaRN factors; the last token is computed."""
@@ -115,7 +115,7 @@ def test_another_process_goes_on_as_a_fresh_prefill_does_to_the_bit(
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_a_second_question_is_answered_as_by_the_context_that_read_the_text(
+def test_a_second_question_gets_the_answer_of_the_original_context(
     miniature_model: LoadedModel, store: KvStore, mix: str
 ) -> None:
     """Logits to the bit: cutting off the first question after the store is cutting it off in the cache."""
@@ -146,7 +146,7 @@ def test_ten_questions_to_one_text_cost_one_prefill_and_one_file(
     assert len(folder.entries()) == 1
 
 
-def test_the_longest_beginning_wins(loaded: LoadedModel, context: SingleSequence, store: KvStore) -> None:
+def test_the_longest_common_prefix_wins(loaded: LoadedModel, context: SingleSequence, store: KvStore) -> None:
     text = a_text(loaded, 500)
     other = a_text(loaded, 300, "cat")
     for tokens in (text[:200], other, text[:350] + other[:100], text[:120] + other[:150]):
@@ -159,7 +159,7 @@ def test_the_longest_beginning_wins(loaded: LoadedModel, context: SingleSequence
     assert restored(store, loaded, a_text(loaded, 100, "Fox")[1:]) == 0
 
 
-def test_what_grows_replaces_what_it_grew_from(
+def test_a_longer_entry_replaces_its_own_prefix(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     """A conversation leaves one file; a sibling that shares only a part stays."""
@@ -172,7 +172,7 @@ def test_what_grows_replaces_what_it_grew_from(
     assert sorted(entry.record.n_tokens for entry in folder.entries()) == [200, 420, 500]
 
 
-def test_only_what_was_prefilled_and_is_not_stored_yet_is_worth_a_file(
+def test_only_prefilled_tokens_that_are_not_stored_yet_are_written(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     text = a_text(loaded, 400)
@@ -185,7 +185,7 @@ def test_only_what_was_prefilled_and_is_not_stored_yet_is_worth_a_file(
     assert [entry.record.n_tokens for entry in folder.entries()] == [2 * MIN_TOKENS]
 
 
-def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_far_as_it_came(
+def test_a_stopped_prefill_is_stored_as_far_as_it_came_and_no_answer_is(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     prompt = a_text(loaded, 200)
@@ -199,7 +199,7 @@ def test_the_answer_is_not_stored_and_a_prefill_that_was_stopped_is_stored_as_fa
     assert restored(store, loaded, longer) == 300
 
 
-def test_what_the_context_holds_is_not_read_again(
+def test_tokens_in_the_context_are_not_read_again(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     text = a_text(loaded, 300)
@@ -211,7 +211,9 @@ def test_what_the_context_holds_is_not_read_again(
     assert folder.entries()[0].used_s == 1, "it was read, or touched"
 
 
-def test_what_is_read_is_the_last_used(loaded: LoadedModel, context: SingleSequence, store: KvStore) -> None:
+def test_reading_an_entry_marks_it_as_used(
+    loaded: LoadedModel, context: SingleSequence, store: KvStore
+) -> None:
     text, other = a_text(loaded, 100), a_text(loaded, 120, "cat")
     for number, tokens in enumerate((text, other), start=1):
         kept(store, context, tokens)
@@ -315,7 +317,7 @@ def test_a_damaged_entry_is_removed_and_the_next_best_is_read(
     assert not entry.path.exists()
 
 
-def test_an_abort_while_verifying_is_heard(
+def test_an_abort_while_verifying_takes_effect(
     loaded: LoadedModel, context: SingleSequence, store: KvStore
 ) -> None:
     text, abort = a_text(loaded, 200), AbortFlag()
@@ -379,7 +381,7 @@ def test_only_the_user_can_read_what_is_kept(
     assert [entry.path.stat().st_mode & 0o777 for entry in folder.entries()] == [0o600]
 
 
-def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
+def test_a_failure_to_store_is_reported_and_leaves_nothing(
     loaded: LoadedModel, context: SingleSequence, tmp_path: Path
 ) -> None:
     text = a_text(loaded, 300)
@@ -395,9 +397,7 @@ def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("limit", [-400_000, ALL_BUT_THE_END])
-def test_a_full_disk_is_said_and_nothing_is_left_behind(
-    model_file: Path, folder: KvFolder, limit: int
-) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(model_file: Path, folder: KvFolder, limit: int) -> None:
     """Files may not grow beyond half of the state, or up to its last bytes, in a process of its own."""
     process = started("save", model_file, folder.path, 0, 1, limit)
     _, complaint = process.communicate(timeout=TIMEOUT_S)
@@ -420,7 +420,7 @@ def test_two_processes_at_once_are_safe(model_file: Path, folder: KvFolder) -> N
 
 
 @pytest.mark.parametrize("killed_at", [1_000, 500_000, "in the trailer"])
-def test_a_kill_while_saving_leaves_a_store_that_the_next_run_goes_on_with(
+def test_a_kill_while_saving_leaves_a_usable_store(
     loaded: LoadedModel, context: SingleSequence, model_file: Path, store: KvStore, killed_at: int | str
 ) -> None:
     """The kernel kills at the byte. What is left is no entry, and is removed when it is old enough."""

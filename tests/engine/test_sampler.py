@@ -50,7 +50,7 @@ def sampled(context: SingleSequence, prompt: Sequence[int], *, is_told: bool = F
 
 
 @pytest.mark.parametrize("settings", MEMORIES, ids=IDS)
-def test_being_told_what_it_sampled_changes_nothing(
+def test_remembering_its_own_tokens_changes_nothing(
     context: SingleSequence, settings: SamplerSettings
 ) -> None:
     """Neither what is penalized nor which random number comes next."""
@@ -62,7 +62,7 @@ def test_being_told_what_it_sampled_changes_nothing(
 
 
 @pytest.mark.parametrize("settings", MEMORIES[:5], ids=IDS[:5])
-def test_a_new_chain_that_is_told_goes_on_as_the_old_one(
+def test_a_new_chain_that_remembers_the_tokens_continues_like_the_old_one(
     context: SingleSequence, settings: SamplerSettings
 ) -> None:
     """And one that is not told does not: else this would prove nothing."""
@@ -79,7 +79,7 @@ def test_a_new_chain_that_is_told_goes_on_as_the_old_one(
     assert has_forgotten
 
 
-def test_what_it_is_told_takes_the_place_of_what_it_sampled(context: SingleSequence) -> None:
+def test_remembered_tokens_replace_the_sampled_ones(context: SingleSequence) -> None:
     """A penalty that nothing withstands: only what is remembered cannot come."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, replace(GREEDY, presence_penalty=100.0))

@@ -182,7 +182,7 @@ def test_one_generation_stopped_failed_or_closed_leaves_the_others_untouched(
     assert len(closed.generated) < 40
 
 
-def test_a_slot_that_was_given_up_serves_the_next_generation(model: LoadedModel, four: LlamaContext) -> None:
+def test_a_released_slot_serves_the_next_generation(model: LoadedModel, four: LlamaContext) -> None:
     scheduler = Scheduler(four)
     prompt = prompt_of(model, "tree")
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_a_generation_waits_until_its_whole_window_has_cells(model: LoadedModel,
     assert [list(stream)[-1] for stream in (second, third, fourth)] == ["ended"] * 3
 
 
-def test_what_never_fits_is_refused_with_numbers_before_it_starts(four: LlamaContext) -> None:
+def test_a_generation_that_can_never_fit_is_refused_with_numbers(four: LlamaContext) -> None:
     scheduler = Scheduler(four)
     with pytest.raises(PromptTooLong, match=r"needs a window of 2,000.*1,024"):
         scheduler.submit(Counted(1), job([5] * 3, 2000))
@@ -437,7 +437,7 @@ def test_a_prompt_beside_a_running_generation_keeps_each_step_within_the_gap(
     assert max(both) * token_s > 0.2
 
 
-def test_a_fixed_chunk_is_kept_to(model: LoadedModel) -> None:
+def test_a_fixed_chunk_size_is_used(model: LoadedModel) -> None:
     with closing(ClockedContext(model, replace(SETTINGS, n_slots=2))) as context:
         context.clock, context.sizes = SteppingClock(9.0), []
         scheduler = Scheduler(context, prefill_chunk=32, clock=context.clock)

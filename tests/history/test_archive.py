@@ -57,7 +57,7 @@ def questions(archive: Archive, conversation: int) -> list[str]:
     return [turn.question for turn in archive.path(conversation)]
 
 
-def test_what_was_told_is_what_is_kept(path: Path) -> None:
+def test_the_archive_keeps_what_was_recorded(path: Path) -> None:
     with Archive.open(path, clock=itertools.count(1000.0).__next__) as archive:
         conversation = talk(archive, "Why?\n\n  Really?", name="A talk")
     with Archive.open(path) as archive:
@@ -119,7 +119,7 @@ def test_a_turn_belongs_to_its_conversation(archive: Archive) -> None:
     assert questions(archive, one) == ["A?"]
 
 
-def test_a_fork_is_a_copy_that_goes_its_own_way(archive: Archive) -> None:
+def test_a_fork_is_an_independent_copy(archive: Archive) -> None:
     source = talk(archive, "A?", "B?", "C?", name="Source")
     fork = archive.fork(source, 2)
     record = archive.conversation(fork)
@@ -136,7 +136,7 @@ def test_a_fork_is_a_copy_that_goes_its_own_way(archive: Archive) -> None:
         archive.fork(fork, 4)
 
 
-def test_a_running_turn_is_copied_as_it_stands(archive: Archive) -> None:
+def test_a_running_turn_is_copied_as_it_is(archive: Archive) -> None:
     conversation = archive.begin("miniature", "default", "")
     recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))
     recorder.feed(Thinking("Half a"))
@@ -160,7 +160,7 @@ def test_a_conversation_is_found_by_name_number_or_the_beginning_of_a_name(archi
             archive.find(nothing)
 
 
-def test_names_are_one_short_line_and_tell_conversations_apart(archive: Archive) -> None:
+def test_names_are_one_short_line_and_unique(archive: Archive) -> None:
     one, other = talk(archive), talk(archive)
     assert archive.rename(one, "  A\tname\nwith\x1b[31m colour  ") == "A name with colour"
     assert archive.find("A name with").id == one
@@ -239,7 +239,7 @@ def test_removing_is_all_or_nothing_and_leaves_no_trace_in_the_file(path: Path) 
         assert b"Keep me?" in left
 
 
-def test_a_long_conversation_is_read_and_removed_as_any_other(archive: Archive) -> None:
+def test_a_long_conversation_is_read_and_removed_like_any_other(archive: Archive) -> None:
     conversation = archive.begin("miniature", "default", "")
     source = talk(archive, "A?")
     turns = archive.path(source) * 2500
@@ -275,7 +275,7 @@ def test_threads_share_an_archive(archive: Archive) -> None:
     assert archive.turn(recorder.turn_id).thinking == "x" * 5000
 
 
-def test_a_program_that_is_started_and_ends_takes_no_turn_with_it(path: Path) -> None:
+def test_a_child_process_that_ends_does_not_release_a_turn(path: Path) -> None:
     """An editor, say: it must not share the lock that keeps this process's turns its own."""
     with Archive.open(path) as archive, Archive.open(path) as other:
         conversation = archive.begin("miniature", "default", "")

@@ -167,7 +167,7 @@ def test_of_a_split_text_the_last_pass_is_kept_with_the_question_alone(tmp_path:
         (("--each",), b'{"question": "How many e\'s are in the word tree?"}\n'),
     ],
 )
-def test_what_is_not_to_be_kept_leaves_no_history(
+def test_private_dry_run_and_each_leave_no_history(
     tmp_path: Path, flags: tuple[str, ...], stdin: bytes | None
 ) -> None:
     assert qwq_here(tmp_path, "ask", *GREEDY, *flags, stdin=stdin).status == 0
@@ -225,7 +225,7 @@ def test_an_origin_is_completed_by_the_plan_and_the_prefill(tmp_path: Path) -> N
     assert turn.thinking.count("Thought") == 3
 
 
-def test_what_failed_before_any_text_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failure_before_any_text_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / FILE
     background = recorder(Archive.open(path))
     background.feed(PLAN)
@@ -234,7 +234,7 @@ def test_what_failed_before_any_text_leaves_nothing(tmp_path: Path) -> None:
         assert archive.conversations() == []
 
 
-def test_a_continued_conversation_stands_where_it_stood_when_the_next_turn_failed(tmp_path: Path) -> None:
+def test_a_failed_turn_leaves_the_continued_conversation_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / FILE
     first = recorder(Archive.open(path))
     for event in turn_events(3):
@@ -248,7 +248,7 @@ def test_a_continued_conversation_stands_where_it_stood_when_the_next_turn_faile
         assert archive.conversation(1).system == "Be long."
 
 
-def test_what_ends_without_its_end_is_kept_as_stopped(tmp_path: Path) -> None:
+def test_a_turn_without_its_end_is_kept_as_stopped(tmp_path: Path) -> None:
     """Nobody reads the answer any more, say."""
     path = tmp_path / FILE
     background = recorder(Archive.open(path))

@@ -43,7 +43,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_nothing_is_made_where_nothing_is_kept(tmp_path: Path) -> None:
+def test_reading_an_empty_history_creates_nothing(tmp_path: Path) -> None:
     listed = qwq(tmp_path, "history")
     assert (listed.status, listed.stdout) == (0, NOTHING)
     assert qwq(tmp_path, "history", "--json").stdout == "[]\n"
@@ -51,7 +51,7 @@ def test_nothing_is_made_where_nothing_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_the_list_names_what_there_is_the_last_first(place: Path) -> None:
+def test_the_list_has_all_conversations_the_last_first(place: Path) -> None:
     lines = qwq(place, "history").stdout.splitlines()
     assert lines[0].split() == ["ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS"]
     assert [line.split()[0] for line in lines[1:]] == ["3", "2", "1"]
@@ -100,7 +100,7 @@ def test_a_conversation_is_shown_with_its_thoughts_folded_or_not(place: Path) ->
     assert "'Subtracting'; `qwq history` lists them." in unknown.stderr
 
 
-def test_what_was_undone_is_found_and_shown_as_such(place: Path) -> None:
+def test_an_undone_turn_is_found_and_marked(place: Path) -> None:
     with Archive.open(place / "data" / FILE) as archive:
         archive.set_head(1, None)
     assert "fingers" not in qwq(place, "history", "show", "Adding", "--thinking").stdout
@@ -115,7 +115,7 @@ def test_what_was_undone_is_found_and_shown_as_such(place: Path) -> None:
 @pytest.mark.parametrize(
     "command", [(), ("search", "evil"), ("show", "3"), ("show", "3", "--thinking"), ("export", "3", "-")]
 )
-def test_what_is_in_a_conversation_does_not_reach_the_terminal_as_a_command(
+def test_control_sequences_in_a_conversation_do_not_reach_the_terminal(
     place: Path, command: tuple[str, ...]
 ) -> None:
     with Terminal(("history", *command), environment(place)) as terminal:
@@ -133,7 +133,7 @@ def test_the_list_fits_a_narrow_window(place: Path) -> None:
     assert [line.split()[0] for line in lines] == ["ID", "3", "2", "1"]
 
 
-def test_a_conversation_is_exported_to_a_file_that_is_not_there_yet(place: Path) -> None:
+def test_a_conversation_is_exported_to_a_new_file(place: Path) -> None:
     for name, start in (("a.md", "# Adding\n"), ("a.json", "{\n"), ("a.html", "<!DOCTYPE html>")):
         file = place / name
         done = qwq(place, "history", "export", "Adding", str(file))
@@ -150,7 +150,7 @@ def test_a_conversation_is_exported_to_a_file_that_is_not_there_yet(place: Path)
     assert EVIL in piped
 
 
-def test_removing_says_what_goes_and_asks(place: Path) -> None:
+def test_removing_shows_what_it_removes_and_asks(place: Path) -> None:
     with Terminal(("history", "rm", "Adding", "2"), environment(place)) as terminal:
         asked = terminal.read_until(lambda text: "[y/N]" in text)
         assert "1  Adding · 20" in asked
@@ -166,7 +166,7 @@ def test_removing_says_what_goes_and_asks(place: Path) -> None:
     assert [row["id"] for row in json.loads(qwq(place, "history", "--json").stdout)] == [3]
 
 
-def test_removing_needs_a_yes_where_nobody_can_be_asked(place: Path) -> None:
+def test_removing_without_a_terminal_needs_yes(place: Path) -> None:
     refused = qwq(place, "history", "rm", "1", stdin=b"y\n")
     assert (refused.status, refused.stdout) == (2, "")
     assert "add --yes" in refused.stderr
@@ -190,7 +190,7 @@ def test_a_turn_that_was_killed_is_listed_shown_and_found(tmp_path: Path) -> Non
     assert shown.endswith("50 tok\n\n(lost before its end: the program died)\n")
 
 
-def test_what_was_done_to_the_history_is_said_on_stderr(place: Path) -> None:
+def test_notices_about_the_history_go_to_stderr(place: Path) -> None:
     path = place / "data" / FILE
     path.write_bytes(b"no database at all")
     listed = qwq(place, "history")

@@ -40,7 +40,7 @@ def stopped(thinking: str, *generated: int) -> Script:
     return says(thinking, "", reason=FinishReason.INTERRUPTED, closed=None, generated=generated)
 
 
-def test_what_is_packed_comes_back() -> None:
+def test_a_packed_origin_unpacks_the_same() -> None:
     for origin in (FIRST, replace(FIRST, is_continued=True)):
         assert unpacked_json(TurnOrigin, packed_json(origin)) == origin
 
@@ -51,7 +51,7 @@ def test_a_row_of_an_older_version_is_read() -> None:
     assert unpacked_json(TurnOrigin, json.dumps(values)) == FIRST
 
 
-def test_a_continued_turn_keeps_what_it_began_with(talk: Talking, archive: Archive) -> None:
+def test_a_continued_turn_keeps_its_first_origin(talk: Talking, archive: Archive) -> None:
     talk.submit("One?", stopped("Half", 11, 12))
     talk.submit("/set temperature 0.9")
     talk.submit("/continue", stopped("Half a", 13))
@@ -62,7 +62,7 @@ def test_a_continued_turn_keeps_what_it_began_with(talk: Talking, archive: Archi
     assert origin.seed == 7
 
 
-def test_a_turn_keeps_the_plan_that_it_began_under(talk: Talking, archive: Archive) -> None:
+def test_a_turn_keeps_the_plan_it_began_with(talk: Talking, archive: Archive) -> None:
     def under(n_ctx: int) -> Script:
         def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
             for event in stopped("Half")(backend, question):
@@ -76,7 +76,7 @@ def test_a_turn_keeps_the_plan_that_it_began_under(talk: Talking, archive: Archi
     assert turn.plan["n_ctx"] == 512
 
 
-def test_the_sentences_that_were_put_in_go_along_with_the_tokens(talk: Talking) -> None:
+def test_steered_sentences_are_kept_with_the_tokens(talk: Talking) -> None:
     def steered(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
         yield from (Steered("But count."), Generated(0, (11, 12), 2))

@@ -84,7 +84,7 @@ def values(path: Path, sql: str) -> list[tuple[object, ...]]:
         return list(connection.execute(sql))
 
 
-def test_a_new_history_is_for_its_owner_alone(path: Path) -> None:
+def test_a_new_history_is_for_its_owner_only(path: Path) -> None:
     with Archive.open(path) as archive:
         archive.begin("miniature", "default", "")
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
@@ -96,7 +96,7 @@ def test_a_new_history_is_for_its_owner_alone(path: Path) -> None:
     assert values(path, "PRAGMA user_version") == [(VERSION,)]
 
 
-def test_an_older_version_is_brought_up_to_date_after_a_copy(path: Path) -> None:
+def test_an_older_version_is_migrated_after_a_copy(path: Path) -> None:
     version_1(path)
     with Archive.open(path) as archive:
         copy = path.with_name("history.sqlite3.v1.bak")
@@ -116,7 +116,7 @@ def test_an_older_version_is_brought_up_to_date_after_a_copy(path: Path) -> None
     assert values(copy, "SELECT count(*) FROM pieces") == [(1,)]
 
 
-def test_a_step_that_fails_leaves_the_old_version_as_it_was(path: Path) -> None:
+def test_a_failed_migration_leaves_the_old_version_unchanged(path: Path) -> None:
     version_1(path)
     broken = replace(Schema(), migrations={1: (*MIGRATIONS[1], "INSERT INTO nowhere VALUES (1)")})
     with pytest.raises(HistoryError, match="nowhere"):
@@ -179,7 +179,7 @@ def without_a_table(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [noise, overwritten, truncated, cut_to_the_header, emptied_beside_a_log, without_a_table]
 )
-def test_a_damaged_history_is_set_aside_and_said(path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_history_is_set_aside_with_a_notice(path: Path, damage: Callable[[Path], None]) -> None:
     filled(path)
     damage(path)
     before = path.read_bytes()
@@ -236,7 +236,7 @@ def test_any_damage_is_either_harmless_or_found(path: Path, tmp_path: Path) -> N
     assert n_found > 5
 
 
-def test_a_large_history_is_looked_at_whole_once_damage_was_met(path: Path) -> None:
+def test_a_large_history_is_checked_fully_after_damage_was_found(path: Path) -> None:
     filled(path)
     os.truncate(path, ALWAYS_CHECKED_BYTES * 2)  # longer than its header says, which harms nothing
     content = path.read_bytes()[:4096]
@@ -254,7 +254,7 @@ def test_a_large_history_is_looked_at_whole_once_damage_was_met(path: Path) -> N
     assert next(path.parent.glob("history.damaged-*.sqlite3")).read_bytes()[:4096] == content
 
 
-def test_what_is_no_file_is_an_error_and_stays(path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_an_error_and_stays(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(HistoryError, match="QWQ_DATA_DIR"):
         Archive.open(path)
@@ -272,7 +272,9 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("folder_mode", [0o555, 0o777])
-def test_a_history_that_may_not_be_written_is_an_error_and_stays(open_folder: Path, folder_mode: int) -> None:
+def test_a_history_without_write_permission_is_an_error_and_stays(
+    open_folder: Path, folder_mode: int
+) -> None:
     path = open_folder / "history.sqlite3"
     filled(path)
     path.chmod(0o444)
@@ -285,7 +287,7 @@ def test_a_history_that_may_not_be_written_is_an_error_and_stays(open_folder: Pa
     assert (path.read_bytes(), list(open_folder.glob("*damaged*"))) == (before, [])
 
 
-def test_one_that_is_being_written_is_not_taken_for_damaged(path: Path) -> None:
+def test_a_history_being_written_is_not_taken_for_damaged(path: Path) -> None:
     filled(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -295,7 +297,7 @@ def test_one_that_is_being_written_is_not_taken_for_damaged(path: Path) -> None:
             assert archive.conversations()[0].name == "Kept"
 
 
-def test_many_that_open_a_new_history_at_once_share_it(path: Path) -> None:
+def test_processes_that_open_a_new_history_at_once_share_it(path: Path) -> None:
     archives = [Archive.open(path) for _ in range(4)]
     for number, archive in enumerate(archives):
         archive.begin("miniature", "default", "", f"number {number}")
@@ -316,7 +318,7 @@ def test_a_private_history_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_lock_that_is_held_makes_an_owner_alive(tmp_path: Path) -> None:
+def test_an_owner_is_alive_only_while_it_holds_its_lock(tmp_path: Path) -> None:
     living, other = Owner(tmp_path), Owner(tmp_path)
     living.hold()
     assert other.is_alive(living.token)
@@ -330,7 +332,7 @@ def test_only_a_lock_that_is_held_makes_an_owner_alive(tmp_path: Path) -> None:
     assert [each.stem for each in tmp_path.iterdir()] == [other.token]
 
 
-def test_a_history_that_cannot_be_locked_says_why_and_what_does_without_it(tmp_path: Path) -> None:
+def test_a_history_that_cannot_be_locked_says_why_and_what_works_without(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     path.with_name(path.name + ".lock").mkdir()
     with pytest.raises(HistoryError, match=r"locked: Is a directory\. .* `qwq chat --private` does"):

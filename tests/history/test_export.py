@@ -126,7 +126,7 @@ def test_parts_of_every_kind_are_kept() -> None:
         assert [hit.part for hit in archive.search("time.Noon")] == [TextKind.THINKING]
 
 
-def test_calls_of_tools_are_exported_in_their_place() -> None:
+def test_tool_calls_are_exported_in_their_place() -> None:
     [turn] = json.loads(to_json(CONVERSATION, [WITH_TOOLS]))["turns"]
     kinds = ["thinking", "tool_call", "tool_result", "thinking", "answer"]
     assert [part["kind"] for part in turn["parts"]] == kinds
@@ -277,12 +277,12 @@ def test_code_stays_as_it_is_and_is_closed(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "md", ".md/x", ""])
-def test_a_name_must_say_what_to_write(name: str) -> None:
+def test_a_file_name_without_a_known_suffix_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"\.md, \.json or \.html"):
         format_of(name)
 
 
-def test_a_name_says_what_to_write() -> None:
+def test_the_suffix_selects_the_format() -> None:
     assert [format_of(name) for name in ("a.md", "b.x.JSON", "c/d.html", "e.htm")] == [
         "md",
         "json",
@@ -291,7 +291,7 @@ def test_a_name_says_what_to_write() -> None:
     ]
 
 
-def test_a_file_is_never_replaced_without_being_told(tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "talk.md"
     save_text(path, "one\n")
     with pytest.raises(HistoryError, match=r"is there already; nothing was written\. Choose another name"):
@@ -302,6 +302,6 @@ def test_a_file_is_never_replaced_without_being_told(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["talk.md"]  # noqa: PTH208
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"cannot be written: No such file or directory"):
         save_text(tmp_path / "nowhere" / "talk.md", "text")

@@ -39,7 +39,7 @@ def values(path: Path, sql: str) -> list[tuple[object, ...]]:
         return list(connection.execute(sql))
 
 
-def test_a_copy_is_made_and_its_place_is_said(path: Path) -> None:
+def test_a_copy_is_made_and_its_path_reported(path: Path) -> None:
     with Archive.open(path) as archive:
         (notice,) = archive.notices
     copy = path.with_name(f"{FILE}.v2.bak")
@@ -50,7 +50,7 @@ def test_a_copy_is_made_and_its_place_is_said(path: Path) -> None:
         assert again.notices == ()
 
 
-def test_conversations_come_through_as_they_were(archive: Archive) -> None:
+def test_conversations_are_migrated_unchanged(archive: Archive) -> None:
     assert [(record.id, record.name, record.n_turns) for record in archive.conversations()] == [
         (9, "", 1),
         (8, "", 1),
@@ -67,7 +67,7 @@ def test_conversations_come_through_as_they_were(archive: Archive) -> None:
     assert [turn.number for turn in archive.every_turn(1)] == [1, 2, 2, 3]
 
 
-def test_turns_come_through_with_all_texts_and_ids(archive: Archive) -> None:
+def test_turns_are_migrated_with_all_texts_and_ids(archive: Archive) -> None:
     """All but the one that still runs, which has its own test; the origins of version 0.1 say more."""
     with closing(sqlite3.connect(OLD)) as connection:
         connection.row_factory = sqlite3.Row
@@ -98,13 +98,13 @@ def test_turns_come_through_with_all_texts_and_ids(archive: Archive) -> None:
         (12, (6, 3)),  # closed by the budget: two ids of the closing sentence are not counted
     ],
 )
-def test_ids_go_to_the_part_that_they_are_of(archive: Archive, turn: int, tokens: tuple[int, ...]) -> None:
+def test_ids_go_to_their_part(archive: Archive, turn: int, tokens: tuple[int, ...]) -> None:
     parts = archive.turn(turn).parts
     assert tuple(len(part.tokens.ids) for part in parts) == tokens
     assert [type(part) for part in parts] == [ThinkingPart, AnswerPart][: len(tokens)]
 
 
-def test_the_search_finds_what_it_found(archive: Archive, path: Path) -> None:
+def test_the_search_finds_the_same_turns(archive: Archive, path: Path) -> None:
     assert [(hit.turn, hit.part) for hit in archive.search("量子纠缠")] == [(9, "question"), (9, "thinking")]
     assert {hit.turn for hit in archive.search("strawberry")} == {1, 5, 6, 7, 8}
     archive.pick_up()
@@ -158,7 +158,7 @@ def test_a_resumed_conversation_is_continued_and_again_in_the_same_chat(
     assert (turn.state, turn.answer, turn.steered) == (TurnState.DONE, "Done.", ("But count twice.",))
 
 
-def test_a_conversation_that_is_opened_in_a_chat_is_continued(archive: Archive, tmp_path: Path) -> None:
+def test_a_migrated_conversation_is_continued_in_a_chat(archive: Archive, tmp_path: Path) -> None:
     talk = talking(archive, tmp_path)
     talk.submit("/resume 8")
     talk.submit("/continue", says("A long thought, closed.", "The first half, more.", generated=(74,)))
@@ -221,7 +221,7 @@ def test_the_miniature_continues_a_migrated_turn_from_its_ids(
     assert (continued.state, continued.reason) == (TurnState.DONE, FinishReason.STOP)
 
 
-def test_a_run_of_tokens_knows_what_was_recorded_of_each() -> None:
+def test_a_run_of_tokens_has_the_record_of_each() -> None:
     old, new = TokenRun((1, 2)), TokenRun((3,), (False,))
     assert old.followed_by(new) == TokenRun((1, 2, 3), (None, None, False))
     assert new.followed_by(old) == TokenRun((3, 1, 2), (False, None, None))

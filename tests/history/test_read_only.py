@@ -54,7 +54,7 @@ def read(path: Path) -> list[object]:
     return told
 
 
-def test_a_history_that_was_closed_is_read_and_searched_and_nothing_is_removed(folder: Path) -> None:
+def test_a_closed_history_is_read_and_searched_but_not_changed(folder: Path) -> None:
     filled(folder / FILE).close()
     before = locked(folder)
     turns, found, refused = read(folder / FILE)
@@ -64,7 +64,7 @@ def test_a_history_that_was_closed_is_read_and_searched_and_nothing_is_removed(f
     assert locked(folder) == before
 
 
-def test_what_another_process_wrote_last_is_read_with_its_log(folder: Path) -> None:
+def test_the_log_of_another_process_is_read_too(folder: Path) -> None:
     with filled(folder / FILE):
         assert (folder / f"{FILE}-wal").stat().st_size
         locked(folder)
@@ -72,7 +72,7 @@ def test_what_another_process_wrote_last_is_read_with_its_log(folder: Path) -> N
     assert (turns, found) == (["".join(thoughts(2))], ["thinking"])
 
 
-def test_a_log_that_cannot_be_read_is_named_and_never_passed_over(folder: Path) -> None:
+def test_an_unreadable_log_is_named_and_never_ignored(folder: Path) -> None:
     with filled(folder / FILE):
         copy = folder / "copy"
         copy.mkdir()
@@ -85,7 +85,7 @@ def test_a_log_that_cannot_be_read_is_named_and_never_passed_over(folder: Path) 
     assert locked(copy) == before
 
 
-def test_one_of_an_older_version_is_refused_with_both_versions(folder: Path) -> None:
+def test_a_history_of_an_older_version_is_refused_with_both_versions(folder: Path) -> None:
     filled(folder / FILE).close()
     with closing(sqlite3.connect(folder / FILE)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")

@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "history.sqlite3"
 
 
-def test_what_a_killed_process_thought_is_found_whole_and_once(path: Path) -> None:
+def test_the_thought_of_a_killed_process_is_found_whole_and_once(path: Path) -> None:
     """The pieces were written without anything coming after them, and no end."""
     with Archive.open(path) as archive, started("think", path, 100) as process:
         assert process.stdout is not None
@@ -75,7 +75,7 @@ def test_what_a_killed_process_thought_is_found_whole_and_once(path: Path) -> No
     assert not list((path.parent / "running").iterdir())
 
 
-def test_a_turn_that_someone_else_picked_up_is_still_told(path: Path) -> None:
+def test_a_lost_turn_taken_by_another_process_is_still_reported(path: Path) -> None:
     with started("think", path, 10) as process:
         assert process.stdout is not None
         turn = int(process.stdout.readline())
@@ -118,7 +118,7 @@ def test_kills_at_any_moment_leave_every_kept_turn_whole(path: Path) -> None:
         assert all(len(archive.path(record.id)) == record.n_turns for record in archive.conversations())
 
 
-def test_processes_that_write_at_once_do_not_hinder_each_other(path: Path) -> None:
+def test_processes_that_write_at_once_do_not_block_each_other(path: Path) -> None:
     with started("converse", path, 40) as one, started("converse", path, 40) as other:
         outputs = [process.communicate(timeout=TIMEOUT_S) for process in (one, other)]
     kept = [line for output, complaint in outputs for line in output.splitlines()]
@@ -128,7 +128,7 @@ def test_processes_that_write_at_once_do_not_hinder_each_other(path: Path) -> No
         assert len(archive.search("answer 39")) == 2
 
 
-def test_a_full_disk_stops_no_turn_and_is_said(path: Path) -> None:
+def test_a_full_disk_stops_no_turn_and_is_reported(path: Path) -> None:
     with started("overflow", path, 120_000) as process:
         output, complaint = process.communicate(timeout=TIMEOUT_S)
     problem, *told, refused, copied, afterwards = json.loads(output or complaint)
@@ -150,7 +150,7 @@ def begun(archive: Archive, question: str = "Why?") -> tuple[int, TurnStart]:
     return conversation, TurnStart(conversation, None, question, question)
 
 
-def test_a_turn_reads_as_it_stands_before_anything_of_it_is_written() -> None:
+def test_a_turn_can_be_read_before_anything_of_it_is_written() -> None:
     with Archive.private() as archive:
         conversation, start = begun(archive)
         recorder = archive.begin_turn(start)
@@ -165,7 +165,7 @@ def test_a_turn_reads_as_it_stands_before_anything_of_it_is_written() -> None:
         assert (turn.stats.prompt_tokens, turn.stats.thinking_tokens) == (2, 3)
 
 
-def test_ids_that_were_taken_back_after_they_were_written_are_gone(path: Path) -> None:
+def test_withdrawn_ids_are_removed_after_they_were_written(path: Path) -> None:
     with Archive.open(path) as archive:
         _, start = begun(archive)
         recorder = archive.begin_turn(start)
@@ -182,7 +182,7 @@ def test_ids_that_were_taken_back_after_they_were_written_are_gone(path: Path) -
     assert (turn.state, turn.reason) == (TurnState.STOPPED, FinishReason.INTERRUPTED)
 
 
-def test_text_is_written_no_further_than_the_ids_that_it_is_gone_on_with_from(path: Path) -> None:
+def test_text_is_not_written_past_the_ids_it_continues_from(path: Path) -> None:
     def written() -> str:
         connection = sqlite3.connect(path)
         try:
@@ -253,9 +253,7 @@ def test_a_long_turn_costs_no_more_to_write_than_a_short_one(path: Path) -> None
         (FinishReason.CONTEXT, TurnState.STOPPED),
     ],
 )
-def test_a_turn_that_was_cut_can_go_on_and_one_that_ended_cannot(
-    reason: FinishReason, state: TurnState
-) -> None:
+def test_a_cut_turn_can_be_continued_and_an_ended_one_cannot(reason: FinishReason, state: TurnState) -> None:
     with Archive.private() as archive:
         _, start = begun(archive)
         recorder = archive.begin_turn(start)
@@ -264,7 +262,7 @@ def test_a_turn_that_was_cut_can_go_on_and_one_that_ended_cannot(
     assert (turn.state, turn.reason, turn.can_go_on) == (state, reason, state is TurnState.STOPPED)
 
 
-def test_a_turn_that_goes_on_becomes_one_with_what_it_was(path: Path) -> None:
+def test_a_continued_turn_is_one_turn_with_its_beginning(path: Path) -> None:
     with Archive.open(path) as archive:
         _, start = begun(archive)
         first = archive.begin_turn(start)
@@ -296,7 +294,7 @@ def test_a_turn_that_goes_on_becomes_one_with_what_it_was(path: Path) -> None:
         assert archive.search("One Zwei") == []
 
 
-def test_a_history_that_another_process_writes_to_takes_the_end_when_it_can(path: Path) -> None:
+def test_the_end_of_a_turn_is_written_once_another_process_is_done(path: Path) -> None:
     with Archive.open(path) as archive:
         _, start = begun(archive)
         recorder = archive.begin_turn(start)
@@ -315,7 +313,7 @@ def test_a_history_that_another_process_writes_to_takes_the_end_when_it_can(path
         assert archive.turn(recorder.turn_id).generated == (*range(25), 9)
 
 
-def test_what_a_turn_is_computed_with_is_completed_by_its_plan_and_prefill(path: Path) -> None:
+def test_the_origin_of_a_turn_is_completed_by_its_plan_and_prefill(path: Path) -> None:
     known = TurnOrigin("QwQ-32B", "sha256:1", "0.3.36", "math", {"temperature": "0.6"})
     whole = replace(known, seed=7, yarn_factor=1.0, kv_type="f16", cached_tokens=2)
     with Archive.open(path) as archive:
@@ -338,14 +336,14 @@ def test_what_a_turn_is_computed_with_is_completed_by_its_plan_and_prefill(path:
         assert archive.turn(recorder.turn_id).origin == replace(whole, is_continued=True)
 
 
-def test_without_an_origin_it_is_the_conversations() -> None:
+def test_a_turn_without_an_origin_has_the_conversations() -> None:
     with Archive.private() as archive:
         _, start = begun(archive)
         turn = archive.turn(archive.begin_turn(start).turn_id)
         assert turn.origin == TurnOrigin("miniature", profile="default")
 
 
-def test_a_turn_whose_conversation_was_removed_goes_on(path: Path) -> None:
+def test_a_turn_whose_conversation_was_removed_continues(path: Path) -> None:
     with Archive.open(path) as archive:
         conversation, start = begun(archive)
         recorder = archive.begin_turn(start)

@@ -82,27 +82,25 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]
         ("  \t ", []),
     ],
 )
-def test_every_word_is_looked_for_as_it_is(
-    archive: Archive, words: str, found: list[tuple[int, str]]
-) -> None:
+def test_every_word_is_searched_literally(archive: Archive, words: str, found: list[tuple[int, str]]) -> None:
     hits = [(hit.turn, hit.part.value) for hit in archive.search(words)]
     assert sorted(hits, key=lambda hit: -hit[0]) == hits  # the newest turns first
     assert [hit for hit in hits if words != "OR" or hit[0] == 2] == found
 
 
-def test_a_search_can_keep_to_the_thoughts(archive: Archive) -> None:
+def test_a_search_can_be_limited_to_thoughts(archive: Archive) -> None:
     assert [hit.part for hit in archive.search("量子纠缠", kind=TextKind.THINKING)] == [TextKind.THINKING]
     assert archive.search("share", kind=TextKind.THINKING) == []
     assert [hit.part for hit in archive.search("纠", kind=TextKind.QUESTION)] == [TextKind.QUESTION]
 
 
-def test_no_more_is_found_than_wanted(archive: Archive) -> None:
+def test_a_search_returns_at_most_the_limit(archive: Archive) -> None:
     assert len(archive.search("e", limit=100)) > 3
     assert len(archive.search("e", limit=3)) == 3
     assert archive.search("e", limit=0) == []
 
 
-def test_an_undone_and_a_regenerated_turn_are_found_with_their_place(archive: Archive) -> None:
+def test_undone_and_regenerated_turns_are_found_with_their_place(archive: Archive) -> None:
     again = ask(archive, 1, 1, ("What is 2+2?", "Count on fingers.", "Four fingers."))
     hits = archive.search("2+2")
     assert [(hit.turn, hit.number, hit.part) for hit in hits] == [
@@ -111,7 +109,7 @@ def test_an_undone_and_a_regenerated_turn_are_found_with_their_place(archive: Ar
     ]
 
 
-def test_what_was_removed_is_not_found(archive: Archive) -> None:
+def test_removed_turns_are_not_found(archive: Archive) -> None:
     other = archive.fork(1, 2)
     assert {hit.conversation.id for hit in archive.search("量子纠缠")} == {1, other}
     archive.remove(1)
@@ -145,7 +143,7 @@ QUERIES = st.one_of(
 
 @settings(max_examples=150)
 @given(query=QUERIES)
-def test_nothing_that_is_typed_is_an_operator_and_the_index_finds_what_is_there(
+def test_no_typed_text_is_an_operator_and_the_index_finds_every_match(
     two_archives: tuple[Archive, Archive], query: str
 ) -> None:
     """The oracle is Python: every turn that has all the words, and no other."""
@@ -184,7 +182,7 @@ def test_an_excerpt_shows_the_word_in_its_surroundings() -> None:
     assert excerpt("the needle", ["needle"]) == "the needle"
 
 
-def test_an_index_that_was_not_there_is_made_up_for(tmp_path: Path) -> None:
+def test_a_missing_index_is_built(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path, WITHOUT_INDEX) as archive:
         filled(archive)
@@ -207,7 +205,7 @@ def test_an_index_that_was_not_there_is_made_up_for(tmp_path: Path) -> None:
     ids=["search", "remove", "record"],
 )
 @pytest.mark.parametrize("damaged", ["> 10", "= 10"], ids=["words", "structure"])
-def test_a_damaged_index_costs_nothing_but_time(
+def test_a_damaged_index_costs_only_time(
     tmp_path: Path, work: Callable[[Archive], object], damaged: str
 ) -> None:
     path = tmp_path / "history.sqlite3"
@@ -233,7 +231,7 @@ def test_a_damaged_index_costs_nothing_but_time(
         "CREATE VIRTUAL TABLE finds USING fts5 (question, tokenize = 'nonesuch')",
     ],
 )
-def test_an_index_that_this_sqlite_does_not_know_is_left_alone(tmp_path: Path, definition: str) -> None:
+def test_an_index_unknown_to_this_sqlite_is_left_alone(tmp_path: Path, definition: str) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive:
         filled(archive)
@@ -248,7 +246,7 @@ def test_an_index_that_this_sqlite_does_not_know_is_left_alone(tmp_path: Path, d
         assert ask(archive, 1, None, ("More?", "More.", "More.")) == 6
 
 
-def test_the_index_agrees_with_the_turns_after_all_that_can_happen_to_them(tmp_path: Path) -> None:
+def test_the_index_agrees_with_the_turns_after_any_changes(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive:
         filled(archive)

@@ -62,12 +62,12 @@ def test_unknown_fields_are_ignored_and_missing_ones_have_their_default() -> Non
         {"event": "thinking_closed", "reason": "tired", "tokens": 1, "elapsed_s": 0.5},
     ],
 )
-def test_what_is_no_event_is_refused(value: object) -> None:
+def test_objects_that_are_not_events_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"no event|expected|missing|not a valid"):
         event_of(value)
 
 
-def test_token_ids_are_no_lines() -> None:
+def test_token_ids_alone_write_no_line() -> None:
     stream = io.StringIO()
     sink = JsonLines(stream)
     for event in (Prompted((1, 2)), Thinking("a"), Generated(0, (3,), 1), Steered("b")):
@@ -75,7 +75,7 @@ def test_token_ids_are_no_lines() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["thinking", "steered"]
 
 
-def test_token_ids_are_a_line_with_their_log_probabilities() -> None:
+def test_token_ids_with_log_probabilities_are_a_line() -> None:
     logprobs = (TokenLogprob(3, -0.123456, ((3, -0.123456), (4, -2.5))), None)
     line = event_line(Generated(5, (3, 9), 7, (True, False), logprobs))
     assert json.loads(line) == {
@@ -89,7 +89,7 @@ def test_token_ids_are_a_line_with_their_log_probabilities() -> None:
     }
 
 
-def test_the_figures_of_a_turn_that_was_continued_are_its_own() -> None:
+def test_the_figures_of_a_continued_turn_are_its_own() -> None:
     """Ten of its thirty tokens were another turn's, six of these prefilled with the prompt."""
     stats = TurnStats(50, 20, 25, 5, 2.0, 4.0, resumed_tokens=10, resumed_cached=4)
     line = json.loads(event_line(Finished(FinishReason.STOP, stats, "a", "b")))
@@ -117,7 +117,7 @@ def test_the_document_names_every_event_and_all_its_fields(kind: type) -> None:
         assert fields <= documented(event_name(kind))
 
 
-def test_the_document_names_no_event_of_a_turn_that_there_is_not() -> None:
+def test_the_document_names_no_unknown_event() -> None:
     table = DOCUMENT.split("| `event` | fields |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {event_name(kind) for kind in WRITTEN}
 

@@ -163,7 +163,7 @@ def test_a_shard_that_is_never_right_leaves_no_model(hub: LocalHub, tmp_path: Pa
     assert json.loads(qwq(tmp_path, "models", "--json").stdout) == []
 
 
-def test_keep_weights_leaves_them_where_other_tools_find_them(
+def test_keep_weights_keeps_them_where_other_tools_find_them(
     hub: LocalHub, tmp_path: Path, expected: bytes
 ) -> None:
     assert pull(hub, tmp_path, "--keep-weights").status == 0
@@ -189,7 +189,7 @@ def test_a_shard_name_that_leaves_its_folder_is_refused(hub: LocalHub, tmp_path:
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_ctrl_c_ends_both_works_and_the_next_run_goes_on(
+def test_ctrl_c_ends_download_and_conversion_and_the_next_run_continues(
     hub: LocalHub, tmp_path: Path, expected: bytes
 ) -> None:
     hub.hold_at = sum(shard_sizes(hub)) // 2
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_both_works_and_the_next_run_goes_on(
     assert output(tmp_path).read_bytes() == expected
 
 
-def test_every_event_is_told_however_far_ahead_of_them_the_work_is(tmp_path: Path) -> None:
+def test_every_event_is_reported_however_far_ahead_the_work_is(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", CheckpointSpec(n_layers=2))
     hub = LocalHub(
         {
@@ -230,7 +230,7 @@ def test_every_event_is_told_however_far_ahead_of_them_the_work_is(tmp_path: Pat
     assert rest[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
 
 
-def test_one_shard_comes_ahead_and_a_third_only_when_one_may_go(
+def test_one_shard_is_fetched_ahead_and_a_third_only_when_one_is_done(
     hub: LocalHub, tmp_path: Path, folder: Path
 ) -> None:
     client = Client(hub.hub_url, tmp_path / "own")

@@ -46,7 +46,7 @@ ONE = ConcurrencySettings(first=1, max=1)
     ],
     ids=["none", "cuts", "cut-before-the-end", "5xx", "429", "other-range", "expired-address", "mixed"],
 )
-def test_a_fault_that_passes_ends_in_the_whole_file(
+def test_after_a_passing_fault_the_file_is_complete(
     tmp_path: Path, faults: list[Fault], concurrency: ConcurrencySettings
 ) -> None:
     hub = hub_with(DATA)
@@ -62,7 +62,7 @@ def test_a_fault_that_passes_ends_in_the_whole_file(
     assert not hub.faults
 
 
-def test_what_came_before_a_cut_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_bytes_received_before_a_cut_are_not_requested_again(tmp_path: Path) -> None:
     hub = hub_with(DATA)
     hub.faults += [cut(5 * MIB), fine, cut(3 * MIB)]
     with hub.served() as url:
@@ -70,7 +70,7 @@ def test_what_came_before_a_cut_is_not_asked_for_again(tmp_path: Path) -> None:
     assert hub.sent == len(DATA)
 
 
-def test_a_wait_that_the_server_asks_for_is_waited_and_told(tmp_path: Path) -> None:
+def test_a_wait_that_the_server_asks_for_is_kept_and_reported(tmp_path: Path) -> None:
     hub = hub_with(DATA)
     hub.faults += [status(429, Retry_After="7")]
     hub.api_faults += [(429, {"Retry-After": "11"}, b""), (503, {}, b"")]
@@ -81,7 +81,7 @@ def test_a_wait_that_the_server_asks_for_is_waited_and_told(tmp_path: Path) -> N
     assert client.waits == [11, 1.0, 7]
 
 
-def test_a_wait_of_hours_is_an_error_and_keeps_what_came(tmp_path: Path) -> None:
+def test_a_wait_of_hours_is_an_error_and_keeps_the_received_bytes(tmp_path: Path) -> None:
     hub = hub_with(DATA)
     hub.faults += [fine, status(429, Retry_After="7200")]
     with hub.served() as url:
@@ -106,7 +106,7 @@ def test_a_wait_of_hours_is_an_error_and_keeps_what_came(tmp_path: Path) -> None
     ],
     ids=["web-page", "wrong-length", "404", "403", "always-500", "always-cut"],
 )
-def test_a_fault_that_stays_ends_in_one_clear_line(tmp_path: Path, faults: list[Fault], message: str) -> None:
+def test_a_permanent_fault_is_one_clear_line(tmp_path: Path, faults: list[Fault], message: str) -> None:
     hub = hub_with(DATA)
     hub.faults += faults
     with hub.served() as url:
@@ -189,7 +189,7 @@ def test_redirects_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:x"])
-def test_a_redirect_to_no_address_is_an_error(tmp_path: Path, address: str) -> None:
+def test_a_redirect_without_an_address_is_an_error(tmp_path: Path, address: str) -> None:
     hub = hub_with(DATA)
     with hub.served() as url:
         hub.storage_url = address
@@ -197,7 +197,7 @@ def test_a_redirect_to_no_address_is_an_error(tmp_path: Path, address: str) -> N
             Client(url, tmp_path).pull()
 
 
-def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> None:
+def test_more_connections_are_opened_while_bytes_arrive(tmp_path: Path) -> None:
     """The server sends nothing before four are open."""
     hub = hub_with(DATA)
     hub.least_open = 4
@@ -209,7 +209,7 @@ def test_more_connections_are_opened_while_the_bytes_come(tmp_path: Path) -> Non
     assert hub.sent == len(DATA)
 
 
-def test_a_connection_that_brings_nothing_is_given_up_again() -> None:
+def test_a_connection_that_adds_no_speed_is_closed() -> None:
     concurrency = Concurrency(ConcurrencySettings(trial_s=1.0, trial_bytes=10))
     seen = []
     for second, n_bytes in enumerate([0, 100, 100, 250, 250, 405, 1000, 1600, 2200]):
@@ -243,7 +243,7 @@ def test_a_file_name_that_could_leave_its_folder_is_refused(tmp_path: Path, name
 @pytest.mark.parametrize(
     "answer", [b"<html>", b"[]", b'{"id": 3}', b'{"id": "a/b", "sha": "..", "siblings": []}', b"[" * 100_000]
 )
-def test_an_answer_that_is_no_hubs_is_one_clear_error(tmp_path: Path, answer: bytes) -> None:
+def test_an_answer_that_is_not_from_a_hub_is_one_clear_error(tmp_path: Path, answer: bytes) -> None:
     hub = hub_with(DATA)
     hub.api_faults += [(200, {"Content-Type": "application/json"}, answer)]
     with hub.served() as url, pytest.raises(PullError, match="HF_ENDPOINT"):
@@ -251,12 +251,12 @@ def test_an_answer_that_is_no_hubs_is_one_clear_error(tmp_path: Path, answer: by
 
 
 @pytest.mark.parametrize("endpoint", ["http://a\nb", "nonsense", "ftp://a"])
-def test_an_endpoint_that_is_no_address_is_one_clear_error(tmp_path: Path, endpoint: str) -> None:
+def test_an_endpoint_that_is_not_an_address_is_one_clear_error(tmp_path: Path, endpoint: str) -> None:
     with pytest.raises(PullError, match=r"HF_ENDPOINT is .*: give it as https://HOST"):
         Client(endpoint, tmp_path).list_files()
 
 
-def test_a_repository_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_repository_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with hub_with(DATA).served() as url:
         with pytest.raises(PullError, match=f"Nearest: {REPO}"):
             Client(url, tmp_path).list_files("Qwen/QwQ-32B-GUFF")
@@ -271,7 +271,7 @@ def test_a_gated_repository_says_what_to_do(tmp_path: Path) -> None:
         Client(url, tmp_path).list_files()
 
 
-def test_a_full_disk_is_said_before_the_first_byte(tmp_path: Path) -> None:
+def test_too_little_disk_is_an_error_before_the_first_byte(tmp_path: Path) -> None:
     hub = hub_with(DATA)
     hub.repos[REPO][NAME].stated_size = 2**49
     with hub.served() as url:
@@ -281,7 +281,7 @@ def test_a_full_disk_is_said_before_the_first_byte(tmp_path: Path) -> None:
     assert hub.sent == 0
 
 
-def test_the_parts_of_a_split_model_come_together(tmp_path: Path) -> None:
+def test_all_parts_of_a_split_model_are_downloaded(tmp_path: Path) -> None:
     hub = hub_with(DATA)
     parts = {f"q8/QwQ-Q8_0-{n:05}-of-00003.gguf": StoredFile(content(MIB, seed=n)) for n in (1, 2, 3)}
     hub.repos[REPO] = {**parts, "QwQ-Q6_K-00001-of-00002.gguf": StoredFile(b"its second part is lost")}
@@ -318,7 +318,7 @@ def test_a_damaged_journal_only_costs_bytes(tmp_path: Path, journal: str, resume
     assert hub.sent == len(DATA) - resumed
 
 
-def test_a_part_that_is_wrong_on_the_disk_is_found_by_the_hash(tmp_path: Path) -> None:
+def test_wrong_bytes_on_the_disk_are_found_by_the_hash(tmp_path: Path) -> None:
     """As after a loss of power: the journal says that bytes are there which never reached the disk."""
     hub = hub_with(DATA)
     etag = hub.repos[REPO][NAME].sha256
@@ -348,7 +348,5 @@ def test_a_part_that_is_wrong_on_the_disk_is_found_by_the_hash(tmp_path: Path) -
         ({}, None),
     ],
 )
-def test_what_a_server_asks_to_wait_is_read_in_every_form(
-    headers: dict[str, str], seconds: float | None
-) -> None:
+def test_every_form_of_retry_after_is_understood(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers, now=1000.0) == seconds

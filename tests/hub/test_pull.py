@@ -73,7 +73,7 @@ def test_one_command_brings_a_model_that_answers(served: LocalHub, tmp_path: Pat
     assert served.sent == len(model)
 
 
-def test_the_unmodified_client_finds_what_was_pulled_also_without_a_server(
+def test_the_unmodified_client_finds_a_pulled_model_without_a_server(
     served: LocalHub, tmp_path: Path
 ) -> None:
     assert pull(served, tmp_path, "Q4_K_M").status == 0
@@ -130,7 +130,7 @@ def test_ten_kills_cost_no_more_than_what_was_under_way(tmp_path: Path, model: b
     assert blob.read_bytes() == data
 
 
-def test_ctrl_c_keeps_what_came_and_says_how_to_go_on(tmp_path: Path, model: bytes) -> None:
+def test_ctrl_c_keeps_the_received_bytes_and_says_how_to_continue(tmp_path: Path, model: bytes) -> None:
     data = padded(model, 24 * MIB)
     hub = hub_with(data)
     hub.hold_at = 9 * MIB
@@ -221,7 +221,7 @@ def test_the_list_says_what_fits(served: LocalHub, tmp_path: Path) -> None:
     assert leftovers(tmp_path / "huggingface") == []
 
 
-def test_a_type_that_is_not_there_is_wrong_usage(served: LocalHub, tmp_path: Path) -> None:
+def test_a_missing_type_is_wrong_usage(served: LocalHub, tmp_path: Path) -> None:
     ran = pull(served, tmp_path, "Q4_K_S")
     assert ran.status == 2
     assert "it has Q4_K_M. Did you mean Q4_K_M?" in ran.stderr
@@ -230,7 +230,7 @@ def test_a_type_that_is_not_there_is_wrong_usage(served: LocalHub, tmp_path: Pat
     assert f"Nearest: {NAME}" in ran.stderr
 
 
-def test_a_file_that_is_no_model_is_not_used_and_can_be_removed(tmp_path: Path, model: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_not_used_and_can_be_removed(tmp_path: Path, model: bytes) -> None:
     hub = hub_with(b"these are no weights" * 1000)
     hub.repos[REPO]["qwq-32b-q8_0.gguf"] = StoredFile(model)
     with hub.served():
@@ -245,7 +245,7 @@ def test_a_file_that_is_no_model_is_not_used_and_can_be_removed(tmp_path: Path, 
     assert "Q4_K_M" not in qwq(tmp_path, "models").stdout
 
 
-def test_a_model_that_qwq_cannot_run_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+def test_a_model_that_qwq_cannot_run_is_refused_by_its_first_bytes(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "llama.gguf", "llama")
     writer.add_string("general.name", "x" * 100_000)
     writer.write_header_to_file()
@@ -265,14 +265,14 @@ def test_a_model_that_qwq_cannot_run_is_known_by_its_first_bytes(tmp_path: Path)
         assert hub.sent == 2 * 4096
 
 
-def test_the_first_bytes_of_a_model_that_can_be_run_say_nothing(served: LocalHub, tmp_path: Path) -> None:
+def test_the_first_bytes_of_a_model_that_can_run_cause_no_notice(served: LocalHub, tmp_path: Path) -> None:
     """Also where the server sends no ranges."""
     assert pull(served, tmp_path / "one", "--file", NAME).status == 0
     served.faults[:] = [whole_files_only(served.repos[REPO][NAME].content)] * 4
     assert pull(served, tmp_path / "two", "--file", NAME).status == 0
 
 
-def test_abandoned_partials_of_ours_go_and_only_those(served: LocalHub, tmp_path: Path) -> None:
+def test_only_our_own_abandoned_partial_files_are_removed(served: LocalHub, tmp_path: Path) -> None:
     blobs = tmp_path / "huggingface" / "hub" / "models--some--repo" / "blobs"
     blobs.mkdir(parents=True)
     old, young, foreign = (blobs / name for name in ("a.qwq-partial", "b.qwq-partial", "c.1234.incomplete"))
@@ -287,7 +287,7 @@ def test_abandoned_partials_of_ours_go_and_only_those(served: LocalHub, tmp_path
     assert sorted(path.name for path in blobs.iterdir()) == [young.name, foreign.name]
 
 
-def test_what_another_tool_left_damaged_is_fetched_again(
+def test_a_file_that_another_tool_left_damaged_is_fetched_again(
     served: LocalHub, tmp_path: Path, model: bytes
 ) -> None:
     blobs = tmp_path / "huggingface" / "hub" / "models--Qwen--QwQ-32B-GGUF" / "blobs"
@@ -300,7 +300,7 @@ def test_what_another_tool_left_damaged_is_fetched_again(
     assert blob.read_bytes() == model
 
 
-def test_nothing_is_imported_twice_over(tmp_path: Path) -> None:
+def test_a_path_imports_no_hub_client(tmp_path: Path) -> None:
     """`qwq ask` with a path does not pay for the hub's client."""
     program = (
         "import sys\nfrom pathlib import Path\nfrom qwq_local.models.catalog import Catalog\n"
@@ -341,7 +341,7 @@ def test_the_amount_shown_never_goes_backwards(is_terminal: bool) -> None:
     assert ("\r" in text) is is_terminal
 
 
-def test_what_is_in_brackets_in_the_list_is_explained() -> None:
+def test_brackets_in_the_list_are_explained() -> None:
     fit = Fit(Memory(20 * 10**9, "main memory"), "q8_0", 32_768, 131_072)
     sizes = {"a": 34_800_000_000, "b": 19_000_000_000, "c": 9_000_000_000}
     rows = [("Q4_K_M", size, 1, name) for name, size in sizes.items()]
@@ -354,9 +354,7 @@ def test_what_is_in_brackets_in_the_list_is_explained() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:99999"])
-def test_an_address_that_no_url_can_have_is_refused_before_anything_else(
-    tmp_path: Path, endpoint: str
-) -> None:
+def test_an_invalid_address_is_refused_before_anything_else(tmp_path: Path, endpoint: str) -> None:
     ran = qwq(tmp_path, "models", stdin=None, HF_ENDPOINT=endpoint)
     assert (ran.status, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"qwq: HF_ENDPOINT is {endpoint!r} (")

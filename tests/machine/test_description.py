@@ -51,7 +51,7 @@ def test_a_file_is_read_in_gib(folders: ProfileFolders, tmp_path: Path) -> None:
     assert read_machine(str(path), folders) == expected
 
 
-def test_ones_own_machine_comes_before_the_bundled_one(folders: ProfileFolders) -> None:
+def test_a_users_machine_comes_before_the_bundled_one(folders: ProfileFolders) -> None:
     own = folders.own / "machines" / "cpu.toml"
     own.parent.mkdir(parents=True)
     own.write_text("cores = 1\nmemory = 2\navailable = 1\n")
@@ -89,7 +89,7 @@ def test_half_a_description_is_refused_by_file_and_key(
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_that_is_not_there_brings_the_nearest_one(folders: ProfileFolders, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest(folders: ProfileFolders, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r'no machine "rtx-4900".*Did you mean rtx-4090'):
         read_machine("rtx-4900", folders)
     with pytest.raises(ProfileError, match="is no machine's name"):

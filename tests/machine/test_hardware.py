@@ -25,7 +25,7 @@ def present(*files: str, system: str = "linux", cpu: str = "x86_64") -> Gpu | No
     return present_gpu(lambda path: path in files, system, cpu)
 
 
-def test_a_gpu_is_known_by_its_driver() -> None:
+def test_a_gpu_is_detected_by_its_driver() -> None:
     assert present("/proc/driver/nvidia/version") is CUDA
     assert present("/dev/kfd") is ROCM
     assert present() is None
@@ -34,7 +34,7 @@ def test_a_gpu_is_known_by_its_driver() -> None:
 
 
 @pytest.mark.parametrize("gpu", [CUDA, METAL, ROCM])
-def test_a_gpu_that_the_library_cannot_use_gives_the_exact_line_that_mends_it(gpu: Gpu) -> None:
+def test_a_gpu_that_the_library_cannot_use_gives_the_line_that_fixes_it(gpu: Gpu) -> None:
     notice = idle_gpu_notice(gpu, can_offload=False)
     assert notice is not None
     assert "\n" not in notice
@@ -65,7 +65,7 @@ def test_ggml_lists_the_processor_with_its_memory() -> None:
     assert processor[0].description
 
 
-def test_this_machine_has_less_to_give_than_it_has() -> None:
+def test_less_memory_is_available_than_installed() -> None:
     """The processor's memory as ggml tells it is all free; the kernel knows better."""
     machine = this_machine()
     total = next(device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU)

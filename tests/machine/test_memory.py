@@ -62,7 +62,7 @@ def test_a_group_that_is_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
     assert system_memory(proc, groups) == SystemMemory(GIB, 0)
 
 
-def test_where_nothing_tells_nothing_is_made_up(tmp_path: Path) -> None:
+def test_without_any_source_the_memory_is_unknown(tmp_path: Path) -> None:
     assert system_memory(tmp_path, tmp_path) is None
     (tmp_path / "meminfo").write_text("MemTotal: 5 kB\n")
     assert system_memory(tmp_path, tmp_path) is None

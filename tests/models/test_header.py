@@ -62,7 +62,7 @@ def test_the_header_says_what_the_gguf_package_says(miniature: Callable[[str], P
     assert special_token_ids(header) == tuple(i for i, kind in enumerate(types) if kind in (3, 4))
 
 
-def test_a_file_that_does_not_say_its_type_has_none(whole: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_type_has_none(whole: bytes, tmp_path: Path) -> None:
     named, unnamed = tmp_path / "named.gguf", tmp_path / "unnamed.gguf"
     named.write_bytes(whole)
     unnamed.write_bytes(whole.replace(b"general.file_type", b"general.file_typo", 1))
@@ -70,7 +70,7 @@ def test_a_file_that_does_not_say_its_type_has_none(whole: bytes, tmp_path: Path
     assert (name, f"{name} Q8_0") == ("QwQ miniature", model_name(read_header(named)))
 
 
-def test_a_token_that_is_there_twice_is_refused(whole: bytes, tmp_path: Path) -> None:
+def test_a_duplicate_token_is_refused(whole: bytes, tmp_path: Path) -> None:
     """llama.cpp would end the process."""
     one, other = (struct.pack("<Q", 3) + text.encode() for text in ("Ġa", "Ġb"))
     assert one in whole
@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_anywhere_is_refused_in_one_line(whole: bytes, tmp_pa
     assert "cut short" in rejected(path, whole[: len(whole) - 40_000])
 
 
-def test_another_file_renamed_is_refused_by_what_it_begins_with(tmp_path: Path) -> None:
+def test_another_file_type_is_refused_by_its_first_bytes(tmp_path: Path) -> None:
     assert "not a GGUF" in rejected(tmp_path / "zip.gguf", b"PK\x03\x04" + b"\0" * 100)
     assert "not a GGUF" in rejected(tmp_path / "text.gguf", b"Hello, this is a text file.")
     with pytest.raises(ModelFileError):
@@ -143,7 +143,7 @@ def test_another_architecture_and_a_missing_tensor_are_named(whole: bytes, tmp_p
     assert "lacks the tensor blk.3.ffn_up.weight" in rejected(tmp_path / "missing.gguf", missing)
 
 
-def test_what_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: Path) -> None:
+def test_a_file_that_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: Path) -> None:
     """400 files with flipped bits in the header: those that pass are loaded and used in another process."""
     rng = random.Random(1)
     path = tmp_path / "flipped.gguf"

@@ -64,7 +64,9 @@ def split_model(folder: Path) -> list[Path]:
     return sorted(folder.glob("parts-*.gguf"))
 
 
-def test_a_file_is_known_at_once_by_header_size_and_time(model: Path, identities: ModelIdentities) -> None:
+def test_a_file_is_identified_at_once_by_header_size_and_time(
+    model: Path, identities: ModelIdentities
+) -> None:
     first = identities.of(read_header(model))
     assert first.sha256 == ""
     assert identities.of(read_header(model)) == first
@@ -102,7 +104,7 @@ def test_the_content_is_computed_once_and_kept_for_the_next_run(model: Path, fol
     assert identities.of(read_header(copied)).is_same(identities.of(header))
 
 
-def test_what_was_computed_does_not_go_with_a_changed_file(model: Path, folder: Path) -> None:
+def test_a_changed_file_does_not_keep_its_digest(model: Path, folder: Path) -> None:
     learn(folder, read_header(model))
     content, before = bytearray(model.read_bytes()), model.stat().st_mtime_ns
     content[-1] ^= 1
@@ -113,7 +115,7 @@ def test_what_was_computed_does_not_go_with_a_changed_file(model: Path, folder: 
 
 
 @pytest.mark.parametrize("written", [b"", b"0" * 63, b"0" * 65, b"G" * 64, b"\xff" * 64], ids=range(5))
-def test_a_damaged_note_is_no_note(model: Path, folder: Path, written: bytes) -> None:
+def test_a_damaged_record_is_ignored(model: Path, folder: Path, written: bytes) -> None:
     header = read_header(model)
     learn(folder, header)
     next(folder.iterdir()).write_bytes(written)
@@ -123,7 +125,7 @@ def test_a_damaged_note_is_no_note(model: Path, folder: Path, written: bytes) ->
 
 
 @pytest.mark.parametrize("name", ["{}", "sha256-{}"])
-def test_a_cache_that_names_files_by_content_is_believed(
+def test_a_cache_that_names_files_by_content_is_trusted(
     model: Path, identities: ModelIdentities, folder: Path, tmp_path: Path, name: str
 ) -> None:
     """As the caches of Hugging Face and of ollama do; the one links to its blobs under a readable name."""
@@ -138,7 +140,7 @@ def test_a_cache_that_names_files_by_content_is_believed(
     assert identities._worker is None
 
 
-def test_a_blob_named_otherwise_or_elsewhere_is_not_believed(
+def test_a_blob_with_another_name_or_place_is_not_trusted(
     model: Path, identities: ModelIdentities, tmp_path: Path
 ) -> None:
     for folder, name in (("blobs", "0" * 40), ("files", "0" * 64), ("blobs", "0" * 64 + ".incomplete")):
@@ -147,12 +149,12 @@ def test_a_blob_named_otherwise_or_elsewhere_is_not_believed(
         assert identities.of(read_header(model)).sha256 == ""
 
 
-def test_a_download_that_was_verified_can_be_written_down(model: Path, identities: ModelIdentities) -> None:
+def test_the_digest_of_a_verified_download_can_be_recorded(model: Path, identities: ModelIdentities) -> None:
     identities.record(model, "a" * 64)
     assert identities.of(read_header(model)).sha256 == "a" * 64
 
 
-def test_computing_stops_when_told_and_leaves_nothing(
+def test_hashing_stops_on_request_and_leaves_nothing(
     model: Path, identities: ModelIdentities, folder: Path
 ) -> None:
     identities._stop.set()
@@ -162,7 +164,7 @@ def test_computing_stops_when_told_and_leaves_nothing(
     assert not folder.exists()
 
 
-def test_a_split_model_is_known_by_all_its_parts(tmp_path: Path, folder: Path) -> None:
+def test_a_split_model_is_identified_by_all_its_parts(tmp_path: Path, folder: Path) -> None:
     first, second = split_model(tmp_path)
     before = ModelIdentities(folder).of(read_header(first))
     learn(folder, read_header(first))
@@ -175,7 +177,7 @@ def test_a_split_model_is_known_by_all_its_parts(tmp_path: Path, folder: Path) -
     assert changed.sha256 == ""
 
 
-def test_a_folder_that_cannot_be_written_is_no_failure(model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_an_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     learn(tmp_path / "file" / "identities", read_header(model))
     assert ModelIdentities(tmp_path / "file" / "identities").of(read_header(model)).sha256 == ""

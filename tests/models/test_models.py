@@ -113,7 +113,7 @@ def test_the_default_is_the_chosen_then_the_last_pulled_then_the_catalogs() -> N
         ("QwQ-32B.gguf", ""),
     ],
 )
-def test_a_type_is_read_off_a_files_name(name: str, file_type: str) -> None:
+def test_a_type_is_read_from_a_files_name(name: str, file_type: str) -> None:
     assert file_type_of(name) == file_type
 
 
@@ -168,7 +168,7 @@ def test_a_manifest_that_points_out_of_its_folder_is_refused(tmp_path: Path, dig
     assert list(ollama_models(tmp_path)) == []
 
 
-def test_damaged_manifests_count_as_nothing(tmp_path: Path) -> None:
+def test_damaged_manifests_are_ignored(tmp_path: Path) -> None:
     write_ollama(tmp_path, "qwq:latest", b"GGUF")
     (manifest,) = (tmp_path / "manifests").rglob("latest")
     for text in ("", "[]", '{"layers": 3}', '{"layers": [3, {}]}', "[" * 100_000, "\xff"):
@@ -194,7 +194,7 @@ def test_lm_studios_folders_name_publisher_repository_and_type(tmp_path: Path) -
     ]
 
 
-def test_other_programs_folders_are_found_where_they_say(tmp_path: Path) -> None:
+def test_folders_of_other_programs_are_found_by_their_settings(tmp_path: Path) -> None:
     write_ollama(tmp_path / "elsewhere", "qwq:latest", b"GGUF")
     chosen = tmp_path / "chosen" / "a" / "QwQ-GGUF"
     chosen.mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_other_programs_folders_are_found_where_they_say(tmp_path: Path) -> None
     assert [each.name for each in found] == ["ollama/qwq:latest", "lmstudio/a/QwQ-GGUF:Q8_0"]
 
 
-def test_folders_that_cannot_be_count_as_empty(tmp_path: Path) -> None:
+def test_impossible_folders_count_as_empty(tmp_path: Path) -> None:
     (tmp_path / ".lmstudio").mkdir()
     for folder in ("a\0b", "\ud800", "x" * 5000):
         (tmp_path / ".lmstudio" / "settings.json").write_text(json.dumps({"downloadsFolder": folder}))
@@ -216,7 +216,7 @@ def test_folders_that_cannot_be_count_as_empty(tmp_path: Path) -> None:
     assert list(other_models({}, tmp_path)) == []
 
 
-def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None:
+def test_the_registry_tolerates_any_content(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     record = ModelRecord(str(tmp_path / "x"), alias="x", n_bytes=3)
     registry.change(lambda state: state.with_record(record))
@@ -228,7 +228,7 @@ def test_the_registry_survives_what_others_write_into_it(tmp_path: Path) -> None
     assert (tmp_path / "models.damaged.json").read_text() == "[" * 100_000
 
 
-def test_a_place_that_cannot_be_looked_at_hides_no_other_model(tmp_path: Path) -> None:
+def test_an_unreadable_folder_hides_no_other_model(tmp_path: Path) -> None:
     (tmp_path / "mine.gguf").write_bytes(b"GGUF")
     paths = (f"/{'x' * 300}.gguf", str(tmp_path / "mine.gguf"))
     state = RegistryState(records={path: ModelRecord(path, origin="add") for path in paths})
@@ -328,7 +328,7 @@ def test_the_miniature_can_be_the_default_and_has_its_own_profile(tmp_path: Path
     assert models(tmp_path).stdout.splitlines()[-1] == "The default is miniature, which comes with qwq."
 
 
-def test_the_miniature_is_shown_and_verified_as_any_other_and_stays(tmp_path: Path) -> None:
+def test_the_miniature_is_shown_and_verified_and_cannot_be_removed(tmp_path: Path) -> None:
     assert models(tmp_path, "default", "miniature").status == 0
     shown = models(tmp_path, "show", "miniature").stdout
     assert "qwen2 (QwQ miniature)" in shown
@@ -342,9 +342,7 @@ def test_the_miniature_is_shown_and_verified_as_any_other_and_stays(tmp_path: Pa
     assert "comes with qwq" not in models(tmp_path).stdout
 
 
-def test_a_file_added_again_says_what_it_was_called_and_has_its_headers_type(
-    tmp_path: Path, gguf: Path
-) -> None:
+def test_adding_a_file_again_names_its_old_name_and_uses_the_headers_type(tmp_path: Path, gguf: Path) -> None:
     path = gguf.rename(gguf.with_name("plain.gguf"))
     assert "no longer" not in models(tmp_path, "add", str(path)).stdout
     assert ", no longer plain; it stays" in models(tmp_path, "add", str(path), "--name", "mine").stdout
@@ -365,7 +363,7 @@ def test_another_default_than_the_miniature_is_marked_again(tmp_path: Path, gguf
     assert "comes with" not in models(tmp_path).stdout
 
 
-def test_what_was_pulled_is_removed_only_when_that_is_confirmed(tmp_path: Path, hub: LocalHub) -> None:
+def test_a_pulled_model_is_removed_only_after_a_confirmation(tmp_path: Path, hub: LocalHub) -> None:
     assert qwq(tmp_path, "pull", "Q4_K_M", HF_ENDPOINT=hub.hub_url).status == 0
     refused = models(tmp_path, "rm", "Q4_K_M")
     assert refused.status == 2
@@ -382,7 +380,7 @@ def test_what_was_pulled_is_removed_only_when_that_is_confirmed(tmp_path: Path, 
     assert left == [folder / "refs" / "main"]
 
 
-def test_other_programs_models_are_used_in_place_and_never_touched(
+def test_models_of_other_programs_are_used_in_place_and_never_touched(
     tmp_path: Path, miniature: Callable[[str], Path]
 ) -> None:
     content = miniature("Q8_0").read_bytes()
@@ -436,6 +434,6 @@ def test_a_file_that_cannot_be_read_is_listed_with_its_problem(tmp_path: Path) -
     assert "\x1b" not in plain
 
 
-def test_an_empty_machine_says_how_to_get_a_model(tmp_path: Path) -> None:
+def test_without_models_the_list_says_how_to_get_one(tmp_path: Path) -> None:
     assert "qwq pull" in models(tmp_path).stdout
     assert models(tmp_path, "show", "nothing").status == 3

@@ -17,7 +17,7 @@ from tests.command import ROOT, environment
 QWQ = Catalog("qwq-32b", "Qwen/QwQ-32B-GGUF", {"Q4_K_M": "qwq-32b-q4_k_m.gguf", "Q8_0": "qwq-32b-q8_0.gguf"})
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "any name.gguf"
     path.write_bytes(b"GGUF")
     assert find_model(str(path), QWQ, tmp_path) == path
@@ -26,7 +26,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
             find_model(str(missing), QWQ, tmp_path)
 
 
-def test_a_name_that_no_file_can_have_is_an_error_about_the_name(tmp_path: Path) -> None:
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="x: File name too long"):
         find_model("x" * 300, QWQ, tmp_path)
 
@@ -42,7 +42,7 @@ def test_the_miniature_is_converted_once_for_each_type(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in first.parent.iterdir()) == [".gguf", ".gguf"]
 
 
-def test_a_damaged_conversion_is_made_again_and_older_ones_go(tmp_path: Path) -> None:
+def test_a_damaged_conversion_is_made_again_and_older_ones_are_removed(tmp_path: Path) -> None:
     path = find_model("miniature", QWQ, tmp_path)
     whole = path.read_bytes()
     older = path.with_name("miniature-000000000000-Q8_0.gguf")
@@ -59,7 +59,7 @@ def test_an_unknown_type_of_the_miniature_leaves_nothing_behind(tmp_path: Path) 
     assert list((tmp_path / "miniature").iterdir()) == []
 
 
-def test_two_processes_that_convert_at_once_both_get_the_model(tmp_path: Path) -> None:
+def test_two_processes_that_convert_at_once_share_the_model(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; import sys\n"
         "from qwq_local.models.store import converted_miniature\n"

@@ -187,7 +187,7 @@ def test_a_described_processor_gets_the_formula() -> None:
     assert described_compute(sizes, CPU)(placement) == (compute_bytes(SHAPES[1], placement.context),)
 
 
-def test_what_is_read_of_a_context_is_what_the_library_logs(miniature: Callable[[str], Path]) -> None:
+def test_the_sizes_read_from_a_context_are_those_the_library_logs(miniature: Callable[[str], Path]) -> None:
     """The log is written by the library itself, in MiB with two decimals."""
     path = miniature("Q8_0")
     program = f"""

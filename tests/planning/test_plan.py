@@ -56,7 +56,7 @@ def planned(asked: Request) -> Plan | NothingFits:
 USUAL = Needs(1_000, 16_384, 4_096)
 
 
-def test_with_enough_memory_nothing_is_given_up() -> None:
+def test_with_enough_memory_nothing_is_reduced() -> None:
     plan = make_plan(request(USUAL, machine(32)))
     assert (plan.kv_type, plan.n_gpu_layers, plan.thinking_budget) == ("f16", 65, 16_384)
     assert (plan.n_ctx, plan.rope, plan.reductions) == (21_760, RopeScaling(), ())
@@ -102,7 +102,9 @@ FILES = st.sampled_from([qwq(), qwq(8.0), qwq(32.42, "Q8_0")])
 
 @settings(max_examples=60)
 @given(MACHINES, NEEDS, FILES)
-def test_no_plan_takes_more_than_there_is(where: Machine, needs: Needs, model: ModelSizes) -> None:
+def test_no_plan_takes_more_than_the_available_memory(
+    where: Machine, needs: Needs, model: ModelSizes
+) -> None:
     asked = request(needs, where, model)
     plan = planned(asked)
     if isinstance(plan, NothingFits):
@@ -126,7 +128,7 @@ def could_be_had(asked: Request, kv_type: str, budget: int, n_gpu_layers: int) -
 
 @settings(max_examples=60)
 @given(st.floats(4, 40), NEEDS.map(lambda needs: replace(needs, takes_largest=False)), FILES)
-def test_nothing_is_given_up_that_could_be_kept(gib: float, needs: Needs, model: ModelSizes) -> None:
+def test_no_reduction_is_larger_than_needed(gib: float, needs: Needs, model: ModelSizes) -> None:
     """Each reduction was needed: without it, and with all that comes before it, nothing fits."""
     asked = request(needs, machine(gib), model)
     try:
@@ -163,7 +165,7 @@ def test_more_memory_never_makes_a_worse_plan(gib: float, more: float, needs: Ne
     assert worth(make_plan(request(needs, machine(gib + more)))) >= worth(small)
 
 
-def test_what_was_asked_for_is_kept() -> None:
+def test_a_plan_keeps_the_users_settings() -> None:
     plan = make_plan(request(USUAL, machine(24), kv_type="q5_1", n_gpu_layers=30, n_batch=256, n_ubatch=64))
     assert (plan.kv_type, plan.n_gpu_layers, plan.reductions) == ("q5_1", 30, ())
     assert (plan.placement.context.n_batch, plan.placement.context.n_ubatch) == (256, 64)
@@ -206,7 +208,7 @@ def test_a_roomy_plan_takes_the_largest_native_context_that_fits() -> None:
     assert plan.n_ctx == 32_768 or plan.uses[0].free < 256 * 64 * 2176 + (1 << 20)
 
 
-def test_yarn_is_told_with_the_tokens_that_need_it() -> None:
+def test_the_plan_says_why_yarn_is_on() -> None:
     plan = make_plan(request(Needs(40_000, 16_384, 4_096), machine(80)))
     assert (plan.rope, plan.n_ctx) == (RopeScaling(2, 32_768), 60_672)
     assert "YaRN 2 over 32,768" in plan_line(plan)
@@ -223,7 +225,7 @@ def offers_of(asked: Request) -> tuple[str, list[str]]:
     return message, [offer.split(") ", 1)[1] for offer in offered.rstrip(".").split("; ")]
 
 
-def test_what_never_fits_is_told_with_numbers_and_the_three_nearest_things_that_would() -> None:
+def test_a_plan_that_never_fits_is_refused_with_the_three_nearest_alternatives() -> None:
     message, offers = offers_of(request(USUAL, machine(memory_gib=16), qwq(32.42, "Q8_0")))
     assert "needs 33.1 GiB of CPU memory (weights 32.4 GiB, KV 0.5 GiB, compute 0.2 GiB)" in message
     assert "15.5 GiB may be used" in message
@@ -234,7 +236,7 @@ def test_what_never_fits_is_told_with_numbers_and_the_three_nearest_things_that_
     ]
 
 
-def test_settings_that_are_in_the_way_are_the_nearest() -> None:
+def test_settings_that_prevent_a_plan_are_the_nearest_alternatives() -> None:
     _, offers = offers_of(request(USUAL, machine(20), kv_type="f32", n_gpu_layers=-1))
     assert offers[:2] == ["--set kv_type=auto", "--set n_gpu_layers=auto"]
     needs = replace(USUAL, n_ctx=131_072)

@@ -35,7 +35,7 @@ def test_the_factor_is_the_smallest_whose_window_holds_prompt_thinking_and_answe
     )
 
 
-def test_past_the_largest_factor_the_thinking_gives_way_then_the_reserve_then_nothing() -> None:
+def test_past_the_largest_factor_the_thinking_shrinks_then_the_reserve() -> None:
     """Each down to a sixteenth of the native window: 2,048 tokens."""
     assert share_window(Needs(112_000, 16_384, 4_096), QWQ).thinking_budget == 14_912
     tight = share_window(Needs(126_500, 16_384, 4_096), QWQ)
@@ -64,23 +64,23 @@ def test_no_share_falls_below_its_floor_and_all_of_them_fit_the_window() -> None
         share_window(Needs(28_609, 16_384, 4_096), OFF)
 
 
-def test_a_wish_below_the_floor_is_granted_as_it_is() -> None:
+def test_a_setting_below_the_minimum_is_used() -> None:
     """Somebody who wants no thinking and ten tokens of answer can fill the window with the prompt."""
     assert share_window(Needs(32_694, 0, 10), OFF) == unscaled(32_768, 0, 10)
 
 
-def test_a_factor_that_was_asked_for_is_kept_even_where_none_is_needed() -> None:
+def test_a_set_factor_is_used_even_if_none_is_needed() -> None:
     forced = Window(32_768, (1, 2, 4), yarn=4, origin=32_768)
     assert share_window(Needs(100, 1000, 500), forced) == Shares(1792, 1000, 500, RopeScaling(4, 32_768))
 
 
-def test_the_origin_is_the_models_and_the_kind_the_files() -> None:
+def test_the_origin_comes_from_the_profile_and_the_kind_from_the_file() -> None:
     linear = Window(4096, (1, 8), origin=2048, kind=Scaling.LINEAR)
     assert share_window(Needs(10_000, 1000, 500), linear).rope == RopeScaling(8, 2048, Scaling.LINEAR)
     assert share_window(Needs(10_000, 1000, 500), Window(4096, (1, 4))).rope.origin == 4096
 
 
-def test_a_chosen_context_is_kept_bounds_everything_and_takes_the_factor_it_needs() -> None:
+def test_a_set_context_bounds_everything_and_uses_the_factor_it_needs() -> None:
     assert share_window(Needs(100, 16_384, 4_096, n_ctx=8_192), QWQ) == unscaled(8_192, 3_932, 4_096)
     assert share_window(Needs(100, 16_384, 4_096, n_ctx=40_000), QWQ).rope.factor == 2
     with pytest.raises(PromptTooLong, match="raise it up to 131,072"):

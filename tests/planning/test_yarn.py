@@ -233,9 +233,7 @@ def sized(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def test_what_a_file_multiplies_attention_by_is_undone_where_nothing_is_scaled(
-    stored: dict[str, Array], tmp_path: Path
-) -> None:
+def test_a_files_attention_factor_is_undone_without_scaling(stored: dict[str, Array], tmp_path: Path) -> None:
     """The key that llama.cpp applies whatever the scaling; ours never writes it: it is renamed into place."""
     path = gguf(stored, tmp_path, rope_scaling=SCALED)
     raw = path.read_bytes()

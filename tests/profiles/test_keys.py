@@ -74,7 +74,7 @@ def test_a_sampler_key_is_added_as_the_documentation_says(
     assert asked.returncode in (0, 6), asked.stderr
 
 
-def test_the_sampler_gets_every_key_of_its_own() -> None:
+def test_the_sampler_gets_all_its_keys() -> None:
     settings = Profile().sampler_settings(seed=7)
     assert {key: getattr(settings, key) for key in SAMPLER_KEYS} == {
         key: getattr(Profile(), key) for key in SAMPLER_KEYS

@@ -88,7 +88,7 @@ def test_each_layer_beats_the_one_below_and_the_origin_says_so(made_up: ProfileF
     assert top_k() == (7, "--set")
 
 
-def test_an_own_profile_overrides_key_by_key(folders: ProfileFolders) -> None:
+def test_a_users_profile_overrides_key_by_key(folders: ProfileFolders) -> None:
     write_own(folders, ProfileKind.TASK, "math", "thinking_budget = 1000")
     found = resolve("qwq-32b", "math", folders).profile
     assert found.thinking_budget == 1000
@@ -119,7 +119,7 @@ def test_a_profile_that_extends_another_no_longer_builds_on_its_bundled_namesake
     assert (found.question_suffix, found.answer_reserve) == ("", 8192)
 
 
-def test_extending_ones_own_name_means_the_bundled_one(folders: ProfileFolders) -> None:
+def test_extending_its_own_name_means_the_bundled_one(folders: ProfileFolders) -> None:
     write_own(folders, ProfileKind.TASK, "math", 'extends = "math"\ntop_k = 20')
     assert resolve("qwq-32b", "math", folders).profile.question_suffix == MATH_PROMPT
 
@@ -140,7 +140,7 @@ def test_extending_what_does_not_exist_names_the_file_that_asked(folders: Profil
     assert "Did you mean math?" in message
 
 
-def test_one_folder_can_be_own_and_bundled_at_once(made_up: ProfileFolders) -> None:
+def test_one_folder_can_be_the_users_and_the_bundled_one(made_up: ProfileFolders) -> None:
     same = ProfileFolders(own=made_up.bundled, bundled=made_up.bundled)
     assert resolve("qwq-32b", "chat", same).profile == Profile()
 
@@ -186,7 +186,7 @@ def test_an_unknown_key_names_the_file_the_key_and_the_nearest(folders: ProfileF
     assert "Did you mean temperature?" in refusal(folders)
 
 
-def test_a_key_under_a_heading_is_told_where_it_belongs(folders: ProfileFolders) -> None:
+def test_a_key_under_a_heading_is_an_error_that_says_where_it_belongs(folders: ProfileFolders) -> None:
     write_own(folders, ProfileKind.TASK, "chat", "[zzz]\ntemperature = 1")
     assert "top level" in refusal(folders)
 
@@ -363,7 +363,7 @@ def test_the_defaults_are_those_of_the_engine() -> None:
     assert Profile().threads == context.threads
 
 
-def test_what_the_memory_decides_is_left_to_the_plan() -> None:
+def test_values_that_depend_on_memory_are_left_to_the_plan() -> None:
     undecided = ("n_ctx", "yarn", "kv_type", "flash_attention", "n_gpu_layers")
     assert [getattr(Profile(), key) for key in undecided] == [None] * len(undecided)
     assert [RULES[key].show(None) for key in undecided] == ["auto"] * len(undecided)
@@ -405,7 +405,7 @@ def test_there_are_two_models_and_five_tasks(folders: ProfileFolders) -> None:
     assert all(entry.description and not entry.problem for entry in entries)
 
 
-def test_the_standard_prompts_are_the_cards_word_for_word(folders: ProfileFolders) -> None:
+def test_the_standard_prompts_equal_the_model_cards_word_for_word(folders: ProfileFolders) -> None:
     suffixes = {
         task: resolve("qwq-32b", task, folders).profile.question_suffix
         for task in folders.names(ProfileKind.TASK)
@@ -414,7 +414,7 @@ def test_the_standard_prompts_are_the_cards_word_for_word(folders: ProfileFolder
     assert suffixes == expected
 
 
-def test_the_profile_of_qwq_32b_is_what_its_card_says(folders: ProfileFolders) -> None:
+def test_the_profile_of_qwq_32b_follows_its_model_card(folders: ProfileFolders) -> None:
     found = resolve("qwq-32b", "chat", folders).profile
     assert (found.temperature, found.top_p, found.top_k, found.min_p) == (0.6, 0.95, 40, 0.0)
     assert (found.repeat_penalty, found.presence_penalty, found.dry_multiplier) == (1.0, 0.0, 0.0)
@@ -481,7 +481,7 @@ def test_profiles_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
 # `qwq profiles`
 
 
-def test_the_list_says_what_is_the_users_own(folders: ProfileFolders) -> None:
+def test_the_list_marks_the_users_profiles(folders: ProfileFolders) -> None:
     write_own(folders, ProfileKind.TASK, "math", 'description = "Sums"')
     write_own(folders, ProfileKind.TASK, "exam", 'extends = "math"')
     write_own(folders, ProfileKind.TASK, "broken", "top_q = 1")
@@ -540,7 +540,7 @@ def test_the_command_lists_shows_and_sets(tmp_path: Path) -> None:
     assert model.stdout.startswith("miniature\n")
 
 
-def test_an_error_leaves_the_command_as_it_is(tmp_path: Path) -> None:
+def test_the_command_raises_profile_errors(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, ["show", "maths"], env={"QWQ_CONFIG_DIR": str(tmp_path)})
     assert isinstance(failed.exception, ProfileError)
 
@@ -560,9 +560,7 @@ def test_an_error_leaves_the_command_as_it_is(tmp_path: Path) -> None:
         "qwq-merge",
     ],
 )
-def test_a_model_is_shown_that_has_a_profile_or_is_here_or_may_come(
-    folders: ProfileFolders, model: str
-) -> None:
+def test_every_known_model_can_be_shown(folders: ProfileFolders, model: str) -> None:
     check_model(model, folders, lambda: ["mine", "ollama/qwq-merge:Q5_K_M"])
 
 
