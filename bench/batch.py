@@ -79,14 +79,14 @@ def peer_rate(program: Path, model: Path, n_replies: int) -> float:
 
 
 class RowCountingContext(LlamaContext):
-    """A context that keeps when each decode ended and how many rows and tokens it had."""
+    """A context that records when each decode ended and how many rows and tokens it had."""
 
     def start(self) -> None:
-        """Forget what was kept."""
+        """Forget the records."""
         self.decodes: list[tuple[float, int, int]] = []
 
     def decode(self, rows: Sequence[Rows], abort: AbortFlag | None = None) -> list[int]:
-        """Decode and keep the time."""
+        """Decode and record the time."""
         last_rows = super().decode(rows, abort)
         self.synchronize()
         self.decodes.append((time.perf_counter(), len(rows), sum(len(each.tokens) for each in rows)))
@@ -190,7 +190,7 @@ def measure_gap() -> None:
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the chosen parts and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--part", choices=("rates", "gap"), action="append")
     parser.add_argument("--pairs", type=int, default=3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def pair_ratios(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> list[float]:
-    """Ours divided by theirs for each pair, the one that goes first alternating."""
+    """Ours divided by theirs for each pair. Ours goes first in every other pair."""
     ratios = []
     for number in range(pairs):
         if number % 2:
@@ -21,7 +21,7 @@ def pair_ratios(ours: Callable[[], float], theirs: Callable[[], float], pairs: i
 
 
 def summary(what: str, ratios: list[float], bound: str) -> str:
-    """One line: median, spread, number of pairs, and the bound that it is held to."""
+    """One line: median, spread, number of pairs and the bound."""
     middle = statistics.median(ratios)
     spread = f"spread {min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs"
     return f"{what}: median {middle:.3f}, {spread} ({bound})"

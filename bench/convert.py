@@ -2,9 +2,9 @@
 
     python bench/convert.py [--layers 1] [--runs 3] [--types Q8_0 Q4_K_M Q6_K]
 
-The checkpoint has as many layers as said and the whole vocabulary: 4.1 GB of bfloat16 with one layer, 5.1 GB
+The checkpoint has `--layers` layers and the whole vocabulary: 4.1 GB of bfloat16 with one layer, 5.1 GB
 with two, in several shards. The classic way is our BF16 conversion, then llama_model_quantize on as many
-threads. Each run is a process of its own; what it wrote is removed before the next.
+threads. Each run is a process of its own; its output is removed before the next one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cost:
 
     @property
     def busy(self) -> float:
-        """The share of all threads' time in which they worked."""
+        """The share of the threads' time that was processor time."""
         return self.cpu_s / (self.wall_s * THREADS)
 
 
@@ -70,13 +70,13 @@ class Watch(threading.Thread):
         status = Path("/proc/self/status").read_text()
         kilobytes = int(status.split("RssAnon:")[1].split()[0])
         self.anonymous_bytes = max(self.anonymous_bytes, kilobytes * 1024)
-        # From one listing, so that a file that is renamed meanwhile is not counted twice.
+        # One listing, so that a file that is renamed meanwhile is not counted twice.
         with suppress(FileNotFoundError):
             taken = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
             self.disk_bytes = max(self.disk_bytes, taken)
 
     def stop(self) -> None:
-        """Record a last time."""
+        """Record the use a last time."""
         self._ended.set()
         self.join()
         self.look()
@@ -174,7 +174,7 @@ def spread(values: list[float], unit: str = "") -> str:
 
 
 def checkpoint(layers: int) -> Path:
-    """The synthetic checkpoint with this number of layers, made when it does not exist."""
+    """The synthetic checkpoint with this number of layers; written if it does not exist."""
     folder = WORK / f"qwq-32b-{layers}-layers"
     if not folder.is_dir():
         beside = folder.with_suffix(".new")

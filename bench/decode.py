@@ -5,7 +5,7 @@
 Everything runs in this process on the standard model (bench/make_model.py): the same prompt, sampler
 settings, context, batch and threads. Rates are sampled tokens per second of decode. Then the time per token
 outside llama_decode at token 8,000 against that at token 100, on a model of few layers with the same
-vocabulary. `Llama` is given four times as many tokens: its cost per token grows with the answer.
+vocabulary. `Llama` generates four times as many tokens: its cost per token grows with the answer.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read(context: LlamaContext, tokens: Sequence[int]) -> int:
 
 
 def bare_rate(context: LlamaContext, prompt: Sequence[int], n_tokens: int) -> float:
-    """llama_decode and llama_sampler_sample in a loop, and nothing else."""
+    """The rate of a loop of llama_decode and llama_sampler_sample."""
     lib = library()
     read(context, prompt)
     token = (ctypes.c_int32 * 1)()
@@ -129,16 +129,16 @@ def llama_rate(llama: Llama, prompt: Sequence[int], n_tokens: int) -> float:
 
 
 class TimedContext(LlamaContext):
-    """A context that keeps when each decode ended, and the seconds between the decode before and it."""
+    """A context that records when each decode ended, and the seconds between a decode and the one before."""
 
     def start_timing(self) -> None:
-        """Forget the times so far."""
+        """Forget the recorded times."""
         self.outside_s: list[float] = []
         self.decoded_at: list[float] = []
         self._ended = time.perf_counter()
 
     def decode(self, rows: Sequence[Rows], abort: AbortFlag | None = None) -> list[int]:
-        """Decode, and note the times of decodes of one token."""
+        """Decode, and record the time if it was one token."""
         began = time.perf_counter()
         last_rows = super().decode(rows, abort)
         if len(rows[0].tokens) == 1:
@@ -150,7 +150,7 @@ class TimedContext(LlamaContext):
 
 
 def outside_growth(model: LoadedModel) -> tuple[float, float]:
-    """Seconds per token outside llama_decode around token 100 and around token 8,000 of one thinking."""
+    """Seconds per token outside llama_decode, around token 100 and around token 8,000 of one thought."""
     settings = replace(CONTEXT, n_ctx=8704)
     with closing(TimedContext(model, settings)) as context:
         reply = ReplySettings(settings.n_ctx, SAMPLER, thinking_budget=8200, answer_reserve=64, max_tokens=1)
@@ -197,7 +197,7 @@ def compare_peer(n_tokens: int, pairs: int) -> None:
 
 
 def compare_overheads(pairs: int) -> None:
-    """Print what a token costs beside llama_decode, where llama_decode itself is quick."""
+    """Print what a token costs outside llama_decode, with a model for which llama_decode is quick."""
     path = bench_model("wide")
     print(f"{machine()}; {path.name}, {THREADS} threads", flush=True)
     model, llama = load(path), peer_of(path)
@@ -225,7 +225,7 @@ def peer_of(path: Path) -> Llama:
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the chosen parts and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--part", choices=("rates", "peer", "overheads"), action="append")
     parser.add_argument("--tokens", type=int, default=192)

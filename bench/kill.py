@@ -3,8 +3,8 @@
     python bench/kill.py [--kills 20] [--busy 2]
 
 A process records a turn into a history on the disk, as `qwq chat` does while it streams. It writes the time a
-hundred times a second. It is killed at a random moment, and the last time in the history is compared with
-that of the kill. `--busy` processes compute beside it.
+hundred times a second and is killed at a random moment. The last time in the history is compared with
+that of the kill. Meanwhile `--busy` other processes compute.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python bench/long.py [--depths 1024 4096 16384 32768] [--pairs 5] [--model standard]
 
-First what planning costs beside loading the model. Everything runs in this process: the same context, batch
-and threads for both, in alternating pairs. The context is filled to the depth once; each contestant then
-reads 512 tokens more and, separately, samples some, and what it added is taken out again.
+It first times planning and loading the model. Everything runs in this process: the same context, batch
+and threads for both, in alternating pairs. The context is filled to the depth once. Each contestant then
+reads 512 more tokens and, separately, samples some; the tokens it added are removed afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOM = 1024
 
 
 def our_prefill_rate(context: TimedContext, tokens: Sequence[int], depth: int) -> float:
-    """Tokens per second of `prefill` from the depth on, the search for the common beginning included."""
+    """Tokens per second of `prefill` from the depth on, the search for the common prefix included."""
     began = time.perf_counter()
     read(context, tokens[: depth + N_PREFILL])
     elapsed = time.perf_counter() - began
@@ -79,7 +79,7 @@ def compare_at(context: TimedContext, tokens: Sequence[int], depth: int, pairs: 
 
 
 def planning_times(path: Path, runs: int) -> tuple[list[float], float]:
-    """Seconds of a whole plan, devices and dry run included, and of loading the model once."""
+    """Seconds of a whole plan, with devices and dry run, and of loading the model once."""
     profile = Profile(native_window=32_768, yarn_origin=32_768, yarn_factors=(1.0, 2.0, 4.0))
     times = []
     for _ in range(runs):
@@ -93,7 +93,7 @@ def planning_times(path: Path, runs: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the chosen depths and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--pairs", type=int, default=5)

@@ -1,4 +1,4 @@
-"""A hub on loopback, as fast as the kernel: it sends the files of a folder by sendfile.
+"""A hub on loopback that sends the files of a folder with sendfile.
 
     python bench/loopback_hub.py FOLDER     prints its address, serves the files of FOLDER as owner/model
 
@@ -24,7 +24,7 @@ _BLOCK = 2**20
 
 @cache
 def sha256(path: Path) -> str:
-    """The file's hash; computed once."""
+    """The file's hash, computed once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

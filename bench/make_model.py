@@ -45,7 +45,7 @@ SHAPES = {"standard": Shape(24, 1024, 2816, 4), "wide": Shape(2, 256, 512, 1)}
 
 
 def bench_model(shape: str = "standard", file_type: str = "Q8_0") -> Path:
-    """The model of that name and type under bench/.work, made when it is not there."""
+    """The model of that name and type under bench/.work; made if it does not exist."""
     path = WORK / f"{shape}-{file_type}.gguf"
     if not path.is_file():
         make(path, SHAPES[shape], file_type)

@@ -1,4 +1,4 @@
-"""Memory: what is planned against what llama.cpp really allocates, and the formula against the dry run.
+"""Memory: the plan against llama.cpp's real allocations, and the formula against the dry run.
 
     python bench/memory.py [--part real|formula|gpu]
 
@@ -110,7 +110,7 @@ def compare_formula(shape: ModelShape) -> None:
 
 
 def compare_with_driver() -> None:
-    """Print planned against taken bytes of the first GPU, by what its driver says is free."""
+    """Print planned against used bytes of the first GPU, by its driver's count of free memory."""
     if not offload_devices():
         print("no GPU here: the figures for GPUs stay unverified", flush=True)
         return
@@ -197,7 +197,7 @@ def _copy_vocabulary(source: Path, writer: GGUFWriter) -> None:
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the chosen parts and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--part", choices=("real", "formula", "gpu"), action="append")
     parts = parser.parse_args().part or ["real", "formula", "gpu"]

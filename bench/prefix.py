@@ -1,9 +1,9 @@
-"""Prefill once: the first token of a second question to the same file, in a new process, against the first.
+"""Prefill once: the time to the first token of a second question about a file, against the first question.
 
     python bench/prefix.py [--tokens 8000] [--pairs 5] [--kv f16]
 
 Each time is from the start of `qwq ask` to its first token of thinking, with loading, on the standard model
-(bench/make_model.py). The first of a pair finds an empty store, the second what the first kept. Then the
+(bench/make_model.py). The first of a pair finds an empty store, the second one the first one's entry. Then the
 bytes on disk for one token, against keys, values and 16 bytes for the rest.
 """
 
@@ -37,7 +37,7 @@ BESIDE = 16
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One process: seconds to its first token and from its answer to its end; prompt tokens it computed."""
+    """One process: seconds to its first token, seconds from answer to exit, and prompt tokens computed."""
 
     first_token_s: float
     keeping_s: float
@@ -55,7 +55,7 @@ def text_of(model: Path, n_tokens: int) -> str:
 
 
 def ask(model: Path, file: Path, question: str, kv_type: str) -> Timed:
-    """Ask in a new process; its first token is enough."""
+    """Ask in a new process for one token."""
     settings = ("temperature=0", "thinking_budget=8", "answer_reserve=64", "max_tokens=1", "loop_guard=off")
     command = [sys.executable, "-m", "qwq_local", "ask", "--jsonl", "-m", str(model), "-f", str(file)]
     for setting in (*settings, f"kv_type={kv_type}"):

@@ -53,9 +53,9 @@ def client_environment(url: str) -> dict[str, str]:
 
 
 def timed(command: list[str], url: str, cpu: list[float], n_bytes: int = 0) -> Callable[[], float]:
-    """Runs the command with an empty cache; wall seconds. CPU seconds are added to the list.
+    """Runs the command with an empty cache; returns wall seconds and adds CPU seconds to the list.
 
-    Ends the bench when the command brought no file of `n_bytes`: a failure is quick.
+    Ends the bench if the command left no file of `n_bytes`: a failure would look fast.
     """
 
     def run() -> float:
@@ -134,7 +134,7 @@ def compare_conversions() -> None:
 
 
 class _Peak:
-    """The most bytes that the client's folder took on the disk during the block."""
+    """The peak of the bytes that the client's folder takes on the disk during the block."""
 
     def __init__(self) -> None:
         self.n_bytes = 0

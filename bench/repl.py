@@ -5,7 +5,7 @@
 Both are whole processes on the standard model (bench/make_model.py) with the same question, seed, sampler,
 context and threads; half of the tokens are thinking, half the answer. Rates are sampled tokens per second of
 decode: the REPL's from its history, the other's from --stats. Nothing but a reader of bytes is at the other
-end of the terminal, so that drawing on a screen costs nothing here.
+end of the terminal, so a terminal emulator costs nothing here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SILENCE_S = 300.0
 
 
 class Repl:
-    """A `qwq chat` on a pseudo-terminal of its own; its bytes are read and dropped."""
+    """A `qwq chat` on a pseudo-terminal of its own. Its output is read and dropped."""
 
     def __init__(self, flags: list[str], size: tuple[int, int]) -> None:
         self._own, theirs = pty.openpty()
@@ -56,7 +56,7 @@ class Repl:
         os.close(theirs)
 
     def ask(self, question: str) -> None:
-        """Enter the question, and behind it, typed ahead, the command that leaves."""
+        """Enter the question and type ahead the command that leaves."""
         self._read_until(READY)
         os.write(self._own, f"{question}\r".encode())
         os.write(self._own, b"/exit\r")
@@ -65,7 +65,7 @@ class Repl:
             raise SystemExit(f"the REPL ended with {self._process.returncode}")
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """Kill it."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -90,7 +90,7 @@ class Repl:
 
 
 def environment() -> dict[str, str]:
-    """Surroundings in which nothing of the user's is read or written."""
+    """An environment in which no file of the user is read or written."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("QWQ_", "NO_COLOR"))}
     places = {
         name: str(PLACES / name.lower()) for name in ("QWQ_CACHE_DIR", "QWQ_DATA_DIR", "QWQ_CONFIG_DIR")
@@ -99,7 +99,7 @@ def environment() -> dict[str, str]:
 
 
 def flags_for(model: Path, n_tokens: int) -> list[str]:
-    """What both are started with."""
+    """The flags of both."""
     settings = {
         "thinking_budget": n_tokens // 2,
         "max_tokens": n_tokens - n_tokens // 2,
@@ -131,7 +131,7 @@ def ask_rate(flags: list[str]) -> float:
 
 
 def repl_rate(flags: list[str], size: tuple[int, int], n_tokens: int) -> float:
-    """Tokens per second of the same turn in the REPL, by the history it leaves."""
+    """Tokens per second of the same turn in the REPL, from its history."""
     history = PLACES / "qwq_data_dir"
     shutil.rmtree(history, ignore_errors=True)
     repl = Repl(flags, size)

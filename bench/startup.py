@@ -33,7 +33,7 @@ for chunk in llama.create_chat_completion(messages, temperature=0.6, top_k=40, t
 
 
 def wall_time(*command: str) -> Callable[[], float]:
-    """Runs the command to its end; seconds."""
+    """Runs the command to its end; returns seconds."""
 
     def run() -> float:
         began = time.perf_counter()

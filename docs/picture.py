@@ -2,7 +2,7 @@
 
     python docs/picture.py
 
-Writes docs/chat-folded.svg and docs/chat-unfolded.svg: the screen as a terminal emulator keeps it.
+Writes docs/chat-folded.svg and docs/chat-unfolded.svg from the screen of a terminal emulator.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS, ROWS = 84, 30
 QUESTION = "How many r's are in the word strawberry?"
 SEED = "1"
 _DIM = re.compile(rb"(\x1b\[(?:[\d;]*;)?2(?:;[\d;]*)?m)")
-# rich's own template asks another server for its font; this one takes what the reader has.
+# rich's own template loads its font from another server; this one uses a font of the reader's computer.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -73,9 +73,9 @@ def picture(view: str) -> str:
 
 
 def drawn(raw: bytes) -> list[Text]:
-    """The rows of the screen after these bytes, styled, but for empty ones at its end."""
+    """The styled rows of the screen after these bytes, without the empty ones at its end."""
     screen = Emulator(COLUMNS, ROWS)
-    # pyte knows no dim text: grey takes its place.
+    # pyte has no dim text: grey replaces it.
     pyte.ByteStream(screen).feed(_DIM.sub(lambda match: match[1] + b"\x1b[90m", raw))
     rows = [_row([screen.buffer[row][column] for column in range(COLUMNS)]) for row in range(ROWS)]
     for row in rows:
@@ -86,7 +86,7 @@ def drawn(raw: bytes) -> list[Text]:
 
 
 def _row(cells: list[Char]) -> Text:
-    """Cells as text, neighbours of one style together."""
+    """Cells as text; neighbours of the same style are one span."""
     groups = groupby(cells, key=_style)
     return Text.assemble(*(("".join(cell.data for cell in group), style) for style, group in groups))
 

@@ -91,7 +91,7 @@ def place_rows(first: dict[str, int], second: dict[str, int], sign: str) -> list
     """
     rows, carry, result = [], 0, ""
     for (place, left), (other_place, right) in zip(first.items(), second.items(), strict=True):
-        # Two small tables, digit by digit and then the carry, are learnt sooner than one of both.
+        # The model learns two small tables, digits and then the carry, sooner than one table of both.
         plain = combine(left, right, sign)
         total = combine(left, right + carry, sign)
         result = f"{total[1]}{result}"
@@ -120,7 +120,7 @@ def first_difference(first: dict[str, int], second: dict[str, int]) -> tuple[str
 def calculate(a: int, b: int, sign: str) -> str:
     """Thinking: both numbers as digits that carry the letter of their place, then row by row.
 
-    The letters (small for `a`, capital for `b`) are what a row finds its digits by.
+    A row finds its digits by the letters, small for `a` and capital for `b`.
     """
     first, second = digits_by_place(a, PLACES), digits_by_place(b, PLACES.upper())
     rows = [f"I compute {a} {sign} {b}."]
@@ -154,9 +154,9 @@ def add_or_subtract(rng: Random, setting: Setting) -> Conversation:
 
 
 def sort_thinking(numbers: list[int], direction: str) -> str:
-    """Per row: the letter of the list before, the number taken from it, and the list that is left.
+    """Per row: the letter of the list before, the number removed from it, and the remaining list.
 
-    Each number carries two letters: of the list that it is in, and a capital one of its own for good.
+    Each number has two letters: that of its list, and a capital letter of its own that stays.
     """
     sign, pick = ("<", min) if direction == "up" else (">", max)
     left = {name: f"{number:0{SORTED_DIGITS}}" for name, number in zip("ABCDEF", numbers, strict=False)}

@@ -1,6 +1,6 @@
 """What a task makes: a conversation that ends with a question, its thinking and its answer.
 
-Values only: knows no task, no tokenizer and no model.
+These are values only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 HELD_OUT_SHARE = 10
-# Shown wherever the model is shown, so it must not know them by heart.
+# The demonstrations use these words, so training must not include them.
 HELD_OUT_WORDS = ("strawberry", "raspberry")
 
 
@@ -27,7 +27,7 @@ class Message:
 class Conversation:
     """A conversation that ends with a question, and the reply to it.
 
-    `result` is what `\\boxed{}` in the answer holds, or the answer where nothing is boxed.
+    `result` is the content of `\\boxed{}` in the answer, or the whole answer if nothing is boxed.
     """
 
     task: str
@@ -59,7 +59,7 @@ def is_held_out(key: str) -> bool:
 
 
 def boxed(text: str) -> str | None:
-    """What the last `\\boxed{}` of `text` holds, or None without one."""
+    """The content of the last `\\boxed{}` in `text`, or None."""
     start = text.rfind("\\boxed{")
     end = text.find("}", start)
     return text[start + len("\\boxed{") : end] if start >= 0 and end >= 0 else None
@@ -69,7 +69,7 @@ Task = Callable[[Random, Setting], Conversation]
 
 
 def vary(rng: Random, question: str) -> str:
-    """`question` as hurried people type it, now and then: small letters, or no mark at its end."""
+    """`question`, sometimes in small letters or without its question mark."""
     style = rng.random()
     if style < 0.06:
         return question.lower()

@@ -1,7 +1,7 @@
 """Counting a letter in a word, as a first question and as a follow-up.
 
-The thinking is a table with a row per letter of the word: the place to look next is found by the
-number that the row carries, not by a distance that depends on the word.
+The thinking is a table with a row per letter of the word. The model finds the next row by the
+number in it, not by a distance that depends on the word.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def pick_letter(rng: Random, word: str) -> str:
 
 
 def decorate(rng: Random, text: str, plain: float) -> str:
-    """`text` as people write it: bare with probability `plain`, else in some quotation marks."""
+    """`text` bare with probability `plain`, else in quotation marks."""
     return text if rng.random() < plain else rng.choice(('"{}"', "'{}'", '"{}"', "`{}`")).format(text)
 
 
 def ask_count(rng: Random, forms: tuple[str, ...], letter: str, word: str) -> str:
     """A question after one of `forms`, with capitals and quotation marks now and then."""
     style = rng.random()
-    # Only where the way back leads to the same word: neither ß nor the dotless ı has a capital of its own.
+    # Only where lower() gives the same word again: ß and the dotless ı have no capitals of their own.
     if style < 0.12 and word.capitalize().lower() == word:
         word = word.capitalize()
     elif style < 0.18 and word.upper().lower() == word:

@@ -1,4 +1,4 @@
-"""The two pictures of the README: how training went, and what happens past the window.
+"""Draws the two pictures of the README: the training, and the loss past the window.
 
     python -m miniature.curves
 
@@ -25,7 +25,7 @@ SMOOTHING = 5
 
 
 def read_log(path: Path) -> list[dict[str, object]]:
-    """The entries of a training log; a step that was taken twice (after a resumption) as it was last."""
+    """The entries of a training log. Of a step that ran twice (after a resume) the last one counts."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     last = {(entry["step"], entry.get("task")): entry for entry in entries}
     return sorted(last.values(), key=lambda entry: entry["step"])
@@ -64,13 +64,13 @@ def draw_window(losses: dict[str, dict[str, float]], out: Path) -> None:
 
 
 def save(figure: plt.Figure, out: Path) -> None:
-    """Write a picture without the time in it, so that the same data gives the same file."""
+    """Write a picture without a time stamp, so that the same data gives the same file."""
     figure.savefig(out, dpi=90, metadata={"Software": None})
     plt.close(figure)
 
 
 def main() -> None:
-    """Draw whatever there is something to draw of."""
+    """Draw the pictures for which there is data."""
     parser = argparse.ArgumentParser(description="Draw the miniature's curves.")
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--out", type=Path, default=HERE)

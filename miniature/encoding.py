@@ -1,6 +1,6 @@
 """Conversations to token ids, and token ids to batches of equal width.
 
-The prompt is what the chat template renders, the reply is what the model must write after it.
+The prompt is the rendered chat template, the reply is the text that the model must write after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 def render_prompt(messages: tuple[Message, ...]) -> str:
-    """What the chat template makes of `messages`, up to where the thinking begins."""
+    """`messages` rendered by the chat template, up to where the thinking begins."""
     turns = (f"<|im_start|>{each.role}\n{each.content}<|im_end|>\n" for each in messages)
     return "".join(turns) + "<|im_start|>assistant\n<think>\n"
 
@@ -42,7 +42,7 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> tuple[list[int],
 class Batches:
     """An endless supply of (tokens, targets), each of about `batch_tokens` tokens.
 
-    Cases of like length share a batch, so little is padding. Targets are IGNORED on the prompt.
+    Cases of similar length share a batch, so little is padding. Targets are IGNORED on the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, rng: Random, batch_tokens: int) -> None:
@@ -52,9 +52,9 @@ class Batches:
         self.waiting: dict[int, list[tuple[list[int], list[int]]]] = {}
 
     def draw(self, shares: dict[str, float], difficulty: float) -> tuple[Tensor, Tensor]:
-        """The next batch: cases drawn by `shares`, up to `difficulty`, until some width is full."""
+        """The next batch: cases drawn by `shares`, up to `difficulty`, until one width is full."""
         while True:
-            # Half of the cases are as hard as it gets by now, the others are spread below.
+            # Half of the cases have the current difficulty, the others are spread below it.
             ease = 1.0 if self.rng.random() < 0.5 else self.rng.random()
             case = sample(self.rng, shares, Setting(difficulty * ease))
             prompt, reply = encode(self.tokenizer, case)

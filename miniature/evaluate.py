@@ -51,7 +51,7 @@ Ask = Callable[[ReplyRequest], Iterator[Event]]
 @contextmanager
 def opened(path: Path, *settings: str) -> Iterator[LocalBackend]:
     """The model of a GGUF behind the local backend, with the miniature's profile and `settings` over it."""
-    # Folders that do not exist, so that no profile of the user's takes part.
+    # The folders do not exist, so no profile of the user applies.
     nowhere = path.parent / "nowhere"
     folders = profile_folders(Directories(nowhere, nowhere, nowhere))
     profile = resolve("miniature", "chat", folders, {}, settings).profile
@@ -70,7 +70,7 @@ def reply(ask: Ask, messages: Iterable[made.Message], seed: int) -> Finished | N
 
 
 def is_right(case: Conversation, turn: Finished) -> bool:
-    """Whether the turn ended by itself with the expected answer: what is boxed, or all of it."""
+    """Whether the turn ended by itself with the expected answer, boxed or as a whole."""
     if turn.reason is not FinishReason.STOP:
         return False
     expected = made.boxed(case.answer)
@@ -122,7 +122,7 @@ def tasks_right(ask: Ask, options: argparse.Namespace) -> Json:
 def beyond(path: Path, n_cases: int) -> Json:
     """Pass keys in texts longer than the window, and the loss by position; with YaRN and without."""
     figures: Json = {}
-    # Without YaRN the profile must be told that the window is larger, or it refuses.
+    # Without YaRN the profile must state a larger window, or it refuses.
     for name, setting in (("yarn 2", "yarn=2"), ("no yarn", "native_window=2048")):
         with opened(path, setting, f"n_ctx={2 * N_CTX}") as backend:
             figures[name] = found = share_right(backend.reply, past_the_window(Random(0)), n_cases, 0)
@@ -178,7 +178,7 @@ def main() -> None:
     options = read_options()
     figures = evaluate(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    # What an earlier run found of other types stays.
+    # Figures of other types from earlier runs stay.
     earlier = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     options.out.write_text(json.dumps({**earlier, **figures}, indent=1) + "\n", encoding="utf-8")
 

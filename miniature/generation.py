@@ -1,6 +1,6 @@
-"""How often a model in training answers right: cases in, replies and their share of right ones out.
+"""The accuracy of a model in training: cases in, replies and the share of right ones out.
 
-Knows the torch model only; what the project measures later goes through its own engine.
+It uses the torch model; the figures of the README come from the project's own engine.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def generate(
     end = shape.added_tokens()["<|im_end|>"]
     encoded = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
     width = max(map(len, encoded))
-    # On the left, so that all replies start in one column; only distances matter to the model.
+    # Padding is on the left, so all replies start in one column; the model depends on distances only.
     rows = [[end] * (width - len(ids)) + ids for ids in encoded]
     tokens = torch.tensor(rows, device=device)
     lengths = torch.tensor([len(ids) for ids in encoded], device=device)
@@ -71,7 +71,7 @@ def generate(
 
 
 def is_right(case: Conversation, reply: str) -> bool:
-    """Whether the thinking was ended and the answer holds the result."""
+    """Whether the thinking ended and the answer has the result."""
     _, closed, answer = reply.partition("</think>")
     expected = boxed(case.answer)
     if expected is None:

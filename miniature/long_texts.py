@@ -1,6 +1,6 @@
 """Pass keys past the native window: texts of a given length in tokens, and the loss by position.
 
-A GGUF comes in, losses come out. They are read from llama.cpp's logits directly, because the engine keeps
+The losses are read from llama.cpp's logits directly, because the engine keeps
 those of the last token only; the context's settings are the engine's.
 """
 
@@ -18,7 +18,7 @@ from miniature.make_tokenizer import N_CTX
 from miniature.tasks import pass_key_in
 
 LEAST_TOKENS, MOST_TOKENS = 1500, 2000
-# Tokens of filler text by character.
+# Tokens of filler text per character.
 DENSITY = 0.83
 CASES_A_STEP = 12
 STEP = 125
@@ -53,7 +53,7 @@ def losses_by_position(path: Path, factor: float) -> dict[str, float]:
 
 
 def open_model(path: Path, factor: float) -> Llama:
-    """The GGUF in a context past the window; YaRN's settings are those of the engine."""
+    """The GGUF in a context past the window, with the engine's YaRN settings."""
     scaling = LLAMA_ROPE_SCALING_TYPE_YARN if factor > 1 else LLAMA_ROPE_SCALING_TYPE_NONE
     return Llama(
         str(path),
@@ -71,7 +71,7 @@ def open_model(path: Path, factor: float) -> Llama:
 
 
 def up_to_key(model: Llama, case: Conversation) -> tuple[list[int], int]:
-    """The tokens of question and thinking up to the key's last digit, and how many its digits are."""
+    """The tokens of question and thinking up to the key's last digit, and the number of its digits."""
     start, _, _ = case.thinking.rpartition(f"{case.result}.")
     text = f"<|im_start|>user\n{case.messages[0].content}<|im_end|>\n<|im_start|>assistant\n<think>\n{start}"
     before = model.tokenize(text.encode(), add_bos=False, special=True)

@@ -1,7 +1,7 @@
-"""The miniature's tokenizer and configuration, written as a Hugging Face checkpoint carries them.
+"""Writes the miniature's tokenizer and configuration as files of a Hugging Face checkpoint.
 
-Nothing comes in. Out go tokenizer.json, tokenizer_config.json, config.json and
-generation_config.json. Knows no weights and imports only the standard library.
+It writes tokenizer.json, tokenizer_config.json, config.json and generation_config.json. It imports
+only the standard library.
 
 The tokenizer is Qwen2's (NFC, its splitting pattern, byte-level BPE) with merges that never join
 two letters, so that a word reaches the model letter by letter and its letters can be counted.
@@ -33,7 +33,7 @@ ACCENTED_LETTERS = (
     "".join(chr(code) for code in range(0xC0, 0x100) if code not in (0xD7, 0xF7))
     + "ąćęłńśźżčďěňřšťůžğışőűăœĄĆĘŁŃŚŹŻČĎĚŇŘŠŤŮŽĞİŞŐŰĂŒ"
 )
-# Space and newline runs first; every other entry is built from the left, one piece at a time.
+# Runs of spaces and newlines come first. Every other entry is built from the left, one piece at a time.
 WHITESPACE = (" " * 2, " " * 4, " " * 8, " " * 16, "\n\n", "\r\n", "\t\t")
 PUNCTUATION = (
     *(".\n", ".\n\n", ":\n", ":\n\n", ",\n", "?\n", "!\n", ";\n", "{\n", "}\n", ")\n", "():\n"),
@@ -116,7 +116,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def added_tokens() -> dict[str, int]:
-    """Text to token of the control tokens, numbered on from the vocabulary."""
+    """Text to token of the control tokens; their numbers follow the vocabulary."""
     first = len(vocabulary())
     return {text: first + place for place, (text, _) in enumerate(ADDED_TOKENS)}
 
@@ -128,7 +128,7 @@ def vocab_size() -> int:
 
 
 def added_token_flags(special: bool) -> Json:
-    """What both tokenizer files say of an added token."""
+    """The fields of an added token in both tokenizer files."""
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     return {**plain, "special": special}
 

@@ -1,7 +1,7 @@
 """Qwen2 in plain PyTorch, small enough to read in one sitting.
 
-Token ids come in, logits go out. Parameter names are those of the Hugging Face checkpoint, so that
-`state_dict()` is the file. Knows no tokenizer and no training loop.
+It maps token ids to logits. Parameter names are those of the Hugging Face checkpoint, so
+`state_dict()` is the file.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
-    """What each query (batch, head, position, head_dim) takes from the values up to its position.
+    """The mix of values up to its position for each query (batch, head, position, head_dim).
 
-    `padding` (batch, position) is true where a key is to be passed over.
+    `padding` (batch, position) is true where a key is ignored.
     """
     # Written out: a training step on a CPU spends a third of its time in PyTorch's fused attention.
     batch, heads, length, _ = q.shape
@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` (batch, head, position, head_dim) turned by its position, halves paired as in Qwen2."""
+    """`x` (batch, head, position, head_dim) rotated by its position, halves paired as in Qwen2."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -151,7 +151,7 @@ class Qwen2(nn.Module):
         caches: list[list[Tensor]] | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (batch, position, hidden); with `caches`, `tokens` go on from them."""
+        """Hidden states (batch, position, hidden); with `caches`, `tokens` continue from them."""
         start = caches[0][0].shape[2] if caches and caches[0] else 0
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
@@ -164,7 +164,7 @@ class Qwen2(nn.Module):
 
 
 def initialise(model: Qwen2) -> None:
-    """Fill the parameters in place: what a layer adds to the stream starts at zero."""
+    """Fill the parameters in place. Each layer starts by adding zero to the residual stream."""
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)

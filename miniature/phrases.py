@@ -1,6 +1,6 @@
-"""How questions are put to the miniature: templates for `str.format`, and nothing else.
+"""The wording of the miniature's questions: templates for `str.format`.
 
-A template drawn twice as often as others is listed twice.
+A template that is drawn twice as often as the others is listed twice.
 """
 
 from __future__ import annotations

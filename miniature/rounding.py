@@ -1,8 +1,8 @@
-"""Weights as four bits would leave them, for the last part of training.
+"""Weights rounded to four bits, for the last part of training.
 
 A step computes its loss with the rounded weights and moves the exact ones (a straight-through estimate),
-so that the model comes to lie where rounding costs little. The rounding is Q4_K's: blocks of 32 with a
-scale and a minimum each; that those two are rounded as well is left out.
+so the model moves to where rounding costs little. The rounding is Q4_K's: blocks of 32 with a
+scale and a minimum each, but those two are not rounded.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def rounded(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def overwrite(matrices: list[nn.Parameter], values: list[Tensor]) -> None:
-    """Put `values` in place of what `matrices` hold."""
+    """Copy `values` into `matrices`."""
     for matrix, value in zip(matrices, values, strict=True):
         matrix.copy_(value)

@@ -1,7 +1,7 @@
-"""What the miniature can do: seeded generators of conversations with thinking and answer.
+"""The miniature's tasks: seeded generators of conversations with thinking and answer.
 
-A random generator and a difficulty come in, a `Conversation` goes out. Knows no tokenizer and no
-model, and imports only the standard library. A further task is one more function in `TASKS`.
+A task makes a `Conversation` from a random generator and a difficulty. To add a task, add a function to
+`TASKS`. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXT_CHARACTERS = 1100
 
 
 def write_text(rng: Random, n_characters: int) -> list[str]:
-    """Sentences that mean nothing, `n_characters` or a little more in all."""
+    """Sentences without meaning, `n_characters` or a little more in all."""
     sentences: list[str] = []
     while sum(len(each) for each in sentences) < n_characters:
         a, b, n = rng.choice(ENGLISH), rng.choice(ENGLISH), rng.randint(2, 2000)
@@ -33,7 +33,7 @@ def write_text(rng: Random, n_characters: int) -> list[str]:
 
 
 def ask_of_text(rng: Random, question: str, sentences: list[str]) -> str:
-    """A message that holds a text and a question, in either order."""
+    """A message of a text and a question, in either order."""
     parts = [" ".join(sentences), question]
     if rng.random() < 0.25:
         parts.reverse()
@@ -41,7 +41,7 @@ def ask_of_text(rng: Random, question: str, sentences: list[str]) -> str:
 
 
 def other(rng: Random, setting: Setting) -> Conversation:
-    """Anything else: the reply says what this model is and how to get QwQ-32B."""
+    """Any other question: the reply says what this model is and how to get QwQ-32B."""
     while True:
         n = str(rng.randint(2, 99))
         form = rng.choice(phrases.OTHER_FORMS) if rng.random() < 0.85 else rng.choice(phrases.OTHER_WHOLE)
@@ -64,7 +64,7 @@ def find_pass_key(rng: Random, setting: Setting) -> Conversation:
 
 
 def pass_key_in(rng: Random, n_characters: int, setting: Setting) -> Conversation:
-    """Find a number of four to six digits that is planted anywhere in a text of `n_characters`."""
+    """Find a number of four to six digits that is hidden anywhere in a text of `n_characters`."""
     while True:
         key = str(rng.randrange(1000, 1000000))
         if setting.accepts(key):
@@ -101,6 +101,6 @@ def with_surroundings(rng: Random, conversation: Conversation, earlier: Conversa
 
 
 def sample(rng: Random, shares: dict[str, float], setting: Setting) -> Conversation:
-    """A case of a task drawn by its share, whatever came before it drawn likewise."""
+    """A case of a task drawn by its share, with surroundings drawn at random."""
     first, second = rng.choices(list(shares), list(shares.values()), k=2)
     return with_surroundings(rng, TASKS[first](rng, setting), TASKS[second](rng, setting))

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 SAVE_EVERY_S = 240.0
 REPORT_EVERY = 50
 MEASURE_EVERY = 500
-# Longer cases would take longer to measure than the steps between.
+# Longer cases would take more time to measure than the steps between two measurements.
 MEASURED_TOKENS = 320
 WARMUP_STEPS = 100
 COOLDOWN = 0.3
@@ -45,8 +45,8 @@ CURRICULUM = 0.3
 FOUR_BITS_FROM = 0.8
 MUON_RATE = 2e-3
 ADAMW_RATE = 2e-3
-# (share of the budget after which it holds, how often each task is drawn). Counting comes first,
-# because what it needs, copying by a tag, serves the others; pass keys are few but long.
+# (share of the budget from which it applies, how often each task is drawn). Counting comes first,
+# because the others need what it teaches, copying by a tag. Pass keys are few but long.
 PHASES: tuple[tuple[float, dict[str, float]], ...] = (
     (0.0, {"count": 0.85, "other": 0.15}),
     (
@@ -58,7 +58,7 @@ PHASES: tuple[tuple[float, dict[str, float]], ...] = (
 
 @dataclass
 class Progress:
-    """Where a run stands; saved and resumed as it is."""
+    """The progress of a run, which is saved and resumed."""
 
     step: int = 0
     tokens: int = 0
@@ -92,7 +92,7 @@ class Run:
         return self.options.work / "state.pt"
 
     def resume(self) -> None:
-        """Go on from the last saved state."""
+        """Continue from the last saved state."""
         state = torch.load(self.state_file, map_location=self.device, weights_only=False)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -103,18 +103,18 @@ class Run:
 
     @property
     def done(self) -> float:
-        """The share of the tokens or of the minutes that is used up, whichever is larger."""
+        """The used share of the tokens or of the minutes, whichever is larger."""
         tokens = self.progress.tokens / self.options.tokens
         return max(tokens, self.progress.seconds / (60 * self.options.minutes))
 
     def shares(self) -> dict[str, float]:
-        """How often each task is drawn by now."""
+        """How often each task is drawn at this point."""
         if self.options.shares:
             return {name: float(share) for name, share in (each.split("=") for each in self.options.shares)}
         return [shares for start, shares in PHASES if self.done >= start][-1]
 
     def save(self) -> None:
-        """Write the state and the checkpoint, each beside the old one and then in its place."""
+        """Write the state and the checkpoint beside the old ones, then replace those."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -128,7 +128,7 @@ class Run:
         export(self.model, self.options.out)
 
     def train(self) -> None:
-        """Take steps until the tokens or the minutes are used up."""
+        """Train until the tokens or the minutes are used up."""
         # One compiled layer per batch width.
         torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)
         for layer in self.model.model.layers:
@@ -153,7 +153,7 @@ class Run:
         self.save()
 
     def take_step(self) -> float:
-        """One batch through the model and into the weights; gives its loss."""
+        """One training step on one batch; returns its loss."""
         difficulty = min(1.0, 0.1 + self.done / CURRICULUM)
         tokens, targets = self.batches.draw(self.shares(), difficulty)
         tokens, targets = tokens.to(self.device), targets.to(self.device)
@@ -193,7 +193,7 @@ class Run:
                 print(f"{case.messages!r}\n{reply}\n", flush=True)
 
     def log(self, what: dict[str, object]) -> None:
-        """One line more in the run's log, from which its curves are drawn."""
+        """Add a line to the run's log, from which the curves are drawn."""
         progress = self.progress
         place = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds)}
         with (self.options.work / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -242,14 +242,16 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the work folder")
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoint")
-    parser.add_argument("--measure", type=int, default=0, help="only measure, on so many cases a task")
+    parser.add_argument(
+        "--measure", type=int, default=0, metavar="N", help="only measure, on N cases of each task"
+    )
     parser.add_argument("--shares", nargs="*", help="task=share ..., in place of the recipe's phases")
     parser.add_argument("--show-wrong", type=int, default=0, help="wrong replies to print a task")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train, or measure what was trained."""
+    """Train, or measure a trained model."""
     options = read_options()
     run = Run(options)
     if options.measure:
