@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +33,7 @@ from qwq_local.utf8 import read_text
 __all__ = ["IncompleteAnswer", "Message", "Model", "Role", "open"]
 
 Messages = str | Sequence[Message | Mapping[str, object]]
-"""A question, or a conversation: each message is a Message or has `role`, `content` and perhaps `name`."""
+"""A question, or a conversation: each message is a Message, or a mapping with `role` and `content`."""
 
 _ENDINGS = {
     FinishReason.MAX_TOKENS: "the answer was cut at max_tokens",
@@ -184,29 +183,27 @@ class Model:
         check_conversation(given)
         if files and given[-1].role is not Role.USER:
             raise UsageError("files go with a question: end the conversation with the user's message.")
-        *earlier, last = [Framing("", (), self._profile.question_suffix)] * len(given)
-        framings = [*earlier, replace(last, attachments=tuple(files))]
-        framed = [
-            replace(each, content=framing.messages(each.content)[0].content)
-            if each.role is Role.USER
-            else each
-            for each, framing in zip(given, framings, strict=True)
-        ]
-        system = self._profile.system
-        has_own = given[0].role is Role.SYSTEM
-        return framed if has_own or not system else [Message(Role.SYSTEM, system), *framed]
+        conversation = []
+        for number, message in enumerate(given, 1):
+            if message.role is Role.USER:
+                attachments = tuple(files) if number == len(given) else ()
+                framing = Framing("", attachments, self._profile.question_suffix)
+                message = framing.messages(message.content)[-1]
+            conversation.append(message)
+        if self._profile.system and given[0].role is not Role.SYSTEM:
+            conversation.insert(0, Message(Role.SYSTEM, self._profile.system))
+        return conversation
 
 
 def _message(given: Message | Mapping[str, object]) -> Message:
     if isinstance(given, Message):
         return given
-    if unknown := sorted(given.keys() - {"role", "content", "name"}):
-        raise UsageError(f"a message has {', '.join(unknown)[:100]}, allowed: role, content and name.")
-    role, name = given.get("role"), given.get("name")
+    if unknown := sorted(given.keys() - {"role", "content"}):
+        raise UsageError(f"a message has {', '.join(unknown)[:100]}, allowed: role and content.")
+    role, content = given.get("role"), given.get("content")
     if role not in list(Role):
         raise UsageError(f"the role of a message is {role!r:.40}, allowed: {', '.join(Role)}.")
-    # Message checks the types of the texts.
-    return Message(Role(role), given.get("content"), name=name)  # type: ignore[arg-type]
+    return Message(Role(role), content)  # type: ignore[arg-type]  # Message checks it
 
 
 def _constraint(
