@@ -1,36 +1,35 @@
-"""Kinds of value that a setting can hold, and how a setting is declared.
+"""What a setting accepts, and how a setting is declared.
 
-A kind takes what TOML holds, or the text of a flag or an environment variable, and returns the value in the
+A rule takes what TOML holds, or the text of a flag or an environment variable, and returns the value in the
 field's type. It raises ValueError; the caller knows which key it was, and in which file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 MAX_TEXT_CHARS = 32_768
 MAX_TOKENS = 1 << 20  # no window comes near it; keeps a typing error out of the memory plan
 
 
-class Rule(Protocol):
-    """What a key accepts. `accept` and `read` raise ValueError."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a key accepts; `allowed` says it in words that follow "allowed:".
 
-    @property
-    def allowed(self) -> str:
-        """What is accepted, in words that follow "allowed:"."""
+    `accept` returns the value in the field's type, from what TOML holds. `read` returns what TOML would hold
+    for the text of a flag or an environment variable. Both raise ValueError. `show` writes the value as
+    `read` takes it; text in quotes, a table by its names. `names` are the values that have a name.
+    """
 
-    def accept(self, value: object) -> object:
-        """The value in the field's type, from what TOML holds."""
-
-    def read(self, text: str) -> object:
-        """What TOML would hold for the text of a flag or an environment variable."""
-
-    def show(self, value: object) -> str:
-        """The value as `read` takes it; text in quotes, a table by its names."""
+    allowed: str
+    accept: Callable[[object], object]
+    read: Callable[[str], object] = str
+    show: Callable[[object], str] = str
+    names: tuple[str, ...] = ()
 
 
 def setting(default: T, rule: Rule, meaning: str) -> T:
@@ -48,204 +47,134 @@ def meanings_of(settings: type[Any]) -> dict[str, str]:
     return {each.name: each.metadata["meaning"] for each in fields(settings) if "rule" in each.metadata}
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+def number(
+    low: float,
+    high: float,
+    *,
+    whole: bool = False,
+    above_low: bool = False,
+    words: Mapping[str, float | None] | None = None,
+) -> Rule:
     """A number from `low` to `high`, whole or not, or a word that stands for a value."""
+    meanings = words or {}
 
-    low: float
-    high: float
-    whole: bool = False
-    above_low: bool = False
-    words: Mapping[str, float | None] = field(default_factory=dict)
+    def accept(value: object) -> float | None:
+        if isinstance(value, str) and value in meanings:
+            return meanings[value]
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise ValueError
+        # NaN is in no range.
+        if not low <= value <= high or (above_low and value == low):
+            raise ValueError
+        return value if whole else float(value)
 
-    @property
-    def allowed(self) -> str:
-        """The range, then the words."""
-        kind = "a whole number" if self.whole else "a number"
-        start = f"above {self.low:,} up" if self.above_low else f"from {self.low:,}"
-        span = f"{kind} {start} to {self.high:,}"
-        return " or ".join([span, *self.words])
+    def read(text: str) -> object:
+        return text if text in meanings else int(text) if whole else float(text)
 
-    def accept(self, value: object) -> float | None:
-        """An int or a float in the range (NaN is in none), or what a word stands for."""
-        if isinstance(value, str) and value in self.words:
-            return self.words[value]
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            raise ValueError(self.allowed)
-        if not self.low <= value <= self.high or (self.above_low and value == self.low):
-            raise ValueError(self.allowed)
-        return value if self.whole else float(value)
+    def show(value: object) -> str:
+        digits = repr(value).removesuffix(".0")
+        return next((word for word, meaning in meanings.items() if meaning == value), digits)
 
-    def read(self, text: str) -> object:
-        """The number that the text spells, or the text itself if it is a word."""
-        if text in self.words:
-            return text
-        return int(text) if self.whole else float(text)
-
-    def show(self, value: object) -> str:
-        """The word for the value if it has one, else its digits."""
-        words = [word for word, meaning in self.words.items() if meaning == value]
-        return words[0] if words else _plain(value)
+    kind = "a whole number" if whole else "a number"
+    start = f"above {low:,} up" if above_low else f"from {low:,}"
+    return Rule(" or ".join([f"{kind} {start} to {high:,}", *meanings]), accept, read, show, tuple(meanings))
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """On or off; with `auto`, also a third state in which the program decides."""
+def tokens(low: int, **words: float | None) -> Rule:
+    """A number of tokens from `low` on, or a word."""
+    return number(low, MAX_TOKENS, whole=True, words=words)
 
-    auto: bool = False
 
-    @property
-    def allowed(self) -> str:
-        """The words."""
-        return "on, off or auto" if self.auto else "on or off"
+def switch(*, auto: bool = False) -> Rule:
+    """On or off; with `auto`, also a third state in which the program decides, None."""
+    meanings = {"on": True, "off": False} | ({"auto": None} if auto else {})
 
-    def accept(self, value: object) -> bool | None:
-        """TOML's true and false, or a word."""
+    def accept(value: object) -> bool | None:
+        if isinstance(value, str) and value in meanings:
+            return meanings[value]
         if isinstance(value, bool):
             return value
-        if value == "auto" and self.auto:
-            return None
-        if value in ("on", "off"):
-            return value == "on"
-        raise ValueError(self.allowed)
+        raise ValueError
 
-    def read(self, text: str) -> object:
-        """The text; true and 1, false and 0 count as on and off."""
+    def read(text: str) -> object:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text.lower())
 
-    def show(self, value: object) -> str:
-        """One of the words."""
+    def show(value: object) -> str:
         return "auto" if value is None else "on" if value else "off"
 
+    return Rule("on, off or auto" if auto else "on or off", accept, read, show, tuple(meanings))
 
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """One of a few names; with `auto`, also none of them, so that the program decides."""
 
-    options: tuple[str, ...]
-    auto: bool = False
+def one_of(*options: str, auto: bool = False) -> Rule:
+    """One of a few names; with `auto`, also none of them, so that the program decides: None."""
+    names = (*options, "auto") if auto else options
 
-    @property
-    def allowed(self) -> str:
-        """The names."""
-        return "one of " + ", ".join([*self.options, *(["auto"] if self.auto else [])])
+    def accept(value: object) -> str | None:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError
+        return None if auto and value == "auto" else value
 
-    def accept(self, value: object) -> str | None:
-        """The name, if it is one of them; None for auto."""
-        if self.auto and value == "auto":
-            return None
-        if not isinstance(value, str) or value not in self.options:
-            raise ValueError(self.allowed)
-        return value
-
-    def read(self, text: str) -> object:
-        """The text."""
-        return text
-
-    def show(self, value: object) -> str:
-        """The name."""
+    def show(value: object) -> str:
         return "auto" if value is None else str(value)
 
+    return Rule("one of " + ", ".join(names), accept, show=show, names=names)
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Free text, or text of one form."""
 
-    form: str = ""
-    form_name: str = f"text of at most {MAX_TEXT_CHARS} characters"
+def free_text(form: str = "", form_name: str = f"text of at most {MAX_TEXT_CHARS} characters") -> Rule:
+    """Text, empty or of a form."""
 
-    @property
-    def allowed(self) -> str:
-        """The form in words."""
-        return self.form_name
-
-    def accept(self, value: object) -> str:
-        """The text, if it is short enough and of the form."""
+    def accept(value: object) -> str:
         if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS or "\0" in value:
-            raise ValueError(self.allowed)
-        if self.form and value and not re.fullmatch(self.form, value):
-            raise ValueError(self.allowed)
+            raise ValueError
+        if form and value and not re.fullmatch(form, value):
+            raise ValueError
         return value
 
-    def read(self, text: str) -> object:
-        """The text."""
-        return text
-
-    def show(self, value: object) -> str:
-        """The text in quotes, with whatever does not print escaped."""
-        return quoted(str(value))
+    return Rule(form_name, accept, show=lambda value: quoted(str(value)))
 
 
-@dataclass(frozen=True, slots=True)
-class Several:
-    """A list of values that each keep one rule; none comes twice."""
+def several(each: Rule) -> Rule:
+    """A list of values that each keep one rule, with commas between them as text; none comes twice."""
 
-    each: Rule
-
-    @property
-    def allowed(self) -> str:
-        """What the parts may be."""
-        return f"a list without repetition, each {self.each.allowed}"
-
-    def accept(self, value: object) -> tuple[object, ...]:
-        """The parts as a tuple."""
+    def accept(value: object) -> tuple[object, ...]:
         if not isinstance(value, list | tuple):
-            raise ValueError(self.allowed)
-        try:
-            parts = tuple(self.each.accept(part) for part in value)
-        except ValueError as error:
-            raise ValueError(self.allowed) from error
+            raise ValueError
+        parts = tuple(map(each.accept, value))
         if len(set(parts)) != len(parts):
-            raise ValueError(self.allowed)
+            raise ValueError
         return parts
 
-    def read(self, text: str) -> object:
-        """The parts between commas."""
-        return [self.each.read(part.strip()) for part in text.split(",")] if text.strip() else []
+    def read(text: str) -> object:
+        return [each.read(part.strip()) for part in text.split(",")] if text.strip() else []
 
-    def show(self, value: object) -> str:
-        """The parts with commas between them."""
-        return ",".join(self.each.show(part) for part in value) if isinstance(value, tuple) else ""
+    def show(value: object) -> str:
+        return ",".join(map(each.show, value)) if isinstance(value, tuple) else ""
+
+    return Rule(f"a list without repetition, each {each.allowed}", accept, read, show)
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """A table from quantization type to a file's path inside its repository."""
+def file_table() -> Rule:
+    """A table from quantization type to a file's path inside its repository; it has no form as text."""
 
-    @property
-    def allowed(self) -> str:
-        """The shape of the table."""
-        return "a table of quantization types and relative file names (written in a profile file)"
-
-    def accept(self, value: object) -> Mapping[str, str]:
-        """The table; a name that could lead out of a folder is refused."""
+    def accept(value: object) -> Mapping[str, str]:
         if not isinstance(value, dict):
-            raise ValueError(self.allowed)
+            raise ValueError
         for name in value.values():
+            # A name must not lead out of a folder.
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name):
-                raise ValueError(self.allowed)
+                raise ValueError
             if ".." in name.split("/"):
-                raise ValueError(self.allowed)
+                raise ValueError
         return dict(value)
 
-    def read(self, text: str) -> object:
-        """Refused: a table has no form on one line."""
-        raise ValueError(self.allowed)
-
-    def show(self, value: object) -> str:
-        """The types, as a list."""
+    def show(value: object) -> str:
         return ",".join(value) if isinstance(value, Mapping) else ""
 
-
-def tokens(low: int, **words: float | None) -> Number:
-    """A number of tokens from `low` on, or a word."""
-    return Number(low, MAX_TOKENS, whole=True, words=words)
+    allowed = "a table of quantization types and relative file names (written in a profile file)"
+    # `accept` refuses every text.
+    return Rule(allowed, accept, show=show)
 
 
 def quoted(text: str) -> str:
     """The text in quotes on one line, with whatever does not print escaped."""
     return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
-
-
-def _plain(value: object) -> str:
-    return repr(value).removesuffix(".0")

@@ -6,13 +6,12 @@ Each completion looks into one folder at most, and never below it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from qwq_local.chat.events import Completion
 from qwq_local.chat.files import is_kind, resolved
-from qwq_local.settings import Number, OneOf, Rule, Switch
 
 MAX_ITEMS = 200
 _MAX_ENTRIES = 5000
@@ -38,19 +37,6 @@ def complete_word(names: Iterable[tuple[str, str]], start: str) -> Iterator[Comp
 def complete_name(names: Iterable[str], start: str) -> Iterator[Completion]:
     """The names that begin with `start`, in any case, without a meaning."""
     yield from complete_word(((name, "") for name in names), start)
-
-
-def named_values(rule: Rule) -> Sequence[str]:
-    """The values of a key that have a name."""
-    match rule:
-        case OneOf():
-            return (*rule.options, *(["auto"] if rule.auto else []))
-        case Switch():
-            return ("on", "off", *(["auto"] if rule.auto else []))
-        case Number():
-            return tuple(rule.words)
-        case _:
-            return ()
 
 
 def last_word(text: str) -> str:

@@ -36,8 +36,8 @@ from qwq_local.paths import Directories, directories, make_private
 from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles import DEFAULT_MODEL
-from qwq_local.profiles.keys import RECORDED_KEYS
-from qwq_local.profiles.layers import Profile, ResolvedProfile, profile_folders, resolve
+from qwq_local.profiles.keys import RECORDED_KEYS, Profile
+from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import write_line

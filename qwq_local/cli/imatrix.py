@@ -33,7 +33,8 @@ from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
 from qwq_local.models.header import Header, read_header
 from qwq_local.paths import directories
-from qwq_local.profiles.layers import Profile, profile_folders, resolve
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import TOKENS, ProgressBar
 from qwq_local.terminal.sanitizer import one_line

@@ -11,7 +11,7 @@ from qwq_local.errors import ExitStatus
 from qwq_local.events import Event, FinishReason, Planned, TurnStats
 from qwq_local.planning.summary import ledger_line
 from qwq_local.planning.window import Window, larger_factor
-from qwq_local.profiles.layers import Profile
+from qwq_local.profiles.keys import Profile
 from qwq_local.terminal.ask_screen import AskScreen
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines

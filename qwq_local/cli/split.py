@@ -37,7 +37,7 @@ from qwq_local.events import (
 )
 from qwq_local.history.background import BackgroundRecorder
 from qwq_local.planning.summary import stats_line
-from qwq_local.profiles.layers import Profile
+from qwq_local.profiles.keys import Profile
 from qwq_local.terminal.ask_screen import SplitScreen, Think, place_of, plan_line
 from qwq_local.terminal.output import Output
 from qwq_local.wire import event_line, write_line

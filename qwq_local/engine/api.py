@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 from qwq_local.errors import Aborted as Aborted
 from qwq_local.events import TokenLogprob
-from qwq_local.settings import Number, OneOf, Several, setting, tokens
+from qwq_local.settings import number, one_of, setting, several, tokens
 
 DEFAULT_ORDER = ("penalties", "dry", "top_k", "top_p", "min_p", "typical", "xtc", "temperature")
 
 
-_SHARE = Number(0, 1)
-_SHARE_ABOVE_0 = Number(0, 1, above_low=True)
+_SHARE = number(0, 1)
+_SHARE_ABOVE_0 = number(0, 1, above_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class SamplerKeys:
     the prompt, never at the prompt.
     """
 
-    temperature: float = setting(0.6, Number(0, 5), "randomness; 0 always takes the likeliest token")
+    temperature: float = setting(0.6, number(0, 5), "randomness; 0 always takes the likeliest token")
     top_k: int = setting(
-        40, Number(0, 1_000_000, whole=True), "keep this many of the likeliest tokens; 0: all"
+        40, number(0, 1_000_000, whole=True), "keep this many of the likeliest tokens; 0: all"
     )
     top_p: float = setting(
         0.95, _SHARE_ABOVE_0, "keep the likeliest tokens up to this total probability; 1: all"
@@ -43,16 +43,16 @@ class SamplerKeys:
     )
     penalty_window: int = setting(64, tokens(-1), "tokens that the penalties look back at; -1: all")
     repeat_penalty: float = setting(
-        1.0, Number(0, 10, above_low=True), "penalty for a repeated token; 1: off"
+        1.0, number(0, 10, above_low=True), "penalty for a repeated token; 1: off"
     )
     frequency_penalty: float = setting(
-        0.0, Number(-2, 2), "penalty that grows each time a token occurs; 0: off"
+        0.0, number(-2, 2), "penalty that grows each time a token occurs; 0: off"
     )
-    presence_penalty: float = setting(0.0, Number(-2, 2), "penalty for a token that occurred at all; 0: off")
+    presence_penalty: float = setting(0.0, number(-2, 2), "penalty for a token that occurred at all; 0: off")
     dry_multiplier: float = setting(
-        0.0, Number(0, 10), "strength of DRY, the penalty for repeated sequences; 0: off"
+        0.0, number(0, 10), "strength of DRY, the penalty for repeated sequences; 0: off"
     )
-    dry_base: float = setting(1.75, Number(1, 10), "growth of DRY with each token of a repeated sequence")
+    dry_base: float = setting(1.75, number(1, 10), "growth of DRY with each token of a repeated sequence")
     dry_allowed_length: int = setting(
         2, tokens(1), "length of a repeated sequence, in tokens, that DRY leaves alone"
     )
@@ -61,7 +61,7 @@ class SamplerKeys:
     xtc_threshold: float = setting(0.1, _SHARE, "probability above which XTC may remove a token")
     sampler_order: tuple[str, ...] = setting(
         DEFAULT_ORDER,
-        Several(OneOf(DEFAULT_ORDER)),
+        several(one_of(*DEFAULT_ORDER)),
         "steps of the sampler, first to last; a step that is not named is left out",
     )
 

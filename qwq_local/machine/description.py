@@ -13,19 +13,19 @@ from qwq_local.errors import ProfileError
 from qwq_local.planning.memory import Device, DeviceKind, Machine
 from qwq_local.profiles.keys import excerpt, nearest
 from qwq_local.profiles.layers import NAME_FORM, ProfileFolders, read_table
-from qwq_local.settings import Number, Rule, Switch, Text
+from qwq_local.settings import Rule, free_text, number, switch
 from qwq_local.text import GIB
 
 MAX_GPUS = 16
-_MEMORY = Number(0, 4096, above_low=True)
+_MEMORY = number(0, 4096, above_low=True)
 _RULES: Mapping[str, Rule] = {
-    "description": Text(),
-    "cores": Number(1, 4096, whole=True),
+    "description": free_text(),
+    "cores": number(1, 4096, whole=True),
     "memory": _MEMORY,  # of the system, as sold
     "available": _MEMORY,  # what programs can use of it
-    "unified": Switch(),  # the GPU uses the same memory
+    "unified": switch(),  # the GPU uses the same memory
 }
-_GPU_RULES: Mapping[str, Rule] = {"name": Text(), "memory": _MEMORY, "available": _MEMORY}
+_GPU_RULES: Mapping[str, Rule] = {"name": free_text(), "memory": _MEMORY, "available": _MEMORY}
 _REQUIRED = ("cores", "memory", "available")
 _GPU_REQUIRED = ("name", "memory", "available")
 
@@ -71,11 +71,11 @@ def _machine(name: str, source: str, table: dict[str, object]) -> Machine:
         raise ProfileError(f"{source}: gpu is {excerpt(gpus)}, allowed: up to {MAX_GPUS} tables [[gpu]].")
     values = _accepted(table, _RULES, _REQUIRED, source)
     devices = []
-    for number, gpu in enumerate(gpus):
-        where = f"{source}: gpu {number + 1}"
+    for index, gpu in enumerate(gpus):
+        where = f"{source}: gpu {index + 1}"
         if not isinstance(gpu, dict):
             raise ProfileError(f"{where} is {excerpt(gpu)}, allowed: a table [[gpu]].")
-        devices.append(_gpu(number, _accepted(gpu, _GPU_RULES, _GPU_REQUIRED, where), where))
+        devices.append(_gpu(index, _accepted(gpu, _GPU_RULES, _GPU_REQUIRED, where), where))
     memory, available = _bytes(values, "memory"), _bytes(values, "available")
     if available > memory:
         raise ProfileError(f"{source}: available is more than memory. It is what is left beside the system.")
@@ -90,11 +90,11 @@ def _machine(name: str, source: str, table: dict[str, object]) -> Machine:
     )
 
 
-def _gpu(number: int, values: Mapping[str, object], where: str) -> Device:
+def _gpu(index: int, values: Mapping[str, object], where: str) -> Device:
     total, free = _bytes(values, "memory"), _bytes(values, "available")
     if free > total:
         raise ProfileError(f"{where}: available is more than memory. It is what the driver leaves free.")
-    return Device(f"GPU{number}", str(values["name"]), DeviceKind.GPU, free, total)
+    return Device(f"GPU{index}", str(values["name"]), DeviceKind.GPU, free, total)
 
 
 def _bytes(values: Mapping[str, object], key: str) -> int:

@@ -23,22 +23,8 @@ from qwq_local.errors import ProfileError
 from qwq_local.paths import Directories, bundled
 from qwq_local.planning.shape import is_quantized
 from qwq_local.profiles import DEFAULT_MODEL
-from qwq_local.profiles.keys import RULES, Profile, accepted, accepted_text, excerpt, nearest
+from qwq_local.profiles.keys import RULES, Profile, accepted, excerpt, nearest
 from qwq_local.settings import quoted
-
-__all__ = [
-    "Profile",
-    "ProfileEntry",
-    "ProfileFolders",
-    "ProfileKind",
-    "ResolvedProfile",
-    "list_profiles",
-    "model_profile_name",
-    "own_model_profile",
-    "profile_folders",
-    "read_table",
-    "resolve",
-]
 
 MAX_FILE_BYTES = 65_536
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -65,19 +51,19 @@ class ProfileFolders:
     own: Path
     bundled: Path
 
-    def own_file(self, kind: ProfileKind, name: str) -> Path:
-        """The path of the user's profile of that name. Raises ProfileError for a malformed name."""
-        return self.own / f"{kind}s" / f"{_checked(name)}.toml"
-
-    def bundled_file(self, kind: ProfileKind, name: str) -> Path:
-        """The path of the bundled profile of that name. Raises ProfileError for a malformed name."""
-        return self.bundled / f"{kind}s" / f"{_checked(name)}.toml"
+    def files(self, kind: ProfileKind, name: str) -> tuple[Path, Path]:
+        """The paths of the user's and of the bundled profile. Raises ProfileError for a malformed name."""
+        if not NAME_FORM.fullmatch(name):
+            raise ProfileError(
+                f"{quoted(name[:70])} is no profile name, allowed: up to 64 letters, digits, dots, dashes "
+                "and underscores, the first a letter or a digit."
+            )
+        file = f"{kind}s/{name}.toml"
+        return self.own / file, self.bundled / file
 
     def has(self, kind: ProfileKind, name: str) -> bool:
         """Whether there is a profile of that name; False for a malformed one."""
-        return NAME_FORM.fullmatch(name) is not None and (
-            _is_file(self.own_file(kind, name)) or _is_file(self.bundled_file(kind, name))
-        )
+        return NAME_FORM.fullmatch(name) is not None and any(map(_is_file, self.files(kind, name)))
 
     def names(self, kind: ProfileKind) -> list[str]:
         """The names of all profiles of that kind, sorted."""
@@ -105,48 +91,49 @@ class ProfileEntry:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    own: bool
-    values: Mapping[str, object]
-    extends: str | None
-
-
-def file_layers(kind: ProfileKind, name: str, folders: ProfileFolders) -> list[Layer]:
+def _file_layers(kind: ProfileKind, name: str, folders: ProfileFolders) -> list[Layer]:
     """The layers of one profile, lowest first: the profiles that it extends or overrides, then itself.
 
     Raises ProfileError for a profile that does not exist or cannot be read, for an unknown key, a value of
     the wrong type, and for files that extend each other in a circle.
     """
-    chain: list[_File] = []
+    chain: dict[Path, Layer] = {}
     path: Path | None = _find(kind, name, folders)
     while path is not None:
-        if any(file.path == path for file in chain):
-            circle = " -> ".join([*(file.path.stem for file in chain), path.stem])
-            raise ProfileError(f"{chain[-1].path}: extends goes in a circle: {circle}. Take one of them out.")
-        own = path.parent.parent == folders.own
-        chain.append(_read(path, own))
-        path = _beneath(chain[-1], kind, folders)
-    return [Layer(_origin(file, kind), file.values, kind) for file in reversed(chain)]
+        if path in chain:
+            circle = " -> ".join(file.stem for file in (*chain, path))
+            raise ProfileError(
+                f"{list(chain)[-1]}: extends goes in a circle: {circle}. Take one of them out."
+            )
+        table = read_table(path)
+        extends = table.pop("extends", None)
+        if extends is not None and not (isinstance(extends, str) and NAME_FORM.fullmatch(extends)):
+            raise ProfileError(f"{path}: extends is {excerpt(extends)}, allowed: the name of a profile.")
+        is_own = path.parent.parent == folders.own
+        origin = str(path) if is_own else f"bundled {kind}s/{path.name}"
+        values = {key: accepted(key, value, str(path)) for key, value in table.items()}
+        chain[path] = Layer(origin, values, kind)
+        _, bundled = folders.files(kind, path.stem)
+        overridden = bundled if is_own and path != bundled and _is_file(bundled) else None
+        if extends is None or (extends == path.stem and overridden):
+            path = overridden
+        else:
+            path = _find(kind, extends, folders, asked_by=f"{path}: extends: ")
+    return list(chain.values())[::-1]
 
 
 def list_profiles(folders: ProfileFolders) -> Iterator[ProfileEntry]:
     """All profiles, models first; one that cannot be read comes with its problem."""
     for kind in ProfileKind:
         for name in folders.names(kind):
-            has_own = _is_file(folders.own_file(kind, name))
-            has_bundled = _is_file(folders.bundled_file(kind, name))
+            has_own, has_bundled = map(_is_file, folders.files(kind, name))
             source = ("own over bundled" if has_bundled else "own") if has_own else "bundled"
             try:
-                layers = file_layers(kind, name, folders)
+                values = _merged(_file_layers(kind, name, folders))
             except ProfileError as error:
                 yield ProfileEntry(name, kind, source, description="", problem=str(error))
-                continue
-            descriptions = [
-                str(layer.values["description"]) for layer in layers if "description" in layer.values
-            ]
-            yield ProfileEntry(name, kind, source, description=descriptions[-1] if descriptions else "")
+            else:
+                yield ProfileEntry(name, kind, source, str(values.get("description", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,55 +185,42 @@ def resolve(
     """
     variables = environ or {}
     model = model_profile_name(model, folders)
-    layers = file_layers(ProfileKind.MODEL, model, folders)
+    layers = _file_layers(ProfileKind.MODEL, model, folders)
     if task is not None:
-        layers += file_layers(ProfileKind.TASK, task, folders)
-    layers += _environment_layers(variables)
+        layers += _file_layers(ProfileKind.TASK, task, folders)
+    # An empty variable counts as not set.
+    names = {key: ENVIRONMENT_PREFIX + key.upper() for key in RULES}
+    layers += [
+        Layer(name, {key: accepted(key, variables[name], name, is_text=True)})
+        for key, name in names.items()
+        if variables.get(name)
+    ]
     layers += [_flag_layer(setting) for setting in settings]
     layers += [Layer(SCRIPT, {key: accepted(key, value, SCRIPT)}) for key, value in (given or {}).items()]
 
-    values, deciding = _merged(layers)
+    values = _merged(layers)
+    deciding = {key: layer for layer in layers for key in layer.values}
     origins = {key: deciding[key].origin if key in deciding else DEFAULT_ORIGIN for key in RULES}
-    _cap_task_budgets(values, deciding, origins)
+    for key, cap_key in CAPPED.items():
+        cap = values.get(cap_key, 0)
+        if cap and key in deciding and deciding[key].kind is ProfileKind.TASK and values[key] > cap:
+            origins[key] = f"{origins[cap_key]}: {cap_key} (the task asks for {values[key]:,})"
+            values[key] = cap
     is_assumed = model == DEFAULT_MODEL and origins["native_window"] == layers[0].origin
     profile = Profile(**values, is_window_known=not is_assumed)
     _check_together(profile, origins)
     return ResolvedProfile(profile, origins, model, task, notices=_misspelt(variables))
 
 
-def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
-    """The last value of each key, and the layer that gave it."""
-    values: dict[str, Any] = {}
-    deciding: dict[str, Layer] = {}
-    for layer in layers:
-        values.update(layer.values)
-        deciding.update(dict.fromkeys(layer.values, layer))
-    return values, deciding
-
-
-def _environment_layers(environ: Mapping[str, str]) -> list[Layer]:
-    """One layer per QWQ_<KEY> variable; an empty one counts as not set."""
-    layers = []
-    for key in RULES:
-        variable = ENVIRONMENT_PREFIX + key.upper()
-        if text := environ.get(variable):
-            layers.append(Layer(variable, {key: accepted_text(key, text, variable)}))
-    return layers
+def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    return {key: value for layer in layers for key, value in layer.values.items()}
 
 
 def _flag_layer(setting: str) -> Layer:
     key, equals, text = setting.partition("=")
     if not equals:
         raise ProfileError(f"{FLAG} {setting[:60]}: write {FLAG} key=value, such as {FLAG} temperature=0.6.")
-    return Layer(FLAG, {key.strip(): accepted_text(key.strip(), text, FLAG)})
-
-
-def _cap_task_budgets(values: dict[str, Any], deciding: Mapping[str, Layer], origins: dict[str, str]) -> None:
-    for key, cap_key in CAPPED.items():
-        cap = values.get(cap_key, 0)
-        if cap and key in deciding and deciding[key].kind is ProfileKind.TASK and values[key] > cap:
-            origins[key] = f"{origins[cap_key]}: {cap_key} (the task asks for {values[key]:,})"
-            values[key] = cap
+    return Layer(FLAG, {key.strip(): accepted(key.strip(), text, FLAG, is_text=True)})
 
 
 def _check_together(profile: Profile, origins: Mapping[str, str]) -> None:
@@ -279,15 +253,6 @@ def _misspelt(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def _checked(name: str) -> str:
-    if not NAME_FORM.fullmatch(name):
-        raise ProfileError(
-            f"{quoted(name[:70])} is no profile name, allowed: up to 64 letters, digits, dots, dashes and "
-            "underscores, the first a letter or a digit."
-        )
-    return name
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -296,39 +261,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _find(kind: ProfileKind, name: str, folders: ProfileFolders, asked_by: str = "") -> Path:
-    own, bundled = folders.own_file(kind, name), folders.bundled_file(kind, name)
-    if _is_file(own):
-        return own
-    if _is_file(bundled):
-        return bundled
+    files = folders.files(kind, name)
+    if found := next(filter(_is_file, files), None):
+        return found
     names = folders.names(kind)
     near = nearest(name, names)
     hint = f"Did you mean {near}?" if near else f"There are {', '.join(names)}."
     raise ProfileError(
-        f"{asked_by}there is no {kind} profile {quoted(name)}. {hint} Your own would be {own}."
+        f"{asked_by}there is no {kind} profile {quoted(name)}. {hint} Your own would be {files[0]}."
     )
-
-
-def _beneath(file: _File, kind: ProfileKind, folders: ProfileFolders) -> Path | None:
-    """The file under `file`: the one it extends, else the bundled one that it overrides."""
-    bundled = folders.bundled_file(kind, file.path.stem)
-    overrides = file.path != bundled and file.own and _is_file(bundled)
-    if file.extends is None or (file.extends == file.path.stem and overrides):
-        return bundled if overrides else None
-    return _find(kind, file.extends, folders, asked_by=f"{file.path}: extends: ")
-
-
-def _origin(file: _File, kind: ProfileKind) -> str:
-    return str(file.path) if file.own else f"bundled {kind}s/{file.path.name}"
-
-
-def _read(path: Path, own: bool) -> _File:
-    table = read_table(path)
-    extends = table.pop("extends", None)
-    if extends is not None and not (isinstance(extends, str) and NAME_FORM.fullmatch(extends)):
-        raise ProfileError(f"{path}: extends is {excerpt(extends)}, allowed: the name of a profile.")
-    values = {key: accepted(key, value, str(path)) for key, value in table.items()}
-    return _File(path, own, values, extends)
 
 
 def read_table(path: Path, what: str = "profile") -> dict[str, object]:

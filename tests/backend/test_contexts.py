@@ -25,7 +25,8 @@ from qwq_local.events import Event, Notice, Planned, Prefill
 from qwq_local.paths import Directories
 from qwq_local.planning.memory import Device, DeviceKind, Machine
 from qwq_local.planning.plan import Plan
-from qwq_local.profiles.layers import Profile, profile_folders, resolve
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.text import GIB
 from tests.command import ROOT
 from tests.single_sequence import SingleSequence

@@ -35,7 +35,8 @@ from qwq_local.events import (
     ThinkingClosed,
 )
 from qwq_local.paths import Directories
-from qwq_local.profiles.layers import Profile, profile_folders, resolve
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import profile_folders, resolve
 
 STRAWBERRY = Message(Role.USER, "How many r's are in the word strawberry?")
 # With the miniature's budgets just past its native window.

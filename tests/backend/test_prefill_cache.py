@@ -25,7 +25,8 @@ from qwq_local.errors import Aborted, AbortFlag, QwqError
 from qwq_local.events import Finished, Planned, Prefill
 from qwq_local.models.identity import ModelIdentities
 from qwq_local.paths import Directories
-from qwq_local.profiles.layers import Profile, profile_folders, resolve
+from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.layers import profile_folders, resolve
 from tests.command import ROOT, TIMEOUT_S, qwq
 from tests.tiny_models import constant_model
 

@@ -27,7 +27,7 @@ from qwq_local.errors import PromptTooLong
 from qwq_local.models.facts import own_rope_scaling
 from qwq_local.models.header import read_header
 from qwq_local.planning.window import Needs, RopeScaling, Scaling, share_window
-from qwq_local.profiles.layers import Profile
+from qwq_local.profiles.keys import Profile
 from tests.checkpoints import (
     CheckpointSpec,
     config,

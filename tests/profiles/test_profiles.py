@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,10 +14,9 @@ from qwq_local.cli.profiles import app, check_model, listing_lines, profile_line
 from qwq_local.engine.api import DEFAULT_ORDER, ContextSettings, SamplerSettings
 from qwq_local.errors import ModelNotFound, ProfileError
 from qwq_local.paths import Directories
-from qwq_local.profiles.keys import RULES, accepted, accepted_text
+from qwq_local.profiles.keys import RULES, Profile, accepted
 from qwq_local.profiles.layers import (
     MAX_FILE_BYTES,
-    Profile,
     ProfileFolders,
     ProfileKind,
     list_profiles,
@@ -24,7 +24,6 @@ from qwq_local.profiles.layers import (
     profile_folders,
     resolve,
 )
-from qwq_local.settings import Files, Text
 
 MATH_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_PROMPT = (
@@ -43,13 +42,13 @@ def made_up(tmp_path: Path) -> ProfileFolders:
     """Bundled profiles of our own making, so that every layer can be seen to win."""
     made = ProfileFolders(own=tmp_path / "own", bundled=tmp_path / "bundled")
     for kind, name in ((ProfileKind.MODEL, "qwq-32b"), (ProfileKind.TASK, "chat")):
-        made.bundled_file(kind, name).parent.mkdir(parents=True)
-        made.bundled_file(kind, name).write_text("")
+        made.files(kind, name)[1].parent.mkdir(parents=True)
+        made.files(kind, name)[1].write_text("")
     return made
 
 
 def write_own(folders: ProfileFolders, kind: ProfileKind, name: str, text: str) -> Path:
-    path = folders.own_file(kind, name)
+    path = folders.files(kind, name)[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
@@ -72,11 +71,11 @@ def test_each_layer_beats_the_one_below_and_the_origin_says_so(made_up: ProfileF
     environ: dict[str, str] = {}
     settings: list[str] = []
     assert top_k() == (40, "default")
-    made_up.bundled_file(ProfileKind.MODEL, "qwq-32b").write_text("top_k = 1")
+    made_up.files(ProfileKind.MODEL, "qwq-32b")[1].write_text("top_k = 1")
     assert top_k() == (1, "bundled models/qwq-32b.toml")
     own_model = write_own(made_up, ProfileKind.MODEL, "qwq-32b", "top_k = 2")
     assert top_k() == (2, str(own_model))
-    made_up.bundled_file(ProfileKind.TASK, "chat").write_text("top_k = 3")
+    made_up.files(ProfileKind.TASK, "chat")[1].write_text("top_k = 3")
     assert top_k() == (3, "bundled tasks/chat.toml")
     own_task = write_own(made_up, ProfileKind.TASK, "chat", "top_k = 4")
     assert top_k() == (4, str(own_task))
@@ -301,7 +300,7 @@ def test_an_unknown_task_gives_the_nearest_or_all_and_where_to_put_it(folders: P
     ],
 )
 def test_a_wrong_setting_says_what_is_allowed(made_up: ProfileFolders, setting: str, complaint: str) -> None:
-    made_up.bundled_file(ProfileKind.MODEL, "qwq-32b").write_text("yarn_factors = [1, 2, 4]")
+    made_up.files(ProfileKind.MODEL, "qwq-32b")[1].write_text("yarn_factors = [1, 2, 4]")
     with pytest.raises(ProfileError) as caught:
         resolve("qwq-32b", "chat", made_up, {}, [setting])
     assert complaint in str(caught.value)
@@ -349,10 +348,10 @@ def test_every_field_has_a_rule_and_every_default_keeps_it() -> None:
     assert [*RULES, "is_window_known"] == [field.name for field in fields(Profile)]
     for key, rule in RULES.items():
         default = getattr(Profile(), key)
-        if not isinstance(rule, Text | Files):
-            assert accepted_text(key, rule.show(default), "--set") == default, key
-        elif isinstance(rule, Text):
+        if isinstance(default, str):
             assert accepted(key, default, "file") == default
+        elif not isinstance(default, Mapping):
+            assert accepted(key, rule.show(default), "--set", is_text=True) == default, key
 
 
 def test_the_defaults_are_those_of_the_engine() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.commands.history import recalled, resume
-from qwq_local.chat.completion import complete_name, complete_word, named_values
+from qwq_local.chat.completion import complete_name, complete_word
 from qwq_local.chat.context import price_of_named
 from qwq_local.chat.conversation import short_title
 from qwq_local.chat.events import ChatEvent, Completion, Edit, Said
@@ -126,7 +126,7 @@ def _complete_regen(session: Session, rest: str) -> Iterator[Completion]:
     names = [("--seed", "the seed of this turn")]
     if session.model.can_adopt():
         if equals and key in RULES:
-            yield from complete_name(named_values(RULES[key]), start)
+            yield from complete_name(RULES[key].names, start)
             return
         names += ((f"{name}=", meaning) for name, meaning in MEANINGS.items())
     yield from complete_word(names, word)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.chat.commands.command import Command
-from qwq_local.chat.completion import complete_name, complete_word, named_values
+from qwq_local.chat.completion import complete_name, complete_word
 from qwq_local.chat.events import ChatEvent, Completion, Said
 from qwq_local.chat.model import ChatModel, value_text
 from qwq_local.chat.session import Session
@@ -74,7 +74,7 @@ def _complete_set(_session: Session, rest: str) -> Iterator[Completion]:
     if not space:
         yield from complete_word(MEANINGS.items(), key)
     elif key in RULES:
-        yield from complete_name((*named_values(RULES[key]), _DEFAULT), start.lstrip())
+        yield from complete_name((*RULES[key].names, _DEFAULT), start.lstrip())
 
 
 def _key_and_value(arguments: str) -> tuple[str, str]:
