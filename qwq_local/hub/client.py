@@ -6,7 +6,6 @@ them. Everything that comes back is checked here before it is used.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,16 +26,15 @@ from huggingface_hub.utils import build_hf_headers
 from qwq_local import __version__
 from qwq_local.errors import PullError, UsageError
 from qwq_local.hub.cache import Digest
-from qwq_local.hub.source import RemoteContent, Source
+from qwq_local.hub.source import RemoteFile, Source
 from qwq_local.hub.transfer import (
     ByteRange,
     ContentChanged,
     NoRangeSupport,
     RetryWait,
     TransferSettings,
-    TransientError,
     connection_errors,
-    retry_after_s,
+    transient_status,
     with_retries,
 )
 
@@ -44,15 +42,6 @@ MAX_FILE_BYTES = 2**50
 MAX_NAME_CHARS = 500
 MAX_FILES = 20_000
 ATTEMPTS = 4  # fewer than for a download: a user waits for the first answer
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a repository: its name (folders included, checked), length and hash."""
-
-    name: str
-    n_bytes: int
-    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +78,14 @@ class Hub:
         Raises PullError when the hub does not answer, refuses, or answers nonsense, and UsageError when the
         name is not of the form OWNER/NAME.
         """
-        retry = replace(self._settings.retry, attempts=ATTEMPTS)
-        return (yield from with_retries(lambda: self._list_files(repo), self._settings, retry))
+        settings = replace(self._settings, attempts=ATTEMPTS)
+        return (yield from with_retries(lambda: self._list_files(repo), settings))
 
     def source(self, listing: Listing, file: RemoteFile, etag: str = "") -> Source:
         """The bytes of a file at the listing's commit; `etag` as for Source."""
         url = hf_hub_url(listing.repo, file.name, revision=listing.commit, endpoint=self._endpoint)
         headers = build_hf_headers(library_name="qwq-local", library_version=__version__)
-        return Source(RemoteContent(file.name, url, headers, file.n_bytes), etag)
+        return Source(file, url, headers, etag)
 
     def read_range(
         self, listing: Listing, file: RemoteFile, wanted: ByteRange
@@ -112,7 +101,7 @@ class Hub:
                 return b"".join(chunks)
 
         try:
-            return (yield from with_retries(read, self._settings, self._settings.retry))
+            return (yield from with_retries(read, self._settings))
         except (ContentChanged, NoRangeSupport):
             raise PullError(
                 f"{file.name}: the server sends no parts of files: --convert needs that."
@@ -122,7 +111,7 @@ class Hub:
         host = urlsplit(self._endpoint).hostname or self._endpoint
         try:
             timeout = constants.HF_HUB_ETAG_TIMEOUT
-            with connection_errors(host), _endpoint_errors(self._endpoint):
+            with connection_errors(host), self._endpoint_errors():
                 info = self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
         except HFValidationError:
             raise UsageError(
@@ -148,6 +137,13 @@ class Hub:
             ) from None
         return _checked_listing(repo, info)
 
+    @contextmanager
+    def _endpoint_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
+            raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
+
     def _no_such(self, repo: str) -> str:
         name = repo.rpartition("/")[2]
         try:
@@ -162,21 +158,10 @@ class Hub:
         )
 
 
-@contextmanager
-def _endpoint_errors(endpoint: str) -> Iterator[None]:
-    try:
-        yield
-    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
-        raise PullError(f"HF_ENDPOINT is {endpoint[:100]!r}: give it as https://HOST.") from None
-
-
 def _refused(repo: str, host: str, error: HfHubHTTPError) -> Exception:
+    if (transient := transient_status(host, error.response)) is not None:
+        return transient
     status = error.response.status_code
-    if status == 429:
-        wait = retry_after_s(error.response.headers, time.time())
-        return TransientError(f"{host} limits the rate (429)", wait)
-    if status == 408 or status >= 500:
-        return TransientError(f"{host} answered {status}", retry_after_s(error.response.headers, time.time()))
     if status in (401, 403):
         return PullError(
             f"{host} refuses {repo} ({status}): the token is wrong or may not read it. "

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import queue
 import tempfile
-import threading
 import time
-from collections.abc import Generator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +30,7 @@ from qwq_local.hub.checkpoint import (
     MAX_SHARDS,
     RemoteCheckpoint,
     ShardCaches,
-    ShardDownloads,
-    ShardHeaders,
     fetch_headers,
-    headers_of,
-    shards_of,
 )
 from qwq_local.hub.pull import SPARE_BYTES, Puller, PullEvent, pull_files
 from qwq_local.text import binary_size
@@ -64,96 +60,75 @@ def convert_weights(
     """
     caches.own.remove_stale(time.time())
     listing = yield from puller.hub.list_files(repo)
-    shards = shards_of(listing)
     if caches.keep:
         documents = [file for file in listing.files if file.name in DOCUMENTS]
         yield from pull_files(replace(puller, cache=caches.shared), listing, documents)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qwq-headers-")))
-        yield from fetch_headers(puller.hub, listing, folder)
-        headers = stack.enter_context(CheckpointFolder(folder))
-        with_tensors = headers_of(shards, headers)
-        downloads = stack.enter_context(ShardDownloads(puller, listing, with_tensors, caches))
-        checkpoint = RemoteCheckpoint(repo, with_tensors, headers, downloads)
-        plan = plan_conversion(checkpoint, request)
-        if not any(file.path.exists() for file in plan.files):
-            _check_space(plan, with_tensors, caches.own)
-        yield ShardsPlanned(len(with_tensors), sum(shard.n_bytes for shard in with_tensors), plan.n_bytes)
-        yield from _Conversion(request, plan, checkpoint, downloads).events()
+    with tempfile.TemporaryDirectory(prefix="qwq-headers-") as folder:
+        yield from fetch_headers(puller.hub, listing, Path(folder))
+        with (
+            CheckpointFolder(Path(folder)) as headers,
+            closing(RemoteCheckpoint(puller, listing, headers, caches)) as checkpoint,
+        ):
+            plan = plan_conversion(checkpoint, request)
+            n_bytes = [shard.n_bytes for shard in checkpoint.shards]
+            if not any(file.path.exists() for file in plan.files):
+                _check_space(plan, n_bytes, caches.own)
+            yield ShardsPlanned(len(n_bytes), sum(n_bytes), plan.n_bytes)
+            yield from _convert(request, plan, checkpoint)
 
 
-class _Conversion:
-    """The conversion in a thread of its own, so that events of the download are yielded while it waits."""
+def _convert(
+    request: ConvertRequest, plan: ConversionPlan, checkpoint: RemoteCheckpoint
+) -> Generator[WeightsEvent, None, None]:
+    """Convert in a thread of its own, download in this one, and release the shards that are not needed."""
+    source_names = {tensor.name: tensor.source.name for tensor in plan.tensors}
+    written: set[str] = set()
+    next_release = 0.0
+    events: queue.SimpleQueue[ConvertEvent] = queue.SimpleQueue()
 
-    def __init__(
-        self,
-        request: ConvertRequest,
-        plan: ConversionPlan,
-        checkpoint: RemoteCheckpoint,
-        downloads: ShardDownloads,
-    ) -> None:
-        self._request = request
-        self._checkpoint = checkpoint
-        self._downloads = downloads
-        self._source_names = {tensor.name: tensor.source.name for tensor in plan.tensors}
-        self._journal = journal_path(plan.files)
-        self._events: queue.SimpleQueue[ConvertEvent] = queue.SimpleQueue()
-        self._written: set[str] = set()
-        self._next_release = 0.0
-        self._failure: BaseException | None = None
+    def work() -> None:
+        for event in convert(request, checkpoint):
+            events.put(event)
 
-    def events(self) -> Generator[WeightsEvent, None, None]:
-        thread = threading.Thread(target=self._convert, name="convert", daemon=True)
-        thread.start()
+    def durable() -> set[str]:
+        record = read_journal(journal_path(plan.files))
+        return set() if record is None else {source_names.get(name, "") for name in record.finished}
+
+    with ThreadPoolExecutor(1, "convert") as pool, closing(checkpoint.download()) as download:
+        converting = pool.submit(work)
         try:
-            while thread.is_alive() or not self._events.empty():
-                yield from self._new_events()
+            while not converting.done() or not events.empty():
+                if (arrived := next(download, None)) is not None:
+                    yield arrived
+                for event in _new_events(events, 0 if arrived else EVENT_WAIT_S):
+                    if isinstance(event, TensorDone):
+                        written.add(source_names[event.name])
+                    yield event
+                if checkpoint.is_starved:
+                    # All else waits: tensors that are written are enough, whether or not the disk has them.
+                    checkpoint.release_finished(written | durable())
+                elif time.monotonic() >= next_release:
+                    next_release = time.monotonic() + RELEASE_EVERY_S
+                    checkpoint.release_finished(durable())
         finally:
-            self._downloads.stop()
-            thread.join()
-        if self._failure is not None:
-            raise self._failure
-        self._checkpoint.release_finished(set(self._source_names.values()))
-
-    def _convert(self) -> None:
-        try:
-            for event in convert(self._request, self._checkpoint):
-                self._events.put(event)
-        except BaseException as error:
-            self._failure = error
-
-    def _new_events(self) -> Generator[WeightsEvent, None, None]:
-        """The events since the last call; releases finished shards on the way."""
-        while not self._downloads.events.empty():
-            yield self._downloads.events.get()
-        try:
-            event = self._events.get(timeout=EVENT_WAIT_S)
-        except queue.Empty:
-            event = None
-        if isinstance(event, TensorDone):
-            self._written.add(self._source_names[event.name])
-        if event is not None:
-            yield event
-        self._release()
-
-    def _release(self) -> None:
-        """Release shards whose tensors are on the disk for good. When all else waits, written is enough."""
-        if self._downloads.is_starved:
-            self._checkpoint.release_finished(self._written | self._durable())
-        elif time.monotonic() >= self._next_release:
-            self._next_release = time.monotonic() + RELEASE_EVERY_S
-            self._checkpoint.release_finished(self._durable())
-
-    def _durable(self) -> set[str]:
-        record = read_journal(self._journal)
-        return set() if record is None else {self._source_names.get(name, "") for name in record.finished}
+            checkpoint.stop()
+        converting.result()
+    checkpoint.release_finished(set(source_names.values()))
 
 
-def _check_space(plan: ConversionPlan, shards: ShardHeaders, own: HubCache) -> None:
+def _new_events(events: queue.SimpleQueue[ConvertEvent], wait_s: float) -> Iterator[ConvertEvent]:
+    """The events that are there. Waits for the first one."""
+    with suppress(queue.Empty):
+        yield events.get(timeout=wait_s)
+        while True:
+            yield events.get_nowait()
+
+
+def _check_space(plan: ConversionPlan, shard_bytes: list[int], own: HubCache) -> None:
     """Raise PullError unless the output and two shards fit, on one disk or on two."""
     folder = plan.files[0].path.parent
     output = plan.n_bytes - sum(allocated_bytes(partial_path(file.path)) for file in plan.files)
-    largest = sum(sorted(shard.n_bytes for shard in shards)[-MAX_SHARDS:]) - own.used_bytes()
+    largest = sum(sorted(shard_bytes)[-MAX_SHARDS:]) - own.used_bytes()
     root = own.root
     while not root.is_dir():
         root = root.parent

@@ -15,9 +15,9 @@ from pathlib import Path
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes
 from qwq_local.hub.cache import Digest, HubCache, hash_file, new_hash, partial_path
-from qwq_local.hub.client import Hub, Listing, RemoteFile
+from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.partial import PartialBlob
-from qwq_local.hub.source import Source
+from qwq_local.hub.source import RemoteFile, Source
 from qwq_local.hub.transfer import (
     ByteRange,
     ContentChanged,
@@ -239,8 +239,6 @@ def _download_ranges(
         while not workers.is_complete and workers.failure is None:
             yield BytesReceived(workers.n_received)
             yield from workers.wait(PROGRESS_S)
-            workers.concurrency.observe(time.monotonic(), workers.n_received)
-            workers.adapt()
         yield BytesReceived(workers.n_received)
         while workers.n_hashed < blob.n_bytes and workers.failure is None:
             yield BytesHashed(workers.n_hashed)
@@ -271,7 +269,7 @@ def _download_whole(
                         yield BytesReceived(done)
         except TransientError as error:
             failures += 1
-            seconds = settings.retry.wait_s(error, failures)
+            seconds = settings.wait_s(error, failures)
             yield RetryWait(error.reason, seconds)
             settings.sleep(seconds)
             continue

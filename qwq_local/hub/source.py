@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
 
 import httpx2
 from huggingface_hub import constants, get_session
 
 from qwq_local.errors import PullError
+from qwq_local.hub.cache import Digest
 from qwq_local.hub.transfer import (
     ByteRange,
     ContentChanged,
     NoRangeSupport,
     TransientError,
     connection_errors,
-    retry_after_s,
+    transient_status,
 )
 
 MAX_REDIRECTS = 8
@@ -33,23 +32,27 @@ _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteContent:
-    """Where a file is: its address on the hub, the headers of a request with the token, its length."""
+class RemoteFile:
+    """A file of a repository: its name (folders included, checked), length and hash."""
 
     name: str
-    url: str
-    headers: Mapping[str, str]
     n_bytes: int
+    digest: Digest
 
 
 class Source:
-    """One file on the hub. Several threads may read it at once."""
+    """The bytes of one file on the hub. Several threads may read it at once."""
 
-    def __init__(self, content: RemoteContent, etag: str = "") -> None:
-        """`etag` is the strong entity tag of the bytes that came earlier; empty when there are none."""
-        self.content = content
+    def __init__(self, file: RemoteFile, url: str, headers: Mapping[str, str], etag: str = "") -> None:
+        """`url` is the file's address on the hub, `headers` are for a request there, with the token.
+
+        `etag` is the strong entity tag of the bytes that came earlier; empty when there are none.
+        """
         self.etag = etag
-        self._location = ""
+        self._file = file
+        self._url = httpx2.URL(url)
+        self._headers = headers
+        self._location: httpx2.URL | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -74,77 +77,77 @@ class Source:
         with closing(self._send({})) as response, connection_errors(response.url.host):
             self._check_kind(response)
             length = response.headers.get("content-length", "")
-            if length.isdecimal() and int(length) != self.content.n_bytes:
+            if length.isdecimal() and int(length) != self._file.n_bytes:
                 raise PullError(self._wrong_length(int(length)))
-            yield _bounded(response.iter_raw(), self.content.n_bytes)
+            yield _bounded(response.iter_raw(), self._file.n_bytes)
 
     def _send(self, extra: Mapping[str, str]) -> httpx2.Response:
         """The answer that carries the bytes, with its body still to be read."""
+        client = get_session()
         with self._lock:
-            url = self._location or self.content.url
+            url = self._location or self._url
+        headers = {**self._headers, **extra, "Accept-Encoding": "identity"}
+        request = client.build_request("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        if url.origin != self._url.origin:
+            request.headers.pop("Authorization", None)
         for _ in range(MAX_REDIRECTS):
-            with connection_errors(urlsplit(url).hostname or ""):
-                response = self._request(url, extra)
-            if response.has_redirect_location:
-                response.close()
-                url = self._target(url, response.headers["location"])
-                continue
+            with connection_errors(request.url.host):
+                response = client.send(request, stream=True, follow_redirects=False)
             if response.status_code in (200, 206):
                 with self._lock:
-                    self._location = url
+                    self._location = request.url
                 return response
             response.close()
-            raise self._failure(url, response)
+            if not response.has_redirect_location:
+                raise self._failure(request.url, response)
+            request = self._redirected(response)
         raise PullError(
-            f"{self.content.name}: the server redirects in a circle. Check HF_ENDPOINT and the proxy."
+            f"{self._file.name}: the server redirects in a circle. Check HF_ENDPOINT and the proxy."
         )
 
-    def _request(self, url: str, extra: Mapping[str, str]) -> httpx2.Response:
-        headers = {**self.content.headers, **extra, "Accept-Encoding": "identity"}
-        if _origin(url) != _origin(self.content.url):
-            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-        client = get_session()
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        request = client.build_request("GET", url, headers=headers, timeout=timeout)
-        return client.send(request, stream=True, follow_redirects=False)
-
-    def _target(self, url: str, location: str) -> str:
-        try:
-            target = urljoin(url, location)
-            scheme, _ = urlsplit(target).scheme, _origin(target)
-        except ValueError:
+    def _redirected(self, response: httpx2.Response) -> httpx2.Request:
+        """The request that an answer redirects to. The HTTP client drops the token for another host."""
+        request = response.next_request
+        if request is None or (request.url.port or 0) >= 2**16:
+            location = response.headers["location"]
             raise PullError(
-                f"{self.content.name}: the server redirects to {location[:100]!r}, which is no address."
-            ) from None
-        if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
-            raise PullError(f"{self.content.name}: the server redirects to {scheme}:, which is refused.")
-        return target
-
-    def _failure(self, url: str, response: httpx2.Response) -> Exception:
-        status, host = response.status_code, urlsplit(url).hostname or "the server"
-        with self._lock:
-            was_remembered, self._location = url == self._location, ""
-        if status == 429:
-            return TransientError(
-                f"{host} limits the rate (429)", retry_after_s(response.headers, time.time())
+                f"{self._file.name}: the server redirects to {location[:100]!r}, which is no address."
             )
-        if status in (408, 425) or status >= 500:
-            return TransientError(f"{host} answered {status}", retry_after_s(response.headers, time.time()))
+        scheme = request.url.scheme
+        if scheme != "https" and (scheme != "http" or response.url.scheme == "https"):
+            raise PullError(f"{self._file.name}: the server redirects to {scheme}:, which is refused.")
+        return request
+
+    def _failure(self, url: httpx2.URL, response: httpx2.Response) -> Exception:
+        status, name = response.status_code, self._file.name
+        with self._lock:
+            was_remembered, self._location = url == self._location, None
+        if (transient := transient_status(url.host, response)) is not None:
+            return transient
         if was_remembered:
             # The storage's address expires after some minutes. The next try gets a new one from the hub.
-            return TransientError(f"{host} answered {status}")
+            return TransientError(f"{url.host} answered {status}")
         if status == 416:
             return ContentChanged()
-        return PullError(refusal(self.content.name, status, host))
+        if status in (401, 403):
+            return PullError(
+                f"{name}: {url.host} refuses it ({status}). Accept the model's terms on its page if it has "
+                "any, and set HF_TOKEN to a token that may read it (or run `hf auth login`)."
+            )
+        if status == 404:
+            return PullError(
+                f"{name}: {url.host} has no such file (404). `qwq pull --list` shows what there is."
+            )
+        return PullError(f"{name}: {url.host} answered {status}. Try again later.")
 
     def _check_kind(self, response: httpx2.Response) -> None:
         if response.headers.get("content-type", "").lower().startswith("text/html"):
             raise PullError(
-                f"{self.content.name}: a web page came instead of the file. Something on the way "
+                f"{self._file.name}: a web page came instead of the file. Something on the way "
                 "answers in the hub's place (a login page, a proxy): open a browser, then run this again."
             )
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise PullError(f"{self.content.name}: came compressed, though it was not asked for that way.")
+            raise PullError(f"{self._file.name}: came compressed, though it was not asked for that way.")
 
     def _check_range(self, response: httpx2.Response, wanted: ByteRange) -> None:
         if self._is_another(response):
@@ -152,7 +155,7 @@ class Source:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None or int(match[1]) != wanted.start or int(match[2]) >= wanted.end:
             raise TransientError(f"{response.url.host} answered another range than was asked for")
-        if int(match[3]) != self.content.n_bytes:
+        if int(match[3]) != self._file.n_bytes:
             raise PullError(self._wrong_length(int(match[3])))
 
     def _is_another(self, response: httpx2.Response) -> bool:
@@ -166,21 +169,9 @@ class Source:
 
     def _wrong_length(self, found: int) -> str:
         return (
-            f"{self.content.name}: the server has {found:,} bytes of it, the hub states "
-            f"{self.content.n_bytes:,}. Try again later, or another --repo."
+            f"{self._file.name}: the server has {found:,} bytes of it, the hub states "
+            f"{self._file.n_bytes:,}. Try again later, or another --repo."
         )
-
-
-def refusal(name: str, status: int, host: str) -> str:
-    """The message for an answer that refuses a file, with what to do."""
-    if status in (401, 403):
-        return (
-            f"{name}: {host} refuses it ({status}). Accept the model's terms on its page if it has any, "
-            "and set HF_TOKEN to a token that may read it (or run `hf auth login`)."
-        )
-    if status == 404:
-        return f"{name}: {host} has no such file (404). `qwq pull --list` shows what there is."
-    return f"{name}: {host} answered {status}. Try again later."
 
 
 def _bounded(chunks: Iterator[bytes], n_bytes: int) -> Iterator[bytes]:
@@ -192,9 +183,3 @@ def _bounded(chunks: Iterator[bytes], n_bytes: int) -> Iterator[bytes]:
             next(chunks, None)
             return
     raise TransientError("the connection was cut")
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    default = 443 if parts.scheme == "https" else 80
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or default

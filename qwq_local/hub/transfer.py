@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -20,6 +21,9 @@ from huggingface_hub.utils import parse_ratelimit_headers
 from qwq_local.errors import PullError
 
 Result = TypeVar("Result")
+FIRST_WAIT_S = 0.5
+MAX_WAIT_S = 16.0
+MAX_STATED_WAIT_S = 600.0
 OFFLINE = "HF_HUB_OFFLINE is set: nothing is downloaded. Unset it and run the command again."
 
 
@@ -34,10 +38,6 @@ class ByteRange:
     def n_bytes(self) -> int:
         """The number of bytes."""
         return self.end - self.start
-
-    def touches(self, other: ByteRange) -> bool:
-        """Whether both together are one range."""
-        return self.start <= other.end and other.start <= self.end
 
 
 class ByteRanges:
@@ -65,9 +65,9 @@ class ByteRanges:
         """Add the bytes of a range."""
         if new.n_bytes <= 0:
             return
-        apart = [each for each in self._ranges if not each.touches(new)]
-        joined = [new, *(each for each in self._ranges if each.touches(new))]
+        joined = [new, *(each for each in self._ranges if each.start <= new.end and new.start <= each.end)]
         whole = ByteRange(min(each.start for each in joined), max(each.end for each in joined))
+        apart = [each for each in self._ranges if each.end < whole.start or whole.end < each.start]
         self._ranges = sorted([*apart, whole])
 
     def gaps(self, n_bytes: int) -> list[ByteRange]:
@@ -75,33 +75,6 @@ class ByteRanges:
         edges = [0, *(edge for each in self._ranges for edge in (each.start, each.end)), n_bytes]
         pairs = zip(edges[::2], edges[1::2], strict=True)
         return [ByteRange(start, end) for start, end in pairs if start < end]
-
-
-class PendingRanges:
-    """The bytes that are still to be fetched, handed out from the front of the file."""
-
-    def __init__(self, ranges: Iterable[ByteRange]) -> None:
-        self._ranges = list(ranges)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is left to hand out."""
-        return not self._ranges
-
-    def take(self, max_bytes: int) -> ByteRange:
-        """The first range that is left, cut to `max_bytes`. Raises IndexError when none is left."""
-        first = self._ranges[0]
-        taken = ByteRange(first.start, min(first.end, first.start + max_bytes))
-        if taken.end < first.end:
-            self._ranges[0] = ByteRange(taken.end, first.end)
-        else:
-            del self._ranges[0]
-        return taken
-
-    def give_back(self, rest: ByteRange) -> None:
-        """Put back what was taken and not fetched."""
-        if rest.n_bytes > 0:
-            self._ranges = sorted([*self._ranges, rest])
 
 
 class RequestFailed(Exception):
@@ -134,21 +107,24 @@ class RetryWait:
 
 
 @dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often a request that brings nothing is repeated, and after how many seconds.
+class TransferSettings:
+    """How often a request that brings nothing is repeated, and the number of connections for one file.
 
-    Waits double from `first_wait_s` up to `max_wait_s`. A server that states a wait gets it, up to
-    `max_stated_wait_s`: the hub counts its rate limits over five minutes.
+    Waits double from half a second up to 16. A server that states a wait gets it, up to ten minutes: the hub
+    counts its rate limits over five. `pause` waits for an event, at most some seconds.
     """
 
     attempts: int = 8
-    first_wait_s: float = 0.5
-    max_wait_s: float = 16.0
-    max_stated_wait_s: float = 600.0
+    connections: int = 4
+    pause: Callable[[threading.Event, float], object] = threading.Event.wait
+
+    def sleep(self, seconds: float) -> None:
+        """Wait that long, whatever happens."""
+        self.pause(threading.Event(), seconds)
 
     def wait_s(self, error: TransientError, failures: int) -> float:
         """Seconds to wait after `failures` failures in a row. Raises PullError when it is time to give up."""
-        if error.retry_after_s is not None and error.retry_after_s > self.max_stated_wait_s:
+        if error.retry_after_s is not None and error.retry_after_s > MAX_STATED_WAIT_S:
             raise PullError(
                 f"{error.reason}, and asks to wait {error.retry_after_s / 60:.0f} minutes. "
                 "What came is kept: run the same command again then."
@@ -160,42 +136,15 @@ class RetryPolicy:
             )
         if error.retry_after_s is not None:
             return error.retry_after_s
-        return min(self.max_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class ConcurrencySettings:
-    """The number of connections at first and at most, and how long a number is tried.
-
-    A further connection is kept when it makes the whole faster by the factor `gain`.
-    """
-
-    first: int = 2
-    max: int = 4
-    trial_s: float = 4.0
-    trial_bytes: int = 32 * 2**20
-    gain: float = 1.1
-
-
-@dataclass(frozen=True, slots=True)
-class TransferSettings:
-    """Retries and connections of a transfer. `pause` waits for an event, at most some seconds."""
-
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
-    pause: Callable[[threading.Event, float], object] = threading.Event.wait
-
-    def sleep(self, seconds: float) -> None:
-        """Wait that long, whatever happens."""
-        self.pause(threading.Event(), seconds)
+        return min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** (failures - 1))
 
 
 def with_retries(
-    request: Callable[[], Result], settings: TransferSettings, retry: RetryPolicy
+    request: Callable[[], Result], settings: TransferSettings
 ) -> Generator[RetryWait, None, Result]:
     """The result of a request, repeated after transient errors; yields each wait before it begins.
 
-    Raises PullError when the policy gives up, and what else the request raises.
+    Raises PullError when it gives up, and what else the request raises.
     """
     failures = 0
     while True:
@@ -203,7 +152,7 @@ def with_retries(
             return request()
         except TransientError as error:
             failures += 1
-            seconds = retry.wait_s(error, failures)
+            seconds = settings.wait_s(error, failures)
             yield RetryWait(error.reason, seconds)
             settings.sleep(seconds)
 
@@ -227,7 +176,17 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         return None
 
 
-def short_reason(error: Exception) -> str:
+def transient_status(host: str, response: httpx2.Response) -> TransientError | None:
+    """The error for an answer that refuses, when another try may help; None when it cannot."""
+    status, wait_s = response.status_code, retry_after_s(response.headers, time.time())
+    if status == 429:
+        return TransientError(f"{host} limits the rate (429)", wait_s)
+    if status in (408, 425) or status >= 500:
+        return TransientError(f"{host} answered {status}", wait_s)
+    return None
+
+
+def _short_reason(error: Exception) -> str:
     """The text of a client's error, at most 200 characters, without the number of the system's error."""
     return re.sub(r"\[Errno -?\d+\] ", "", str(error) or type(error).__name__)[:200]
 
@@ -244,9 +203,9 @@ def connection_errors(host: str) -> Iterator[None]:
     except httpx2.ProxyError as error:
         raise PullError(f"the proxy refuses: {error}. Check HTTPS_PROXY and NO_PROXY.") from None
     except httpx2.ConnectError as error:
-        raise TransientError(f"no connection to {host} ({short_reason(error)})") from None
+        raise TransientError(f"no connection to {host} ({_short_reason(error)})") from None
     except (httpx2.TransportError, httpx2.StreamError):
         # The text of such an error may hold a header, and with it the token.
         raise TransientError(f"the connection to {host} was cut") from None
     except (httpx2.InvalidURL, httpx2.DecodingError) as error:
-        raise PullError(f"{host} answered nonsense ({short_reason(error)}). Check HF_ENDPOINT.") from None
+        raise PullError(f"{host} answered nonsense ({_short_reason(error)}). Check HF_ENDPOINT.") from None

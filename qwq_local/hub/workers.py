@@ -16,55 +16,13 @@ from qwq_local.hub.partial import PartialBlob
 from qwq_local.hub.source import Source
 from qwq_local.hub.transfer import (
     ByteRange,
-    ConcurrencySettings,
-    PendingRanges,
     RetryWait,
     TransferSettings,
     TransientError,
 )
 
 MAX_UNRECORDED_BYTES = 12 * 2**20
-_MIN_RANGE_BYTES = 256 * 1024
 _WAIT_S = 0.5  # a thread that waits looks this often, in case it misses a wake-up
-
-
-class Concurrency:
-    """How many connections to use, found by trying while the bytes come.
-
-    It starts with two: one receives while the other waits for an answer. It adds another as long as the last
-    one made the whole faster by a tenth, and drops the one that did not.
-    """
-
-    def __init__(self, settings: ConcurrencySettings) -> None:
-        self._settings = settings
-        self._trial: tuple[float, int] | None = None
-        self._best_rate = 0.0
-        self._is_fixed = settings.first >= settings.max
-        self.connections = settings.first
-
-    def observe(self, now: float, n_bytes: int) -> None:
-        """Take the number of bytes that are here, and the time of any clock in seconds."""
-        if self._is_fixed:
-            return
-        if self._trial is None:
-            self._trial = now, n_bytes
-            return
-        elapsed, received = now - self._trial[0], n_bytes - self._trial[1]
-        if elapsed < self._settings.trial_s or received < self._settings.trial_bytes:
-            return
-        rate = received / elapsed
-        if rate < self._best_rate * self._settings.gain:
-            self.connections -= 1
-            self._is_fixed = True
-        elif self.connections == self._settings.max:
-            self._is_fixed = True
-        else:
-            self._best_rate, self._trial = rate, None
-            self.connections += 1
-
-    def fix(self, connections: int) -> None:
-        """Use this many from now on, as when the server complains of too many requests."""
-        self.connections, self._is_fixed = connections, True
 
 
 class _Connection:
@@ -90,14 +48,14 @@ class DownloadWorkers:
         self._settings = settings
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._pending = PendingRanges(blob.done.gaps(blob.n_bytes))
-        self._connections: list[_Connection] = []
-        self._running: set[int] = set()
+        self._pending = blob.done.gaps(blob.n_bytes)
+        self._connections = [_Connection() for _ in range(settings.connections)]
+        self._running = set(self._connections) if self._pending else set()
+        self._max_running = settings.connections
         self._n_waiting = 0
         self._waits: list[RetryWait] = []
         self._hash = new_hash(digest.algorithm, blob.n_bytes)
-        self._hasher = threading.Thread(target=self._guarded(self._hash_blocks), name="hash", daemon=True)
-        self.concurrency = Concurrency(settings.concurrency)
+        self._hasher = self._thread(self._hash_blocks, "hash")
         self.n_hashed = 0
         self.failure: BaseException | None = None
 
@@ -119,19 +77,8 @@ class DownloadWorkers:
     def start(self) -> None:
         """Start to hash the bytes that are here and to fetch the others."""
         self._hasher.start()
-        self.adapt()
-
-    def adapt(self) -> None:
-        """Start connections up to the current number. One too many ends with its range."""
-        if self._pending.is_empty or self.failure:
-            return
-        for _ in range(self.concurrency.connections - len(self._running)):
-            with self._changed:
-                number = len(self._connections)
-                self._connections.append(_Connection())
-                self._running.add(number)
-            work = self._guarded(partial(self._work, number), number)
-            threading.Thread(target=work, name=f"fetch-{number}", daemon=True).start()
+        for connection in list(self._running):
+            self._thread(partial(self._work, connection), "fetch").start()
 
     def wait(self, seconds: float) -> list[RetryWait]:
         """Sleep until something happens, at most `seconds`. Returns the waits since the last call."""
@@ -155,39 +102,44 @@ class DownloadWorkers:
         if self._hasher.is_alive():
             self._hasher.join()
 
-    def _work(self, number: int) -> None:
-        connection, failures = self._connections[number], 0
-        while self._take_range(number):
-            try:
+    def _work(self, connection: _Connection) -> None:
+        failures = 0
+        try:
+            while self._take_range(connection):
                 before = connection.position
-                self._fetch(connection)
-                failures = 0
-            except TransientError as error:
-                failures = 1 if connection.position > before else failures + 1
-                self._record(connection)
-                if not self._wait_for_retry(number, error, failures):
-                    return
-            finally:
-                self._record(connection)
+                try:
+                    self._fetch(connection)
+                    failures = 0
+                except TransientError as error:
+                    failures = 1 if connection.position > before else failures + 1
+                    self._record(connection)
+                    if not self._wait_for_retry(connection, error, failures):
+                        return
+                finally:
+                    self._record(connection)
+        finally:
+            with self._changed:
+                self._running.discard(connection)
 
-    def _take_range(self, number: int) -> bool:
+    def _take_range(self, connection: _Connection) -> bool:
         """Give the connection its next range; false when there is none and will be none."""
-        connection = self._connections[number]
         with self._changed:
             while not (self._stopping.is_set() or self.failure or self.is_complete):
-                if len(self._running) > self.concurrency.connections:
-                    self._running.discard(number)
+                if len(self._running) > self._max_running:
+                    self._running.discard(connection)
                     break
-                unrecorded = sum(each.range.n_bytes for each in self._connections if each.range is not None)
-                # A share for every possible connection, so that a further one starts at once.
-                share = MAX_UNRECORDED_BYTES // self._settings.concurrency.max
-                room = min(share, MAX_UNRECORDED_BYTES - unrecorded)
-                if not self._pending.is_empty and room >= _MIN_RANGE_BYTES:
-                    taken = self._pending.take(room)
-                    connection.position, connection.range = taken.start, taken
+                if self._pending:
+                    first = self._pending.pop(0)
+                    end = min(first.end, first.start + MAX_UNRECORDED_BYTES // self._settings.connections)
+                    self._give_back(ByteRange(end, first.end))
+                    connection.position, connection.range = first.start, ByteRange(first.start, end)
                     return True
                 self._changed.wait(_WAIT_S)
         return False
+
+    def _give_back(self, rest: ByteRange) -> None:
+        if rest.n_bytes > 0:
+            self._pending = sorted([*self._pending, rest])
 
     def _fetch(self, connection: _Connection) -> None:
         fetching = connection.range
@@ -212,23 +164,22 @@ class DownloadWorkers:
                 return
             if connection.position > fetching.start:
                 self._blob.record(ByteRange(fetching.start, connection.position))
-            self._pending.give_back(ByteRange(connection.position, fetching.end))
+            self._give_back(ByteRange(connection.position, fetching.end))
             self._changed.notify_all()
 
-    def _wait_for_retry(self, number: int, error: TransientError, failures: int) -> bool:
+    def _wait_for_retry(self, connection: _Connection, error: TransientError, failures: int) -> bool:
         """Wait before the next try; false when this connection gives up and others still work."""
         try:
-            seconds = self._settings.retry.wait_s(error, failures)
+            seconds = self._settings.wait_s(error, failures)
         except PullError:
             with self._changed:
                 if len(self._running) == 1:
                     raise
-                self._running.discard(number)
-                self.concurrency.fix(len(self._running))
+                self._running.discard(connection)
             return False
         with self._changed:
             if error.retry_after_s is not None:
-                self.concurrency.fix(1)
+                self._max_running = 1
             if not self._n_waiting:
                 self._waits.append(RetryWait(error.reason, seconds))
                 self._changed.notify_all()
@@ -256,18 +207,16 @@ class DownloadWorkers:
             if self._stopping.is_set():
                 return
 
-    def _guarded(self, work: Callable[[], None], number: int = -1) -> Callable[[], None]:
-        """The work of a thread, with its error kept in `failure`."""
+    def _thread(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """A thread for some work, with its error kept in `failure`."""
 
         def run() -> None:
             try:
                 work()
             except BaseException as error:
-                with self._changed:
-                    self.failure = self.failure or error
+                self.failure = self.failure or error
             finally:
                 with self._changed:
-                    self._running.discard(number)
                     self._changed.notify_all()
 
-        return run
+        return threading.Thread(target=run, name=name, daemon=True)

@@ -16,7 +16,8 @@ from qwq_convert.architectures import find_architecture, supported
 from qwq_convert.strict_json import shown
 
 from qwq_local.errors import DoesNotFit, ModelFileError, PullError, UsageError
-from qwq_local.hub.client import Hub, Listing, RemoteFile
+from qwq_local.hub.client import Hub, Listing
+from qwq_local.hub.source import RemoteFile
 from qwq_local.hub.transfer import ByteRange, RetryWait
 from qwq_local.models.catalog import UNQUANTIZED, file_type_of, is_model, part_of
 from qwq_local.text import binary_size, decimal_size

@@ -12,7 +12,7 @@ from typing import TypeVar
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.pull import Puller, PullEvent, pull_files
-from qwq_local.hub.transfer import ConcurrencySettings, RetryPolicy, TransferSettings
+from qwq_local.hub.transfer import TransferSettings
 from qwq_local.models.offers import Offer, offers
 from tests.hub_server import LocalHub, StoredFile
 
@@ -40,7 +40,7 @@ class Client:
 
     endpoint: str
     root: Path
-    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+    connections: int = 4
     attempts: int = 6
     waits: list[float] = field(default_factory=list)
     events: list[PullEvent] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Client:
 
     @property
     def puller(self) -> Puller:
-        settings = TransferSettings(RetryPolicy(attempts=self.attempts), self.concurrency, self._pause)
+        settings = TransferSettings(self.attempts, self.connections, self._pause)
         return Puller(Hub(settings, self.endpoint), self.cache, settings)
 
     def list_files(self, repo: str = REPO) -> Listing:

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from qwq_convert.checkpoint import CheckpointFolder
 from qwq_convert.gguf_file import read_header
 from qwq_convert.pipeline import ConversionDone, TensorDone, run_conversion
 from qwq_convert.plan import ConvertRequest
+from qwq_convert.safetensors import SourceTensor
 
 from qwq_local.hub.cache import HubCache
-from qwq_local.hub.checkpoint import ShardCaches, ShardDownloads, headers_of, shards_of
+from qwq_local.hub.checkpoint import RemoteCheckpoint, ShardCaches
 from qwq_local.hub.conversion import convert_weights
 from tests.checkpoints import INDEX, CheckpointSpec, edit_json, write_checkpoint
 from tests.command import QWQ, Ran, Terminal, environment, qwq
@@ -205,7 +207,7 @@ def test_ctrl_c_ends_download_and_conversion_and_the_next_run_continues(
     assert output(tmp_path).read_bytes() == expected
 
 
-def test_every_event_is_reported_however_far_ahead_the_work_is(tmp_path: Path) -> None:
+def test_every_event_of_the_conversion_is_yielded(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", CheckpointSpec(n_layers=2))
     hub = LocalHub(
         {
@@ -221,13 +223,10 @@ def test_every_event_is_reported_however_far_ahead_the_work_is(tmp_path: Path) -
         events = convert_weights(
             client.puller, REPO, request, ShardCaches(HubCache(tmp_path / "shared"), client.cache)
         )
-        while not (working := [thread for thread in threading.enumerate() if thread.name == "convert"]):
-            next(events)
-        working[0].join()
-        rest = list(events)
-    tensors = [event.name for event in rest if isinstance(event, TensorDone)]
+        told = list(events)
+    tensors = [event.name for event in told if isinstance(event, TensorDone)]
     assert len(tensors) == len(set(tensors)) == len(read_header(tmp_path / "out.gguf").tensors)
-    assert rest[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
+    assert told[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
 
 
 def test_one_shard_is_fetched_ahead_and_a_third_only_when_one_is_done(
@@ -235,26 +234,39 @@ def test_one_shard_is_fetched_ahead_and_a_third_only_when_one_is_done(
 ) -> None:
     client = Client(hub.hub_url, tmp_path / "own")
     listing = client.list_files(REPO)
-    shards = shards_of(listing)
     caches = ShardCaches(HubCache(tmp_path / "shared"), client.cache)
 
     def asked_for() -> set[str]:
         return {asked.path.rpartition("/")[2].partition("?")[0] for asked in hub.storage_requests()}
 
     with (
-        CheckpointFolder(folder) as checkpoint,
-        ShardDownloads(client.puller, listing, headers_of(shards, checkpoint), caches) as downloads,
+        CheckpointFolder(folder) as local,
+        closing(RemoteCheckpoint(client.puller, listing, local, caches)) as checkpoint,
+        closing(checkpoint.download()) as download,
         ThreadPoolExecutor(1) as pool,
     ):
-        first, second, third = (shard.name for shard in shards[:3])
-        whole = {name: file.content for name, file in hub.repos[REPO].items()}
-        assert downloads.read(first, 0, 100) == whole[first][:100]
-        assert downloads.read(second, 0, 100) == whole[second][:100]
-        reading = pool.submit(downloads.read, third, 0, 100)
-        while not downloads.is_starved:
-            assert not reading.done()
-        assert asked_for() == {first, second}
-        assert downloads.read(first, 0, 100) == whole[first][:100]
-        downloads.release(first)
-        assert reading.result() == whole[third][:100]
-        assert first not in {path.name for path in (tmp_path / "own").rglob("*.safetensors")}
+        tensors = {tensor.shard: tensor for tensor in local.tensors.values()}
+        first, second, third = (tensors[shard.name] for shard in checkpoint.shards[:3])
+
+        def reading(tensor: SourceTensor) -> Future[bytes]:
+            return pool.submit(checkpoint.read, tensor, 0, 100)
+
+        def read(future: Future[bytes]) -> bytes:
+            while not future.done():
+                next(download)
+            return future.result()
+
+        assert read(reading(first)) == local.read(first, 0, 100)
+        assert read(reading(second)) == local.read(second, 0, 100)
+        waiting = reading(third)
+        while not checkpoint.is_starved:
+            next(download)
+        assert next(download) is None
+        assert not waiting.done()
+        assert asked_for() == {first.shard, second.shard}
+        assert checkpoint.read(first, 0, 100) == local.read(first, 0, 100)
+        checkpoint.release_finished(
+            {name for name, each in local.tensors.items() if each.shard == first.shard}
+        )
+        assert read(waiting) == local.read(third, 0, 100)
+        assert first.shard not in {path.name for path in (tmp_path / "own").rglob("*.safetensors")}

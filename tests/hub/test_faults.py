@@ -12,8 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from qwq_local.errors import PullError, UsageError
 from qwq_local.hub.cache import HubCache
 from qwq_local.hub.pull import BytesReceived, DownloadRestarted
-from qwq_local.hub.transfer import ConcurrencySettings, RetryWait, retry_after_s
-from qwq_local.hub.workers import Concurrency
+from qwq_local.hub.transfer import RetryWait, retry_after_s
 from tests.hub.client import MIB, NAME, REPO, Client, content, hub_with, leftovers
 from tests.hub_server import (
     Fault,
@@ -29,30 +28,30 @@ from tests.hub_server import (
 )
 
 DATA = content(14 * MIB + 12_345)
-ONE = ConcurrencySettings(first=1, max=1)
+ONE = 1
 
 
 @pytest.mark.parametrize(
-    ("faults", "concurrency"),
+    ("faults", "connections"),
     [
-        ([], ConcurrencySettings()),
-        ([cut(0), cut(1), cut(65_536), cut(3 * MIB + 7)], ConcurrencySettings()),
+        ([], 4),
+        ([cut(0), cut(1), cut(65_536), cut(3 * MIB + 7)], 4),
         ([cut(12 * MIB - 1)], ONE),
-        ([status(500), status(503), status(502)], ConcurrencySettings()),
-        ([status(429, Retry_After="7")], ConcurrencySettings()),
-        ([another_range, another_range], ConcurrencySettings()),
+        ([status(500), status(503), status(502)], 4),
+        ([status(429, Retry_After="7")], 4),
+        ([another_range, another_range], 4),
         ([fine, status(403)], ONE),
         ([fine, cut(100), status(404), cut(5)], ONE),
     ],
     ids=["none", "cuts", "cut-before-the-end", "5xx", "429", "other-range", "expired-address", "mixed"],
 )
 def test_after_a_passing_fault_the_file_is_complete(
-    tmp_path: Path, faults: list[Fault], concurrency: ConcurrencySettings
+    tmp_path: Path, faults: list[Fault], connections: int
 ) -> None:
     hub = hub_with(DATA)
     hub.faults += faults
     with hub.served() as url:
-        client = Client(url, tmp_path, concurrency)
+        client = Client(url, tmp_path, connections)
         (path,) = client.pull()
     assert path.read_bytes() == DATA
     digest = hashlib.sha256(DATA).hexdigest()
@@ -197,26 +196,15 @@ def test_a_redirect_without_an_address_is_an_error(tmp_path: Path, address: str)
             Client(url, tmp_path).pull()
 
 
-def test_more_connections_are_opened_while_bytes_arrive(tmp_path: Path) -> None:
+def test_four_connections_fetch_a_file(tmp_path: Path) -> None:
     """The server sends nothing before four are open."""
     hub = hub_with(DATA)
     hub.least_open = 4
     with hub.served() as url:
-        eager = ConcurrencySettings(first=1, trial_s=0.0, trial_bytes=0, gain=0.0)
-        (path,) = Client(url, tmp_path, eager).pull()
+        (path,) = Client(url, tmp_path).pull()
     assert path.read_bytes() == DATA
     assert hub.most_open == 4
     assert hub.sent == len(DATA)
-
-
-def test_a_connection_that_adds_no_speed_is_closed() -> None:
-    concurrency = Concurrency(ConcurrencySettings(trial_s=1.0, trial_bytes=10))
-    seen = []
-    for second, n_bytes in enumerate([0, 100, 100, 250, 250, 405, 1000, 1600, 2200]):
-        concurrency.observe(float(second), n_bytes)
-        seen.append(concurrency.connections)
-    # 100 a second with two, 150 with three, 155 with four: back to three, for good.
-    assert seen == [2, 3, 3, 4, 4, 3, 3, 3, 3]
 
 
 def test_progress_reaches_the_whole_length(tmp_path: Path) -> None:
