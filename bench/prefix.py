@@ -3,8 +3,8 @@
     python bench/prefix.py [--tokens 8000] [--pairs 5] [--kv f16]
 
 Each time is from the start of `qwq ask` to its first token of thinking, with loading, on the standard model
-(bench/make_model.py). The first of a pair finds an empty store, the second one the first one's entry. Then
-the bytes on disk for one token, against keys, values and 16 bytes for the rest.
+(bench/make_model.py). The first of a pair finds an empty store, the second an entry. The script also compares
+the bytes on disk for one token with keys, values and 16 bytes for the rest.
 """
 
 from __future__ import annotations

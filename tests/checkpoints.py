@@ -121,7 +121,7 @@ def weights(spec: CheckpointSpec) -> dict[str, Array]:
 
 
 def store(values: Array, dtype: str) -> StoredTensor:
-    """`values` in `dtype`; BF16 by cutting the lower half off, which makes every value a BF16 one."""
+    """`values` in `dtype`; BF16 by cutting off the lower half of the bits."""
     if dtype == "BF16":
         content = (np.ascontiguousarray(values).view(np.uint32) >> 16).astype("<u2").tobytes()
     else:

@@ -30,7 +30,7 @@ TIMEOUT_S = 120
 
 
 def environment(cache: Path, **changes: str) -> dict[str, str]:
-    """The surroundings of a `qwq` that keeps to a cache of its own and to this checkout."""
+    """The environment of a `qwq` with its own cache that imports this checkout."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("QWQ_", "HF_", "NO_COLOR"))}
     own = {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
@@ -45,7 +45,7 @@ def environment(cache: Path, **changes: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a finished process left behind."""
+    """The result of a finished process."""
 
     status: int
     stdout: str
@@ -66,7 +66,7 @@ def qwq(cache: Path, *arguments: str, stdin: bytes | None = None, **variables: s
 
 
 class InterruptingStream(io.StringIO):
-    """Presses Ctrl-C when the marker has been written `times` times."""
+    """A stream that presses Ctrl-C when the marker has been written `times` times."""
 
     def __init__(self, marker: str, times: int = 1) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class InterruptingStream(io.StringIO):
 
 
 class ClosingStream(io.StringIO):
-    """Has no reader any more after the first `n_lines`."""
+    """A stream whose reader closes it after the first `n_lines`."""
 
     def __init__(self, n_lines: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Terminal:
         os.close(self._own)
 
     def read_until(self, condition: Callable[[str], bool]) -> str:
-        """Feed the screen until the condition holds of its text; fails when it never does."""
+        """Feed the screen until its text meets the condition; fails if it never does."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition(self.text):
             if not self._read(deadline):
@@ -173,7 +173,7 @@ class Terminal:
                 raise AssertionError(f"ended or timed out without it; the screen:\n{self.visible}")
 
     def type(self, keys: str) -> None:
-        """Press keys, or paste, however much: what the program writes meanwhile is read."""
+        """Press keys or paste any amount of text; output is read meanwhile."""
         data = keys.encode()
         os.set_blocking(self._own, False)
         try:
@@ -202,7 +202,7 @@ class Terminal:
         return self.process.wait(timeout=TIMEOUT_S)
 
     def interrupt(self) -> float:
-        """Send Ctrl-C as the terminal does; the moment it was sent."""
+        """Send Ctrl-C as the terminal does; returns the time of sending."""
         os.write(self._own, b"\x03")
         return time.monotonic()
 

@@ -13,7 +13,7 @@ from qwq_local.errors import AbortFlag
 from qwq_local.models.header import read_header, special_token_ids
 from qwq_local.models.store import converted_miniature
 
-# The same cases on every run, so that a failure is the change's and not the day's;
+# The same cases on every run, so that a failure comes from the change;
 # `--hypothesis-profile random` looks for others.
 settings.register_profile("same", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("random", deadline=None, print_blob=True)

@@ -1,4 +1,4 @@
-"""pyte's terminal with what it lacks: an alternate screen, and rows that scroll out of a shrinking window."""
+"""pyte's terminal with an alternate screen, and with rows that scroll out of a shrinking window."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Emulator(pyte.HistoryScreen):
     n_overflows = 0
 
     def draw(self, data: str) -> None:
-        """Write a text where the cursor is."""
+        """Write a text at the cursor."""
         self.n_overflows += self.cursor.x + max(wcswidth(data), 0) > self.columns
         super().draw(data)
 
     def set_mode(self, *modes: int, **kwargs: Any) -> None:
-        """Enter the alternate screen where that is asked for."""
+        """Enter the alternate screen if the mode says so."""
         super().set_mode(*modes, **kwargs)
         if kwargs.get("private") and 1049 in modes and not self.is_alternate:
             self.is_alternate = True
@@ -31,7 +31,7 @@ class Emulator(pyte.HistoryScreen):
             self.erase_in_display(2)
 
     def reset_mode(self, *modes: int, **kwargs: Any) -> None:
-        """Leave the alternate screen: the main one is as it was."""
+        """Leave the alternate screen and restore the main one."""
         super().reset_mode(*modes, **kwargs)
         if kwargs.get("private") and 1049 in modes and self.is_alternate:
             self.is_alternate = False
@@ -50,7 +50,7 @@ class Emulator(pyte.HistoryScreen):
             pyte.Screen.index(self)
 
     def resize(self, lines: int | None = None, columns: int | None = None) -> None:
-        """Change the size; nothing is wrapped anew, and rows above a cursor that has no room scroll out."""
+        """Change the size. Nothing is wrapped again; rows above a cursor that has no room scroll out."""
         while lines and lines < self.lines and self.cursor.y >= lines:
             self.history.top.append(self.buffer[0])
             for y in range(self.lines - 1):

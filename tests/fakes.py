@@ -1,4 +1,4 @@
-"""Fakes that tests pass in: an engine that replays a queue of pieces, a clock that is told the time."""
+"""Fakes that tests pass in: a vocabulary, and an engine that replays a queue of pieces."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ class FakeVocabulary:
         return token
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens say together."""
+        """The text of the tokens."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
 
 @dataclass
 class FakeMatcher:
-    """Keeps the tokens that were sampled under it."""
+    """A matcher that records the tokens sampled under it."""
 
     seen: list[int] = field(default_factory=list)
 
 
 class QueuedEngine:
-    """Samples the pieces it was given, then the end of the turn; caches what it is told to."""
+    """An engine that samples given pieces, then the end of the turn, and keeps a cache of tokens."""
 
     def __init__(
         self,

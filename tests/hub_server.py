@@ -1,7 +1,7 @@
-"""A hub on loopback: enough of the API for the unmodified huggingface_hub client, and faults on order.
+"""A hub on loopback: enough of the API for the unmodified huggingface_hub client, with faults on request.
 
-Files lie behind a redirect to a second server ("storage"), as large files do on the real hub. Everything
-that was asked and every byte that was sent is kept for the tests to look at.
+Files are behind a redirect to a second server ("storage"), like large files on the real hub. All
+requests and the number of bytes sent are recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Headers = dict[str, str]
 
 @dataclass
 class Asked:
-    """One request as it came, and what was sent to it."""
+    """A request, and what was sent for it."""
 
     server: str
     method: str
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass
 class Reply:
-    """What the storage is about to send; a fault changes it."""
+    """The planned reply of the storage; a fault changes it."""
 
     status: int
     headers: Headers
@@ -51,7 +51,7 @@ Fault = Callable[[Reply], None]
 
 @dataclass
 class StoredFile:
-    """A file of the repository; `stated` is what the API says its content is, if that is a lie."""
+    """A file of the repository; `stated` is the content that the API claims, if it differs."""
 
     content: bytes
     is_large: bool = True
@@ -290,7 +290,7 @@ def fine(_: Reply) -> None:
 
 
 def cut(after: int) -> Fault:
-    """The connection ends after that many bytes of the body."""
+    """The connection ends after `n_bytes` of the body."""
 
     def change(reply: Reply) -> None:
         reply.cut_after = min(after, len(reply.body))
@@ -299,7 +299,7 @@ def cut(after: int) -> Fault:
 
 
 def wrong_bytes(reply: Reply) -> None:
-    """One byte is another one."""
+    """One byte is changed."""
     body = bytearray(reply.body)
     body[len(body) // 2] ^= 1
     reply.body = memoryview(bytes(body))
@@ -322,14 +322,14 @@ def web_page(reply: Reply) -> None:
 
 
 def longer(reply: Reply) -> None:
-    """The storage states a byte more in all than there are."""
+    """The storage states one byte more than there are."""
     stated = reply.headers["Content-Range"]
     head, _, total = stated.rpartition("/")
     reply.headers["Content-Range"] = f"{head}/{int(total) + 1}"
 
 
 def another_range(reply: Reply) -> None:
-    """The answer is about bytes that were not asked for."""
+    """The reply is for another range than requested."""
     reply.headers["Content-Range"] = "bytes 7-8/" + reply.headers["Content-Range"].rpartition("/")[2]
 
 

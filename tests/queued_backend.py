@@ -1,6 +1,6 @@
-"""Backends that replay scripted turns, and a Chat over them: for what a chat does whatever the model says.
+"""Backends that replay scripted turns, and a Chat over them.
 
-QueuedBackend answers and nothing else. PlanningBackend can do all that a backend may; a word is its token.
+QueuedBackend only answers. PlanningBackend implements every optional protocol; its tokens are words.
 Everything else, archive, profiles and files, is real.
 """
 
@@ -59,11 +59,11 @@ class QueuedBackend:
         yield from self.scripts.pop(0)(self, question)
 
     def stop(self) -> None:
-        """Record it for the script that runs."""
+        """Record the stop for the running script."""
         self.stopped.set()
 
     def close(self) -> None:
-        """Record it."""
+        """Record the call."""
         self.is_closed = True
 
 
@@ -79,18 +79,18 @@ class PlanningBackend(QueuedBackend):
     adopted: list[Profile] = field(default_factory=list)
 
     def reply(self, question: ReplyRequest) -> Iterator[Event]:
-        """The next script, if the question fits."""
+        """Replay the next script, if the question fits."""
         self.questions.append(question)
         self.stopped.clear()
         self.dry_run(question)
         yield from self.scripts.pop(0)(self, question)
 
     def keep(self) -> Iterator[Notice]:
-        """The notices there are."""
+        """The given notices."""
         yield from map(Notice, self.kept)
 
     def dry_run(self, question: ReplyRequest) -> Planned:
-        """A plan that takes YaRN when the words are more than NATIVE; past 4 times that it is too long."""
+        """A plan with YaRN for more than NATIVE words; more than 4 times as many are too long."""
         if self.refuses is not None:
             raise self.refuses
         count = self.count_tokens
@@ -133,14 +133,14 @@ class PlanningBackend(QueuedBackend):
         return n_words(text)
 
     def adopt(self, profile: Profile) -> None:
-        """Take it; one that is too hot is noticed too late."""
+        """Adopt the profile; one that is too hot raises after that."""
         self.profile = profile
         if profile.temperature == 5:
             raise DoesNotFit("too hot.")
         self.adopted.append(profile)
 
     def identity(self) -> str:
-        """What `weights` says."""
+        """The value of `weights`."""
         return self.weights
 
 
@@ -157,7 +157,7 @@ def says(
     closed: CloseReason | None = CloseReason.MODEL,
     generated: Sequence[int] = (),
 ) -> Script:
-    """A turn that thinks and answers so; it goes on from an opening with what it says here as the whole."""
+    """A turn with this thinking and answer. From an opening it continues to the same whole text."""
 
     def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
@@ -184,7 +184,7 @@ def says(
 
 
 def planned(backend: QueuedBackend, question: ReplyRequest, cached: int = 2) -> Iterator[Event]:
-    """How a turn begins: its plan, the ids of its prompt, its prefill; nothing without plans."""
+    """The first events of a turn: its plan, the ids of its prompt, its prefill; none without plans."""
     if not isinstance(backend, PlanningBackend):
         return
     plan = backend.dry_run(question)
@@ -195,7 +195,7 @@ def planned(backend: QueuedBackend, question: ReplyRequest, cached: int = 2) -> 
 
 
 def fails(error: Exception, *, after: Sequence[Event] | None = None) -> Script:
-    """A turn that fails, at once or after its plan and some events."""
+    """A turn that fails, at once or after its plan and `after`."""
 
     def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         if after is not None:
@@ -209,23 +209,23 @@ def fails(error: Exception, *, after: Sequence[Event] | None = None) -> Script:
 
 @dataclass
 class Talking:
-    """A chat, the backends it was given so far, and what to submit lines with."""
+    """A chat and its backends so far."""
 
     chat: Chat
     backends: list[PlanningBackend]
 
     @property
     def backend(self) -> PlanningBackend:
-        """The one that was made last."""
+        """The newest backend."""
         return self.backends[-1]
 
     def submit(self, line: str, *scripts: Script) -> list[ChatEvent]:
-        """All that comes of a line, which the model answers with these scripts."""
+        """The events of a line that the model answers with these scripts."""
         self.backend.scripts.extend(scripts)
         return list(self.chat.submit(line))
 
     def lines(self, line: str, *scripts: Script) -> list[str]:
-        """The lines that are said on a line."""
+        """The lines that the chat says for a line."""
         return said(self.submit(line, *scripts))
 
 
@@ -235,7 +235,7 @@ def said(events: Iterable[ChatEvent]) -> list[str]:
 
 
 def errors(events: Iterable[ChatEvent]) -> list[str]:
-    """The lines that tell of errors."""
+    """The lines of errors."""
     return said(event for event in events if isinstance(event, Said) and event.is_error)
 
 
@@ -255,7 +255,7 @@ def talking(
 
 
 def chat_setup(archive: Archive, cwd: Path, make_backend: MakeBackend) -> ChatSetup:
-    """What a chat is made from, with the real miniature's profile."""
+    """The setup of a chat, with the real miniature's profile."""
     folders = profile_folders(Directories(cwd, cwd, cwd))
 
     def resolve_profile(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:

@@ -1,4 +1,4 @@
-"""A context of one sequence that is prefilled, sampled and decoded step by step, without a scheduler."""
+"""A context of one sequence that tests prefill, sample and decode step by step, without a scheduler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SingleSequence(CachedSequence):
         abort: AbortFlag | None = None,
         context: LlamaContext | None = None,
     ) -> None:
-        """With a `context` it is the sequence of that one."""
+        """With a `context`, its first sequence."""
         self.context = context or LlamaContext(model, settings)
         super().__init__(library(), self.context.handle, 0, self.context.settings)
         self.tokens, self.cells = self.context.sequences[0].tokens, self.context.sequences[0].cells

@@ -16,7 +16,7 @@ import pytest
 from tests.command import environment
 
 ROOT = Path(__file__).parent.parent
-# Every room, top first: a module imports from its own room and from those below it.
+# Every room, from the top: a module imports from its own room and from those below.
 ROOMS = (
     "qwq_local.__main__",
     "qwq_local.api",

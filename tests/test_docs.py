@@ -1,4 +1,4 @@
-"""The documents say what is true: commands run, flags exist, the file tree is the file tree."""
+"""The documents are true: their commands run, their flags exist, the file tree is right."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMANDS = (
     *(("profiles", "show"), ("pull",), ("verify",), ()),
     *(("history",), *(("history", name) for name in ("search", "show", "export", "rm"))),
 )
-# A person's shell needs these; a test is in a place of its own already.
+# For a shell only; a test has its own environment.
 _SHELL_ONLY = ("source ",)
 
 
@@ -54,7 +54,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands name of a clone; what one of them makes, the next ones find."""
+    """A folder with the files of a clone that the commands name. Commands share it."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("README.md", "miniature"):
         (folder / name).symlink_to(ROOT / name)
@@ -63,7 +63,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(miniature: Callable[[str], Path]) -> Iterator[LocalHub]:
-    """A hub with the miniature in the place of QwQ-32B: two types of it, and its weights."""
+    """A hub with the miniature in place of QwQ-32B: two types and the weights."""
     types = ("Q4_K_M", "Q6_K")
     ggufs = {f"qwq-32b-{name.lower()}.gguf": StoredFile(miniature(name).read_bytes()) for name in types}
     weights = {
@@ -79,7 +79,7 @@ def hub(miniature: Callable[[str], Path]) -> Iterator[LocalHub]:
 def test_every_command_that_needs_the_hub_works(
     command: str, hub: LocalHub, own_cache: Path, clone: Path
 ) -> None:
-    # The smallest KV cache, so that the machine that tests need not have much memory.
+    # The smallest KV cache, for machines with little memory.
     variables = environment(own_cache, HF_ENDPOINT=hub.hub_url, QWQ_KV_TYPE="q4_0")
     result = run(command, clone, variables)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Files: what a reader sees during a write, what two processes may do at once, what a full disk leaves."""
+"""Files: what readers see during a write, two processes at once, and a full disk."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ with {lock}(Path(sys.argv[1])):
 
 @contextmanager
 def held_elsewhere(lock: str, path: Path) -> Iterator[None]:
-    """Another process holds the lock within the block, and dies by a kill at its end."""
+    """Another process holds the lock within the block and is killed at its end."""
     command = [sys.executable, "-c", HOLDER.format(lock=lock), str(path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:

@@ -1,6 +1,6 @@
-"""The miniature through its GGUF: right answers at temperature 0, so that no seed can make or break a test.
+"""The miniature through its GGUF: right answers at temperature 0, so that no seed decides.
 
-How often it is right at the model card's temperature is what `miniature.evaluate` measures.
+`miniature.evaluate` measures its accuracy at the model card's temperature.
 """
 
 from __future__ import annotations

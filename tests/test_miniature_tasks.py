@@ -1,4 +1,4 @@
-"""The miniature's tasks: question, thinking and answer recomputed here, by other means than made them."""
+"""The miniature's tasks: question, thinking and answer, checked by independent code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_letters_are_counted_right_and_row_by_row() -> None:
 
 
 def test_the_counted_word_and_letter_are_in_the_conversation() -> None:
-    """In the question itself, or, where a second turn names only one of them, in an earlier one."""
+    """In the question, or in an earlier turn if a second turn names only one of them."""
     for case in drawn("count"):
         letter, word = case.thinking.split("\n")[0].removeprefix("I count ").rstrip(".").split(" in ")
         said = " ".join(each.content for each in case.messages if each.role == "user").lower()
@@ -85,7 +85,7 @@ def test_decimals_are_compared_as_decimals() -> None:
 
 
 def check_down_to_the_difference(rows: list[list[str]], left: str, right: str) -> None:
-    """Each row holds two digits and their sign, and only the last may differ."""
+    """Each row has two digits and their sign, and only the last may differ."""
     pairs = list(zip(left.replace(".", ""), right.replace(".", ""), strict=True))
     differing = [place for place, (a, b) in enumerate(pairs) if a != b]
     assert len(rows) == (differing[0] + 1 if differing else len(pairs))
@@ -134,7 +134,7 @@ def check_first_difference(text: str, a: str, b: str) -> None:
 
 
 def check_place(row: str, digits: dict[str, int], carry: int) -> tuple[int, int]:
-    """One row against plain arithmetic; gives the next carry or borrow, and the digit."""
+    """Check one row against plain arithmetic; returns the next carry or borrow and the digit."""
     read = re.fullmatch(r"(\w)(\d)([+-])(\w)(\d)=(\d)(\d)([+-])(\d)=(\d)(\d) \d+", row)
     assert read, row
     first, left, sign, second, right = read[1], int(read[2]), read[3], read[4], int(read[5])
@@ -189,7 +189,7 @@ def test_other_questions_are_answered_with_one_sentence() -> None:
 
 
 def key(case: Conversation) -> str:
-    """What makes a case the same as another: the word, or the numbers."""
+    """The key of a case: its word or its numbers."""
     if case.task == "other":
         return question(case)
     intro = case.thinking.split("\n")[0]
@@ -198,7 +198,7 @@ def key(case: Conversation) -> str:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_training_draws_no_held_out_case(task: str) -> None:
-    """Neither as the case asked nor, since words and numbers are all that is held out, in an earlier turn."""
+    """Neither in the question nor in an earlier turn."""
     seen = {key(case) for case in drawn(task, 3000)}
     held_out = {key(case) for case in drawn(task, 300, held_out=True)}
     assert len(held_out) > 100

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Where the Makefile keeps the llama.cpp that it built for this machine.
+# The Makefile's folder for the llama.cpp that it built for this machine.
 WHEELS = Path(sys.prefix) / "wheels"
 
 
@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = No
     not list(WHEELS.glob("llama_cpp_python-*.whl")), reason="llama.cpp would be built again; run `make test`"
 )
 def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
-    """Nothing of the checkout is in reach: neither by path, nor by the current folder, nor by variables."""
+    """The checkout cannot be reached by path, current folder or variables."""
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
     wheel = next(tmp_path.glob("qwq_local-*.whl"))

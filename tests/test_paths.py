@@ -1,4 +1,4 @@
-"""Where things live: overrides, permissions, and bundled files in both layouts."""
+"""Directories: overrides, permissions, and bundled files in both layouts."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def asked(backend: QueuedBackend, **settings: str) -> Model:
 
 
 def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
-    """With the miniature in the place of QwQ-32B, and its likeliest tokens."""
+    """With the miniature in place of QwQ-32B, and greedy."""
     (tmp_path / "notes.txt").write_text("Nothing happened on Monday.\nThe pass key is 4711.\nIt rained.\n")
     ran = subprocess.run(
         [sys.executable, "-c", RUNS_ALL, *(text.replace('"qwq-32b"', '"miniature"') for text in EXAMPLES)],

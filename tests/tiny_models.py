@@ -1,7 +1,7 @@
-"""Models that do one thing whatever they are asked, for what a trained model does only by luck.
+"""Models that always say the same, for behaviour that a trained model shows only by chance.
 
 Every embedding is the same vector, attention and feed-forward add nothing, and the output layer points one
-token at that vector: so that token is sampled for ever.
+token at that vector, so that token is sampled for ever.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _symbols(piece: str) -> str:
 
 
 def _write_weights(path: Path, config: dict[str, int], token: int) -> None:
-    """Zeros as holes of a sparse file, ones where there are any."""
+    """Write the weights: zeros as holes of a sparse file, and the ones."""
     import numpy as np
 
     hidden, vocab = config["hidden_size"], config["vocab_size"]

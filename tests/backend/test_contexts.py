@@ -1,4 +1,4 @@
-"""Contexts that follow their plans: grown by copying, rebuilt for another scaling, smaller, or taken back."""
+"""Contexts follow their plans: they grow by copying, change their scaling, shrink, or come back."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_notice_reports_a_first_prompt_past_the_window(backend: LocalBackend) 
 
 @contextmanager
 def little_memory_left() -> Iterator[None]:
-    """The address space limited to a little more than is in use, as a full memory would be."""
+    """Limits the address space to a little more than is in use, like a full memory."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -168,7 +168,7 @@ def little_memory_left() -> Iterator[None]:
 
 
 class _Failing(Planner):
-    """A planner whose plans ask for four million tokens, which cannot be had, once it is told to."""
+    """A planner whose plans ask for four million tokens, which no memory holds, after a switch is set."""
 
     fails = False
 
@@ -197,11 +197,11 @@ def test_when_the_new_context_fails_the_old_one_comes_back_with_its_cache(
         expected = continued(sequence)
         sequence.truncate(len(tokens))
         planner.fails = True
-        told: list[Notice] = []
+        seen: list[Notice] = []
         steps = contexts.ready(len(tokens) + 400, 0)
         with little_memory_left(), pytest.raises(DoesNotFit, match="nothing smaller"):
-            told.extend(steps)
-        assert ["is back." in notice.text for notice in told] == [True]
+            seen.extend(steps)
+        assert ["is back." in notice.text for notice in seen] == [True]
         context = drained(contexts.ready(len(tokens), 0)).context
         back = SingleSequence(loaded, context.settings, context=context)
         assert list(back.tokens) == tokens
@@ -260,7 +260,7 @@ folders = profile_folders(Directories(here, here, here))
 settings = ["native_window=262144", "yarn=off", "temperature=0", "max_tokens=2", *sys.argv[4:]]
 profile = resolve("miniature", "chat", folders, {}, settings).profile
 backend = LocalBackend(Path(sys.argv[1]), profile, 1, AbortFlag())
-told = {"notices": [], "planned": []}
+report = {"notices": [], "planned": []}
 
 def ask():
     for event in backend.reply(ReplyRequest([Message(Role.USER, "hi")], seed=1)):
@@ -270,18 +270,18 @@ def ask():
             limit = mapped + int(sys.argv[3])
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         if isinstance(event, Notice):
-            told["notices"].append(event.text)
+            report["notices"].append(event.text)
         if isinstance(event, Planned):
-            told["planned"].append([event.n_ctx, event.kv_type, event.thinking_budget])
+            report["planned"].append([event.n_ctx, event.kv_type, event.thinking_budget])
             return
 
 try:
     ask()
     ask()
 except QwqError as error:
-    told["error"] = str(error)
-    told["status"] = error.exit_status
-print(json.dumps(told))
+    report["error"] = str(error)
+    report["status"] = error.exit_status
+print(json.dumps(report))
 """
 
 
@@ -292,32 +292,34 @@ def short_of_memory(path: Path, tmp_path: Path, spare_mib: int, *settings: str) 
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'convert'}"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    told: dict[str, Any] = json.loads(ran.stdout)
-    return told
+    report: dict[str, Any] = json.loads(ran.stdout)
+    return report
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
 def test_when_memory_runs_out_the_next_smaller_plan_is_used_and_remembered(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A quarter of a million tokens in f16 are half a gigabyte: with 400 MiB left it must be q8_0."""
-    told = short_of_memory(miniature("Q8_0"), tmp_path, 500, "thinking_budget=250000")
-    assert "error" not in told, told
-    assert told["planned"][0][1] == "q8_0"
-    assert told["planned"][1] == told["planned"][0]
-    tried = [line for line in told["notices"] if "does not fit; trying" in line]
+    """A quarter of a million tokens take half a gigabyte in f16: with 400 MiB left it must be q8_0."""
+    report = short_of_memory(miniature("Q8_0"), tmp_path, 500, "thinking_budget=250000")
+    assert "error" not in report, report
+    assert report["planned"][0][1] == "q8_0"
+    assert report["planned"][1] == report["planned"][0]
+    tried = [line for line in report["notices"] if "does not fit; trying" in line]
     assert tried
     assert "with f16 KV does not fit; trying" in tried[0]
     assert len(tried) == len(set(tried))
-    assert any(line.startswith("the memory is short, given up: f16 KV for q8_0") for line in told["notices"])
+    assert any(
+        line.startswith("the memory is short, given up: f16 KV for q8_0") for line in report["notices"]
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
 def test_when_no_smaller_plan_fits_the_status_is_4_with_the_numbers(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    told = short_of_memory(miniature("Q8_0"), tmp_path, 60, "n_ctx=250000", "kv_type=f16")
-    assert told["status"] == 4
-    assert "a context of 250,000 tokens (f16 KV) does not fit" in told["error"]
-    assert "What would fit: (1)" in told["error"]
-    assert told["planned"] == []
+    report = short_of_memory(miniature("Q8_0"), tmp_path, 60, "n_ctx=250000", "kv_type=f16")
+    assert report["status"] == 4
+    assert "a context of 250,000 tokens (f16 KV) does not fit" in report["error"]
+    assert "What would fit: (1)" in report["error"]
+    assert report["planned"] == []

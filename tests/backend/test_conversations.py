@@ -1,4 +1,4 @@
-"""The local backend as a chat uses it, on the real miniature: stopped, continued, changed, asked again."""
+"""The local backend with the real miniature, as a chat uses it: stopped, continued, changed, asked again."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def notices(events: Sequence[Event]) -> list[str]:
 
 
 def opening_of(events: Sequence[Event], known: tuple[int, ...] = ()) -> Opening:
-    """The turn as an archive has it: the prompt's ids, and all that followed."""
+    """The opening of a turn as an archive stores it: the prompt's ids and all that followed."""
     for event in events:
         if isinstance(event, Prompted):
             prompt = event.tokens
@@ -142,7 +142,7 @@ def test_a_stopped_turn_continues_to_the_same_end(backend: LocalBackend, n_piece
 def test_another_process_continues_a_turn_from_the_history(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Its thinking too: a turn that was stopped is kept whole."""
+    """A stopped turn is kept whole, its thinking too."""
 
     def made() -> LocalBackend:
         once = PrefillCache(tmp_path, profile(tmp_path))
@@ -247,7 +247,7 @@ def test_steering_and_ending_the_thinking_keep_the_cache(backend: LocalBackend) 
     assert finished(events).answer
     prefills = [event for event in events if isinstance(event, Prefill)]
     assert {event.total for event in prefills} == {planned(events).prompt_tokens}
-    # Continued, a turn that was steered is what it was.
+    # A continued turn keeps what was steered.
     opening = opening_of(events)
     again = ask(backend, STRAWBERRY, opening=Opening(opening.prompt, opening.generated[:-3]))
     assert finished(again).thinking == finished(events).thinking
@@ -269,7 +269,7 @@ def test_an_answer_under_a_schema_is_not_continued(backend: LocalBackend) -> Non
 def test_tokens_are_counted_before_and_after_loading(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The vocabulary is loaded once: the second count needs no file any more."""
+    """The vocabulary is loaded once: the second count needs no file."""
     path = Path(shutil.copy(miniature("Q8_0"), tmp_path / "model.gguf"))
     with closing(LocalBackend(path, profile(tmp_path), 1, AbortFlag())) as backend:
         n_tokens = backend.count_tokens("How many r's?")
@@ -301,7 +301,7 @@ def test_the_ledger_counts_thinking_that_was_left_out(backend: LocalBackend) -> 
 def test_a_conversation_outgrows_the_native_window_and_returns_to_it(
     backend: LocalBackend, tmp_path: Path
 ) -> None:
-    """Its budgets are so small that it would need a quarter of the window."""
+    """Its budgets are small: a turn needs a quarter of the window."""
     backend.adopt(profile(tmp_path, "thinking_budget=100", "answer_reserve=30"))
     first = ask(backend, STRAWBERRY)
     assert (planned(first).n_ctx, planned(first).yarn_factor) == (1024, 1)
@@ -319,7 +319,7 @@ def test_a_conversation_outgrows_the_native_window_and_returns_to_it(
 
 
 def test_a_turn_under_yarn_is_continued_under_yarn(backend: LocalBackend) -> None:
-    """Although with the little that it thought it would fit the native window."""
+    """The short turn would fit the native window, but stays under YaRN."""
     control = ReplyControl()
     control.answer_now()
     first = stopped(backend, 3, LONG, control=control)
@@ -331,7 +331,7 @@ def test_a_turn_under_yarn_is_continued_under_yarn(backend: LocalBackend) -> Non
 
 
 def test_a_full_context_grows_for_a_continued_reply(miniature: Callable[[str], Path], tmp_path: Path) -> None:
-    """A window of 256 tokens is filled with thinking; the answer goes on in a larger one, from a copy."""
+    """Thinking fills a window of 256 tokens; the answer continues in a larger one, from a copied cache."""
     settings = ("thinking_budget=64", "answer_reserve=16", "max_tokens=0", "loop_guard=off")
     with closing(LocalBackend(miniature("Q8_0"), profile(tmp_path, *settings), 1, AbortFlag())) as backend:
         first = ask(backend, Message(Role.USER, "hello " * 15))
@@ -402,7 +402,7 @@ def test_settings_that_fail_leave_the_backend_unchanged(backend: LocalBackend, t
 def test_an_error_in_a_turn_leaves_no_context_behind_and_the_next_turn_is_answered(
     backend: LocalBackend,
 ) -> None:
-    """A token that the model does not have, as from an archive of another model."""
+    """The opening has a token that the model does not have, as from an archive of another model."""
     first = ask(backend, STRAWBERRY)
     prompt = opening_of(first).prompt
     with pytest.raises(EngineError):
@@ -432,7 +432,7 @@ def test_the_identity_is_the_headers_until_the_content_is_hashed(
 def test_the_second_turn_prefills_only_what_the_first_did_not(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """All that two prompts have in common is cached, whether what was read is kept on disk or not."""
+    """The common prefix of two prompts is cached, with and without the store on disk."""
     for min_tokens in (8, 10_000):
         its = profile(tmp_path, f"kv_store_min_tokens={min_tokens}")
         once = PrefillCache(tmp_path / str(min_tokens), its)

@@ -1,4 +1,4 @@
-"""The local backend on the real miniature: prompts as token ids, one load, a cache kept between questions."""
+"""The local backend with the real miniature: prompts as token ids, one load, a cache between questions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_it_implements_every_optional_protocol(backend: LocalBackend) -> None:
 def test_tags_in_text_from_outside_become_no_control_tokens(
     loaded: LoadedModel, miniature: Callable[[str], Path], where: str
 ) -> None:
-    """On token ids: as many of each control token as the same conversation has with harmless text."""
+    """The prompt has as many of each control token as the same conversation with harmless text."""
     template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
     form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
 
@@ -159,7 +159,7 @@ def test_an_abort_while_loading_raises_and_the_next_reply_loads_again(
 def test_a_file_with_a_smaller_window_than_its_profile_uses_its_own(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Greedy, so that the answer hangs on no seed."""
+    """Greedy, so that no seed decides."""
     folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
     assumed = resolve("some.gguf", "chat", folders, {}, ["temperature=0"]).profile
     with closing(LocalBackend(miniature("Q8_0"), assumed, 1, AbortFlag())) as backend:
@@ -179,7 +179,7 @@ def test_a_window_that_is_set_overrides_the_files(
     miniature: Callable[[str], Path], tmp_path: Path, settings: list[str]
 ) -> None:
     folders = profile_folders(Directories(tmp_path, tmp_path, tmp_path))
-    told = resolve("some.gguf", "chat", folders, {}, settings).profile
-    with closing(LocalBackend(miniature("Q8_0"), told, 1, AbortFlag())) as backend:
+    with_window = resolve("some.gguf", "chat", folders, {}, settings).profile
+    with closing(LocalBackend(miniature("Q8_0"), with_window, 1, AbortFlag())) as backend:
         window = backend.planner.window
     assert window.native == int(settings[0].partition("=")[2])

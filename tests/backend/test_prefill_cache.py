@@ -1,4 +1,4 @@
-"""Ten questions to one file cost one prefill: `qwq ask` in one process after the other, the file first."""
+"""Ten questions about one file cost one prefill: `qwq ask` in one process after the other, the file first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHORT = (
     *("yarn_origin=1024", "kv_store_min_tokens=200", "threads=1", "temperature=0"),
 )
 BOOK = " ".join(f"On day {i} the fox saw {i * i} dogs." for i in range(20))
-# A question with what the template writes around it.
+# A question and the text that the template writes around it.
 FEW = 40
 CUT = 6
 
@@ -54,12 +54,12 @@ def book(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache of this test alone, not the run's."""
+    """A cache for this test alone."""
     return tmp_path / "cache"
 
 
 def asked(cache: Path, *arguments: object, kv_store: str = "1") -> dict[str, Any]:
-    """The last line of a `qwq ask --jsonl`, which ran to its end; what it was told on stderr too."""
+    """The last line of a `qwq ask --jsonl` that ran to its end, and its stderr."""
     settings = [word for setting in SHORT for word in ("--set", setting)]
     ran = qwq(cache, "ask", "--jsonl", *settings, *map(str, arguments), QWQ_KV_STORE=kv_store)
     assert ran.status == CUT, ran.stderr
@@ -111,7 +111,7 @@ def test_profile_keys_turn_it_off_and_set_the_shortest_prompt(
 
 
 def test_another_window_scaling_or_kv_type_prefills_again(model_file: Path, book: Path, cache: Path) -> None:
-    """And leaves what there is to whom it fits: each of them finds its own again."""
+    """Entries of the others stay: each setting finds its own again."""
     question = ("-m", model_file, "-f", book, "What did the fox see?")
     ways = ((), ("--set", "kv_type=q8_0"), ("--set", "yarn=2"), ("--set", "flash_attention=off"))
     for way in ways:
@@ -143,7 +143,7 @@ def test_each_question_of_a_batch_uses_the_kept_prefill(model_file: Path, book: 
 
 
 def test_the_output_ends_before_the_entry_is_written() -> None:
-    """The pipe is at its end while the process still has something to do: here, to read a line."""
+    """The pipe ends while the process still has something to do: here, to read a line."""
     program = (
         "import sys; from qwq_local.cli.environment import finish_stdout; print('the answer'); "
         "finish_stdout(sys.stdout); print('goes nowhere'); sys.stdin.readline()"
@@ -169,7 +169,7 @@ def profile(tmp_path: Path) -> Profile:
 
 @pytest.fixture
 def backends(model_file: Path, profile: Profile, cache: Path) -> Iterator[Callable[[], LocalBackend]]:
-    """New backends over one store, as new processes would have them."""
+    """New backends over one store, like new processes."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(
             closing(
@@ -179,7 +179,7 @@ def backends(model_file: Path, profile: Profile, cache: Path) -> Iterator[Callab
 
 
 def replied(backend: LocalBackend, *messages: Message) -> tuple[int, Finished]:
-    """How many prompt tokens were computed, and the end of the turn; the generator is left where it is."""
+    """How many prompt tokens were computed, and the end of the turn; the generator stays suspended."""
     prefilled: list[Prefill] = []
     for event in backend.reply(ReplyRequest(messages)):
         if isinstance(event, Prefill):
@@ -207,7 +207,7 @@ def test_ten_questions_cost_one_prefill(backends: Callable[[], LocalBackend], ca
 def test_a_resumed_conversation_prefills_only_what_is_new(
     backends: Callable[[], LocalBackend], cache: Path
 ) -> None:
-    """Its history is prefilled once too, but for what was too little to be worth a file."""
+    """Its history is prefilled once too, except for turns too short for an entry."""
     history, counts = [with_book("What did the fox see?")], []
     for turn in range(3):
         backend = backends()
@@ -261,7 +261,7 @@ def test_a_stop_while_an_entry_is_read_takes_effect(
 def test_a_copy_of_the_model_is_recognised_by_its_content(
     model_file: Path, profile: Profile, cache: Path, tmp_path: Path
 ) -> None:
-    """The same weights in another file, at another time, as a second download would bring."""
+    """The same weights in another file with another time, as after a second download."""
     copy = Path(shutil.copy(model_file, tmp_path / "copy.gguf"))
     identities = ModelIdentities(cache / "identities")
     for path in (model_file, copy):

@@ -1,5 +1,5 @@
-"""A question to a text in parts: which passes there are and what they are asked, over a Backend that answers
-by a function. Its tokens are characters; its window is shared out by the real planner.
+"""A question about a text in parts: the passes and their prompts, over a Backend that answers
+by a function. Its tokens are characters; the real planner divides its window.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ STATS = TurnStats(1000, 0, 20, 30, 2.0, 5.0)
 
 
 class AnsweringBackend:
-    """A Backend whose answer to a question is a function of its text; None interrupts the turn."""
+    """A Backend whose answer is a function of the question's text; None interrupts the turn."""
 
     def __init__(
         self, answer: Callable[[str], str | None], *, largest: int = N_CTX, costs: str = "", past: int = N_CTX
     ) -> None:
-        """Past a context of `largest` nothing fits; one larger than `past` costs layers or thinking."""
+        """No context above `largest` fits; one above `past` costs layers or thinking."""
         self.asked: list[ReplyRequest] = []
         self.planned: list[Planned] = []
         self._answer = answer
@@ -229,7 +229,7 @@ def test_the_time_left_assumes_the_mean_of_the_passes_so_far() -> None:
 
 @pytest.mark.parametrize("costs", ["", "layers", "thinking"])
 def test_parts_are_smaller_when_memory_is_short(costs: str) -> None:
-    """Smaller rather than with less thinking or fewer layers on the GPU."""
+    """The parts shrink before the thinking or the layers on the GPU do."""
     largest = N_CTX if costs else 2048
     backend = AnsweringBackend(lambda _: "yes", largest=largest, costs=costs, past=2048)
     plan, _ = run(backend, asked_of(STORY))

@@ -1,4 +1,4 @@
-"""A chat over a backend that answers and nothing else: what it cannot do is not there, and no error."""
+"""A chat over a backend that only answers: what it cannot do is absent, not an error."""
 
 from __future__ import annotations
 

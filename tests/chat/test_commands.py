@@ -1,4 +1,4 @@
-"""Commands of a chat that set, weigh, recall and save: what they say, what they change, what they refuse."""
+"""Commands of a chat for settings, context, thoughts and files: output, effect and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is offered at the cursor: commands, files, keys and values, names; little, and quickly."""
+"""Completions at the cursor: commands, files, keys and values, names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def talk(archive: Archive, tmp_path: Path) -> Talking:
 
 
 def applied(talk: Talking, before: str) -> list[str]:
-    """The lines that the completions would make of what stands before the cursor."""
+    """The lines that the completions make of the text before the cursor."""
     return [before[: len(before) - each.replaces] + each.text for each in talk.chat.complete(before)]
 
 

@@ -1,4 +1,4 @@
-"""Does what docs/extending.md says about a slash command, in a copy of the program, and uses the command."""
+"""Adds a slash command to a copy of the program as docs/extending.md says, and uses it."""
 
 from __future__ import annotations
 

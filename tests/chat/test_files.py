@@ -1,4 +1,4 @@
-"""Files in a chat: which ones are meant, what is refused, what they cost, how they go with the question."""
+"""Files in a chat: selection, refusals, token counts, and how they are sent with the question."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def archive() -> Iterator[Archive]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder with text in several depths, and what is to be left out."""
+    """A folder with text at several depths, and files that are left out."""
     root = tmp_path / "tree"
     hidden = (".hidden", ".git/config", ".git/.lock", "__pycache__/b.txt", "node_modules/x/y.py")
     for name in ("a.txt", "b.py", "src/c.py", "src/deep/d.py", "src/deep/e.md", *hidden):
@@ -75,7 +75,7 @@ def test_paths_folders_and_globs_select_files(tree: Path, given_name: str, found
 
 
 def test_globs_find_what_pythons_own_finds(tree: Path) -> None:
-    """Python's glob is the oracle, for patterns that meet no binary file and no link to a folder."""
+    """Python's glob is the oracle, for patterns that match no binary file and no link to a folder."""
     for pattern in ("*", "*.txt", "**/*.md", "src/*.py", "src/**/*.py", "**/deep/*", "*/*.py", "[ab].*"):
         expected = {
             path.relative_to(tree).as_posix()

@@ -1,4 +1,4 @@
-"""A chat with the real miniature: asked, stopped, continued, steered, undone, resumed after a restart."""
+"""A chat with the real miniature: questions, stops, continuing, steering, undo, resuming after a restart."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def finished(events: Sequence[ChatEvent]) -> Finished:
 
 
 def submit_until(chat: Chat, line: str, when: type, do: Callable[[], None], nth: int = 1) -> list[ChatEvent]:
-    """The events of a line; at the nth event of a kind something is done."""
+    """The events of a line; `act` runs at the nth event of a kind."""
     events: list[ChatEvent] = []
     for event in chat.submit(line):
         events.append(event)
@@ -105,7 +105,7 @@ def test_a_question_is_answered_and_the_next_one_sees_it(chat: Chat, archive: Ar
 
 
 def continues(event: ChatEvent, cut: Finished) -> bool:
-    """Whether the event continues the thought that was cut, and says how long that one took."""
+    """Whether the event continues the cut thought and gives its time."""
     assert isinstance(event, Asking)
     assert 0 < event.thinking_s < 60
     expected = Asking(QUESTION, 1, continued=True, thinking=cut.thinking)

@@ -1,4 +1,4 @@
-"""A chat over a queued backend and a real archive: what is asked, written, and taken up again."""
+"""A chat over a queued backend and a real archive: what it asks, writes and resumes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def contents(question: ReplyRequest) -> list[tuple[str, str]]:
 
 
 def stopped_while(*events: Event) -> Script:
-    """A turn that says something and is then stopped by the user."""
+    """A turn that yields some text and is then stopped by the user."""
 
     def script(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
@@ -191,7 +191,7 @@ def test_a_stop_while_the_model_loads_is_reported(talk: Talking) -> None:
 
 def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
     def stopped(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
-        # The user stops while the backend forgets older requests.
+        # The user stops while the backend drops older requests.
         talk.chat.stop()
         backend.stopped.clear()
         yield from stopped_while()(backend, question)
@@ -318,7 +318,7 @@ def test_regen_asks_again_beside_the_old_answer(talk: Talking, archive: Archive)
 
 
 def test_the_status_is_reported_after_every_turn_even_if_unchanged(talk: Talking) -> None:
-    """The screen has counted the thinking meanwhile, which the next question does not bring along."""
+    """The screen has counted the thinking meanwhile, and the next question does not send it."""
     first = talk.submit("One?", says("a", "1"))[-1]
     again = talk.submit("/regen", says("a", "1"))[-1]
     assert isinstance(first, ChatStatus)
@@ -555,7 +555,7 @@ def test_an_abandoned_turn_is_written_as_stopped(talk: Talking, archive: Archive
     for event in events:
         if isinstance(event, Thinking):
             break
-    talk.chat.close()  # while somebody still has the events, as a traceback does
+    talk.chat.close()  # while something still holds the events, as a traceback does
     assert next(events, None) is None
     (turn,) = archive.path(1)
     assert (turn.thinking, turn.state) == ("a b", TurnState.STOPPED)

@@ -22,7 +22,7 @@ from tests.fakes import CLOSE, END, FakeVocabulary, QueuedEngine, play
 SETTINGS = ReplySettings(4096, thinking_budget=2000, answer_reserve=64, wants_tokens=True)
 SHORT = replace(SETTINGS, max_tokens=3)
 PROMPT = tuple(FakeVocabulary().encode_text("question"))
-Wish = Callable[[ReplyControl], None]
+Action = Callable[[ReplyControl], None]
 
 
 def finished(events: Sequence[Event]) -> Finished:
@@ -49,7 +49,7 @@ class Script:
 
     pieces: Sequence[str]
     cuts: Sequence[int]
-    wishes: Mapping[int, Wish] = field(default_factory=dict)
+    actions: Mapping[int, Action] = field(default_factory=dict)
     settings: ReplySettings = SHORT
 
 
@@ -65,22 +65,24 @@ LOOPS = {
 }
 
 
-class WishingEngine(QueuedEngine):
+class SteeredEngine(QueuedEngine):
     """A queue of pieces or tokens during which something is wished; it notes how it stood at each token."""
 
-    def __init__(self, queue: Sequence[int], vocabulary: FakeVocabulary, wishes: Mapping[int, Wish]) -> None:
+    def __init__(
+        self, queue: Sequence[int], vocabulary: FakeVocabulary, actions: Mapping[int, Action]
+    ) -> None:
         super().__init__([], n_ctx=8192)
         self.vocabulary, self._queue = vocabulary, list(queue)
         self.control = ReplyControl()
         self.at: list[tuple[int, ...]] = []
-        self._wishes = wishes
+        self._actions = actions
 
     def sample(self) -> int:
         """The next of the queue."""
         self.at.append(tuple(self.tokens[len(PROMPT) :]))
         token = super().sample()
-        if self.sampled in self._wishes:
-            self._wishes[self.sampled](self.control)
+        if self.sampled in self._actions:
+            self._actions[self.sampled](self.control)
         return token
 
 
@@ -89,14 +91,14 @@ class Whole:
     """A turn that nobody stopped."""
 
     queue: Sequence[int]
-    engine: WishingEngine
+    engine: SteeredEngine
     end: Finished
 
 
 def whole(script: Script) -> Whole:
     vocabulary = FakeVocabulary()
     queue = [vocabulary.token_of(piece) for piece in script.pieces]
-    engine = WishingEngine(queue, vocabulary, script.wishes)
+    engine = SteeredEngine(queue, vocabulary, script.actions)
     events = list(play(engine, script.settings, PROMPT, control=engine.control))
     assert any(
         isinstance(event, ThinkingClosed | Finished) and event.reason in (CloseReason.LOOP, FinishReason.LOOP)
@@ -113,9 +115,9 @@ def test_a_loop_is_cut_at_the_same_place_as_without_a_stop(name: str) -> None:
     assert len(expected.engine.at) > max(script.cuts) + 5
     for n_sampled in script.cuts:
         vocabulary = expected.engine.vocabulary
-        later = {n - n_sampled: wish for n, wish in script.wishes.items() if n > n_sampled}
-        engine = WishingEngine(expected.queue[n_sampled:], vocabulary, later)
-        steered = ("Stop that.",) if any(n <= n_sampled for n in script.wishes) else ()
+        later = {n - n_sampled: action for n, action in script.actions.items() if n > n_sampled}
+        engine = SteeredEngine(expected.queue[n_sampled:], vocabulary, later)
+        steered = ("Stop that.",) if any(n <= n_sampled for n in script.actions) else ()
         opening = Opening(PROMPT, expected.engine.at[n_sampled], steered)
         end = finished(list(play(engine, script.settings, PROMPT, opening, control=engine.control)))
         assert n_sampled + engine.sampled == expected.engine.sampled, n_sampled
@@ -128,7 +130,7 @@ def test_text_before_a_steered_sentence_does_not_count_as_repetition() -> None:
     """Where the sentence is not known, the guard takes what was before it for the same stretch."""
     script = LOOPS["after a sentence was put in"]
     expected = whole(script)
-    engine = WishingEngine(expected.queue[640:], expected.engine.vocabulary, {})
+    engine = SteeredEngine(expected.queue[640:], expected.engine.vocabulary, {})
     list(play(engine, script.settings, PROMPT, Opening(PROMPT, expected.engine.at[640])))
     assert engine.sampled < expected.engine.sampled - 640
 
@@ -139,7 +141,7 @@ def test_repetition_in_the_thinking_does_not_count_in_the_answer() -> None:
     pieces = [*COUNTING[:1400], CLOSE, *COUNTING[1400:4500], END]
     queue = [vocabulary.token_of(piece) for piece in pieces]
     for n_known in (0, len(queue) - 100):
-        engine = WishingEngine(queue[n_known:], vocabulary, {})
+        engine = SteeredEngine(queue[n_known:], vocabulary, {})
         opening = Opening(PROMPT, tuple(queue[:n_known]))
         assert finished(list(play(engine, SETTINGS, PROMPT, opening))).reason is FinishReason.STOP
         assert engine.tokens == [*PROMPT, *queue[:-1]]
@@ -148,7 +150,7 @@ def test_repetition_in_the_thinking_does_not_count_in_the_answer() -> None:
 def test_a_loop_from_before_the_guard_was_on_is_found_in_the_continuation() -> None:
     vocabulary = FakeVocabulary()
     cycle = [vocabulary.token_of(piece) for piece in CYCLE]
-    engine = WishingEngine(cycle * 300, vocabulary, {})
+    engine = SteeredEngine(cycle * 300, vocabulary, {})
     events = list(play(engine, SETTINGS, PROMPT, Opening(PROMPT, tuple(cycle * 70))))
     (closed,) = [event for event in events if isinstance(event, ThinkingClosed)]
     assert closed.reason is CloseReason.LOOP
@@ -158,7 +160,7 @@ def test_a_loop_from_before_the_guard_was_on_is_found_in_the_continuation() -> N
 def test_without_a_loop_guard_nothing_is_cut() -> None:
     vocabulary = FakeVocabulary()
     cycle = [vocabulary.token_of(piece) for piece in CYCLE]
-    engine = WishingEngine(cycle * 60, vocabulary, {})
+    engine = SteeredEngine(cycle * 60, vocabulary, {})
     settings = replace(SETTINGS, loop_guard=False)
     end = finished(list(play(engine, settings, PROMPT, Opening(PROMPT, tuple(cycle * 40)))))
     assert end.thinking.count("Wait, is that right?") == 100

@@ -27,38 +27,38 @@ from tests.fakes import CLOSE, END, QueuedEngine, play
 PROMPT = "question"
 SETTINGS = ReplySettings(4096, thinking_budget=1000, answer_reserve=64)
 ASKED = CLOSING_SENTENCES[CloseReason.ASKED]
-Wish = Callable[[ReplyControl], None]
+Action = Callable[[ReplyControl], None]
 
 
-class WishingEngine(QueuedEngine):
-    """A queue of pieces during which a person wishes something: by the number of pieces sampled then."""
+class SteeredEngine(QueuedEngine):
+    """A queue of pieces during which a person actions something: by the number of pieces sampled then."""
 
     def __init__(
         self,
         pieces: Sequence[str | bytes],
-        wishes: Mapping[int, Wish],
+        actions: Mapping[int, Action],
         n_ctx: int = 4096,
         abort: AbortFlag | None = None,
     ) -> None:
         super().__init__(pieces, n_ctx, abort)
         self.control = ReplyControl()
-        self._wishes = wishes
-        if 0 in wishes:
-            wishes[0](self.control)
+        self._actions = actions
+        if 0 in actions:
+            actions[0](self.control)
 
     def sample(self) -> int:
         """The next of the queue; what is wished meanwhile counts after it."""
         token = super().sample()
-        if self.sampled in self._wishes:
-            self._wishes[self.sampled](self.control)
+        if self.sampled in self._actions:
+            self._actions[self.sampled](self.control)
         return token
 
 
-class CountingEngine(WishingEngine):
+class CountingEngine(SteeredEngine):
     """Keeps how many tokens each Force has."""
 
-    def __init__(self, pieces: Sequence[str | bytes], wishes: Mapping[int, Wish]) -> None:
-        super().__init__(pieces, wishes)
+    def __init__(self, pieces: Sequence[str | bytes], actions: Mapping[int, Action]) -> None:
+        super().__init__(pieces, actions)
         self.forced: list[int] = []
 
     def force(self, tokens: Sequence[int]) -> None:
@@ -67,11 +67,11 @@ class CountingEngine(WishingEngine):
         super().force(tokens)
 
 
-def steer(text: str) -> Wish:
+def steer(text: str) -> Action:
     return lambda control: control.steer(text)
 
 
-def run(engine: WishingEngine, settings: ReplySettings = SETTINGS) -> list[Event]:
+def run(engine: SteeredEngine, settings: ReplySettings = SETTINGS) -> list[Event]:
     """The events of a turn; what is shown of the thinking is what is kept of it."""
     prompt = engine.vocabulary.encode_text(PROMPT)
     events = list(play(engine, settings, prompt, control=engine.control))
@@ -94,7 +94,7 @@ def notices(events: Sequence[Event]) -> list[str]:
 
 
 def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_same_cache() -> None:
-    engine = WishingEngine(["Hm", " well", "It is", " 3.", END], {2: ReplyControl.answer_now})
+    engine = SteeredEngine(["Hm", " well", "It is", " 3.", END], {2: ReplyControl.answer_now})
     events = run(engine)
 
     assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 2)
@@ -106,27 +106,27 @@ def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_sam
 
 
 @pytest.mark.parametrize(
-    ("wish", "forced"),
+    ("action", "forced"),
     [(ReplyControl.answer_now, f"\n\n{ASKED}\n_\n\n"), (steer("Count twice."), "\n\nCount twice.\n\n")],
     ids=["answer now", "steer"],
 )
-def test_steering_decodes_only_the_forced_tokens(wish: Wish, forced: str) -> None:
+def test_steering_decodes_only_the_forced_tokens(action: Action, forced: str) -> None:
     """A token a character, the closing tag one as well: prompt and thought stay in the cache."""
-    engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: wish})
+    engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: action})
     run(engine)
 
     assert engine.forced == [len(forced)]
 
 
 def test_answer_now_while_it_prefills_counts_when_the_thinking_begins() -> None:
-    events = run(WishingEngine(["Three.", END], {0: ReplyControl.answer_now}))
+    events = run(SteeredEngine(["Three.", END], {0: ReplyControl.answer_now}))
 
     assert (closed(events).reason, closed(events).tokens) == (CloseReason.ASKED, 0)
     assert (finished(events).thinking, finished(events).answer) == (f"{ASKED}\n", "Three.")
 
 
 def test_a_steered_sentence_is_a_paragraph_of_the_thinking() -> None:
-    engine = WishingEngine(["Hm", " well", "So", CLOSE, "3.", END], {2: steer(" Count\n the r's. ")})
+    engine = SteeredEngine(["Hm", " well", "So", CLOSE, "3.", END], {2: steer(" Count\n the r's. ")})
     events = run(engine)
 
     assert [event for event in events if isinstance(event, Thinking | Steered)] == [
@@ -140,19 +140,19 @@ def test_a_steered_sentence_is_a_paragraph_of_the_thinking() -> None:
 
 @pytest.mark.parametrize("before", [["a"], ["a\n"], ["a\n\n"], ["a", "\n", "\n"], ["\n\n", "a\n"]])
 def test_a_steered_sentence_is_between_blank_lines(before: list[str]) -> None:
-    engine = WishingEngine([*before, "b", CLOSE, "c", END], {len(before): steer("No.")})
+    engine = SteeredEngine([*before, "b", CLOSE, "c", END], {len(before): steer("No.")})
     assert finished(run(engine)).thinking == "a\n\nNo.\n\nb"
 
 
 def test_a_sentence_steered_before_the_thinking_begins_is_its_first() -> None:
-    engine = WishingEngine([" Yes", CLOSE, "3.", END], {0: steer("Be quick.")})
+    engine = SteeredEngine([" Yes", CLOSE, "3.", END], {0: steer("Be quick.")})
     assert finished(run(engine)).thinking == "Be quick.\n\n Yes"
     assert engine.cached_text.startswith(f"{PROMPT}Be quick.\n\n Yes")
 
 
 @pytest.mark.parametrize("piece", ["</th", "<think", "草".encode()[:2], "🦙".encode()[:1]])
 def test_held_back_text_comes_before_a_steered_sentence(piece: str | bytes) -> None:
-    engine = WishingEngine(["a\n", piece, "b", CLOSE, "c", END], {2: steer("Go.")})
+    engine = SteeredEngine(["a\n", piece, "b", CLOSE, "c", END], {2: steer("Go.")})
     held = piece if isinstance(piece, str) else "\ufffd"
     assert finished(run(engine)).thinking == f"a\n{held}\n\nGo.\n\nb"
 
@@ -162,7 +162,7 @@ def test_held_back_text_comes_before_a_steered_sentence(piece: str | bytes) -> N
     ["Close it: </think> now", "<think>", "<</think>>", "</think</think>", "a </think", f"{END}{CLOSE}"],
 )
 def test_a_tag_in_a_steered_sentence_closes_nothing_and_is_no_control_token(text: str) -> None:
-    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer(text)})
+    engine = SteeredEngine(["a", "b", CLOSE, "c", END], {1: steer(text)})
     events = run(engine)
 
     assert closed(events).reason is CloseReason.MODEL
@@ -189,7 +189,7 @@ def test_a_sentence_is_one_line_without_controls(text: str, expected: str) -> No
 
 
 def test_an_empty_sentence_changes_nothing() -> None:
-    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer(" \n ")})
+    engine = SteeredEngine(["a", "b", CLOSE, "c", END], {1: steer(" \n ")})
     events = run(engine)
     assert engine.cached_text == f"{PROMPT}ab{CLOSE}c"
     assert not any(isinstance(event, Steered) for event in events)
@@ -202,7 +202,7 @@ def test_an_empty_sentence_changes_nothing() -> None:
 def test_a_sentence_that_the_limits_leave_no_room_for_is_refused_by_a_notice(
     settings: ReplySettings, n_ctx: int
 ) -> None:
-    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: steer("A sentence of many characters.")}, n_ctx)
+    engine = SteeredEngine(["a", "b", CLOSE, "c", END], {1: steer("A sentence of many characters.")}, n_ctx)
     events = run(engine, settings)
     assert notices(events) == [
         "not steered: the sentence has 34 tokens, and the thinking is too near its end."
@@ -212,7 +212,7 @@ def test_a_sentence_that_the_limits_leave_no_room_for_is_refused_by_a_notice(
 
 
 def test_steered_tokens_count_against_the_budget() -> None:
-    engine = WishingEngine(["t"] * 100, {1: steer("Go on.")})
+    engine = SteeredEngine(["t"] * 100, {1: steer("Go on.")})
     events = run(engine, replace(SETTINGS, thinking_budget=20, max_tokens=1))
     assert (closed(events).reason, closed(events).tokens) == (CloseReason.BUDGET, 20)
     assert engine.sampled == 20 - len("\n\nGo on.\n\n") + 1
@@ -223,7 +223,7 @@ def test_steering_during_the_answer_is_refused_with_a_notice() -> None:
         control.answer_now()
         control.steer("No.")
 
-    engine = WishingEngine(["a", CLOSE, "b", "c", END], {3: both})
+    engine = SteeredEngine(["a", CLOSE, "b", "c", END], {3: both})
     events = run(engine)
     assert notices(events) == ["it answers already: there is no thinking left to steer."]
     assert (finished(events).thinking, finished(events).answer) == ("a", "bc")
@@ -237,7 +237,7 @@ def test_requests_are_served_in_order() -> None:
         control.answer_now()
         control.steer("Three.")
 
-    events = run(WishingEngine(["a", "b", END], {1: several}))
+    events = run(SteeredEngine(["a", "b", END], {1: several}))
     assert finished(events).thinking == f"a\n\nOne.\n\nTwo.\n\n\n\n{ASKED}\n"
     assert finished(events).answer == "b"
     assert notices(events) == ["it answers already: there is no thinking left to steer."]
@@ -249,7 +249,7 @@ LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " i
 def test_the_loop_guard_restarts_after_a_steered_sentence() -> None:
     """It is found as many tokens after the sentence as it takes without one, and cut back to the sentence."""
     plain, steered = (
-        WishingEngine(LOOP * 200, {600: steer("Stop that.")} if is_steered else {}) for is_steered in (0, 1)
+        SteeredEngine(LOOP * 200, {600: steer("Stop that.")} if is_steered else {}) for is_steered in (0, 1)
     )
     kept = ""
     for engine in (plain, steered):
@@ -271,7 +271,7 @@ def test_a_thinking_under_a_grammar_can_be_steered_and_ended() -> None:
         control.steer("Be brief.")
         control.answer_now()
 
-    engine = WishingEngine(["a", '{"a"', ": 1}", END], {1: both})
+    engine = SteeredEngine(["a", '{"a"', ": 1}", END], {1: both})
     events = run(engine, replace(SETTINGS, is_constrained=True))
     assert engine.vocabulary.text(engine.matcher.seen) == '{"a": 1}' + END
     assert finished(events).answer == '{"a": 1}'
@@ -315,7 +315,7 @@ def test_a_pause_is_not_counted_and_requests_in_it_are_served_after_it() -> None
         control.resume()
 
     control = PausedControl(clock, then)
-    engine = WishingEngine(["a", "b", CLOSE, "c", END], {1: lambda _: control.pause()})
+    engine = SteeredEngine(["a", "b", CLOSE, "c", END], {1: lambda _: control.pause()})
     events = []
     prompt = engine.vocabulary.encode_text(PROMPT)
     for event in play(engine, SETTINGS, prompt, control=control, clock=clock):
@@ -335,7 +335,7 @@ def test_a_pause_is_not_counted_and_requests_in_it_are_served_after_it() -> None
 def test_an_answer_can_be_paused_too() -> None:
     clock = FakeClock()
     control = PausedControl(clock, lambda: control.resume())
-    engine = WishingEngine(["a", CLOSE, "c", END], {3: lambda _: control.pause()})
+    engine = SteeredEngine(["a", CLOSE, "c", END], {3: lambda _: control.pause()})
     events = list(play(engine, SETTINGS, [1, 2], control=control, clock=clock))
     assert control.waits == 3
     assert finished(events).stats.decode_s == 0
@@ -344,13 +344,13 @@ def test_an_answer_can_be_paused_too() -> None:
 def test_a_paused_turn_can_be_stopped() -> None:
     clock, abort = FakeClock(), AbortFlag()
     control = PausedControl(clock, abort.set)
-    engine = WishingEngine(["a", "b", END], {1: lambda _: control.pause()}, abort=abort)
+    engine = SteeredEngine(["a", "b", END], {1: lambda _: control.pause()}, abort=abort)
     events = list(play(engine, SETTINGS, [1, 2], control=control, clock=clock))
     assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")
     assert (control.waits, finished(events).stats.decode_s) == (3, 0)
 
 
-class StoppedInForce(WishingEngine):
+class StoppedInForce(SteeredEngine):
     """An engine that is stopped in the middle of tokens that are put into its cache."""
 
     def force(self, tokens: Sequence[int]) -> None:
@@ -358,9 +358,9 @@ class StoppedInForce(WishingEngine):
         raise Aborted
 
 
-@pytest.mark.parametrize("wish", [ReplyControl.answer_now, steer("Go.")])
-def test_a_stop_while_a_sentence_is_forced_leaves_nothing_of_it(wish: Wish) -> None:
-    engine = StoppedInForce(["a", "b", END], {1: wish})
+@pytest.mark.parametrize("action", [ReplyControl.answer_now, steer("Go.")])
+def test_a_stop_while_a_sentence_is_forced_leaves_nothing_of_it(action: Action) -> None:
+    engine = StoppedInForce(["a", "b", END], {1: action})
     events = run(engine)
     assert (finished(events).reason, finished(events).thinking) == (FinishReason.INTERRUPTED, "a")
     assert engine.cached_text == f"{PROMPT}a"

@@ -61,7 +61,7 @@ class WatchedEngine(QueuedEngine):
         vocabulary: FakeVocabulary | None = None,
         rest: Iterable[int] = (),
         n_ctx: int = 4096,
-        wishes: Mapping[int, Callable[[ReplyControl], None]] | None = None,
+        actions: Mapping[int, Callable[[ReplyControl], None]] | None = None,
     ) -> None:
         super().__init__(pieces, n_ctx)
         if vocabulary is not None:
@@ -69,7 +69,7 @@ class WatchedEngine(QueuedEngine):
         self.control = ReplyControl()
         self.shown: list[Event] = []
         self.moments: dict[int, Moment] = {}
-        self._wishes = wishes or {}
+        self._actions = actions or {}
         self.latest = 0
 
     def sample(self) -> int:
@@ -78,8 +78,8 @@ class WatchedEngine(QueuedEngine):
         moment = Moment(thinking(self.shown), answer(self.shown), tuple(self._queue))
         self.moments[len(self.tokens) - len(PROMPT)] = moment
         self.latest = token = super().sample()
-        if self.sampled in self._wishes:
-            self._wishes[self.sampled](self.control)
+        if self.sampled in self._actions:
+            self._actions[self.sampled](self.control)
         return token
 
     def truncate(self, n_tokens: int) -> None:
@@ -106,11 +106,11 @@ def run(
     for event in play(engine, settings, PROMPT, opening, control=engine.control):
         engine.shown.append(event)
     assert isinstance(event, Finished)
-    assert told(engine.shown, generated) == tuple(engine.tokens[len(PROMPT) :])
+    assert reported_ids(engine.shown, generated) == tuple(engine.tokens[len(PROMPT) :])
     return engine.shown, event
 
 
-def told(events: Iterable[Event], known: tuple[int, ...] = ()) -> tuple[int, ...]:
+def reported_ids(events: Iterable[Event], known: tuple[int, ...] = ()) -> tuple[int, ...]:
     """What a reader of Generated has at the end."""
     for event in events:
         if isinstance(event, Generated):
@@ -134,7 +134,7 @@ class Script:
 
     pieces: Sequence[str | bytes]
     settings: ReplySettings = SETTINGS
-    wishes: Mapping[int, Callable[[ReplyControl], None]] = field(default_factory=dict)
+    actions: Mapping[int, Callable[[ReplyControl], None]] = field(default_factory=dict)
 
 
 SCRIPTS = {
@@ -152,9 +152,9 @@ SCRIPTS = {
     "budget, opened again": Script(
         [*["t "] * 9, "\n", "<think>", "u", CLOSE, "3", END], replace(SETTINGS, thinking_budget=9)
     ),
-    "steered": Script(["a ", "b", LLAMA[:1], "c", CLOSE, "d", END], wishes={2: steer, 3: steer, 4: steer}),
-    "steered first": Script([" a", CLOSE, "d", END], wishes={1: steer}),
-    "asked": Script(["a ", LLAMA[:3], "d", "e", END], wishes={2: ReplyControl.answer_now}),
+    "steered": Script(["a ", "b", LLAMA[:1], "c", CLOSE, "d", END], actions={2: steer, 3: steer, 4: steer}),
+    "steered first": Script([" a", CLOSE, "d", END], actions={1: steer}),
+    "asked": Script(["a ", LLAMA[:3], "d", "e", END], actions={2: ReplyControl.answer_now}),
     "loop": Script(LOOP * 60, replace(SETTINGS, max_tokens=4)),
 }
 
@@ -163,7 +163,7 @@ SCRIPTS = {
 def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
     """Where the model was asked for a token, everything is as in the turn that was not cut."""
     script = SCRIPTS[name]
-    whole = WatchedEngine(script.pieces, wishes=script.wishes)
+    whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
     generated = tuple(whole.tokens[len(PROMPT) :])
     is_loop = name == "loop"
@@ -172,8 +172,8 @@ def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
     for n_tokens in cuts:
         then = whole.moments[n_tokens]
         engine = WatchedEngine(vocabulary=whole.vocabulary, rest=then.rest)
-        # A wish is no token: it was granted before the cut, or is made again after it.
-        engine._wishes = {n - whole_sampled(whole, n_tokens): wish for n, wish in script.wishes.items()}
+        # A action is no token: it was granted before the cut, or is made again after it.
+        engine._actions = {n - whole_sampled(whole, n_tokens): action for n, action in script.actions.items()}
         shown, finished = run(engine, script.settings, generated[:n_tokens])
         assert (finished.thinking, finished.answer) == (expected.thinking, expected.answer), n_tokens
         assert finished.reason is expected.reason
@@ -196,7 +196,7 @@ def whole_sampled(whole: WatchedEngine, n_tokens: int) -> int:
 def test_tokens_replay_to_the_same_text_from_any_start(name: str) -> None:
     """Forced tokens too, as a model might have said them: the text is a function of the tokens."""
     script = SCRIPTS[name]
-    whole = WatchedEngine(script.pieces, wishes=script.wishes)
+    whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
     generated = tuple(whole.tokens[len(PROMPT) :])
     for n_tokens in range(1, len(generated) + 1):
@@ -209,14 +209,14 @@ def test_tokens_replay_to_the_same_text_from_any_start(name: str) -> None:
 def test_a_turn_stopped_anywhere_continues_as_if_it_had_not_been_stopped(name: str) -> None:
     """What both turns showed is what one would have shown: nothing twice, nothing left out."""
     script = SCRIPTS[name]
-    whole = WatchedEngine(script.pieces, wishes=script.wishes)
+    whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
     for n_sampled in range(1, whole.sampled):
-        stopped = WatchedEngine(script.pieces, wishes=script.wishes)
+        stopped = WatchedEngine(script.pieces, actions=script.actions)
         stopped._abort_after = n_sampled
         for event in play(stopped, script.settings, PROMPT, control=stopped.control):
             stopped.shown.append(event)
-        known = told(stopped.shown)
+        known = reported_ids(stopped.shown)
         assert isinstance(event, Finished)
         assert (thinking(stopped.shown), answer(stopped.shown)) == (event.thinking, event.answer)
         if event.reason is not FinishReason.INTERRUPTED:
@@ -227,8 +227,8 @@ def test_a_turn_stopped_anywhere_continues_as_if_it_had_not_been_stopped(name: s
         assert len(known) - (len(stopped.tokens) - len(PROMPT)) in (0, 1)
         end = [stopped.latest] if stopped.vocabulary.is_end(stopped.latest) else []
         engine = WatchedEngine(vocabulary=stopped.vocabulary, rest=[*end, *stopped._queue])
-        engine._wishes = {n - stopped.sampled: wish for n, wish in script.wishes.items()}
-        if (lost := script.wishes.get(stopped.sampled)) is not None:
+        engine._actions = {n - stopped.sampled: action for n, action in script.actions.items()}
+        if (lost := script.actions.get(stopped.sampled)) is not None:
             lost(engine.control)
         shown, finished = run(engine, script.settings, known)
         assert (finished.thinking, finished.answer) == (expected.thinking, expected.answer), n_sampled
@@ -324,7 +324,7 @@ def test_tokens_are_reported_four_times_a_second_and_at_the_end() -> None:
     assert [event.start for event in generated] == [*range(0, 33, 3)]
     assert [event.thinking for event in generated] == [3, 6, 9, 12, 15, *[17] * 6]
     assert isinstance(shown[-2], Generated)
-    assert told(shown) == tuple(engine.tokens[len(PROMPT) :])
+    assert reported_ids(shown) == tuple(engine.tokens[len(PROMPT) :])
     assert not any(
         isinstance(event, Generated)
         for event in play(WatchedEngine("ab"), replace(SETTINGS, wants_tokens=False), PROMPT)
@@ -347,7 +347,7 @@ def test_tokens_of_a_loop_are_withdrawn() -> None:
     ]
     taken_back = [after[0] < before[1] for before, after in pairwise(told_at)]
     assert sum(taken_back) == 2
-    assert told(shown) == tuple(engine.tokens[len(PROMPT) :])
+    assert reported_ids(shown) == tuple(engine.tokens[len(PROMPT) :])
     assert len(engine.tokens) < 300
 
 
@@ -375,7 +375,7 @@ def test_the_miniature_continues_from_any_token_to_the_same_end(
     with closing(LlamaContext(loaded, ContextSettings(512, threads=1))) as context:
         shown = list(decode(context, settings, Opening(prompt)))
         generated = tuple(context.sequences[0].tokens[len(prompt) :])
-        assert told(shown) == generated
+        assert reported_ids(shown) == generated
         expected = shown[-1]
         assert isinstance(expected, Finished)
         assert expected.answer
@@ -385,7 +385,7 @@ def test_the_miniature_continues_from_any_token_to_the_same_end(
             finished = shown[-1]
             assert isinstance(finished, Finished)
             assert (
-                told(shown, generated[:n_tokens])
+                reported_ids(shown, generated[:n_tokens])
                 == generated
                 == tuple(context.sequences[0].tokens[len(prompt) :])
             )
@@ -415,7 +415,7 @@ def test_the_miniature_is_steered_and_asked_to_answer(
     assert f"\n\nThe letters are counted < /think>{END}.\n\n" in event.thinking
     assert event.thinking.endswith(f"{CLOSING_SENTENCES[CloseReason.ASKED]}\n")
     assert event.answer
-    assert told(shown) == generated
+    assert reported_ids(shown) == generated
     controls = set(loaded.vocabulary.special_tokens.values())
     (tag,) = [token for token in generated if token in controls]
     assert loaded.vocabulary.piece(tag) == CLOSE.encode()

@@ -40,10 +40,10 @@ def begin(context: SingleSequence, tokens: Sequence[int], settings: SamplerSetti
     context.start_sampling(settings)
 
 
-def sampled(context: SingleSequence, prompt: Sequence[int], *, is_told: bool = False) -> list[int]:
-    """The next tokens; with `is_told` the chain is told before each what it sampled so far."""
+def sampled(context: SingleSequence, prompt: Sequence[int], *, remembers: bool = False) -> list[int]:
+    """The next tokens; with `remembers` the chain is told before each what it sampled so far."""
     for _ in range(COUNT):
-        if is_told:
+        if remembers:
             context.remember(context.tokens[len(prompt) :])
         context.append(context.sample())
     return list(context.tokens[len(prompt) :])
@@ -58,7 +58,7 @@ def test_remembering_its_own_tokens_changes_nothing(
     begin(context, prompt, settings)
     expected = sampled(context, prompt)
     begin(context, prompt, settings)
-    assert sampled(context, prompt, is_told=True) == expected
+    assert sampled(context, prompt, remembers=True) == expected
 
 
 @pytest.mark.parametrize("settings", MEMORIES[:5], ids=IDS[:5])

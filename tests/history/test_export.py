@@ -94,14 +94,14 @@ def test_json_has_all_but_the_token_ids() -> None:
     content = json.loads(to_json(CONVERSATION, [turn]))
     assert (content["format"], content["version"], content["name"]) == ("qwq-conversation", 1, "Adding")
     assert content["created_at"] == "2025-06-15T15:06:40.250+00:00"
-    [told] = content["turns"]
-    assert (told["question"], told["thinking"], told["answer"]) == (turn.question, turn.thinking, turn.answer)
-    assert (told["steered"], told["files"]) == (["Count on fingers."], ["notes_a.txt"])
-    assert told["origin"]["seed"] == 9
-    assert told["origin"]["settings"] == {"temperature": "0.6"}
-    assert (told["reason"], told["closed"], told["state"]) == ("stop", "model", "done")
-    assert (told["n_generated"], told["plan"]) == (3, {"n_ctx": 4096})
-    assert not {"prompt", "generated"} & told.keys()
+    [kept] = content["turns"]
+    assert (kept["question"], kept["thinking"], kept["answer"]) == (turn.question, turn.thinking, turn.answer)
+    assert (kept["steered"], kept["files"]) == (["Count on fingers."], ["notes_a.txt"])
+    assert kept["origin"]["seed"] == 9
+    assert kept["origin"]["settings"] == {"temperature": "0.6"}
+    assert (kept["reason"], kept["closed"], kept["state"]) == ("stop", "model", "done")
+    assert (kept["n_generated"], kept["plan"]) == (3, {"n_ctx": 4096})
+    assert not {"prompt", "generated"} & kept.keys()
 
 
 WITH_TOOLS = replace(

@@ -49,9 +49,9 @@ def read(path: Path) -> list[object]:
     with started("read", path, "量子纠缠") as process:
         output, errors = process.communicate(timeout=60)
     assert errors == ""
-    told = json.loads(output)
-    assert isinstance(told, list)
-    return told
+    answers = json.loads(output)
+    assert isinstance(answers, list)
+    return answers
 
 
 def test_a_closed_history_is_read_and_searched_but_not_changed(folder: Path) -> None:

@@ -131,11 +131,11 @@ def test_processes_that_write_at_once_do_not_block_each_other(path: Path) -> Non
 def test_a_full_disk_stops_no_turn_and_is_reported(path: Path) -> None:
     with started("overflow", path, 120_000) as process:
         output, complaint = process.communicate(timeout=TIMEOUT_S)
-    problem, *told, refused, copied, afterwards = json.loads(output or complaint)
+    problem, *facts, refused, copied, afterwards = json.loads(output or complaint)
     whole = "".join(thoughts(20_000))
     assert "this turn is not being kept: the history" in problem
     assert "QWQ_DATA_DIR" in problem
-    assert told == [len(whole), 20_001, "It is so.", "done", True]
+    assert facts == [len(whole), 20_001, "It is so.", "done", True]
     assert "disk" in refused
     assert copied == "It is so."
     assert afterwards is None  # there was room again before it ended
