@@ -1,4 +1,4 @@
-"""What an importance matrix should hold, computed the long way: a forward pass of Qwen2 in float64 NumPy.
+"""The reference for importance matrices: a forward pass of Qwen2 in float64 NumPy.
 
 A checkpoint's spec, its weights as they are stored, and chunks of tokens in; the sum of squares per column of
 everything that is multiplied with a weight out. Written from the model's description alone (RMSNorm, rotary
@@ -22,14 +22,14 @@ EPSILON, THETA = 1e-5, 1e6
 
 @dataclass
 class Reference:
-    """A model whose linear layers remember the squares of what goes in."""
+    """A model whose linear layers sum the squares of their inputs."""
 
     spec: CheckpointSpec
     weights: Mapping[str, NDArray[np.float32]]
     sums: dict[str, Matrix] = field(default_factory=lambda: defaultdict(lambda: np.zeros(1)))
 
     def run(self, chunks: Iterable[list[int]]) -> dict[str, Matrix]:
-        """The sums over all chunks, by the GGUF's names; `output.weight` is there for a tied model too."""
+        """The sums over all chunks by the GGUF's names, with `output.weight` for a tied model too."""
         for chunk in chunks:
             self._forward(np.array(chunk))
         return dict(self.sums)

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer as an oracle: a GGUF, a file type and options in, what it makes of them out."""
+"""llama.cpp's own quantizer as an oracle."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def llama_quantize(source: Path, file_type: str, out: Path, options: QuantizeOpt
         setattr(parameters, name, value)
     kept = [_importance(parameters, options), _overrides(parameters, options), _patterns(parameters, options)]
     status: int = llama_cpp.llama_model_quantize(bytes(source), bytes(out), parameters)
-    del kept  # the arrays had to live until here
+    del kept  # the arrays must live until here
     return status
 
 

@@ -43,7 +43,7 @@ from tests.command import ROOT, environment, qwq
 
 QWEN3 = CheckpointSpec(hidden_size=64, n_heads=4, n_kv_heads=2, head_dim=32, architecture="qwen3")
 LIMITS = {"thinking_budget": 16, "answer_reserve": 32, "max_tokens": 4}
-# The names that the example has for what Qwen3 calls otherwise.
+# The example's names for tensors that Qwen3 names differently.
 EXAMPLE_NAMES = {
     "model.embed_tokens.": "transformer.wte.",
     "model.norm.": "transformer.ln_f.",
@@ -159,7 +159,7 @@ def qwen3_logits(spec: CheckpointSpec, tokens: list[int]) -> NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the converter with the architecture that docs/extending.md adds, and nothing else changed."""
+    """A copy of the converter with only the architecture that docs/extending.md adds."""
     folder = tmp_path_factory.mktemp("extended")
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     section = text.partition("## An architecture\n")[2].partition("\n## ")[0]
@@ -225,7 +225,7 @@ def test_without_its_file_the_example_is_refused_by_name(example: Path, tmp_path
 
 
 def test_heads_of_another_size_than_stated_are_refused(qwen3: Path, tmp_path: Path) -> None:
-    """A key length that the tensors do not have."""
+    """The header states a key length that the tensors do not have."""
     content = qwen3.read_bytes()
     key = b"qwen3.attention.key_length\x04\x00\x00\x00"
     at = content.index(key) + len(key)

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, damaged or hostile: each ends in one line that names the file."""
+"""Checkpoints that are cut, damaged or hostile: each gives one line that names the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.checkpoints import (
 )
 
 FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-# What is wrong: the header, the bytes of data that follow it, a piece of the message.
+# What is wrong: the header, the number of bytes after it, a part of the message.
 BAD_HEADERS = {
     "a list": ([], 0, "not a JSON object"),
     "a tensor that is a number": ({"a": 1}, 4, "expected an object"),
@@ -86,7 +86,7 @@ def test_bytes_that_are_not_a_header_are_one_line_that_names_the_file(case: str,
 def test_a_damaged_shard_never_ends_in_anything_but_a_convert_error(
     tmp_path_factory: pytest.TempPathFactory, position: int, replacement: bytes, cut: int
 ) -> None:
-    """Overwritten and cut anywhere, a shard opens or is refused, within memory tied to its size."""
+    """A shard that is overwritten and cut anywhere opens or is refused, within memory tied to its size."""
     path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
     tensors = {f"layer.{place}": StoredTensor("F32", (2, 3), bytes(24)) for place in range(6)}
     write_safetensors(path, tensors)
@@ -164,7 +164,7 @@ def test_a_folder_without_weights_and_no_folder_are_refused(tmp_path: Path) -> N
 
 
 def test_a_cache_snapshot_has_the_name_of_its_repository(tmp_path: Path) -> None:
-    """Snapshot files are links out of their folder, which must be followed."""
+    """Files of a snapshot are links out of their folder, which must be followed."""
     source = write_checkpoint(tmp_path / "source")
     snapshot = tmp_path / "models--Qwen--QwQ-32B" / "snapshots" / ("0a" * 20)
     snapshot.mkdir(parents=True)

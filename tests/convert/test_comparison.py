@@ -1,4 +1,4 @@
-"""How far a file is from its source: our figures against NumPy's and the gguf package's own decoding."""
+"""The error of a file against its source: our figures against NumPy's and the gguf package's decoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quantized(values: NDArray[np.float32], kind: QuantType) -> bytes:
 
 @pytest.mark.parametrize("kind", [kind for kind in WEIGHTS if int(kind) in gguf.quants._type_traits])
 def test_blocks_dequantize_as_the_gguf_package_dequantizes_them(kind: QuantType) -> None:
-    """Any bits, in blocks whose scales are numbers."""
+    """Any bits, in blocks whose scales are finite."""
     drawn = np.random.default_rng(1).integers(0, 256, (200, block_bytes(kind)), dtype=np.uint8)
     blocks = np.array([block for block in drawn if ggml.is_valid(block, kind)])
     assert len(blocks) > 100
@@ -55,7 +55,7 @@ def test_every_type_is_known_to_the_library() -> None:
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_a_type_stays_below_its_limit_and_other_weights_do_not(kind: QuantType) -> None:
-    """On weights with a trained model's long tails; the same blocks beside other weights are far off."""
+    """The weights have long tails like a trained model's; the same blocks are far from other weights."""
     random = np.random.default_rng(2)
     ternary = kind in (QuantType.TQ1_0, QuantType.TQ2_0)
     values, others = (
@@ -85,7 +85,7 @@ def make(checkpoint: Path, file_type: str, folder: Path) -> Path:
 
 
 def compared(path: Path, source: Path) -> tuple[TypeReport, ...]:
-    """The reports on a file beside its source."""
+    """The reports on a file and its source."""
     with open_source(source) as opened:
         work = compare(read_parts(path), opened.read, describe(opened).tensors, threads=2)
         while True:
@@ -129,7 +129,7 @@ def test_the_error_of_each_type_equals_numpys(file_type: str, checkpoint: Path, 
 def test_one_tensor_in_the_place_of_another_is_found(
     file_type: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Two tensors of one shape and type change places: every block is sound, and the weights are wrong."""
+    """Two tensors of one shape and type are swapped: every block is sound, but the weights are wrong."""
     path = make(checkpoint, file_type, tmp_path)
     header = read_header(path)
     places = {tensor.name: (header.data_start + tensor.offset, tensor.n_bytes) for tensor in header.tensors}

@@ -1,7 +1,7 @@
-"""Headers from strangers: whatever stands in a GGUF or safetensors file, it is read or refused in one line.
+"""Hostile headers: any content of a GGUF or safetensors file is read or refused in one line.
 
-3,400 files: cut, overwritten, and built from parts that each may be wild. None may end in anything but a
-ConvertError or ModelFileError, take long, or allocate more than a multiple of the file's own size.
+There are 3,400 files: cut, overwritten, and built from arbitrary parts. None may raise anything but a
+ConvertError or ModelFileError, take long, or allocate more than a multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qwq_local.models.architecture import check_architecture, check_completeness
 from qwq_local.models.header import header_of, special_token_ids
 from tests.checkpoints import CheckpointSpec, write_checkpoint
 
-# Twice what Python needs for the densest content that was found (DENSEST, below): {"":0} takes 7 bytes in a
+# Twice what Python needs for the densest known content (DENSEST, below): {"":0} takes 7 bytes in a
 # file and 30 times as many as an object, [] and 16-bit numbers 25 times as many.
 BYTES_PER_BYTE = 64
 BYTES_AT_LEAST = 2**16
@@ -38,12 +38,12 @@ LONGEST_MESSAGE = 1000
 MOST_CPU_S = 120
 
 
-# A case that fails is printed whole, however long its names are.
+# A case that fails is printed whole, with all its names.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 
 
 def thorough(max_examples: int) -> settings:
-    """This number of cases; `ends` limits their processor time together."""
+    """Settings for this number of cases; `ends` limits their total processor time."""
     return settings(
         max_examples=max_examples,
         database=None,
@@ -54,7 +54,7 @@ def thorough(max_examples: int) -> settings:
 
 @pytest.fixture(autouse=True)
 def ends() -> Iterator[None]:
-    """Fails a test that uses too much processor time; other processes beside it do not count."""
+    """Fails a test that uses too much processor time; other processes do not count."""
 
     def fail(_signal: int, _frame: object) -> None:
         raise AssertionError(f"no end after {MOST_CPU_S} seconds of processor time")
@@ -69,7 +69,7 @@ def ends() -> Iterator[None]:
 
 
 class Samples:
-    """Sound files to damage, and a place to write the damaged ones to. Not a dataclass: those print whole."""
+    """Sound files to damage, and a path for the damaged ones. It is no dataclass, since those print whole."""
 
     def __init__(self, folder: Path) -> None:
         spec = CheckpointSpec(hidden_size=32, n_heads=2, n_kv_heads=2, intermediate_size=32, n_layers=1)
@@ -94,7 +94,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 def whole_value(header: GgufHeader, key: str) -> bytes:
-    """Type and value of a key-value as they stand in the file."""
+    """Type and value of a key-value as the file has them."""
     kind, content = header.encoded(key)
     item = header.kinds(key)[1]
     counted = b"" if item is None else struct.pack("<IQ", item, header.array_length(key) or 0)
@@ -106,12 +106,12 @@ def lengthy(content: bytes, length: int | None = None) -> bytes:
 
 
 def entry(name: bytes, sizes: list[int], kind: int, offset: int) -> bytes:
-    """A tensor as the header lists it."""
+    """The header's entry of a tensor."""
     return lengthy(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind & 0xFFFFFFFF, offset)
 
 
 def read_gguf(path: Path) -> None:
-    """All that is ever done with the header of a GGUF, and its blocks besides."""
+    """Read the header of a GGUF in every way that the program does, and its blocks."""
     parts = read_parts(path)
     for key in parts[0].keys:
         parts[0].value(key)
@@ -135,7 +135,7 @@ def read_shard(path: Path) -> None:
 
 
 def outcome(read: Callable[[Path], None], path: Path) -> str:
-    """The one line that the file is refused with; empty when it is read. Memory is held to the bound."""
+    """The one line of the refusal, empty if the file is read. Asserts the bound of memory."""
     bound = BYTES_PER_BYTE * path.stat().st_size + BYTES_AT_LEAST
     message = ""
     tracemalloc.start()
@@ -157,7 +157,7 @@ def attempt(read: Callable[[Path], None], path: Path, content: bytes) -> str:
     return outcome(read, path)
 
 
-# Damage to a sound file: a place and what to do there.
+# Damage to a sound file: a position and what to do there.
 
 WILD_NUMBERS = st.sampled_from(
     [
@@ -225,7 +225,7 @@ def test_a_gguf_damaged_anywhere_is_read_or_refused(
 @thorough(400)
 @given(length=PLACES)
 def test_a_gguf_cut_anywhere_is_refused(samples: Samples, length: int) -> None:
-    """Mostly within the header, where every length is followed by less than it promises."""
+    """Mostly within the header, where less follows than a length says."""
     length %= samples.gguf_header if length % 8 else len(samples.gguf) - 32
     assert attempt(read_gguf, samples.folder / "cut.gguf", samples.gguf[:length])
 
@@ -246,7 +246,7 @@ def test_a_safetensors_file_cut_anywhere_is_refused(samples: Samples, length: in
     assert attempt(read_shard, samples.folder / "cut.safetensors", samples.shard[:length])
 
 
-# GGUF headers from parts that are right by themselves more often than not.
+# GGUF headers from parts of which most are right by themselves.
 
 ARCHITECTURE_KEYS = (
     b"general.architecture", b"general.alignment", b"general.type", b"general.name", b"general.file_type",
@@ -284,7 +284,7 @@ scalars = st.one_of(
 
 @st.composite
 def arrays(draw: st.DrawFn, depth: int = 3) -> tuple[int, bytes]:
-    """An array of scalars, or of arrays, whose count is true or wild."""
+    """An array of scalars or arrays whose count is right or arbitrary."""
     if depth and draw(st.integers(0, 3)) == 0:
         items: list[tuple[int, bytes]] = draw(st.lists(arrays(depth - 1), max_size=3))
         kind = 9
@@ -327,7 +327,7 @@ def gguf_files(draw: st.DrawFn) -> bytes:
 @thorough(600)
 @given(content=gguf_files())
 def test_a_gguf_of_wild_parts_is_read_or_refused(samples: Samples, content: bytes) -> None:
-    """Nested arrays, names given twice or too long, counts and lengths of anything, tensors on each other."""
+    """Nested arrays, names that repeat or are too long, any counts and lengths, overlapping tensors."""
     attempt(read_gguf, samples.folder / "wild-00001-of-00003.gguf", content)
 
 
@@ -339,7 +339,7 @@ def test_a_gguf_of_wild_parts_is_read_or_refused(samples: Samples, content: byte
 def test_a_whole_model_with_a_few_wild_values_is_read_or_refused(
     samples: Samples, changes: list[tuple[bytes, bytes | None]], replaced: list[tuple[int, bytes]]
 ) -> None:
-    """The header is sound but for its values, so that what stands behind the reader is reached."""
+    """Only the values of the header are wrong, so the checks after the reader run."""
     wanted = dict(samples.fields)
     for key, value in changes:
         wanted.pop(key, None)
@@ -354,7 +354,7 @@ def test_a_whole_model_with_a_few_wild_values_is_read_or_refused(
     attempt(read_gguf, samples.folder / "model-00001-of-00003.gguf", content)
 
 
-# safetensors headers as text, since much of what may be wrong is no JSON that Python would write.
+# safetensors headers as text, because Python's json would not write most of the wrong ones.
 
 json_scalars = st.one_of(
     st.sampled_from(
@@ -406,7 +406,7 @@ json_headers = st.lists(st.tuples(json_keys, st.one_of(json_entries, json_values
 def test_a_safetensors_header_of_wild_parts_is_read_or_refused(
     samples: Samples, header: str, length: int | None, data: int
 ) -> None:
-    """Names given twice, offsets that overlap, nesting, numbers of any length, text that is no JSON."""
+    """Repeated names, overlapping offsets, nesting, numbers of any length, text that is not JSON."""
     content = lengthy(header.encode("utf-8", "surrogatepass"), length) + bytes(data)
     attempt(read_shard, samples.folder / "wild.safetensors", content)
 

@@ -59,7 +59,7 @@ SEVERAL_CHUNKS = CheckpointSpec(hidden_size=256, intermediate_size=2080, vocab_s
 SIXTEEN_LAYERS = CheckpointSpec(
     n_layers=16, hidden_size=256, intermediate_size=256, n_kv_heads=4, dtype="F16", tied=True, n_shards=3
 )
-# These take seconds on each checkpoint; the whole blocks above show them, with an importance matrix.
+# These take seconds on each checkpoint; the whole blocks above cover them, with an importance matrix.
 SLOW = {"IQ1_M", "IQ1_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"}
 
 GGUF_NAMES = {
@@ -177,14 +177,14 @@ OPTIONS = {
         (name, file_type)
         for name, (ours, _) in OPTIONS.items()
         for file_type in ("Q4_K_M", "Q3_K_M", "BF16")
-        # Refused there, where llama-quantize passes over patterns without a word.
+        # We refuse these patterns; llama-quantize ignores them silently.
         if not (ours.patterns and file_type == "BF16")
     ],
 )
 def test_options_change_the_same_tensors_as_in_llama_quantize(
     whole_blocks: Converted, name: str, file_type: str, tmp_path: Path
 ) -> None:
-    """Also where an option takes some layers away from a mixture, which shifts what it does to the others."""
+    """Also where an option removes some layers from a mixture, which changes the types of the others."""
     folder, own, _ = whole_blocks
     ours, theirs = OPTIONS[name]
     request = ConvertRequest(folder, file_type, tmp_path / "ours.gguf", types=ours)
@@ -202,7 +202,7 @@ def test_eighty_layers_get_the_bits_of_the_70b_model(tmp_path: Path) -> None:
 def test_our_gguf_in_the_dtype_of_the_checkpoint_has_the_same_bytes(
     checkpoint: tuple[Path, Path, CheckpointSpec],
 ) -> None:
-    """Matrices keep their bytes, vectors become exact 32-bit floats; the quantizer then starts from this."""
+    """Matrices keep their bytes, vectors become exact 32-bit floats: the input of the quantizer."""
     _, own, spec = checkpoint
     header, content = read_header(own), own.read_bytes()
     found = {tensor.name: tensor for tensor in header.tensors}
@@ -217,7 +217,7 @@ def test_our_gguf_in_the_dtype_of_the_checkpoint_has_the_same_bytes(
 
 
 def test_arguments_that_would_abort_the_process_raise_instead() -> None:
-    """libggml asserts on rows that are no whole blocks and on types that need an importance matrix."""
+    """libggml asserts on rows that are not whole blocks and on types that need an importance matrix."""
     rows = np.zeros(64, dtype=np.float32)
     for bad_rows, n_per_row, kind in (
         (rows[:33], 33, QuantType.Q8_0),
@@ -258,7 +258,7 @@ def test_merges_as_texts_and_as_pairs_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_the_tokens_of_a_conversion_are_those_of_the_tokenizers_library(tmp_path: Path) -> None:
-    """llama.cpp, loading the vocabulary of our GGUF, gives the ids that tokenizer.json gives."""
+    """llama.cpp with the vocabulary of our GGUF gives the same ids as tokenizer.json."""
     folder = write_checkpoint(tmp_path / "model")
     gguf = convert(folder, "Q8_0", tmp_path / "model.gguf")
     expected = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -301,7 +301,7 @@ def widened(tensor: StoredTensor) -> bytes:
 
 
 def importance_of(matrix: ImportanceMatrix, name: str) -> NDArray[np.float32]:
-    """The importance of a tensor that the matrix has."""
+    """The matrix's importance of a tensor."""
     values = matrix.importance(name)
     assert values is not None
     return values

@@ -1,4 +1,4 @@
-"""Collecting an importance matrix: against float64 NumPy, cut off and taken up again, with other builds."""
+"""Collecting an importance matrix: against float64 NumPy, interrupted and resumed, with other builds."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def assert_sums(path: Path, spec: CheckpointSpec, chunks: Sequence[list[int]]) -
 
 @pytest.mark.parametrize("chunk_size", [64, 300, 1100])
 def test_sums_are_those_of_a_float64_forward_pass(grouped: Path, tmp_path: Path, chunk_size: int) -> None:
-    """Many chunks side by side, some, and one that llama.cpp takes in several steps; grouped queries."""
+    """Many chunks at once, a few, and one that llama.cpp computes in several steps; grouped queries."""
     text, out = prose(1200), tmp_path / "out.gguf"
     events = run(request_for(grouped, out, text, settings=CollectorSettings(chunk_size, process_output=True)))
     chunks = chunks_of(grouped, text, chunk_size)
@@ -200,7 +200,7 @@ def test_activations_that_are_not_finite_stop_the_collection_by_name() -> None:
 def test_a_text_shorter_than_a_chunk_is_refused_with_both_numbers(grouped: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"the text has \d+ tokens, less than one chunk of 2,048"):
         run(request_for(grouped, tmp_path / "out.gguf", prose(100), settings=CollectorSettings(2048)))
-    # As llama-imatrix: the line end that ends a file is none of its text.
+    # As in llama-imatrix, the line end at the end of a file is not part of its text.
     with pytest.raises(ConvertError, match="the text has 63 tokens, less than one chunk of 64"):
         run(request_for(grouped, tmp_path / "out.gguf", "x" * 63 + "\n"))
     with pytest.raises(ConvertError, match="the text has 0 tokens"):
@@ -208,7 +208,7 @@ def test_a_text_shorter_than_a_chunk_is_refused_with_both_numbers(grouped: Path,
 
 
 def stopping_after(n_steps: int) -> Stop:
-    """True from the given question on; the collector asks at each node, so it stops in the middle of one."""
+    """True from the nth question on; the collector asks at each node, so it stops in mid-chunk."""
     asked = iter(range(n_steps))
     return lambda: next(asked, None) is None
 
@@ -313,14 +313,14 @@ def test_a_damaged_state_is_not_resumed(
 
 
 class OtherOverhead:
-    """A library whose tensors have grown."""
+    """A library whose tensors are larger."""
 
     def ggml_tensor_overhead(self) -> int:
         return 376
 
 
 class Shifted(ctypes.Structure):
-    """The layout with a field more before the name."""
+    """The layout with one more field before the name."""
 
     _fields_ = (*GgmlTensor._fields_[:-3], ("more", ctypes.c_int64), *GgmlTensor._fields_[-3:])
 
@@ -335,7 +335,7 @@ def test_another_build_of_the_library_is_refused_in_one_line() -> None:
 
 
 def test_numbers_are_read_by_their_strides_in_memory_and_through_a_device() -> None:
-    """A tensor of ggml's CPU backend, read directly and as from a device, as it lies and transposed."""
+    """A tensor of ggml's CPU backend, read directly and as from a device, plain and transposed."""
     libggml.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
     allocate = libggml.ggml_backend_alloc_ctx_tensors_from_buft
     allocate.argtypes, allocate.restype = [ctypes.c_void_p] * 2, ctypes.c_void_p
@@ -404,7 +404,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(
         os.kill(process.pid, signal.SIGKILL)
     assert b"collected and saved" in lines[-1]
     assert not out.exists()
-    for name in ("out.gguf.new", "out.gguf.partial.new"):  # as a kill in the middle of a write leaves them
+    for name in ("out.gguf.new", "out.gguf.partial.new"):  # as a kill during a write leaves them
         (tmp_path / name).write_bytes(b"GGUF")
 
     resumed = imatrix(cache, *command)

@@ -22,7 +22,7 @@ UP, QUERY = "blk.0.ffn_up.weight", "blk.0.attn_q.weight"
 Entries = tuple[tuple[str, int, tuple[float, ...]], ...]
 FIRST: Entries = ((UP, 3, (0.5, 1.5, 3.0, 0.1, 0.7)), (QUERY, 3, (0.25, 9.0, 0.3)))
 SECOND: Entries = ((QUERY, 2, (1.1, 0.2, 0.7)),)
-# What llama-imatrix of llama-cpp-python 0.3.36 makes of these as .dat files of 3 chunks of a.txt, 2 of b.txt:
+# The output of llama-imatrix of llama-cpp-python 0.3.36 for .dat files of 3 chunks of a.txt and 2 of b.txt:
 # llama-imatrix -m any.gguf --in-file 1.dat --in-file 2.dat -o merged.gguf
 MERGED_BY_LLAMA_IMATRIX = zlib.decompress(
     base64.b64decode(
@@ -179,7 +179,7 @@ def test_matrices_of_different_models_are_not_merged() -> None:
 
 
 def _gguf_without(key: str) -> Callable[[bytes], bytes]:
-    """Renames a key: the same length, so that nothing else moves."""
+    """Renames a key to one of the same length, so that nothing else moves."""
     return lambda content: content.replace(key.encode(), key[::-1].encode())
 
 

@@ -1,4 +1,4 @@
-"""The key-values of a conversion: what stands in them, where it comes from, and what is refused."""
+"""The key-values of a conversion: their values, their sources, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_key_values_are_in_the_order_of_the_reference(folder: Path) -> None:
-    """llama.cpp's converter and then llama-quantize leave this order: it was compared with both."""
+    """This is the order of llama.cpp's converter followed by llama-quantize; it was compared with both."""
     edit_json(folder / "generation_config.json", repetition_penalty=1.0, do_sample=True)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     assert header_of(folder).keys == (
@@ -312,6 +312,6 @@ def header_of(folder: Path, name: str | None = None) -> GgufHeader:
 
 
 def as_f32(number: float) -> float:
-    """`number` as a 32-bit float has it."""
+    """`number` rounded to a 32-bit float."""
     value: float = struct.unpack("<f", struct.pack("<f", number))[0]
     return value

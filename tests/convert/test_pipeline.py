@@ -1,4 +1,4 @@
-"""A conversion as a whole: its events, what is left behind, and what stops it."""
+"""A conversion as a whole: its events, the files it leaves, and what stops it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_events_report_the_plan_each_tensor_and_the_end(request_: ConvertRequest
 
 
 def test_progress_is_reported_within_a_tensor(tmp_path: Path) -> None:
-    """Of a large tensor several times, so that a bar has something to show."""
+    """A large tensor reports several times, so that a bar moves."""
     spec = CheckpointSpec(n_layers=1, hidden_size=256, vocab_size=3001)
     folder = write_checkpoint(tmp_path / "model", spec)
     events = list(convert(ConvertRequest(folder, "Q8_0", tmp_path / "out.gguf")))
@@ -81,7 +81,7 @@ def test_progress_is_reported_within_a_tensor(tmp_path: Path) -> None:
 
 
 def test_tensors_are_read_in_the_order_of_the_source(tmp_path: Path) -> None:
-    """Shard after shard and forward, whatever the order in the GGUF: what a disk and a network like."""
+    """Shard after shard and forward, whatever the order in the GGUF, as suits disks and networks."""
     folder = write_checkpoint(tmp_path / "model", CheckpointSpec(n_shards=3))
     with CheckpointFolder(folder) as inner:
         source = WatchedCheckpoint(inner)
@@ -119,7 +119,7 @@ def test_the_file_has_its_final_name_only_when_it_is_whole(request_: ConvertRequ
 
 
 def test_a_conversion_abandoned_before_its_first_tensor_leaves_nothing(request_: ConvertRequest) -> None:
-    """No file and no thread stays when the reader of the events goes away."""
+    """No file and no thread remains when the reader of the events stops."""
     events = convert(request_)
     assert [type(next(events)) for _ in range(2)] == [ConversionPlanned, RowsWritten]
     assert request_.out.with_name("out.gguf.partial").exists()
@@ -160,7 +160,7 @@ def test_a_weight_that_is_not_a_number_is_named_with_its_position(
 
 @pytest.mark.parametrize("file_type", ["F32", "BF16", "Q8_0", "Q4_K_M"])
 def test_weights_that_are_not_numbers_are_counted_when_allowed(file_type: str, tmp_path: Path) -> None:
-    """They stay in floats and are zero in quantized tensors; what stands beside them is as without them."""
+    """They stay in floats and are zero in quantized tensors; their neighbours do not change."""
     spec = CheckpointSpec(n_layers=1, hidden_size=256, intermediate_size=256, tied=True)
     outs = []
     for name, values in (("bad", (np.nan, np.inf)), ("zero", (0, 0))):
@@ -228,7 +228,7 @@ def test_a_second_conversion_to_the_same_file_is_refused_and_the_first_continues
 
 
 def test_the_partial_file_of_a_killed_conversion_is_overwritten(request_: ConvertRequest) -> None:
-    """A partial file that no living process holds is no obstacle and leaves no trace."""
+    """A partial file that no living process locks does not stop a conversion."""
     expected = run_conversion(request_).read_bytes()
     request_.out.unlink()
     request_.out.with_name("out.gguf.partial").write_bytes(b"x" * 10_000_000)
@@ -246,7 +246,7 @@ def test_a_locked_partial_file_is_not_touched(request_: ConvertRequest) -> None:
 
 
 def test_too_little_room_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
-    """A sparse checkpoint of some terabytes really does not fit; its header says so at once."""
+    """A sparse checkpoint of some terabytes does not fit; its header shows that at once."""
     spec = CheckpointSpec(n_layers=1, tied=True)
     folder = write_checkpoint(tmp_path / "model", spec)
     edit_json(folder / "config.json", hidden_size=2**20, num_attention_heads=2**14, num_key_value_heads=1)
@@ -267,7 +267,7 @@ def test_the_space_of_an_abandoned_partial_file_counts_as_free(request_: Convert
 
 
 def test_no_more_than_a_few_chunks_are_read_ahead_of_a_slow_disk(request_: ConvertRequest) -> None:
-    """While nothing can be written, the threads stop after a bounded number of reads."""
+    """While the disk takes nothing, the threads stop after a bounded number of reads."""
     may_write, wrote = threading.Event(), []
 
     def write(offset: int, content: ggml.Bytes) -> None:
@@ -301,7 +301,7 @@ def test_no_more_than_a_few_chunks_are_made_ahead_of_a_slow_reader(request_: Con
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """A checkpoint of 400 MB is converted by a process that never holds 120 MB beside its libraries."""
+    """A process converts a checkpoint of 400 MB within 120 MB beside its libraries."""
     spec = CheckpointSpec(n_layers=1, tied=True)
     folder = write_checkpoint(tmp_path / "model", spec)
     edit_json(folder / "config.json", intermediate_size=2**20)
@@ -344,7 +344,7 @@ def _resized(spec: CheckpointSpec, sizes: dict[int, int]) -> dict[str, list[int]
 
 
 def left_behind(request: ConvertRequest) -> list[str]:
-    """What lies beside the checkpoint."""
+    """The files beside the checkpoint."""
     return sorted(path.name for path in request.out.parent.iterdir() if path != request.source)
 
 

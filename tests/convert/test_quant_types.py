@@ -1,4 +1,4 @@
-"""Which type each tensor gets: the tables against what llama-quantize said of QwQ-32B's 771 tensors."""
+"""The type of each tensor: the tables against llama-quantize's types for QwQ-32B's 771 tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qwq_convert.safetensors import SourceTensor
 from qwq_local.errors import ConvertError
 from qwq_local.models.architecture import QWQ_32B
 
-# Read off llama-quantize's own dry run on a GGUF of QwQ-32B's shapes.
+# From llama-quantize's own dry run on a GGUF of QwQ-32B's shapes.
 GOLDEN = Path(__file__).parent / "qwq32b_quant_types.txt"
 _HEADER = re.compile(r"(?P<name>[A-Z0-9_]+)(?P<imatrix>\+im)? rc=0 n=771 size MiB/BPW \('(?P<mib>[\d.]+)'")
 _RANGES = re.compile(r"(?P<kind>\w+?)(?:\[(?P<layers>[\d,-]+)\]\(\d+\))?(?:; |$)")

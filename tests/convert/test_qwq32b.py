@@ -1,4 +1,4 @@
-"""A checkpoint of QwQ-32B's exact shapes, 65 GB of holes: what is known of it before a tensor is read."""
+"""A checkpoint of QwQ-32B's exact shapes, 65 GB of holes: the checks before a tensor is read."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """The checkpoint once more, to be changed: shards are the same files, documents are copies."""
+    """A copy of the checkpoint to change: its shards are links, its documents are copies."""
     copy = tmp_path / "QwQ-32B"
     copy.mkdir()
     for path in whole.iterdir():
@@ -110,7 +110,7 @@ def shards() -> list[dict[str, tuple[int, ...]]]:
 
 
 def test_771_tensors_are_checked_by_their_headers_alone(whole: Path, tmp_path: Path) -> None:
-    """No tensor is read before the plan stands, which is why it stands in two seconds."""
+    """No tensor is read before the plan is complete."""
     with CheckpointFolder(whole) as inner:
         source = WatchedCheckpoint(inner)
         events = convert(ConvertRequest(whole, "Q4_K_M", tmp_path / "out.gguf"), source)
@@ -134,7 +134,7 @@ def test_every_type_has_the_published_size(whole: Path) -> None:
 
 
 def _cut(folder: Path) -> None:
-    """Not in place: the shard is the same file as the whole checkpoint's."""
+    """A cut copy, because the shard itself is the whole checkpoint's file."""
     path = folder / LAST
     n_bytes = path.stat().st_size
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Conversions that end before their time, in every way, and what the same command makes of what is left."""
+"""Conversions that end early in every way, and how the same command resumes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.checkpoints import CheckpointSpec, store, weights, write_checkpoint, 
 from tests.command import QWQ, environment
 from tests.convert.watched import wait_until
 
-# A converter that takes one step for each line that it is given, so that it can be killed at any.
+# A converter that takes one step for each line of input, so that it can be killed at any step.
 STEPS = """
 import sys; from pathlib import Path
 from qwq_convert.pipeline import convert
@@ -71,14 +71,14 @@ def request_(folder: Path) -> ConvertRequest:
 
 @pytest.fixture
 def expected(request_: ConvertRequest) -> bytes:
-    """The bytes of a conversion that nothing disturbed."""
+    """The bytes of an undisturbed conversion."""
     return run_conversion(replace(request_, out=request_.source / "undisturbed.gguf")).read_bytes()
 
 
 def test_a_process_killed_again_and_again_ends_in_the_same_bytes(
     request_: ConvertRequest, expected: bytes
 ) -> None:
-    """kill -9 after two events, then after three, and so on, each run going on from what was left."""
+    """kill -9 after two events, then after three, and so on; each run resumes the one before."""
     kept = [0]
     for n_events in (2, 3, 5, 8, 11, 9):
         with stepping(request_) as process:
@@ -98,7 +98,7 @@ def test_a_process_killed_again_and_again_ends_in_the_same_bytes(
 
 
 def test_the_same_command_completes_a_killed_command(tmp_path: Path) -> None:
-    """The real `qwq convert`, killed when a line of its --jsonl was read, wherever it is by then."""
+    """The real `qwq convert`, killed after a line of its --jsonl was read."""
     folder = write_checkpoint(tmp_path / "model", SLOW)
     request = ConvertRequest(folder, "IQ4_XS", tmp_path / "out.gguf")
     command = [*QWQ, "convert", str(folder), "IQ4_XS", "-o", str(request.out), "--jsonl", "--threads", "1"]
@@ -118,7 +118,7 @@ def test_the_same_command_completes_a_killed_command(tmp_path: Path) -> None:
 def test_the_files_between_any_two_events_resume_to_the_same_bytes(
     request_: ConvertRequest, expected: bytes, tmp_path: Path
 ) -> None:
-    """What a kill -9 leaves is what the files hold at that moment, copied here at each event."""
+    """A kill -9 leaves the files as they are at that moment; copies are taken at each event."""
     kept = []
     for copy in copies_on_the_way(request_, tmp_path):
         events = list(convert(copy))
@@ -131,7 +131,7 @@ def test_the_files_between_any_two_events_resume_to_the_same_bytes(
 def test_only_what_the_journal_names_is_trusted_after_a_power_cut(
     request_: ConvertRequest, expected: bytes, tmp_path: Path
 ) -> None:
-    """Unnamed bytes may be anything: here they are noise, the header too until something is recorded."""
+    """Unrecorded bytes may be anything: here they are noise, the header too until something is recorded."""
     plan = planned(request_)
     for copy in copies_on_the_way(request_, tmp_path):
         record = read_journal(journal_of(copy))
@@ -141,7 +141,7 @@ def test_only_what_the_journal_names_is_trusted_after_a_power_cut(
 
 
 def test_the_journal_names_a_tensor_only_after_its_bytes_were_synced(request_: ConvertRequest) -> None:
-    """The order of the system calls themselves, seen by the interpreter's profiler in every thread."""
+    """The interpreter's profiler records the order of the system calls in every thread."""
     plan = planned(request_)
     calls = SystemCalls(request_)
     with calls.watched():
@@ -159,7 +159,7 @@ def test_the_journal_names_a_tensor_only_after_its_bytes_were_synced(request_: C
 
 
 def test_between_two_syncs_at_most_some_seconds_of_work_are_lost(request_: ConvertRequest) -> None:
-    """Nothing is synced before the time is over, everything when the conversion ends in an orderly way."""
+    """Nothing is synced before the interval is over, and everything when the conversion ends in order."""
     events = convert(replace(request_, record_every_s=3600))
     drawn = [next(event for event in events if isinstance(event, TensorDone)) for _ in range(4)]
     record = read_journal(journal_of(request_))
@@ -175,7 +175,7 @@ def test_between_two_syncs_at_most_some_seconds_of_work_are_lost(request_: Conve
 def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(
     n_bytes: int, request_: ConvertRequest
 ) -> None:
-    """A real limit on the size of files is met when the partial file gets its length."""
+    """A real limit on the size of files stops the partial file from getting its length."""
     with file_size_limit(n_bytes), pytest.raises(ConvertError) as caught:
         run_conversion(request_)
     text = f"{request_.out}.partial: cannot be written (File too large). Free space or go elsewhere."
@@ -184,7 +184,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(
 
 
 def test_a_disk_that_fills_up_keeps_the_finished_tensors(request_: ConvertRequest, expected: bytes) -> None:
-    """The limit comes down in the middle; when there is room again the same request completes the file."""
+    """The limit falls during the run; when there is room again, the same request completes the file."""
     plan = planned(request_)
     last = max(plan.tensors, key=lambda tensor: tensor.offset)
     room = len(plan.files[0].header) + last.offset
@@ -275,7 +275,7 @@ def _without_first_line(content: bytes) -> bytes:
 
 
 def _renamed(content: bytes) -> bytes:
-    """Other tensors, which are not finished."""
+    """A journal of other tensors, which are not finished."""
     return content.replace(b"blk.0.", b"blk.1.")
 
 
@@ -305,7 +305,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_journal_never_damages_the_outcome(
     damage: str, request_: ConvertRequest, expected: bytes
 ) -> None:
-    """Whatever it says then, no tensor is taken for finished that is not."""
+    """No unfinished tensor counts as finished."""
     interrupt(request_, 9)
     path = journal_of(request_)
     plan, record = planned(request_), read_journal(path)
@@ -319,7 +319,7 @@ def test_a_damaged_journal_never_damages_the_outcome(
 
 
 def test_a_journal_of_another_conversion_is_not_believed(request_: ConvertRequest) -> None:
-    """Also where only its first line was replaced: every line vouches for its conversion."""
+    """Also if only its first line was replaced: every line names its conversion."""
     interrupt(request_, 9)
     path, other = journal_of(request_), replace(request_, name="Another")
     first = Journal(path.with_name("first"), planned(other).fingerprint, is_new=True)
@@ -348,7 +348,7 @@ def _touched(request: ConvertRequest) -> ConvertRequest:
 
 
 def _moved(request: ConvertRequest) -> ConvertRequest:
-    """As long as the first, and other weights."""
+    """Other weights of the same length."""
     folder = write_checkpoint(request.source.parent / "other" / "model")
     values = {name: store(-array, "BF16") for name, array in weights(CheckpointSpec()).items()}
     write_safetensors(folder / "model.safetensors", values)
@@ -367,7 +367,7 @@ def test_a_changed_source_or_option_starts_over_and_says_so(change: str, request
 
 
 def test_starting_over_removes_the_old_journal_before_the_old_bytes(request_: ConvertRequest) -> None:
-    """A crash between the two leaves nothing that vouches for bytes that are gone."""
+    """A crash between the two leaves no record of bytes that are gone."""
     interrupt(request_, 9)
     calls = SystemCalls(request_)
     with calls.watched():
@@ -429,7 +429,7 @@ def test_after_a_crash_between_renames_only_the_names_are_missing(
 def test_a_file_that_was_removed_after_the_crash_is_made_again(
     request_: ConvertRequest, expected: bytes
 ) -> None:
-    """The journal says that all is whole, and nothing is there any more."""
+    """The journal says that all is complete, but the file is gone."""
     run_conversion(request_)
     as_before_the_names(planned(request_), 1)
     request_.out.unlink()
@@ -462,7 +462,7 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(request_: ConvertRequ
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(request_: ConvertRequest, expected: bytes) -> None:
-    """The second gets one line, and leaves everything as it is."""
+    """The second one fails with one line and changes nothing."""
     command = [*QWQ, "convert", str(request_.source), "Q4_0", "-o", str(request_.out)]
     variables = environment(request_.source / "cache")
     with stepping(request_) as first:
@@ -483,7 +483,7 @@ def test_a_second_run_on_the_finished_file_refuses(request_: ConvertRequest, exp
 
 
 def test_after_a_failed_sync_nothing_more_is_recorded(request_: ConvertRequest) -> None:
-    """After a failed sync a later one may succeed without the bytes: nothing is recorded any more."""
+    """After a failed sync a later one may succeed without the bytes, so nothing more is recorded."""
     plan = planned(request_)
     with ConversionOutput(plan.files, plan.fingerprint, record_every_s=0) as output:
 
@@ -514,7 +514,7 @@ def journal_of(request: ConvertRequest) -> Path:
 
 
 def copied(request: ConvertRequest, folder: Path) -> ConvertRequest:
-    """The same request for a copy of what the files of a conversion hold now."""
+    """The same request for a copy of the conversion's current files."""
     folder.mkdir()
     for path in request.out.parent.glob(f"{request.out.name}*"):
         shutil.copy(path, folder)
@@ -522,7 +522,7 @@ def copied(request: ConvertRequest, folder: Path) -> ConvertRequest:
 
 
 def copies_on_the_way(request: ConvertRequest, folder: Path) -> list[ConvertRequest]:
-    """Copies of what the files hold at every third event, all but the first with something recorded."""
+    """Copies of the files at every third event; all but the first have something recorded."""
     copies = []
     for number, event in enumerate(convert(request)):
         if isinstance(event, TensorDone) and event.index == 1:
@@ -538,7 +538,7 @@ def n_recorded(request: ConvertRequest) -> int:
 
 
 def spoil(request: ConvertRequest, plan: ConversionPlan, finished: frozenset[str]) -> None:
-    """Noise in place of what the disk does not hold for good; of the header too while nothing is recorded."""
+    """Put noise in place of bytes that are not recorded, and of the header while nothing is recorded."""
     (file,) = plan.files
     noise = np.random.default_rng(5).integers(0, 256, file.n_bytes, np.uint8).tobytes()
     with request.out.with_name(f"{request.out.name}.partial").open("r+b") as content:
@@ -551,7 +551,7 @@ def spoil(request: ConvertRequest, plan: ConversionPlan, finished: frozenset[str
 
 
 def as_before_the_names(plan: ConversionPlan, n_named: int) -> list[Path]:
-    """Put finished files back to where they are when the last `n_named` have their names; those without."""
+    """Undo the renames of finished files except the last `n_named`; returns the others."""
     unnamed = [partial_path(file.path) for file in plan.files[: len(plan.files) - n_named]]
     writer = Journal(
         partial_path(plan.files[0].path).with_suffix(".partial.journal"), plan.fingerprint, is_new=True
@@ -581,7 +581,7 @@ def left_behind(request: ConvertRequest) -> list[str]:
 
 @contextmanager
 def file_size_limit(n_bytes: int) -> Iterator[None]:
-    """Within the block this process can make no file longer than that."""
+    """Within the block this process cannot write a file longer than `n_bytes`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -591,7 +591,7 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
 
 
 class SystemCalls:
-    """Calls that reach the disk, in order over all threads, as the interpreter's profiler sees them."""
+    """Calls that reach the disk, in order over all threads, from the interpreter's profiler."""
 
     def __init__(self, request: ConvertRequest) -> None:
         self._files = {"data": partial_path(request.out), "journal": journal_of(request)}
@@ -599,7 +599,7 @@ class SystemCalls:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block, calls of this thread and of those that it starts are kept."""
+        """Within the block, records calls of this thread and of those that it starts."""
         threading.setprofile(self._see)
         sys.setprofile(self._see)
         try:
@@ -609,16 +609,16 @@ class SystemCalls:
             threading.setprofile(None)
 
     def writes(self) -> list[tuple[int, int, int]]:
-        """When a write to the partial file was over, and from where to where it went."""
+        """When each write to the partial file ended, and its range."""
         return [(n, *seen) for n, seen in self._seen("c_return", "data", "pwrite")]
 
     def syncs(self) -> list[tuple[int, int]]:
-        """When a sync of the partial file began and when it was over."""
+        """When each sync of the partial file began and ended."""
         began = [n for n, _ in self._seen("c_call", "data", "fsync")]
         return list(zip(began, [n for n, _ in self._seen("c_return", "data", "fsync")], strict=True))
 
     def recorded(self) -> list[tuple[int, str]]:
-        """When a tensor's line began to be written to the journal, and its name."""
+        """When the write of each tensor's line to the journal began, and its name."""
         lines = [
             (n, line) for n, seen in self._seen("c_call", "journal", "write") for line in seen.split(b"\n")
         ]
@@ -641,7 +641,7 @@ class SystemCalls:
         self.all.append((kind, self._file(frame), getattr(function, "__name__", ""), seen))
 
     def _file(self, frame: FrameType) -> str:
-        """Which of the two files the call is about: its descriptor is a local name or an attribute."""
+        """Which of the two files the call uses: its descriptor is a local name or an attribute."""
         names = frame.f_locals
         descriptor = names.get("descriptor", getattr(names.get("self"), "_fd", -1))
         for name, path in self._files.items():

@@ -1,4 +1,4 @@
-"""Where weights may come from, what is refused there in one line, and the keys that options change."""
+"""Sources of weights, the ones that are refused in one line, and the keys that options change."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_gguf_without_tensors_or_figures_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gguf_of_another_alignment_gets_the_usual_one(tmp_path: Path) -> None:
-    """Kept, the key would contradict where the tensors lie."""
+    """The old key would contradict the positions of the tensors."""
     source = _written(tmp_path / "wide.gguf", _with_wide_tensors)
     out = run_conversion(ConvertRequest(source, "Q8_0", tmp_path / "out.gguf"))
     header = read_header(out)
@@ -192,7 +192,7 @@ def test_a_wrong_source_is_refused_with_what_a_source_is(name: str, reason: str,
 
 @pytest.fixture
 def downloaded(folder: Path) -> Path:
-    """A Hugging Face home in which the checkpoint lies as a download puts it: blobs, and links to them."""
+    """A Hugging Face home with the checkpoint as a download leaves it: blobs, and links to them."""
     home = folder.parent / "huggingface"
     repository = home / "hub" / "models--Qwen--QwQ-Tiny"
     snapshot = repository / "snapshots" / COMMIT
@@ -208,7 +208,7 @@ def downloaded(folder: Path) -> Path:
 
 
 def test_a_downloaded_repository_is_converted_by_its_id(downloaded: Path) -> None:
-    """Its name is in the file and in the file's name, where the snapshot's folder is a mere hash."""
+    """The file and its name have the repository's name, though the snapshot's folder is a hash."""
     folder = downloaded.parent
     out = folder / "by-id.gguf"
     cache, home = folder / "cache", str(downloaded)
@@ -274,7 +274,7 @@ YARN: dict[str, tuple[dict[str, object], Yarn, int, int]] = {
 
 @pytest.mark.parametrize("case", YARN)
 def test_yarn_starts_from_the_window_the_model_was_trained_with(case: str, folder: Path) -> None:
-    """32,768 at most, and of an earlier scaling nothing stays but its origin."""
+    """32,768 at most. Of an earlier scaling only the origin stays."""
     config, yarn, origin, window = YARN[case]
     edit_json(folder / "config.json", **config)
     out = run_conversion(ConvertRequest(folder, "Q8_0", folder.parent / "out.gguf", yarn=yarn))

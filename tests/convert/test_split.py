@@ -1,4 +1,4 @@
-"""Models in several files: their names and keys, and that llama.cpp takes them for the one model they are."""
+"""Models in several files: their names and keys, and that llama.cpp reads them as one model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_first_part_has_the_key_values_and_each_says_which_it_is(request_: C
 def test_the_parts_have_all_tensors_in_order_within_the_size(
     request_: ConvertRequest,
 ) -> None:
-    """A part is full when the next tensor would pass the size; one that is larger alone gets its own."""
+    """A part is full when the next tensor would exceed the size; a larger tensor gets a part of its own."""
     parts = converted_parts(request_)
     whole = read_header(run_conversion(replace(request_, split_max_bytes=None)))
     tensors = [tensor for part in parts for tensor in part.tensors]
@@ -82,7 +82,7 @@ def test_a_model_that_fits_into_one_file_has_its_plain_name(request_: ConvertReq
 
 
 def test_llama_quantize_keeping_the_split_writes_the_same_parts(request_: ConvertRequest) -> None:
-    """Names, headers and bytes: what llama.cpp itself makes of a split model is what was split."""
+    """The same names, headers and bytes."""
     parts = converted_parts(request_)
     reference = request_.out.with_name("reference")
     options = QuantizeOptions(flags={"keep_split": True})
@@ -116,7 +116,7 @@ def test_a_split_source_is_named_by_its_first_part_and_needs_all_parts(request_:
 def test_another_size_starts_over_and_removes_the_old_parts(
     before: int | None, after: int | None, request_: ConvertRequest
 ) -> None:
-    """Also where their number makes other names; only what had the same name is taken away."""
+    """Also if their number changes the names; only files of the same name are removed."""
     others = ["other-00001-of-00004.gguf.partial", "out.gguf.partial.mine", "out2.gguf.partial"]
     for name in others:
         request_.out.with_name(name).write_text("mine")
@@ -138,7 +138,7 @@ def test_an_existing_part_is_refused_before_any_is_written(request_: ConvertRequ
 
 
 def test_llama_cpp_generates_the_same_from_the_parts_as_from_the_whole(tmp_path: Path) -> None:
-    """Given the first part of the miniature it finds the others, and every logit is the same."""
+    """From the first part of the miniature it finds the others, and every logit is the same."""
     whole = ConvertRequest(MINIATURE, "Q8_0", tmp_path / "whole.gguf")
     parts = ConvertRequest(MINIATURE, "Q8_0", tmp_path / "parts.gguf", split_max_bytes=2 * 10**6)
     found = []

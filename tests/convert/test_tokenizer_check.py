@@ -1,4 +1,4 @@
-"""The two tokenizers beside each other, llama.cpp's and the tokenizers library's, both real."""
+"""llama.cpp's tokenizer and that of the tokenizers library, both real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.checkpoints import ADDED, CheckpointSpec, edit_json, tokenizer, write
 
 
 def test_the_corpus_is_broad_and_in_normal_form() -> None:
-    """llama.cpp does not normalize, so only text in NFC can be the same on both sides."""
+    """llama.cpp does not normalize, so only text in NFC can give the same tokens."""
     assert sum(map(len, corpus().values())) >= 150
     for texts in corpus().values():
         assert len(set(texts)) == len(texts)
@@ -32,16 +32,16 @@ def test_the_corpus_is_broad_and_in_normal_form() -> None:
 
 @pytest.fixture(scope="module")
 def tokenized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """A GGUF and the tokenizer.json of a vocabulary that was learned without splitting text into words.
+    """A GGUF and the tokenizer.json of a vocabulary that was trained without splitting text into words.
 
-    Its merges cross every border of words, so wherever the two sides split differently, tokens differ.
+    Its merges cross word boundaries, so tokens differ wherever the two sides split differently.
     """
     folder = tmp_path_factory.mktemp("tokenized")
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
-    # The lookalikes stay out: a special token must not be a learned one too.
+    # The lookalikes are left out: a special token must not be a trained one too.
     texts = [text for about, texts in corpus().items() for text in texts if "lookalikes" not in about]
     learned.train_from_iterator(texts, trainer)
     model = json.loads(learned.to_str())["model"]

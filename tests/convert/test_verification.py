@@ -1,4 +1,4 @@
-"""The header reader and the verifier: agreement with the gguf package, speed, and damaged files."""
+"""The header reader and the verifier: agreement with the gguf package, cost, and damaged files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_whole_file_is_verified_block_by_block(converted: Path) -> None:
 
 @pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "Q8_0"])
 def test_one_damaged_block_anywhere_is_found(file_type: str, tmp_path: Path) -> None:
-    """A scale or value that is not a number is found in the first and the last block of a tensor."""
+    """A scale or value that is not a number, in the first and in the last block of a tensor."""
     source = write_checkpoint(tmp_path / "model")
     path = run_conversion(ConvertRequest(source, file_type, tmp_path / "model.gguf"))
     whole = path.read_bytes()
@@ -81,7 +81,7 @@ def test_a_file_cut_anywhere_is_found(converted: Path, tmp_path: Path) -> None:
 
 
 def test_a_large_vocabulary_is_read_without_a_call_per_token(tmp_path: Path) -> None:
-    """A fraction of a second for 152,064 tokens and as many merges; none is decoded unasked."""
+    """152,064 tokens and as many merges; none is decoded before it is needed."""
     path = tmp_path / "large.gguf"
     writer = GGUFWriter(path, "qwen2")
     writer.add_token_list([f"token{token}" for token in range(152064)])
@@ -184,7 +184,7 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
     replacement: bytes,
     cut: int,
 ) -> None:
-    """Overwritten and cut anywhere, a file opens or is refused, within memory tied to its size."""
+    """A file that is overwritten and cut anywhere opens or is refused, within memory tied to its size."""
     whole = converted.read_bytes()
     position %= read_header(converted).data_start
     damaged = whole[:position] + replacement + whole[position + len(replacement) :]
@@ -201,7 +201,7 @@ def test_a_damaged_header_never_ends_in_anything_but_a_convert_error(
 
 
 def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
-    """The plan is held against what stands in the file, not against the writer's own word."""
+    """The plan is compared with the file itself, not with what the writer reports."""
     from qwq_convert.file_types import QuantType
     from qwq_convert.layout import FileLayout, PlannedTensor
     from qwq_convert.safetensors import SourceTensor
@@ -216,7 +216,7 @@ def test_an_unplanned_tensor_type_is_found(tmp_path: Path) -> None:
         verify_structure(path, FileLayout((), 0))
 
 
-# Several files, and what llama.cpp insists on.
+# Several files, and the requirements of llama.cpp.
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A checkpoint that keeps what is read of it, and waiting for a condition."""
+"""A checkpoint that records reads, and a wait for a condition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwq_convert.safetensors import SourceTensor
 
 
 class WatchedCheckpoint:
-    """A source of weights that is no folder; it keeps what was read of it, in order."""
+    """A source of weights that is not a folder; it records its reads in order."""
 
     def __init__(self, inner: CheckpointFolder) -> None:
         self.reads: list[str] = []
@@ -37,7 +37,7 @@ class WatchedCheckpoint:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Return when the condition holds; fail when it does not within a minute."""
+    """Return when the condition holds; fail after a minute."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
