@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -242,24 +243,33 @@ def lock_beside(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path, *, timeout_s: float = 0.0, mode: int = 0o644) -> Iterator[None]:
-    """Hold the lock file at `path`, which stays. filelock's lock, as huggingface_hub takes it too.
+    """Hold the lock file at `path`, which stays. It is the lock that filelock and huggingface_hub take.
 
     Raises LockHeld after `timeout_s`, and OSError where files cannot be locked. The system drops the lock
     when the process ends.
     """
-    from filelock import FileLock, Timeout
+    if sys.platform == "win32":
+        from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=timeout_s, mode=mode, thread_local=False)
+        try:
+            with FileLock(path, timeout=timeout_s, mode=mode, thread_local=False):
+                yield
+        except Timeout:
+            raise LockHeld(path) from None
+        return
+    # filelock's import takes longer than all that `qwq ask` writes.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:
-        lock.acquire()
-    except Timeout:
-        raise LockHeld(path) from None
-    except NotImplementedError as error:  # a file system without locks
-        raise OSError(errno.ENOTSUP, str(error), str(path)) from None
-    try:
+        with suppress(PermissionError):
+            os.fchmod(descriptor, mode)
+        deadline = time.monotonic() + timeout_s
+        while not lock_open_file(descriptor, path):
+            if time.monotonic() >= deadline:
+                raise LockHeld(path)
+            time.sleep(0.05)
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

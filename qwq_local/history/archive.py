@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from qwq_local.errors import HistoryError
-from qwq_local.history.database import Database, HistoryNotWritable
-from qwq_local.history.database_file import open_database, open_in_memory, open_to_read
+from qwq_local.history.database import (
+    Database,
+    HistoryNotWritable,
+    open_database,
+    open_in_memory,
+    open_to_read,
+)
 from qwq_local.history.labels import clean_name
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import (
@@ -40,7 +45,7 @@ class Archive:
 
     def __init__(self, database: Database, owner: Owner, clock: Callable[[], float] = time.time) -> None:
         self.notices: tuple[str, ...] = ()
-        self.is_private = False
+        self.is_private = database.path is None
         """Whether it lives in memory and never on a disk."""
         self._database = database
         self._owner = owner
@@ -59,7 +64,7 @@ class Archive:
         """
         database, notices = open_database(path, schema or Schema())
         archive = cls(database, Owner(path.parent / _OWNERS), clock)
-        archive.notices = tuple(notices)
+        archive.notices = notices
         return archive
 
     @classmethod
@@ -73,9 +78,7 @@ class Archive:
     @classmethod
     def private(cls, clock: Callable[[], float] = time.time) -> Archive:
         """An empty history in memory; nothing of it is written to a disk."""
-        archive = cls(open_in_memory(Schema()), Owner(None), clock)
-        archive.is_private = True
-        return archive
+        return cls(open_in_memory(Schema()), Owner(None), clock)
 
     def __enter__(self) -> Archive:
         return self
@@ -211,7 +214,7 @@ class Archive:
 
     def path(self, conversation: int, *, with_tokens: bool = True) -> list[TurnRecord]:
         """The turns from the first to the head; without token ids when they are not wanted."""
-        unwritten = self._unwritten()
+        unwritten = self._unwritten()  # asked first: a turn may be written while it is read
         turns = self._turns.path(conversation, with_tokens=with_tokens)
         turns = [unwritten[turn.id].record if turn.id in unwritten else turn for turn in turns]
         return turns if with_tokens else [turn.without_tokens() for turn in turns]
@@ -245,7 +248,7 @@ class Archive:
 
     def begin_turn(self, start: TurnStart) -> TurnRecorder:
         """Write a turn that is about to run; it becomes the head. Raises HistoryError."""
-        return self._recording(self._turns.get(self._turns.begin(start)))
+        return self._recording(self._turns.begin(start))
 
     def resume_turn(self, turn: int) -> TurnRecorder:
         """Let a turn that was stopped, cut or lost continue; it becomes the head. Raises HistoryError."""
@@ -253,13 +256,13 @@ class Archive:
 
     def pick_up(self) -> None:
         """Put together the turns of dead processes: they are LOST then, and the search finds them."""
-        if not self._database.is_read_only:
+        with suppress(HistoryNotWritable):
             self._turns.pick_up()
 
     def lost(self) -> list[TurnRecord]:
         """The turns that were lost with their process, each only once; those of living processes run on."""
         self._turns.pick_up()
-        return [self._turns.get(turn) for turn in self._turns.take_lost()]
+        return self._turns.take_lost()
 
     def search(self, words: str, limit: int = 50, kind: TextKind | None = None) -> list[SearchHit]:
         """Where all of the words occur, the newest turns first; in one kind of text or in any."""

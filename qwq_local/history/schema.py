@@ -7,6 +7,7 @@ texts: https://www.sqlite.org/fts5.html#external_content_tables.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ INSERT_PART = (
     "INSERT INTO parts (turn, position, kind, text, details, tokens, sampled, logprobs) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_COLUMN = re.compile(r"^ {8}(\w+) (?:INTEGER|REAL|TEXT|BLOB)", re.MULTILINE)
 _PARTS = """CREATE TABLE parts (
         turn INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
         position INTEGER NOT NULL,
@@ -89,7 +91,7 @@ TABLES = (
 )
 
 # Only where this SQLite has the tokenizer; the rest works without it.
-INDEX = """CREATE VIRTUAL TABLE finds USING fts5 (
+INDEX = """CREATE VIRTUAL TABLE IF NOT EXISTS finds USING fts5 (
     question, thinking, answer, content = 'turn_texts', content_rowid = 'id', tokenize = 'trigram')"""
 
 Step = str | Callable[[sqlite3.Connection], None]
@@ -177,6 +179,7 @@ class Schema:
     migrations: Mapping[int, tuple[Step, ...]] = field(default_factory=lambda: MIGRATIONS)
 
     @property
-    def table_names(self) -> list[str]:
-        """The names of the tables."""
-        return [statement.split()[2] for statement in self.tables if statement.startswith("CREATE TABLE")]
+    def columns(self) -> Mapping[str, frozenset[str]]:
+        """The names of the columns by table."""
+        tables = [statement for statement in self.tables if statement.startswith("CREATE TABLE")]
+        return {table.split()[2]: frozenset(_COLUMN.findall(table)) for table in tables}

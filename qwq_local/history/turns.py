@@ -7,8 +7,8 @@ and ends.
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -39,7 +39,6 @@ _WITHOUT_TOKENS = _COLUMNS.format("x''"), _PART_COLUMNS.format("x''", "NULL", "N
 
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
-_SUFFIX = ".lock"
 
 
 class Owner:
@@ -55,7 +54,7 @@ class Owner:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
         self._folder = folder
         self._lock: ExitStack | None = None
 
@@ -67,8 +66,11 @@ class Owner:
         if self._folder is None or self._lock is not None:
             return
         make_private(self._folder)
-        self._remove_abandoned(self._folder)
-        path = self._path(self._folder, self.token)
+        with suppress(OSError):
+            for left in self._folder.glob("*.lock"):
+                if _TOKEN.fullmatch(left.stem) and not self.is_alive(left.stem):
+                    left.unlink(missing_ok=True)
+        path = self._folder / f"{self.token}.lock"
         lock = ExitStack()
         try:
             lock.enter_context(lock_file(path, mode=0o600))
@@ -82,8 +84,7 @@ class Owner:
             return True
         if self._folder is None or not _TOKEN.fullmatch(token):
             return False
-        path = self._path(self._folder, token)
-        if not path.exists():
+        if not (path := self._folder / f"{token}.lock").exists():
             return False
         try:
             with lock_file(path):
@@ -93,23 +94,11 @@ class Owner:
 
     def release(self) -> None:
         """Be gone for other processes."""
-        if self._folder is None or self._lock is None:
-            return
-        with suppress(OSError):
-            self._path(self._folder, self.token).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._lock.close()
-        self._lock = None
-
-    def _remove_abandoned(self, folder: Path) -> None:
-        with suppress(OSError):
-            for path in folder.glob(f"*{_SUFFIX}"):
-                if _TOKEN.fullmatch(path.stem) and not self.is_alive(path.stem):
-                    path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _path(folder: Path, token: str) -> Path:
-        return folder / (token + _SUFFIX)
+        lock, self._lock = self._lock, None
+        if self._folder is not None and lock is not None:
+            with suppress(OSError):
+                (self._folder / f"{self.token}.lock").unlink(missing_ok=True)
+            lock.close()
 
 
 class Turns:
@@ -120,8 +109,8 @@ class Turns:
         self._owner = owner
         self._clock = clock
 
-    def begin(self, start: TurnStart) -> int:
-        """Write a turn that is about to run, and make it the head; its id. Raises HistoryError."""
+    def begin(self, start: TurnStart) -> TurnRecord:
+        """Write a turn that is about to run, and make it the head. Raises HistoryError."""
         with self._database.writing(is_lasting=True) as connection:
             self._owner.hold()
             conversation = connection.execute(
@@ -129,13 +118,20 @@ class Turns:
             ).fetchone()
             if conversation is None:
                 raise HistoryError(f"there is no conversation {start.conversation}.")
-            parent = self._parent(connection, start)
+            number = 1
+            if start.parent is not None:
+                parent = self._row(connection, start.parent)
+                if parent["conversation"] != start.conversation:
+                    raise HistoryError(
+                        f"turn {start.parent} is not one of conversation {start.conversation}."
+                    )
+                number += parent["number"]
             origin = start.origin or TurnOrigin(conversation["model"], profile=conversation["profile"])
             turn = _insert(
                 connection,
                 conversation=start.conversation,
                 parent=start.parent,
-                number=parent["number"] + 1 if parent else 1,
+                number=number,
                 question=storable(start.question),
                 content=storable(start.content),
                 files=packed_json(start.files),
@@ -145,7 +141,7 @@ class Turns:
             )
             self._set_origin(connection, turn, origin)
             self._stamp(connection, start.conversation, turn)
-        return turn
+            return self._read(connection, turn)
 
     def take_up(self, turn: int) -> TurnRecord:
         """Let a turn that has ended run again; as it stands. Raises HistoryError when it runs."""
@@ -209,15 +205,15 @@ class Turns:
                 if not is_alive[row["owner"]]:
                     self._lose(connection, row["id"])
 
-    def take_lost(self) -> list[int]:
-        """The ids of lost turns that were not returned before."""
+    def take_lost(self) -> list[TurnRecord]:
+        """The lost turns that were not returned before."""
         query = "SELECT id FROM turns WHERE state = 'lost' AND owner <> '' ORDER BY id"
         if self._database.row(query) is None:
             return []
         with self._database.writing() as connection:
-            turns = [row["id"] for row in connection.execute(query).fetchall()]
+            turns = [self._read(connection, row["id"]) for row in connection.execute(query).fetchall()]
             connection.execute("UPDATE turns SET owner = '' WHERE state = 'lost'")
-        return turns
+            return turns
 
     def running_elsewhere(self, connection: sqlite3.Connection, conversation: int) -> bool:
         """Whether a living process other than this one writes a turn of the conversation."""
@@ -241,14 +237,6 @@ class Turns:
         )
         self._settle(connection, replace(turn, id=new))
         return new
-
-    def _parent(self, connection: sqlite3.Connection, start: TurnStart) -> sqlite3.Row | None:
-        if start.parent is None:
-            return None
-        row = self._row(connection, start.parent)
-        if row["conversation"] != start.conversation:
-            raise HistoryError(f"turn {start.parent} is not one of conversation {start.conversation}.")
-        return row
 
     def _row(self, connection: sqlite3.Connection, turn: int) -> sqlite3.Row:
         row: sqlite3.Row | None = connection.execute(
