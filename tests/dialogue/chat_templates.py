@@ -1,4 +1,4 @@
-"""What prompts are compared with: published chat templates rendered by Jinja, and a vocabulary."""
+"""The references for prompts: published chat templates rendered by Jinja, and a vocabulary."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def as_variables(messages: Sequence[Message], *, empty_is_none: bool = False) ->
 class BpeVocabulary:
     """A small byte-level BPE of the `tokenizers` library, with the special tokens of all formats.
 
-    `plain` has no special tokens; `whole` finds them in a text, as llama.cpp does with special parsing.
+    `plain` has no special tokens; `whole` finds them in a text, like llama.cpp with special parsing.
     """
 
     def __init__(self) -> None:

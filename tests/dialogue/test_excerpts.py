@@ -50,7 +50,7 @@ def n_bytes(text: str) -> int:
 
 
 def uneven(text: str) -> int:
-    """A measure that is not additive: runs cost little, and any text at least one."""
+    """A measure that is not additive: a run costs little, and any text costs at least one."""
     return 1 + sum(a != b for a, b in pairwise(text)) if text else 0
 
 
@@ -91,7 +91,7 @@ def test_no_part_begins_or_ends_inside_a_character(text: str) -> None:
 
 @given(st.lists(st.sampled_from(PIECES), max_size=200).map("".join), st.integers(0, 20))
 def test_parts_end_between_characters(text: str, overlap: int) -> None:
-    """A character that the limit does not hold has to be cut; these all fit."""
+    """A character larger than the limit must be cut; these all fit."""
     for part in check(text, 120, overlap, n_bytes):
         assert not is_inside(text, part.start)
         assert not is_inside(text, part.end)
@@ -161,7 +161,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_are_cut_in_linear_work(name: str) -> None:
-    """Work is counted: what is measured is at most a few times the text."""
+    """Work is counted: the measured text is at most a few times the whole text."""
     text, measured = HOSTILE[name], 0
 
     def measure(piece: str) -> int:

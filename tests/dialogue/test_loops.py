@@ -1,4 +1,4 @@
-"""The loop guard on hand-made loops, which must end, and on text that merely repeats, which must pass."""
+"""The loop guard: hand-made loops must end, text that merely repeats must pass."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKENIZERS = pytest.mark.parametrize("tokenizer", [words, chars])
 
 
 def watch(text: str, settings: LoopSettings, tokenizer: Tokenizer = words) -> tuple[Loop, str, int] | None:
-    """The first loop found, the text before it, and how many tokens had come."""
+    """The first loop found, the text before it, and the number of tokens so far."""
     guard, ids = LoopGuard(settings), dict[str, int]()
     pieces = tokenizer(text)
     for index, piece in enumerate(pieces):
@@ -69,7 +69,7 @@ def paragraph(n_tokens: int, seed: int = 0) -> str:
 
 PROSE = paragraph(400, seed=9)
 
-# Text that repeats and is right to.
+# Text that repeats legitimately.
 
 REFRAIN = (
     "Row, row, row your boat,\nGently down the stream,\n"
@@ -171,7 +171,7 @@ def test_text_that_merely_repeats_passes(name: str, tokenizer: Tokenizer, settin
 
 @BOTH
 def test_suspicion_decays_while_new_text_comes(settings: LoopSettings) -> None:
-    """Forty rounds of the same two sentences, each with a new sentence as long as they are."""
+    """Forty rounds of the same two sentences, each with a new sentence of the same length."""
     same = "Wait, let me check that again. So the answer is still 12. "
     news = re.findall(r"[^.]+\.", paragraph(2000, seed=3))
     assert watch("".join(same + fresh for fresh in news[:150]), settings) is None
@@ -216,7 +216,7 @@ def test_a_paragraph_of_1000_tokens_ends_before_its_fourth_occurrence() -> None:
 
 
 def test_a_cycle_that_repeats_a_part_of_itself_is_cut_where_it_began() -> None:
-    """The period is found late here, since the latest occurrence of its first words is a nearer one."""
+    """The period is found late here, because its first words occur again within it."""
     part = " ".join(NAMES[:12]) + " "
     unit = part * 3 + " ".join(NAMES[12:60]) + ","
     loop, kept, _ = found(unit * 40, THINKING)
@@ -246,7 +246,7 @@ def test_a_cycle_in_fenced_code_must_be_longer(settings: LoopSettings) -> None:
 
 
 def variations(count: int, seed: int) -> str:
-    """What a quantized model says when it is stuck: a few sentences in many wordings, forever."""
+    """The output of a quantized model that is stuck: a few sentences in many wordings, for ever."""
     pick = random.Random(seed).choice
     check = ["Wait, let me double-check.", "Wait, let me double check that.", "Hmm, let me double check."]
     so = [
@@ -301,7 +301,7 @@ def test_a_loop_in_chinese_ends() -> None:
 
 
 def test_a_long_cycle_with_one_number_that_changes_ends() -> None:
-    """No cycle is exact here, and every paragraph brings a new number."""
+    """No cycle is exact here: every paragraph has a new number."""
     body = paragraph(300)
     loop, kept, seen = found(
         "".join(f"Attempt number {n} goes like this.\n{body}" for n in range(40)), THINKING
@@ -311,7 +311,7 @@ def test_a_long_cycle_with_one_number_that_changes_ends() -> None:
     assert seen < 4_000
 
 
-# What it costs.
+# Cost.
 
 
 def lines_run(action: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""Messages: what they may hold, the answer of a reply, and what a question is made of."""
+"""Messages: their rules, the answer of a reply, and the parts of a question."""
 
 from __future__ import annotations
 

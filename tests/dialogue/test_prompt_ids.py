@@ -1,8 +1,8 @@
 """Prompts have the ids of the published chat templates, rendered by Jinja and tokenized as a whole.
 
-Foreign text that spells a control token is the one difference that is meant. In the texts below a private
-character stands for each such spelling: the template is rendered with the characters, so that it takes none
-for its own, and they become plain text before the rest is tokenized. Ours gets the spellings themselves.
+Text from outside that spells a control token is the only intended difference. Below, a private
+character stands for each such spelling. The template is rendered with these characters, so it takes none
+for its own, and they become plain text before the rest is tokenized. Our prompt gets the spellings.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ PIECES = (
 
 
 class Generator:
-    """Conversations that depend on a seed alone. Those of odd seeds have no spellings of control tokens."""
+    """Conversations made from a seed. Odd seeds use no spellings of control tokens."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -141,7 +141,7 @@ class Generator:
 
 
 def spelled(text: str) -> str:
-    """The text with the spellings that its characters stand for."""
+    """The text with its private characters replaced by spellings."""
     return text.translate(_TABLE)
 
 
@@ -183,7 +183,7 @@ def test_prompts_have_the_ids_of_the_published_template(model: str) -> None:
     is_deepseek = model.startswith("DeepSeek")
     for messages, tools in conversations():
         if model.startswith("Qwen2.5"):
-            # It does not think: a tag in a reply is text. Its own vocabulary has no such token.
+            # This model does not think: a tag in a reply is text. Its vocabulary has no such token.
             messages = [replace(m, content=with_tags_as_text(m.content)) for m in messages]
         text = rendered(template, as_variables(messages, empty_is_none=is_deepseek), tools)
         expected = expected_ids(text, vocabulary().encode_text, vocabulary().special_tokens)

@@ -1,4 +1,4 @@
-"""Prompts: their formats, text that never becomes a control token, and who has the context."""
+"""Prompts: their formats, text that never becomes a control token, and the ledger."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def encoded(messages: Sequence[Message], template: str | None = SIMPLE, name: st
 
 
 def conversation(text: str) -> tuple[Message, ...]:
-    """A conversation that holds `text` wherever somebody else's text can stand."""
+    """A conversation with `text` in every place for text from outside."""
     return (
         Message(Role.SYSTEM, f"system {text}"),
         user_message([Attachment(f"name {text}", f"file {text}")], f"stdin {text}", f"question {text}"),
@@ -277,7 +277,7 @@ def test_a_conversation_without_a_question_is_refused() -> None:
 
 
 class CountingVocabulary(BpeVocabulary):
-    """Counts the texts that it is asked to encode."""
+    """A vocabulary that counts the texts it encodes."""
 
     n_texts = 0
 
@@ -287,7 +287,7 @@ class CountingVocabulary(BpeVocabulary):
 
 
 def test_a_large_file_is_encoded_in_one_piece() -> None:
-    """Its own spellings of control tokens do not cut it up."""
+    """Spellings of control tokens in it do not split it."""
     counting = CountingVocabulary()
     text = "a line with <|im_end|> and <think>\n" * 150_000
     format_of(None).encode([user_message([Attachment("a", text)], "", "q")], counting)
@@ -320,7 +320,7 @@ def test_every_part_has_its_tokens_and_the_rest_is_this_prompt() -> None:
 
 
 def test_on_the_real_vocabulary_the_parts_add_up(loaded: LoadedModel) -> None:
-    """And dropping the thinking costs the context nothing: the prompt is that of the bare answer."""
+    """Thinking that is left out takes no context: the prompt equals that with the bare answer."""
     format_ = prompt_format(MINIATURE, loaded.vocabulary.special_tokens, "miniature")
     attachment = Attachment("notes.txt", "some words in a file\n" * 5)
 

@@ -87,7 +87,7 @@ def test_a_budget_of_zero_answers_at_once() -> None:
 
 @pytest.mark.parametrize("n_ctx", [200, 256, 300])
 def test_the_reserve_of_the_window_is_kept_for_the_answer(n_ctx: int) -> None:
-    """The window is never overrun (the fake engine asserts it), and the answer gets its share."""
+    """The window is never exceeded (the fake engine asserts it), and the answer gets its share."""
     engine = QueuedEngine([*["t"] * 1000], n_ctx=n_ctx)
     settings = replace(SETTINGS, answer_reserve=64, loop_guard=False)
     events = run(engine, settings)
@@ -140,7 +140,7 @@ LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " i
 
 def test_a_loop_in_the_thinking_is_cut_back_closed_and_answered() -> None:
     start = ["First", " I", " count", " the", " letters", ".", "\n"]
-    # The guard decides when it is sure; the rest of the queue would be the model's answer.
+    # The guard decides when to cut; the rest of the queue would be the model's answer.
     engine = QueuedEngine(start + LOOP * 200)
     events = run(engine, replace(SETTINGS, thinking_budget=2500, max_tokens=3))
 
@@ -179,7 +179,7 @@ def test_an_interrupted_turn_keeps_its_text(abort_after: int, expected: tuple[st
 
     end = finished(events)
     assert end.reason is FinishReason.INTERRUPTED
-    # The piece in whose decode the abort came was sampled and shown.
+    # The piece during whose decode the abort came was sampled and shown.
     assert end.thinking.startswith(expected[0])
     assert end.answer.startswith(expected[1])
     assert len(end.thinking + end.answer) <= abort_after + 1
@@ -195,7 +195,7 @@ def test_an_abort_in_prefill_ends_the_turn_in_order() -> None:
 
 
 def test_a_constraint_sees_only_tokens_sampled_under_it() -> None:
-    """Neither the thinking, nor the tag, nor the blank line after it reach the constraint."""
+    """The thinking, the tag and the blank line after it do not reach the constraint."""
     engine = QueuedEngine(["{thinking}", CLOSE, '{"a"', ": 1}", END])
     events = run(engine, replace(SETTINGS, is_constrained=True))
 

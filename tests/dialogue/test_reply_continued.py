@@ -1,4 +1,4 @@
-"""A turn that is gone on with is the turn that it would have been: penalties and loop guard."""
+"""A continued turn equals an uninterrupted one: penalties and loop guard."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def steer(control: ReplyControl) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the model says, what is wished after how many tokens, and where it is gone on with."""
+    """The model's tokens, the user's actions by the number of tokens before them, and where to continue."""
 
     pieces: Sequence[str]
     cuts: Sequence[int]
@@ -66,7 +66,7 @@ LOOPS = {
 
 
 class SteeredEngine(QueuedEngine):
-    """A queue of pieces or tokens during which something is wished; it notes how it stood at each token."""
+    """An engine that runs actions at given tokens and records its state at each token."""
 
     def __init__(
         self, queue: Sequence[int], vocabulary: FakeVocabulary, actions: Mapping[int, Action]
@@ -88,7 +88,7 @@ class SteeredEngine(QueuedEngine):
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A turn that nobody stopped."""
+    """A turn without a stop."""
 
     queue: Sequence[int]
     engine: SteeredEngine
@@ -109,7 +109,7 @@ def whole(script: Script) -> Whole:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_cut_at_the_same_place_as_without_a_stop(name: str) -> None:
-    """However much of it had come when the turn was stopped."""
+    """The turn is stopped at every point of the loop."""
     script = LOOPS[name]
     expected = whole(script)
     assert len(expected.engine.at) > max(script.cuts) + 5
@@ -127,7 +127,7 @@ def test_a_loop_is_cut_at_the_same_place_as_without_a_stop(name: str) -> None:
 
 
 def test_text_before_a_steered_sentence_does_not_count_as_repetition() -> None:
-    """Where the sentence is not known, the guard takes what was before it for the same stretch."""
+    """Without the sentence, the guard would count the text before and after it as one."""
     script = LOOPS["after a sentence was put in"]
     expected = whole(script)
     engine = SteeredEngine(expected.queue[640:], expected.engine.vocabulary, {})
@@ -136,7 +136,7 @@ def test_text_before_a_steered_sentence_does_not_count_as_repetition() -> None:
 
 
 def test_repetition_in_the_thinking_does_not_count_in_the_answer() -> None:
-    """Nearly a loop on either side, whether the turn is stopped there or not."""
+    """Nearly a loop on either side, with and without a stop between them."""
     vocabulary = FakeVocabulary()
     pieces = [*COUNTING[:1400], CLOSE, *COUNTING[1400:4500], END]
     queue = [vocabulary.token_of(piece) for piece in pieces]
@@ -177,10 +177,10 @@ SAMPLERS = {
 
 
 class ForgetfulChain(SamplerChain):
-    """A chain whose penalties are told nothing of what was generated before."""
+    """A chain that does not remember earlier tokens for its penalties."""
 
     def remember(self, tokens: Sequence[int]) -> None:
-        """Do not."""
+        """Remember nothing."""
 
 
 class ForgetfulContext(LlamaContext):
@@ -191,7 +191,7 @@ class ForgetfulContext(LlamaContext):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a reply said, and its ids with which of them were sampled."""
+    """The text of a reply, its ids, and which of them were sampled."""
 
     thinking: str
     answer: str
@@ -202,7 +202,7 @@ class Said:
 def said_by(
     context: LlamaContext, prompt: tuple[int, ...], settings: ReplySettings, generated: tuple[int, ...] = ()
 ) -> Said:
-    """What a reply says that starts from these ids."""
+    """The text of a reply that starts from these ids."""
     events = list(decode(context, settings, Opening(prompt, generated)))
     tokens, sampled = list(generated), [True] * len(generated)
     for event in events:

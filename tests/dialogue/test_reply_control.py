@@ -1,4 +1,4 @@
-"""Taking part in a turn: answer now, a steered sentence, a pause, over an engine that replays a queue."""
+"""Control of a running reply: answer now, steer, pause; over an engine that replays a queue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Action = Callable[[ReplyControl], None]
 
 
 class SteeredEngine(QueuedEngine):
-    """A queue of pieces during which a person actions something: by the number of pieces sampled then."""
+    """An engine that runs actions of the user by the number of pieces sampled before them."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class SteeredEngine(QueuedEngine):
             actions[0](self.control)
 
     def sample(self) -> int:
-        """The next of the queue; what is wished meanwhile counts after it."""
+        """The next of the queue; an action at this point takes effect after it."""
         token = super().sample()
         if self.sampled in self._actions:
             self._actions[self.sampled](self.control)
@@ -55,14 +55,14 @@ class SteeredEngine(QueuedEngine):
 
 
 class CountingEngine(SteeredEngine):
-    """Keeps how many tokens each Force has."""
+    """An engine that records the number of tokens of each Force."""
 
     def __init__(self, pieces: Sequence[str | bytes], actions: Mapping[int, Action]) -> None:
         super().__init__(pieces, actions)
         self.forced: list[int] = []
 
     def force(self, tokens: Sequence[int]) -> None:
-        """Note their number."""
+        """Record their number."""
         self.forced.append(len(tokens))
         super().force(tokens)
 
@@ -72,7 +72,7 @@ def steer(text: str) -> Action:
 
 
 def run(engine: SteeredEngine, settings: ReplySettings = SETTINGS) -> list[Event]:
-    """The events of a turn; what is shown of the thinking is what is kept of it."""
+    """The events of a turn. Asserts that the shown thinking is the kept one."""
     prompt = engine.vocabulary.encode_text(PROMPT)
     events = list(play(engine, settings, prompt, control=engine.control))
     shown = [event.text for event in events if isinstance(event, Thinking | Steered)]
@@ -111,7 +111,7 @@ def test_answer_now_closes_the_thinking_with_a_sentence_and_answers_from_the_sam
     ids=["answer now", "steer"],
 )
 def test_steering_decodes_only_the_forced_tokens(action: Action, forced: str) -> None:
-    """A token a character, the closing tag one as well: prompt and thought stay in the cache."""
+    """Each character and the closing tag are one token: prompt and thought stay in the cache."""
     engine = CountingEngine(["Hm", " well", CLOSE, "It is", " 3.", END], {2: action})
     run(engine)
 
@@ -247,7 +247,7 @@ LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " i
 
 
 def test_the_loop_guard_restarts_after_a_steered_sentence() -> None:
-    """It is found as many tokens after the sentence as it takes without one, and cut back to the sentence."""
+    """A loop is found as many tokens after the sentence as without one, and cut back to the sentence."""
     plain, steered = (
         SteeredEngine(LOOP * 200, {600: steer("Stop that.")} if is_steered else {}) for is_steered in (0, 1)
     )
@@ -278,7 +278,7 @@ def test_a_thinking_under_a_grammar_can_be_steered_and_ended() -> None:
 
 
 class FakeClock:
-    """A clock on which time passes when it is told to."""
+    """A clock whose time is set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -288,7 +288,7 @@ class FakeClock:
 
 
 class PausedControl(ReplyControl):
-    """A control that is paused; after it was waited for three times something happens. It never sleeps."""
+    """A paused control that calls `then` at the third wait. It never sleeps."""
 
     def __init__(self, clock: FakeClock, then: Callable[[], None]) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class PausedControl(ReplyControl):
         self.waits = 0
 
     def wait(self, seconds: float) -> bool:
-        """As ever, but half a minute passes in place of the moment."""
+        """Waits, but half a minute passes at once."""
         assert 0 < seconds <= 0.1
         if super().wait(0):
             return True
@@ -324,7 +324,7 @@ def test_a_pause_is_not_counted_and_requests_in_it_are_served_after_it() -> None
 
     assert control.waits == 3
     assert finished(events).thinking == "a\n\nGo.\n\nb"
-    # A second for each event since the prefill was done, and none of the ninety.
+    # A second for each event since the prefill was done, without the ninety of the pause.
     n_before = sum(isinstance(event, Prefill) for event in events)
     at_close = next(i for i, event in enumerate(events) if isinstance(event, ThinkingClosed))
     assert closed(events).elapsed_s == at_close - n_before
@@ -351,7 +351,7 @@ def test_a_paused_turn_can_be_stopped() -> None:
 
 
 class StoppedInForce(SteeredEngine):
-    """An engine that is stopped in the middle of tokens that are put into its cache."""
+    """An engine that is stopped while forced tokens are added to its cache."""
 
     def force(self, tokens: Sequence[int]) -> None:
         """Stop before they are cached."""

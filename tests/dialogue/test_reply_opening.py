@@ -1,4 +1,4 @@
-"""A turn that goes on from another one's tokens, and the token ids that it tells: cut at every position."""
+"""A turn that continues another one's tokens, cut at every position, and the token ids that it reports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOOP = ["Wait", ",", " is", " that", " right", "?", " Let", " me", " check", " i
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was shown, and what the model would still say, when so many tokens followed the prompt."""
+    """The events and the rest of the queue at a number of tokens after the prompt."""
 
     thinking: str
     answer: str
@@ -50,9 +50,9 @@ class Moment:
 
 
 class WatchedEngine(QueuedEngine):
-    """A queue of pieces or tokens that notes what was shown whenever it is sampled.
+    """A queue of pieces or tokens that records the events at each sample.
 
-    Penalties look back at what is cached after the prompt then, and at nothing else.
+    It asserts that penalties look back at exactly the tokens after the prompt.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class WatchedEngine(QueuedEngine):
         return token
 
     def truncate(self, n_tokens: int) -> None:
-        """Drop what was noted of the tokens too."""
+        """Drop the records of those tokens too."""
         super().truncate(n_tokens)
         self.moments = {n: each for n, each in self.moments.items() if n + len(PROMPT) < n_tokens}
 
@@ -111,7 +111,7 @@ def run(
 
 
 def reported_ids(events: Iterable[Event], known: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """What a reader of Generated has at the end."""
+    """The ids that a reader of Generated has at the end."""
     for event in events:
         if isinstance(event, Generated):
             assert event.start <= len(known)
@@ -130,7 +130,7 @@ def steer(control: ReplyControl) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the model says, under which limits, and what is wished after how many tokens."""
+    """The model's pieces, the limits, and actions of the user by the number of tokens before them."""
 
     pieces: Sequence[str | bytes]
     settings: ReplySettings = SETTINGS
@@ -161,7 +161,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
-    """Where the model was asked for a token, everything is as in the turn that was not cut."""
+    """Whenever a token is sampled, everything is as in the uncut turn."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
@@ -172,7 +172,7 @@ def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
     for n_tokens in cuts:
         then = whole.moments[n_tokens]
         engine = WatchedEngine(vocabulary=whole.vocabulary, rest=then.rest)
-        # A action is no token: it was granted before the cut, or is made again after it.
+        # An action is not a token: it happened before the cut, or it is repeated after it.
         engine._actions = {n - whole_sampled(whole, n_tokens): action for n, action in script.actions.items()}
         shown, finished = run(engine, script.settings, generated[:n_tokens])
         assert (finished.thinking, finished.answer) == (expected.thinking, expected.answer), n_tokens
@@ -188,13 +188,13 @@ def test_a_turn_cut_at_any_token_continues_to_the_same_end(name: str) -> None:
 
 
 def whole_sampled(whole: WatchedEngine, n_tokens: int) -> int:
-    """How many tokens had been sampled when so many followed the prompt."""
+    """How many of the first `n_tokens` after the prompt were sampled."""
     return sorted(whole.moments).index(n_tokens)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_tokens_replay_to_the_same_text_from_any_start(name: str) -> None:
-    """Forced tokens too, as a model might have said them: the text is a function of the tokens."""
+    """Forced tokens too: the text is a function of the tokens."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
@@ -207,7 +207,7 @@ def test_tokens_replay_to_the_same_text_from_any_start(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "loop"])
 def test_a_turn_stopped_anywhere_continues_as_if_it_had_not_been_stopped(name: str) -> None:
-    """What both turns showed is what one would have shown: nothing twice, nothing left out."""
+    """Both turns together show what one turn shows: nothing twice, nothing left out."""
     script = SCRIPTS[name]
     whole = WatchedEngine(script.pieces, actions=script.actions)
     _, expected = run(whole, script.settings)
@@ -222,7 +222,7 @@ def test_a_turn_stopped_anywhere_continues_as_if_it_had_not_been_stopped(name: s
         if event.reason is not FinishReason.INTERRUPTED:
             assert known == tuple(whole.tokens[len(PROMPT) :])
             continue
-        # The token in whose decode the stop came was shown, so it is told.
+        # The token during whose decode the stop came was shown, so it is reported.
         assert known[: len(stopped.tokens) - len(PROMPT)] == tuple(stopped.tokens[len(PROMPT) :])
         assert len(known) - (len(stopped.tokens) - len(PROMPT)) in (0, 1)
         end = [stopped.latest] if stopped.vocabulary.is_end(stopped.latest) else []
@@ -283,7 +283,7 @@ def test_rates_count_this_turn_alone() -> None:
 
 @pytest.mark.parametrize("ends_with_end", [False, True])
 def test_an_ended_answer_has_nothing_to_continue(ends_with_end: bool) -> None:
-    """Whether the end of the turn was stored with it or the model says it again."""
+    """Both when the end of the turn was stored and when the model samples it again."""
     vocabulary = FakeVocabulary()
     generated = tuple(map(vocabulary.token_of, ["t", CLOSE, "3."]))
     engine = WatchedEngine(vocabulary=vocabulary, rest=[vocabulary.token_of(END)])
@@ -367,7 +367,7 @@ QUESTION = "How many r's are in the word strawberry?"
 def test_the_miniature_continues_from_any_token_to_the_same_end(
     loaded: LoadedModel, miniature: Callable[[str], Path]
 ) -> None:
-    """Greedy, each time in a cache that knows nothing; the ids that were told are those in the cache."""
+    """Greedy, each time with an empty cache; the reported ids are those in the cache."""
     template = read_header(miniature("Q8_0")).text("tokenizer.chat_template")
     form = prompt_format(template, loaded.vocabulary.special_tokens, "miniature")
     prompt = form.encode([Message(Role.USER, QUESTION)], loaded.vocabulary).tokens

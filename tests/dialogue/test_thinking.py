@@ -1,4 +1,4 @@
-"""The thinking parser by step tables, at every cut, against a reference, and its work counted."""
+"""The thinking parser: step tables, every cut, a reference, and its cost."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_parser_started_in_the_answer_closes_nothing() -> None:
 
 
 # The reference: the same rules over the whole text at once, quadratic and by regular expressions.
-# A swallowed tag leaves \x1f, which is whitespace and no newline, to keep what it parted apart.
+# A removed tag leaves \x1f, whitespace that is not a newline, to keep its neighbours apart.
 
 
 def in_code(text: str) -> bool:
@@ -263,7 +263,7 @@ def lines_run(action: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("unit", ["a", "<", "</think", "`", "``` ", " \n", "<think>"])
 def test_work_is_linear_and_memory_does_not_grow(unit: str) -> None:
-    """Counted lines miss copies made in C, so what the parser keeps must stay small as well."""
+    """Counted lines miss copies made in C, so the parser's state must stay small as well."""
 
     def run(length: int) -> ThinkingParser:
         parser = ThinkingParser()

@@ -1,4 +1,4 @@
-"""What the tests of the KV store run in processes of their own: reading back, saving all the time.
+"""Programs that the tests of the KV store run in their own processes: reading back, saving.
 
 python -m tests.engine.kv_programs read MODEL FOLDER CASES
 python -m tests.engine.kv_programs save MODEL FOLDER FIRST COUNT FILE_LIMIT
@@ -40,7 +40,7 @@ def a_text(model: LoadedModel, n_tokens: int, word: str = "fox") -> list[int]:
 
 
 def prefill(context: SingleSequence, tokens: Sequence[int]) -> int:
-    """Prefill; how many tokens had to be computed."""
+    """Prefill; returns how many tokens were computed."""
     last = list(context.prefill(tokens))[-1]
     return last.total - last.cached
 
@@ -52,7 +52,7 @@ def restore(
     model: ModelIdentity = MODEL,
     abort: AbortFlag | None = None,
 ) -> int:
-    """Give the context what is stored; how many tokens of the prompt it has."""
+    """Restore from the store; returns how many tokens of the prompt the context has."""
     reading = store.restore(context, model, tokens, abort or AbortFlag())
     while True:
         try:
@@ -65,12 +65,12 @@ def restore(
 def keep(
     store: KvStore, context: SingleSequence, tokens: Sequence[int], model: ModelIdentity = MODEL
 ) -> list[str]:
-    """Store what the context has of the prompt; what was said of it."""
+    """Store the prompt's state; returns the notices."""
     return list(store.keep(context, model, Prefilled(tokens)))
 
 
 def what_follows(context: SingleSequence, n_tokens: int = 12) -> tuple[str, list[int]]:
-    """A digest of the logits after the last token, and what is sampled greedily."""
+    """A digest of the logits after the last token, and the tokens sampled greedily."""
     logits = library().llama_get_logits_ith(context._handle, -1)
     row = ctypes.string_at(logits, 4 * context.vocabulary.size)
     context.start_sampling(SamplerSettings(temperature=0))
@@ -132,7 +132,7 @@ def _save(model: LoadedModel, folder: Path, first: int, count: int, file_limit: 
 
 
 def _limit_files(n_bytes: int, *, is_deadly: bool) -> None:
-    """Let no file grow past a byte: writing on fails as on a full disk, or the kernel kills the process."""
+    """Limit the size of files: further writes fail as on a full disk, or the kernel kills the process."""
     import resource
     import signal
 

@@ -1,4 +1,4 @@
-"""Answers under a schema, a regular expression or a grammar, byte by byte: what is allowed is valid."""
+"""Answers under a schema, a regular expression or a grammar, byte by byte: every allowed answer is valid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Walker:
         return END in matcher.allowed()
 
     def write(self, seed: int) -> str:
-        """A random answer; past some length the shortest way out is taken."""
+        """A random answer; past some length it takes the shortest way to an end."""
         matcher, chance = self._constraint.matcher(), random.Random(seed)
         written = bytearray()
         while (token := self._choose(matcher.allowed().tolist(), written, chance)) != END:
@@ -65,7 +65,7 @@ class Walker:
                 if token in allowed:
                     return token
         if in_string and ZERO in allowed and chance.random() < 0.2:
-            return ZERO  # the way out of a string whose pattern is still to be found
+            return ZERO  # the end of a string whose pattern has not matched yet
         common = [token for token in allowed if token < 0x80 or token == END]
         return chance.choice(common if common and chance.random() < 0.9 else allowed)
 
@@ -80,7 +80,7 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaVocabulary]
 
 
 def write_byte_vocabulary(path: Path) -> None:
-    """The bytes in their order, spelled as byte-level BPE spells them, then <end>."""
+    """The bytes in order, spelled as in byte-level BPE, then <end>."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(256, 512))
     pieces = [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -110,7 +110,7 @@ def obj(**properties: Any) -> dict[str, Any]:
 
 CAT = {"kind": {"const": "cat"}, "lives": {"type": "integer", "minimum": 1, "maximum": 9}}
 DOG = {"kind": {"const": "dog"}, "good": {"const": True}}
-# What a Python data model with a tagged union makes.
+# The schema of a Python data model with a tagged union.
 PETS: dict[str, Any] = {
     "title": "Owner",
     **obj(name={"type": "string", "title": "Name"}, pet={"$ref": "#/$defs/Pet"}),
@@ -562,7 +562,7 @@ def test_a_schema_of_any_depth_is_refused_without_exhausting_the_stack() -> None
         schema = {"items": schema}
     with pytest.raises(ConstraintError, match="nests deeper than 100"):
         check_constraint(JsonSchema(schema))
-    while schema:  # taken apart from the outside: freeing it nested would recurse
+    while schema:  # freed from the outside in: freeing it nested would recurse
         schema = schema.pop("items", {})
 
 

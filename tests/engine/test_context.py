@@ -39,7 +39,7 @@ def context(loaded: LoadedModel) -> Iterator[SingleSequence]:
 
 
 def prefill(context: SingleSequence, tokens: Sequence[int]) -> int:
-    """Prefill, and say how many tokens the cache already had."""
+    """Prefill; returns how many tokens the cache already had."""
     return list(context.prefill(tokens))[-1].cached
 
 
@@ -58,7 +58,7 @@ def sampled(context: SingleSequence, count: int, settings: SamplerSettings = GRE
 def test_greedy_tokens_equal_those_of_llama(
     miniature: Callable[[str], Path], file_type: str, flash_attention: bool
 ) -> None:
-    """256 tokens on one thread, under the same settings; ends of turn are sampled past."""
+    """256 tokens on one thread with the same settings; sampling continues past ends of turn."""
     path = miniature(file_type)
     peer = Llama(
         str(path), n_ctx=1024, n_batch=512, n_threads=1, n_threads_batch=2, flash_attn=flash_attention,
@@ -84,7 +84,7 @@ def test_the_longest_common_prefix_stays_cached(context: SingleSequence) -> None
 
 
 def test_logits_after_reuse_equal_those_of_a_fresh_prefill(loaded: LoadedModel) -> None:
-    """After a shared prefix, and after the same prompt again, the same is sampled as in a new context."""
+    """After a shared prefix and after the same prompt, the same tokens are sampled as in a new context."""
     first = loaded.vocabulary.encode_text("How many r's are in the word strawberry?")
     second = first[:20] + loaded.vocabulary.encode_text(" and now something else")
     with closing(SingleSequence(loaded, SETTINGS)) as fresh:
@@ -100,7 +100,7 @@ def test_logits_after_reuse_equal_those_of_a_fresh_prefill(loaded: LoadedModel) 
 
 
 def test_one_model_serves_several_contexts_with_different_rope_scaling(loaded: LoadedModel) -> None:
-    """The native one gives the same tokens before and after a YaRN context was made and used beside it."""
+    """The native context gives the same tokens before and after a YaRN context was used beside it."""
     tokens = loaded.vocabulary.encode_text("sort 5, 3, 1 please")
     scaled = replace(SETTINGS, n_ctx=2048, yarn_factor=2.0, yarn_origin=1024)
     with closing(SingleSequence(loaded, SETTINGS)) as native:
@@ -124,7 +124,7 @@ def test_prefill_reports_its_progress(context: SingleSequence) -> None:
 
 
 class _AbortsAfter(AbortFlag):
-    """A flag that is set once it has been looked at often enough: in the middle of a batch."""
+    """A flag that is set after a number of reads: in the middle of a batch."""
 
     __slots__ = ("_left",)
 
@@ -141,7 +141,7 @@ class _AbortsAfter(AbortFlag):
 def test_an_abort_inside_a_batch_leaves_a_cache_that_the_next_turn_can_use(
     loaded: LoadedModel, n_ubatch: int, looks: int
 ) -> None:
-    """llama.cpp asks the flag once for every node of the graph; the second stops after some micro-batches."""
+    """llama.cpp reads the flag at every node of the graph; the second case stops after some micro-batches."""
     settings = replace(SETTINGS, n_ubatch=n_ubatch)
     tokens = loaded.vocabulary.encode_text("one two three four five six seven eight " * 12)[:400]
     with closing(SingleSequence(loaded, settings)) as fresh:
@@ -226,7 +226,7 @@ def test_the_sampler_chain_follows_the_order_of_the_settings(loaded: LoadedModel
 def test_neutral_steps_are_left_out_and_greedy_is_greedy(loaded: LoadedModel) -> None:
     assert chain_steps(loaded, SamplerSettings()) == ["top-k", "top-p", "temp", "dist"]
     assert chain_steps(loaded, GREEDY) == ["greedy"]
-    # A window of -1 is the whole context, which llama.cpp itself would take as none.
+    # A window of -1 is the whole context; llama.cpp itself would take it as none.
     penalized = SamplerSettings(presence_penalty=1, penalty_window=-1)
     assert chain_steps(loaded, penalized)[0] == "penalties"
 
@@ -282,7 +282,7 @@ def test_another_version_of_the_library_is_refused_in_one_line() -> None:
 
 
 def test_batches_take_a_quarter_of_a_second_where_the_device_cannot_be_aborted() -> None:
-    """A device that does 2,000 tokens a second, then slows to 200."""
+    """A device that computes 2,000 tokens a second, then 200."""
     sizer = _ChunkSize(2048, 0, 0.25, is_adaptive=True)
     for rate in [2000.0] * 6 + [200.0] * 4:
         sizer.measured(sizer.size, sizer.size / rate)
@@ -307,7 +307,7 @@ SCHEMAS = [
 def test_text_sampled_under_a_schema_obeys_it(
     loaded: LoadedModel, schema: dict[str, object], limit: int, settings: SamplerSettings
 ) -> None:
-    """With a chain that has no memory and with one that has; left alone, the model says other things."""
+    """With a chain without memory and with one. Without the schema the model says other things."""
     vocabulary = loaded.vocabulary
     constraint = compile_constraint(JsonSchema(schema), vocabulary)
     with closing(SingleSequence(loaded, SETTINGS)) as context:

@@ -1,4 +1,4 @@
-"""Entries of the KV store as files: damage of every kind is found before llama.cpp sees it; room is made."""
+"""Entries of the KV store as files: damage is found before llama.cpp reads it, and room is made."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KEY = StateKey.of(MODEL, SETTINGS)
 
 @dataclass(frozen=True)
 class Stored:
-    """A real entry, the tokens it is of, a context to read it into, and another entry's bytes."""
+    """A real entry, its tokens, a context to read it into, and another entry's bytes."""
 
     model: LoadedModel
     context: SingleSequence
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> KvFolder:
 
 
 def tokens_from(folder: KvFolder, stored: Stored, content: bytes, name: str = "") -> tuple[int, bool]:
-    """How many tokens the store gives when this is all it holds; whether the file is still there."""
+    """How many tokens the store restores from this entry alone, and whether the file is still there."""
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.path.mkdir(parents=True)
     path = folder.path / (name or stored.name)
@@ -234,7 +234,7 @@ def test_the_checksum_is_of_the_bytes_and_their_order(tmp_path: Path, n_bytes: i
 
 
 def an_entry(folder: KvFolder, number: int, state_bytes: int, used_s: float) -> Path:
-    """An entry as a file: whole, but of no state that llama.cpp would read."""
+    """A whole entry whose state llama.cpp could not read."""
     with folder.new_file() as path:
         tokens = packed([number])
         head = struct.pack("<III", 0x67677371, 3, 1)

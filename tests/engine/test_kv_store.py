@@ -1,4 +1,4 @@
-"""The KV store with the real engine: what comes back in another process is what was prefilled, to the bit."""
+"""The KV store with the real engine: another process gets the prefilled state back, to the bit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MIXES = {
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quick model of 2 KiB of keys and values a token, where only sizes and files matter."""
+    """A quick model of 2 KiB of keys and values a token, for tests of sizes and files."""
     return constant_model(tmp_path_factory.mktemp("model"), "a", layers=4, hidden=128)
 
 
@@ -102,7 +102,7 @@ def test_another_process_continues_bit_for_bit_like_a_fresh_prefill(
     tokens, expected = a_text(miniature_model, N_EXACT), []
     for settings in MIXES.values():
         with closing(SingleSequence(miniature_model, settings)) as fresh:
-            # In the same two batches as after the store: the last token alone.
+            # The same two batches as after the store: the last token alone.
             prefill(fresh, tokens[:-1])
             prefill(fresh, tokens)
             expected.append([len(tokens), 1, *what_follows(fresh)])
@@ -118,7 +118,7 @@ def test_another_process_continues_bit_for_bit_like_a_fresh_prefill(
 def test_a_second_question_gets_the_answer_of_the_original_context(
     miniature_model: LoadedModel, store: KvStore, mix: str
 ) -> None:
-    """Logits to the bit: cutting off the first question after the store is cutting it off in the cache."""
+    """Logits are equal to the bit: cutting off the first question is the same in store and cache."""
     text = a_text(miniature_model, N_EXACT)
     first, second = (text + miniature_model.vocabulary.encode_text(asked) for asked in ("Why?", "How many?"))
     with closing(SingleSequence(miniature_model, MIXES[mix])) as reader:
@@ -162,7 +162,7 @@ def test_the_longest_common_prefix_wins(loaded: LoadedModel, context: SingleSequ
 def test_a_longer_entry_replaces_its_own_prefix(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
-    """A conversation leaves one file; a sibling that shares only a part stays."""
+    """A conversation leaves one file; another one that shares only a part stays."""
     text, other = a_text(loaded, 600), a_text(loaded, 300, "cat")
     kept(store, context, text[:200])
     kept(store, context, text[:100] + other[:100])
@@ -266,7 +266,7 @@ def test_an_entry_that_llama_cpp_refuses_leaves_an_empty_cache(
     store: KvStore,
     tmp_path: Path,
 ) -> None:
-    """Same key, verified, and still of another layout: V transposed or not."""
+    """The same key, verified, but another layout: V transposed or not."""
     text, file = a_text(loaded, 100), tmp_path / "state"
     prefill(context, text)
     context.write_state(file)
@@ -330,7 +330,7 @@ def test_an_abort_while_verifying_takes_effect(
 def test_an_entry_is_not_read_where_prefilling_is_as_quick(
     loaded: LoadedModel, context: SingleSequence, store: KvStore
 ) -> None:
-    """A large entry of which little is of use, on a machine that prefills in no time."""
+    """A large entry with little use, on a machine that prefills very quickly."""
     text = a_text(loaded, 600)
     prefill(context, text)
     assert list(store.keep(context, MODEL, Prefilled(text, token_s=1e-9))) == []
@@ -398,7 +398,7 @@ def test_a_failure_to_store_is_reported_and_leaves_nothing(
 
 @pytest.mark.parametrize("limit", [-400_000, ALL_BUT_THE_END])
 def test_a_full_disk_is_reported_and_leaves_nothing(model_file: Path, folder: KvFolder, limit: int) -> None:
-    """Files may not grow beyond half of the state, or up to its last bytes, in a process of its own."""
+    """Files may not grow beyond half of the state, or its last bytes; in a process of its own."""
     process = started("save", model_file, folder.path, 0, 1, limit)
     _, complaint = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
@@ -407,7 +407,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(model_file: Path, folder: Kv
 
 
 def test_two_processes_at_once_are_safe(model_file: Path, folder: KvFolder) -> None:
-    """They store the same texts and others, and make room for themselves at the other's cost."""
+    """They store the same texts and others, and remove each other's entries to make room."""
     processes = [started("save", model_file, folder.path, first, 12, 0) for first in (0, 4)]
     for process in processes:
         _, complaint = process.communicate(timeout=TIMEOUT_S)
@@ -423,7 +423,7 @@ def test_two_processes_at_once_are_safe(model_file: Path, folder: KvFolder) -> N
 def test_a_kill_while_saving_leaves_a_usable_store(
     loaded: LoadedModel, context: SingleSequence, model_file: Path, store: KvStore, killed_at: int | str
 ) -> None:
-    """The kernel kills at the byte. What is left is no entry, and is removed when it is old enough."""
+    """The kernel kills at the limit. The remains are not an entry, and are removed once they are old."""
     folder = store.folder
     if isinstance(killed_at, str):
         kept(store, context, a_text(loaded, 400))

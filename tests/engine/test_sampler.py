@@ -1,4 +1,4 @@
-"""What penalties and DRY look back at, with the real sampler chain: sampled by itself, or told."""
+"""The tokens that penalties and DRY look back at, with the real sampler chain: sampled or remembered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMORIES = [
 ]
 IDS = ["penalties", "a short window", "the whole context", "DRY", "DRY with a window", "both, sampled"]
 COUNT = 60
-TEXT = "Say something."  # left alone, the miniature says one letter for ever
+TEXT = "Say something."  # without a penalty the miniature repeats one letter for ever
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def begin(context: SingleSequence, tokens: Sequence[int], settings: SamplerSetti
 
 
 def sampled(context: SingleSequence, prompt: Sequence[int], *, remembers: bool = False) -> list[int]:
-    """The next tokens; with `remembers` the chain is told before each what it sampled so far."""
+    """The next tokens; with `remembers` the chain gets all tokens so far before each of them."""
     for _ in range(COUNT):
         if remembers:
             context.remember(context.tokens[len(prompt) :])
@@ -53,7 +53,7 @@ def sampled(context: SingleSequence, prompt: Sequence[int], *, remembers: bool =
 def test_remembering_its_own_tokens_changes_nothing(
     context: SingleSequence, settings: SamplerSettings
 ) -> None:
-    """Neither what is penalized nor which random number comes next."""
+    """Neither the penalties nor the next random number change."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, settings)
     expected = sampled(context, prompt)
@@ -65,7 +65,7 @@ def test_remembering_its_own_tokens_changes_nothing(
 def test_a_new_chain_that_remembers_the_tokens_continues_like_the_old_one(
     context: SingleSequence, settings: SamplerSettings
 ) -> None:
-    """And one that is not told does not: else this would prove nothing."""
+    """A chain without them does not; otherwise the test would prove nothing."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, settings)
     whole = sampled(context, prompt)
@@ -80,7 +80,7 @@ def test_a_new_chain_that_remembers_the_tokens_continues_like_the_old_one(
 
 
 def test_remembered_tokens_replace_the_sampled_ones(context: SingleSequence) -> None:
-    """A penalty that nothing withstands: only what is remembered cannot come."""
+    """The penalty is so large that a remembered token cannot come."""
     prompt = context.vocabulary.encode_text(TEXT)
     begin(context, prompt, replace(GREEDY, presence_penalty=100.0))
     first = context.sample()

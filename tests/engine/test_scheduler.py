@@ -45,7 +45,7 @@ def model(miniature: Callable[[str], Path]) -> Iterator[LoadedModel]:
 
 @dataclass
 class Counted:
-    """A generation of `n_tokens` sampled tokens; its events are what the scheduler told it."""
+    """A generation of `n_tokens` sampled tokens whose events are the scheduler's calls."""
 
     n_tokens: int
     steps: list[Step] = field(default_factory=list)  # taken before the next sample
@@ -99,7 +99,7 @@ def prompt_of(model: LoadedModel, word: str) -> tuple[int, ...]:
 
 
 def alone(model: LoadedModel, prompt: Sequence[int], n_tokens: int) -> list[int]:
-    """What the model says when nothing else runs, in a context of one."""
+    """The model's tokens when nothing else runs, in a context of one slot."""
     generation = Counted(n_tokens)
     with closing(LlamaContext(model, SETTINGS)) as context:
         list(Scheduler(context).submit(generation, GenerationJob(prompt, 512, GREEDY)))
@@ -120,7 +120,7 @@ def job(prompt: Sequence[int], window: int = 256, abort: AbortFlag | None = None
 def test_eight_generations_in_four_slots_say_what_each_says_alone(
     model: LoadedModel, four: LlamaContext
 ) -> None:
-    """Read one after the other: whoever waits drives all, so the batches are shared."""
+    """They are read one after the other. Whoever waits drives all, so the batches are shared."""
     scheduler = Scheduler(four)
     prompts = [prompt_of(model, word) for word in WORDS]
     generations = [Counted(30 + number) for number in range(len(prompts))]
@@ -135,7 +135,7 @@ def test_eight_generations_in_four_slots_say_what_each_says_alone(
 
 
 def test_replies_finish_beside_each_other(model: LoadedModel, four: LlamaContext) -> None:
-    """Whole replies with thinking and answer, from threads of their own."""
+    """Whole replies with thinking and answer, each in its own thread."""
     scheduler = Scheduler(four)
     settings = ReplySettings(256, GREEDY, thinking_budget=150, answer_reserve=60)
     finished: dict[str, Finished] = {}
@@ -393,7 +393,7 @@ def test_log_probabilities_sum_to_one() -> None:
 
 
 class SteppingClock:
-    """Every reading is later by what the last decode cost: so long for each token of its batch."""
+    """A clock that advances by a fixed time for each decoded token."""
 
     def __init__(self, token_s: float) -> None:
         self.now, self.token_s = 0.0, token_s
@@ -403,7 +403,7 @@ class SteppingClock:
 
 
 class ClockedContext(LlamaContext):
-    """A context that keeps the size of each batch and moves a clock instead of taking real time."""
+    """A context that records the size of each batch and advances a clock."""
 
     clock: SteppingClock
     sizes: list[tuple[int, int]]
@@ -419,7 +419,7 @@ class ClockedContext(LlamaContext):
 def test_a_prompt_beside_a_running_generation_keeps_each_step_within_the_gap(
     model: LoadedModel, token_s: float
 ) -> None:
-    """By the clock that is passed in; a chunk is at most twice the one before."""
+    """Measured by the given clock; a chunk is at most twice the one before."""
     with closing(ClockedContext(model, replace(SETTINGS, n_ctx=4096, n_slots=2))) as context:
         context.clock, context.sizes = SteppingClock(token_s), []
         scheduler = Scheduler(context, prefill_gap=0.25, clock=context.clock)
