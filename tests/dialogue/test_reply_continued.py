@@ -109,7 +109,7 @@ def whole(script: Script) -> Whole:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_cut_at_the_same_place_as_without_a_stop(name: str) -> None:
-    """The turn is stopped at every point of the loop."""
+    """The turn is stopped at several points."""
     script = LOOPS[name]
     expected = whole(script)
     assert len(expected.engine.at) > max(script.cuts) + 5
