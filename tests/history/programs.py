@@ -1,10 +1,10 @@
-"""What the tests of the history run in processes of their own, to be killed or to run out of disk.
+"""Programs that the tests of the history run in their own processes, to kill them or fill their disk.
 
-python -m tests.history.programs think PATH N        a turn that has thought N pieces and stays there
+python -m tests.history.programs think PATH N        a turn that waits after N pieces of thinking
 python -m tests.history.programs converse PATH N     N whole turns, each printed when it is kept
-python -m tests.history.programs overflow PATH BYTES a turn that goes on when no file may grow past BYTES
-python -m tests.history.programs hold PATH           what it says to a history that this user may only read
-python -m tests.history.programs read PATH WORD      what that user reads, where WORD is, and what rm says
+python -m tests.history.programs overflow PATH BYTES a turn while no file may grow past BYTES
+python -m tests.history.programs hold PATH           the error for a history that this user may only read
+python -m tests.history.programs read PATH WORD      that user's thoughts, the place of WORD, and rm's error
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def thoughts(count: int) -> list[str]:
 
 
 def turn_events(count: int, label: str = "") -> Iterator[Event]:
-    """The events of a whole turn that thinks `count` pieces of a token each and answers with one."""
+    """The events of a whole turn: `count` pieces of thinking of a token each, and one of answer."""
     answer = f"It is {label or 'so'}."
     yield PLAN
     yield Prompted((1, 2, 3))
@@ -73,7 +73,7 @@ def turn_events(count: int, label: str = "") -> Iterator[Event]:
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """One of these programs in a process of its own, gone after the block."""
+    """One of these programs in its own process, killed after the block."""
     variables = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'convert'}",
@@ -117,7 +117,7 @@ def converse(path: Path, count: int) -> None:
 
 
 def overflow(path: Path, n_bytes: int) -> None:
-    """Tell what was said of a turn that no disk takes, and what there is of it in this process."""
+    """Print the notices about a turn that does not fit the disk, and the turn as this process has it."""
     import resource
 
     archive = Archive.open(path)
@@ -146,7 +146,7 @@ def overflow(path: Path, n_bytes: int) -> None:
 
 
 def be_nobody() -> None:
-    """No longer be one who may write everything."""
+    """Give up the right to write everything."""
     import filelock  # noqa: F401 (NOBODY may not read where it is installed)
 
     if os.geteuid() == 0:

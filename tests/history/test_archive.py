@@ -1,4 +1,4 @@
-"""Conversations and their turns: a tree with a head, found by name, copied, removed."""
+"""Conversations and their turns: a tree with a head; names, copies, removal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def archive(path: Path) -> Iterator[Archive]:
 
 
 def ask(archive: Archive, conversation: int, parent: int | None, question: str) -> int:
-    """A turn that has ended; its id."""
+    """Add a turn that has ended; returns its id."""
     origin = TurnOrigin("miniature", profile="math", settings={"seed": "7"})
     start = TurnStart(conversation, parent, question, f"{question} Please.", (), origin)
     recorder = archive.begin_turn(start)
@@ -45,7 +45,7 @@ def ask(archive: Archive, conversation: int, parent: int | None, question: str) 
 
 
 def talk(archive: Archive, *questions: str, name: str = "") -> int:
-    """A conversation with these questions; its id."""
+    """Add a conversation with these questions; returns its id."""
     conversation = archive.begin("miniature", "default", "Be brief.", name)
     parent = None
     for question in questions:
@@ -276,7 +276,7 @@ def test_threads_share_an_archive(archive: Archive) -> None:
 
 
 def test_a_child_process_that_ends_does_not_release_a_turn(path: Path) -> None:
-    """An editor, say: it must not share the lock that keeps this process's turns its own."""
+    """An editor, for example: it must not inherit the lock that marks this process's turns."""
     with Archive.open(path) as archive, Archive.open(path) as other:
         conversation = archive.begin("miniature", "default", "")
         recorder = archive.begin_turn(TurnStart(conversation, None, "Why?", "Why?"))

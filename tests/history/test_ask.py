@@ -31,7 +31,7 @@ def turns_of(cache: Path) -> list[list[TurnRecord]]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A question that was asked with a file and standard input."""
+    """A cache with one question, asked with a file and standard input."""
     cache = tmp_path_factory.mktemp("ask")
     notes = cache / "notes.txt"
     notes.write_text("a note\n")
@@ -125,7 +125,7 @@ def test_the_next_question_continues_the_last_conversation(tmp_path: Path) -> No
     assert second.origin.model == "miniature"
     with Archive.open(tmp_path / "data" / FILE) as archive:
         assert archive.conversation(1).system == "Count."
-    # A chat continues it too, and asks after both turns.
+    # A chat continues it too, after both turns.
     chatted = qwq_here(tmp_path, "chat", "-c", stdin=b"How many o's are in the word book?\n")
     assert chatted.status == 0
     [path] = turns_of(tmp_path)
@@ -190,7 +190,7 @@ def test_a_wrong_continue_is_refused(tmp_path: Path, flags: tuple[str, ...], mes
 
 
 def test_a_history_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
-    """Its folder cannot be made, since a file is in the way."""
+    """A file is in the way of its folder."""
     (tmp_path / "data").write_text("")
     ran = qwq_here(tmp_path, "ask", *GREEDY, QUESTION)
     assert ran.status == 0
@@ -249,7 +249,7 @@ def test_a_failed_turn_leaves_the_continued_conversation_where_it_was(tmp_path: 
 
 
 def test_a_turn_without_its_end_is_kept_as_stopped(tmp_path: Path) -> None:
-    """Nobody reads the answer any more, say."""
+    """For example when the reader of the answer has gone."""
     path = tmp_path / FILE
     background = recorder(Archive.open(path))
     for event in (PLAN, Thinking("Half a")):
@@ -261,7 +261,7 @@ def test_a_turn_without_its_end_is_kept_as_stopped(tmp_path: Path) -> None:
 
 
 def test_feeding_waits_for_no_history() -> None:
-    """Not even for one that cannot be opened before the answer is out."""
+    """Not even for a history that opens only after the answer."""
     is_out = threading.Event()
 
     def opened() -> Archive:

@@ -1,4 +1,4 @@
-"""`qwq history` as a person uses it: real processes, files and terminals."""
+"""`qwq history` with real processes, files and terminals."""
 
 from __future__ import annotations
 

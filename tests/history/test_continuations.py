@@ -1,4 +1,4 @@
-"""What a turn was computed with: recorded by a chat, kept when it is continued, read from any version."""
+"""The origin of a turn: recorded by a chat, kept when it is continued, read from any version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations as files: whole in JSON, and not to be broken by what is in them in Markdown and HTML."""
+"""Conversations as files: complete in JSON; no text breaks the Markdown or the HTML."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_tool_calls_are_exported_in_their_place() -> None:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its text by element, and whatever could act or load."""
+    """A page as a browser reads it: its text by element, and everything that could act or load."""
 
     VOID = ("meta", "br", "hr", "img", "link", "input")
 
@@ -248,7 +248,7 @@ texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 def test_nothing_in_a_text_can_break_the_markdown_around_it(
     questions: Sequence[str], thinking: str, answer: str
 ) -> None:
-    """The oracle is a Markdown parser that lets HTML through, and an HTML parser after it."""
+    """The oracle is a Markdown parser that passes HTML through, and then an HTML parser."""
     thought = f"first {thinking}"
     turns = [a_turn(question, thought, answer, number) for number, question in enumerate(questions, 1)]
     page = Page(MarkdownIt("commonmark").render(exported(Format.MARKDOWN, CONVERSATION, turns)))

@@ -1,4 +1,4 @@
-"""A history of version 0.1 is migrated, and its turns are continued: see version-0.1.md for what is in it."""
+"""A history of version 0.1 is migrated, and its turns are continued. version-0.1.md describes it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_conversations_are_migrated_unchanged(archive: Archive) -> None:
 
 
 def test_turns_are_migrated_with_all_texts_and_ids(archive: Archive) -> None:
-    """All but the one that still runs, which has its own test; the origins of version 0.1 say more."""
+    """All but the running one, which has its own test; the origins of version 0.1 have more fields."""
     with closing(sqlite3.connect(OLD)) as connection:
         connection.row_factory = sqlite3.Row
         rows = connection.execute("SELECT * FROM turns WHERE state <> 'running'").fetchall()
@@ -109,7 +109,7 @@ def test_the_search_finds_the_same_turns(archive: Archive, path: Path) -> None:
     assert {hit.turn for hit in archive.search("strawberry")} == {1, 5, 6, 7, 8}
     archive.pick_up()
     assert [hit.turn for hit in archive.search("One, two, three")] == [13]
-    # SQLite's own check of the index, which was kept, against the texts, which moved.
+    # SQLite's own check of the index, which stayed, against the texts, which moved.
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO finds (finds, rank) VALUES ('integrity-check', 1)")
 
@@ -133,7 +133,7 @@ def test_migrated_turns_are_exported_and_forked(archive: Archive) -> None:
 def test_a_resumed_conversation_is_continued_and_again_in_the_same_chat(
     archive: Archive, tmp_path: Path
 ) -> None:
-    """The second time from what both versions recorded."""
+    """The second time from the records of both versions."""
 
     def interrupted(backend: QueuedBackend, question: ReplyRequest) -> Iterator[Event]:
         yield from planned(backend, question)
@@ -197,9 +197,9 @@ def test_a_new_question_follows_migrated_turns(archive: Archive, tmp_path: Path)
 def test_the_miniature_continues_a_migrated_turn_from_its_ids(
     tmp_path: Path, path: Path, flags: tuple[str, ...], lines: str
 ) -> None:
-    """Greedy, so it comes to the answer that version 0.1 gave without an interruption."""
+    """Greedy, so it ends in the answer that version 0.1 gave without an interruption."""
     greedy = ("-m", "miniature", "-s", "temperature=0", "--seed", "7")
-    # The file of the miniature may have another header by now; its weights and its tokens are the same.
+    # The miniature's file may have another header now; its weights and tokens are the same.
     assert qwq_here(tmp_path, "chat", *greedy, stdin=b"Hello?\n").status == 0
     with Archive.open(path) as archive:
         (latest,) = archive.path(archive.conversations(1)[0].id)

@@ -1,4 +1,4 @@
-"""A history on a disk or in a folder that may not be written: what is there is read, and nothing changes."""
+"""A history on a disk or in a folder without write permission is read, and nothing changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def filled(path: Path) -> Archive:
 
 
 def locked(folder: Path) -> dict[str, bytes]:
-    """The contents of a folder, which nobody may write any more."""
+    """Remove write permission from a folder; returns its contents."""
     for path in folder.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
     folder.chmod(0o555)
@@ -45,7 +45,7 @@ def locked(folder: Path) -> dict[str, bytes]:
 
 
 def read(path: Path) -> list[object]:
-    """What another user reads: the thoughts, where `量子纠缠` was found, and why nothing is removed."""
+    """What another user reads: the thoughts, where `量子纠缠` was found, and the error of a removal."""
     with started("read", path, "量子纠缠") as process:
         output, errors = process.communicate(timeout=60)
     assert errors == ""

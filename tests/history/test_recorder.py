@@ -1,4 +1,4 @@
-"""Turns are written as they happen: what a kill, a full disk or another process leaves of them."""
+"""Turns are written while they run: the effect of a kill, a full disk or another process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_thought_of_a_killed_process_is_found_whole_and_once(path: Path) -> None:
-    """The pieces were written without anything coming after them, and no end."""
+    """The pieces were written without an event after them and without an end."""
     with Archive.open(path) as archive, started("think", path, 100) as process:
         assert process.stdout is not None
         turn = int(process.stdout.readline())
@@ -88,7 +88,7 @@ def test_a_lost_turn_taken_by_another_process_is_still_reported(path: Path) -> N
 
 
 def test_a_kill_in_mid_thought_loses_at_most_a_second() -> None:
-    """Text waits for the ids of its tokens, and both for the next write; bench/kill.py measures it."""
+    """Text waits for the ids of its tokens, and both for the next write; bench/kill.py measures the loss."""
     assert REPORT_INTERVAL_S + WRITE_EVERY_S < 1
 
 
@@ -218,7 +218,7 @@ def n_entries(path: Path) -> int:
 
 
 def test_a_long_turn_costs_no_more_to_write_than_a_short_one(path: Path) -> None:
-    """Counted in bytes of the log: what a piece adds does not depend on what came before."""
+    """Counted in bytes of the log: the cost of a piece does not depend on the text before it."""
     with Archive.open(path) as archive:
         _, start = begun(archive)
         recorder = archive.begin_turn(start)

@@ -1,4 +1,4 @@
-"""Words are found in questions, thoughts and answers, whatever they are made of."""
+"""Words of any characters are found in questions, thoughts and answers."""
 
 from __future__ import annotations
 
@@ -257,6 +257,6 @@ def test_the_index_agrees_with_the_turns_after_any_changes(tmp_path: Path) -> No
         assert [hit.turn for hit in archive.search("Anders.")] == [8, 2]
         assert archive.search("snake_case") == []
     with closing(sqlite3.connect(path)) as connection:
-        # SQLite's own check of the index against the texts.
+        # SQLite's own check of the index against the texts
         connection.execute("INSERT INTO finds (finds, rank) VALUES ('integrity-check', 1)")
         assert connection.execute("SELECT count(*) FROM turns WHERE NOT is_indexed").fetchone() == (0,)

@@ -1,4 +1,4 @@
-"""Events as lines of JSON, and back; docs/jsonl.md says the same as the code."""
+"""Events as lines of JSON and back; docs/jsonl.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WRITTEN = [kind for kind in get_args(Event) if kind is not Prompted]
 
 @given(event=st.one_of(*map(st.from_type, get_args(Event))))
 def test_every_event_comes_back_from_its_object(event: Event) -> None:
-    """Compared as text, since no NaN equals another."""
+    """Compared as text, because NaN does not equal itself."""
     assert repr(event_of(json.loads(json.dumps(event_object(event))))) == repr(event)
 
 

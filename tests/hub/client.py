@@ -1,4 +1,4 @@
-"""What the tests of `qwq pull` share: pulling in this process from a local hub, without ever sleeping."""
+"""Shared by the tests of `qwq pull`: a puller in this process that never sleeps, and a local hub."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Event = TypeVar("Event")
 
 
 def content(n_bytes: int, seed: int = 1) -> bytes:
-    """Bytes of which no two stretches are alike."""
+    """Bytes without repeated parts."""
     return random.Random(seed).randbytes(n_bytes)
 
 
 def hub_with(*contents: bytes, stated: bytes | None = None) -> LocalHub:
-    """A hub with one large file; `stated` is what it says the content is, if that is a lie."""
+    """A hub with one large file; `stated` is the content that it claims, if it differs."""
     return LocalHub({REPO: {NAME: StoredFile(b"".join(contents), stated=stated)}})
 
 
 @dataclass
 class Client:
-    """A puller that notes its waits instead of waiting, and its events."""
+    """A puller that records its events and its waits, without waiting."""
 
     endpoint: str
     root: Path

@@ -1,4 +1,4 @@
-"""`qwq pull --convert`: shards that pass through a small disk become the same bytes as the whole folder."""
+"""`qwq pull --convert`: shards on a small disk give the same bytes as the whole folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPEC = CheckpointSpec(n_layers=6, hidden_size=256, intermediate_size=1024, n_sha
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint as the Hugging Face cache would hold it, so that its label is the repository's."""
+    """The checkpoint laid out as in the Hugging Face cache, so that its label is the repository's."""
     base = tmp_path_factory.mktemp("weights") / "models--Qwen--Tiny" / "snapshots"
     base.mkdir(parents=True)
     return write_checkpoint(base / COMMIT, SPEC)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What converting the folder at once makes."""
+    """The bytes of a conversion of the whole folder."""
     out = tmp_path_factory.mktemp("out") / "Tiny-Q8_0.gguf"
     return run_conversion(ConvertRequest(folder, "Q8_0", out)).read_bytes()
 
@@ -71,7 +71,7 @@ def shard_sizes(hub: LocalHub) -> list[int]:
 
 
 def on_disk(cache: Path) -> int:
-    """What weights and output take, holes not counted."""
+    """The bytes of weights and output on the disk, without holes."""
     places = (cache / "weights", cache / "data" / "models")
     paths = [
         path for place in places for path in place.rglob("*") if path.is_file() and not path.is_symlink()

@@ -1,4 +1,4 @@
-"""Downloads from a local hub that misbehaves: the whole file with the right hash, or one clear error."""
+"""Downloads from a faulty local hub: the whole file with the right hash, or one clear error."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_server_without_ranges_sends_the_file_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_between_two_requests_is_never_mixed(tmp_path: Path) -> None:
-    """The second request meets another content of the same length under another entity tag."""
+    """The second request gets another content of the same length with another entity tag."""
     other = content(len(DATA), seed=2)
     hub = hub_with(DATA, stated=other)
     with hub.served() as url:
@@ -307,7 +307,7 @@ def test_a_damaged_journal_only_costs_bytes(tmp_path: Path, journal: str, resume
 
 
 def test_wrong_bytes_on_the_disk_are_found_by_the_hash(tmp_path: Path) -> None:
-    """As after a loss of power: the journal says that bytes are there which never reached the disk."""
+    """As after a loss of power: the journal names bytes that never reached the disk."""
     hub = hub_with(DATA)
     etag = hub.repos[REPO][NAME].sha256
     blob = HubCache(tmp_path).blob(REPO, etag)

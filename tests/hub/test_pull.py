@@ -35,7 +35,7 @@ def model(miniature: Callable[[str], Path]) -> bytes:
 
 
 def padded(model: bytes, n_bytes: int) -> bytes:
-    """The model with bytes after its tensors, which no reader minds."""
+    """The model with bytes after its tensors, which readers ignore."""
     return model + content(n_bytes - len(model))
 
 
@@ -52,7 +52,7 @@ def served(model: bytes) -> Iterator[LocalHub]:
 
 
 def test_one_command_brings_a_model_that_answers(served: LocalHub, tmp_path: Path, model: bytes) -> None:
-    # The smallest KV cache, so that the machine that tests need not have much memory.
+    # The smallest KV cache, for machines with little memory.
     ran = pull(served, tmp_path, QWQ_KV_TYPE="q4_0")
     assert ran.status == 0, ran.stderr
     lines = ran.stderr.splitlines()
@@ -97,12 +97,12 @@ def test_the_unmodified_client_finds_a_pulled_model_without_a_server(
 
 
 def partial_bytes(folder: Path) -> int:
-    """What partial files take on the disk, without their holes."""
+    """The bytes of partial files on the disk, without holes."""
     return sum(allocated_bytes(path) for path in folder.rglob("*.qwq-partial"))
 
 
 def test_ten_kills_cost_no_more_than_what_was_under_way(tmp_path: Path, model: bytes) -> None:
-    """The hub stops sending at a random byte and the process is killed there, ten times; then it ends."""
+    """Ten times the hub stops at a random byte and the process is killed; then the download completes."""
     data = padded(model, 96 * MIB)
     hub = hub_with(data)
     places = sorted(random.Random(5).sample(range(MIB, len(data)), 10))
@@ -124,7 +124,7 @@ def test_ten_kills_cost_no_more_than_what_was_under_way(tmp_path: Path, model: b
         ran = pull(hub, tmp_path, "Q4_K_M")
     assert ran.status == 0, ran.stderr
     assert "are here already" in ran.stderr
-    # 16 MiB for each kill are promised; two connections of 3 MiB each are all that can be under way.
+    # The limit is 16 MiB for each kill; two connections have at most 3 MiB each under way.
     assert hub.sent <= len(data) + 10 * 6 * MIB
     (blob,) = (tmp_path / "huggingface").rglob("blobs/*")
     assert blob.read_bytes() == data
@@ -137,7 +137,7 @@ def test_ctrl_c_keeps_the_received_bytes_and_says_how_to_continue(tmp_path: Path
     with hub.served():
         variables = environment(tmp_path, HF_ENDPOINT=hub.hub_url)
         with Terminal(["pull", "Q4_K_M"], variables, columns=120) as terminal:
-            # What the client has not read yet is lost, and not what this test is about.
+            # Bytes that the client has not read yet are lost; this test does not count them.
             terminal.wait_for(lambda: hub.held.is_set() and partial_bytes(tmp_path) >= hub.sent)
             terminal.interrupt()
             assert terminal.read_to_end() == 130
@@ -202,7 +202,7 @@ def test_without_a_network_it_says_so_unless_the_file_is_here(served: LocalHub, 
 
 
 def test_a_proxy_is_used(served: LocalHub, tmp_path: Path) -> None:
-    """The hub itself plays the proxy: it gets requests with whole addresses of a host that is not there."""
+    """The hub acts as the proxy: it gets requests with full addresses of a host that does not exist."""
     variables = {"HTTP_PROXY": served.hub_url, "http_proxy": served.hub_url, "NO_PROXY": "", "no_proxy": ""}
     ran = qwq(tmp_path, "pull", "Q4_K_M", stdin=None, HF_ENDPOINT="http://hub.invalid", **variables)
     asked = [request.path for request in served.asked]

@@ -1,4 +1,4 @@
-"""Described computers: the bundled ones are sound, and half a description is refused by file and key."""
+"""Described computers: the bundled ones are valid, and an incomplete one is refused by file and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the computer is found to have, on file systems that tests describe."""
+"""Detected hardware, on file systems that tests describe."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_ggml_lists_the_processor_with_its_memory() -> None:
 
 
 def test_less_memory_is_available_than_installed() -> None:
-    """The processor's memory as ggml tells it is all free; the kernel knows better."""
+    """ggml says that all memory is free; the kernel says how much really is."""
     machine = this_machine()
     total = next(device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU)
     assert 0 < machine.available_bytes < machine.memory_bytes <= total

@@ -1,4 +1,4 @@
-"""What a system and its control groups leave, on file systems that tests lay out."""
+"""Available memory of a system and its control groups, on file systems that tests describe."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_another_architecture_and_a_missing_tensor_are_named(whole: bytes, tmp_p
 
 
 def test_a_file_that_passes_the_check_never_crashes_llama_cpp(whole: bytes, tmp_path: Path) -> None:
-    """400 files with flipped bits in the header: those that pass are loaded and used in another process."""
+    """400 files with flipped bits in the header: another process loads and uses those that pass."""
     rng = random.Random(1)
     path = tmp_path / "flipped.gguf"
     passed: list[Path] = []

@@ -1,4 +1,4 @@
-"""Which weights a file is: by header, size and time at once, by content once it is named or computed."""
+"""The identity of weights: by header, size and time at once; by content once it is known or computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sha256(path: Path) -> str:
 
 
 def learn(folder: Path, header: Header) -> None:
-    """Compute every missing digest to the end, as a long run does."""
+    """Compute every missing digest, as a long run does."""
     identities = ModelIdentities(folder)
     identities.learn(header)
     worker = identities._worker
@@ -128,7 +128,7 @@ def test_a_damaged_record_is_ignored(model: Path, folder: Path, written: bytes) 
 def test_a_cache_that_names_files_by_content_is_trusted(
     model: Path, identities: ModelIdentities, folder: Path, tmp_path: Path, name: str
 ) -> None:
-    """As the caches of Hugging Face and of ollama do; the one links to its blobs under a readable name."""
+    """As the caches of Hugging Face and of ollama do; the first links to its blobs under readable names."""
     digest = sha256(model)
     (tmp_path / "blobs").mkdir()
     blob = model.rename(tmp_path / "blobs" / name.format(digest))

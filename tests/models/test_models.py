@@ -1,4 +1,4 @@
-"""`qwq models`: what is here, whose it is, what it is called; nothing of other programs is ever touched."""
+"""`qwq models`: the models here, their owners and names; files of other programs are never touched."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_estimate_agrees_with_the_table_of_a_24_gb_card() -> None:
 
 
 def write_ollama(folder: Path, name: str, content: bytes, digest: str = "") -> Path:
-    """A model as ollama stores it; the path of its blob."""
+    """Store a model as ollama does; returns the path of its blob."""
     sha256 = hashlib.sha256(content).hexdigest()
     manifest = folder / "manifests" / "registry.ollama.ai" / "library" / name.replace(":", "/")
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def test_parts_are_recognised() -> None:
 
 @pytest.fixture
 def gguf(miniature: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A model of the user's own."""
+    """A GGUF file of the user."""
     path = tmp_path / "files" / "my model-Q8_0.gguf"
     path.parent.mkdir()
     shutil.copy(miniature("Q8_0"), path)
@@ -270,7 +270,7 @@ def models(cache: Path, *arguments: str, stdin: bytes | None = None) -> Ran:
 
 
 def places(cache: Path) -> Places:
-    """What a process with that cache sees."""
+    """The environment of a process with that cache."""
     where = Directories(cache / "config", cache, cache / "data")
     return Places(where, CATALOG, HubCache(cache / "huggingface" / "hub"), {}, cache / "home")
 
@@ -413,7 +413,7 @@ def test_models_of_other_programs_are_used_in_place_and_never_touched(
 
 
 def test_a_record_that_points_elsewhere_deletes_nothing_there(tmp_path: Path, gguf: Path) -> None:
-    """A registry that someone edited cannot make `rm` delete a file outside our folders."""
+    """An edited registry cannot make `rm` delete a file outside our folders."""
     forged = ModelRecord(str(gguf.resolve()), alias="evil", origin="convert")
     places(tmp_path).registry.change(lambda state: state.with_record(forged))
     removal = plan_removal(listed(tmp_path)["evil"], places(tmp_path))

@@ -1,4 +1,4 @@
-"""Names of models become files: paths, the miniature, what the Hugging Face cache has."""
+"""Names of models become files: paths, the miniature, the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_two_processes_that_convert_at_once_share_the_model(tmp_path: Path) -> N
 
 
 def test_qwq_is_found_where_the_hugging_face_client_put_it(tmp_path: Path) -> None:
-    """A cache laid out as the hub's client lays it out, seen by a process of its own."""
+    """A cache laid out by the hub's client, read by another process."""
     repo = tmp_path / "hub" / "hub" / "models--Qwen--QwQ-32B-GGUF"
     snapshot = repo / "snapshots" / "abc123"
     snapshot.mkdir(parents=True)

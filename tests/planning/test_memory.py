@@ -50,7 +50,7 @@ CPU = Machine("test", (), 64 * GIB, 64 * GIB, cores=1)
 
 @pytest.fixture(scope="module", params=SPECS)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF of some shape, and in three file types."""
+    """GGUFs of one shape in three file types."""
     folder = tmp_path_factory.mktemp("sizes")
     write_checkpoint(folder / "checkpoint", SPECS[request.param])
     out = folder / "model.gguf"
@@ -67,7 +67,7 @@ def sizes_of(path: Path) -> tuple[ModelSizes, DryRun]:
 
 
 def contexts(shape: ModelShape) -> Iterator[ContextShape]:
-    """Everything that a context's size depends on, in combinations that llama.cpp accepts."""
+    """Combinations of everything that a context's size depends on, as llama.cpp accepts them."""
     for n_ctx, n_ubatch, kv_type, flash in itertools.product(
         (256, 1000, 4096), (32, 128, 512), ("f16", "f32", "q8_0", "q4_0"), (False, True)
     ):
@@ -78,7 +78,7 @@ def contexts(shape: ModelShape) -> Iterator[ContextShape]:
 
 
 def test_a_plan_predicts_real_contexts_to_the_byte(path: Path) -> None:
-    """KV cache and compute buffers of every combination as llama.cpp really allocates them."""
+    """KV cache and compute buffers of every combination, against llama.cpp's real allocations."""
     sizes, dry_run = sizes_of(path)
     target = Target(sizes, CPU, lambda placement: dry_run.compute_bytes(placement) or ())
     counted = 0
@@ -112,7 +112,7 @@ def test_the_weights_are_the_tensors_of_the_file(path: Path) -> None:
         with closing(SingleSequence(model, settings)) as context:
             real = held_bytes(context._handle)
     assert real is not None
-    # Mapped from the file, so what lies between the tensors is counted as well.
+    # Mapped from the file, so the gaps between tensors count as well.
     assert 0 <= sum(part.weights for part in real) - sizes.total_bytes < 32 * n_tensors
     assert len(sizes.layer_bytes) == sizes.shape.n_layers
     assert len(set(sizes.layer_bytes)) == 1
@@ -143,7 +143,7 @@ SHAPES = (
     qwen2(4, 256, 704, 8, 8, 640),
     qwen2(3, 768, 768, 12, 2, 50_000),
     qwen2(1, 512, 1024, 8, 2, 999),
-    qwen2(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values decide
+    qwen2(3, 512, 128, 8, 8, 99),  # as many KV heads as heads, so that keys and values are the largest part
     qwen3(qwen2(28, 1024, 3072, 16, 8, 151_936), 128),
     qwen3(qwen2(64, 5120, 25600, 64, 8, 151_936), 128),
     qwen3(qwen2(3, 512, 512, 8, 2, 999), 32),
@@ -154,7 +154,7 @@ SHAPES = (
     "shape", SHAPES, ids=lambda shape: f"{shape.architecture.name} {shape.n_layers}x{shape.hidden}"
 )
 def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: ModelShape) -> None:
-    """QwQ-32B's shape among them; no file is needed for a dry run, nor for the formula."""
+    """One is QwQ-32B's shape. Neither the dry run nor the formula needs a file."""
     counted = 0
     with closing(DryRun(shape, {})) as dry_run:
         for n_ctx, n_ubatch, kv_type, flash in itertools.product(
@@ -173,7 +173,7 @@ def test_the_formula_is_never_under_the_dry_run_and_at_most_a_tenth_over(shape: 
 
 
 def test_most_of_the_formulas_figures_are_exact() -> None:
-    """It is the same allocation, so anything else would be a misunderstanding."""
+    """The formula replays the same allocation."""
     shape = SHAPES[0]
     with closing(DryRun(shape, {})) as dry_run:
         for n_ctx, kv_type in itertools.product((2048, 16_384, 32_768, 65_536), ("f16", "q8_0", "q4_0")):

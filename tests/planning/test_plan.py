@@ -1,4 +1,4 @@
-"""The plan: what it reduces and in which order, as properties, and the lines about it."""
+"""The plan: its reductions and their order, as properties, and its texts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_with_enough_memory_nothing_is_reduced() -> None:
 def test_the_order_of_reductions(
     gib: float, reductions: tuple[Reduction, ...], kv_type: str, layers: int, budget: int
 ) -> None:
-    """As the card gets smaller: KV type, thinking, KV type again, layers; each is named in the line."""
+    """As the card gets smaller: KV type, thinking, KV type again, layers. The line names each."""
     plan = make_plan(request(USUAL, machine(gib)))
     assert (plan.reductions, plan.kv_type) == (reductions, kv_type)
     assert abs(plan.n_gpu_layers - layers) <= 2
@@ -118,7 +118,7 @@ def test_no_plan_takes_more_than_the_available_memory(
 
 
 def could_be_had(asked: Request, kv_type: str, budget: int, n_gpu_layers: int) -> bool:
-    """Whether these values fit, with any split: looked up without the search that is tested."""
+    """Whether these values fit with any split, found without the tested search."""
     shares = share_window(replace(asked.needs, thinking_budget=budget), asked.window)
     context = ContextShape(shares.n_ctx, 512, 512, kv_type, kv_type)
     gpus = len(asked.target.machine.gpus)

@@ -1,4 +1,4 @@
-"""Tokens: what the window is divided into, which factor it takes, and what happens when it is too small."""
+"""The division of the window, its YaRN factor, and a window that is too small."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_no_share_falls_below_its_floor_and_all_of_them_fit_the_window() -> None
 
 
 def test_a_setting_below_the_minimum_is_used() -> None:
-    """Somebody who wants no thinking and ten tokens of answer can fill the window with the prompt."""
+    """With no thinking and ten tokens of answer, the prompt can fill the window."""
     assert share_window(Needs(32_694, 0, 10), OFF) == unscaled(32_768, 0, 10)
 
 

@@ -1,8 +1,8 @@
-"""YaRN as the paper has it, written here from the paper, against what llama.cpp computes from our GGUF.
+"""YaRN, written here from the paper, against llama.cpp's logits for our GGUF.
 
 The reference is a Qwen2 decoder in float64 numpy, its rotation from arXiv 2309.00071 (section 3.2, "NTK by
 parts", and the attention factor of section 3.4). The weights are F32, queries and keys large, so that
-attention is sharp and a wrong angle shows. The same comparison must fail when the rotation is another one.
+attention is sharp and a wrong angle shows. The same comparison must fail for any other rotation.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def rotated(values: Array, rotation: Rotation) -> Array:
 
 @pytest.fixture(scope="module")
 def stored() -> dict[str, Array]:
-    """Small weights, so that float32 is exact enough, but for queries and keys that make attention sharp."""
+    """Small weights, so that float32 is exact enough, and large queries and keys for sharp attention."""
     made = {}
     for name, values in weights(SPEC).items():
         scale = 0.1 if name.endswith("proj.weight") else 1.0
@@ -148,7 +148,7 @@ def stored() -> dict[str, Array]:
 
 @pytest.fixture(scope="module")
 def model(stored: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
-    """The weights as our converter writes them, F32, loaded by llama.cpp."""
+    """The weights converted to F32 by our converter and loaded by llama.cpp."""
     made = load(gguf(stored, tmp_path_factory.mktemp("yarn")))
     yield made
     made.close()
@@ -203,7 +203,7 @@ def test_logits_are_those_of_the_paper(model: LoadedModel, stored: dict[str, Arr
 def test_any_other_rotation_fails_the_same_comparison(
     model: LoadedModel, stored: dict[str, Array], factor: float, wrong: Callable[[float], Rotation]
 ) -> None:
-    """By a hundredth and more, a thousand times the tolerance: the checkpoint is sharp enough to tell."""
+    """By a hundredth and more, a thousand times the tolerance: the checkpoint shows wrong rotations."""
     assert difference(logits(model, factor), reference(stored, TOKENS, wrong(factor))) >= SHOWS
 
 
@@ -213,7 +213,7 @@ SCALED = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORI
 def test_a_file_with_scaling_keys_runs_unscaled_while_it_fits_and_by_its_own_factor_beyond(
     stored: dict[str, Array], tmp_path: Path
 ) -> None:
-    """Never scaled twice, and its attention factor is no more than a factor of the scaled run."""
+    """It is never scaled twice, and its attention factor multiplies only the scaled run."""
     path = gguf(stored, tmp_path, rope_scaling=SCALED)
     own = own_rope_scaling(read_header(path))
     assert own == RopeScaling(4.0, ORIGIN, Scaling.YARN)
@@ -229,18 +229,18 @@ def test_a_file_with_scaling_keys_runs_unscaled_while_it_fits_and_by_its_own_fac
 
 
 def sized(text: bytes) -> bytes:
-    """A string as GGUF has it: its length first."""
+    """A string in GGUF: its length, then its bytes."""
     return len(text).to_bytes(8, "little") + text
 
 
 def test_a_files_attention_factor_is_undone_without_scaling(stored: dict[str, Array], tmp_path: Path) -> None:
-    """The key that llama.cpp applies whatever the scaling; ours never writes it: it is renamed into place."""
+    """llama.cpp applies this key with any scaling. Ours never writes it, so another key is renamed to it."""
     path = gguf(stored, tmp_path, rope_scaling=SCALED)
     raw = path.read_bytes()
     written, read = b"qwen2.rope.scaling.yarn_attn_factor", b"qwen2.rope.scaling.attn_factor"
     name = str(read_header(path).scalar("general.name")).encode()
     assert raw.count(sized(written)) == raw.count(sized(name)) == 1
-    # The name makes up for the length, so that no tensor moves.
+    # The name compensates the length, so that no tensor moves.
     longer = name + b" " * (len(written) - len(read))
     path.write_bytes(raw.replace(sized(written), sized(read)).replace(sized(name), sized(longer)))
     with closing(load(path)) as model:

@@ -1,4 +1,4 @@
-"""Keys: docs/keys.md lists them as they are declared, and docs/extending.md says truly how to add one."""
+"""Keys: docs/keys.md lists them as they are declared, and the steps of docs/extending.md add one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_meaning_is_one_line_that_ends_without_a_stop() -> None:
 
 @pytest.fixture
 def extended(tmp_path: Path) -> Path:
-    """A copy of the program with the sampler key that docs/extending.md adds, as it adds it."""
+    """A copy of the program with the sampler key that docs/extending.md adds."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     section = text.partition("## A sampler key\n")[2].partition("\n## ")[0]
     declaration, step = re.findall(r"```python\n(.*?)```", section, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Profiles: which layer wins, what is refused, what ships, and what `qwq profiles` prints."""
+"""Profiles: their layers, refusals, the bundled ones, and `qwq profiles`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CHOICE_PROMPT = (
 
 @pytest.fixture
 def folders(tmp_path: Path) -> ProfileFolders:
-    """The profiles that ship, and an empty configuration directory."""
+    """The bundled profiles and an empty configuration directory."""
     return profile_folders(Directories(tmp_path / "config", tmp_path / "cache", tmp_path / "data"))
 
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> ProfileFolders:
-    """Bundled profiles of our own making, so that every layer can be seen to win."""
+    """Bundled profiles made for these tests, so that each layer can be seen to win."""
     made = ProfileFolders(own=tmp_path / "own", bundled=tmp_path / "bundled")
     for kind, name in ((ProfileKind.MODEL, "qwq-32b"), (ProfileKind.TASK, "chat")):
         made.files(kind, name)[1].parent.mkdir(parents=True)
@@ -174,14 +174,14 @@ def test_our_own_and_foreign_variables_give_no_notice(folders: ProfileFolders) -
     assert resolve("qwq-32b", "chat", folders, environ).notices == ()
 
 
-# What is refused
+# Refusals
 
 
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest(folders: ProfileFolders) -> None:
     path = write_own(folders, ProfileKind.TASK, "chat", "temprature = 1")
     message = refusal(folders)
     assert message.startswith(f'{path}: there is no key "temprature". Did you mean temperature?')
-    write_own(folders, ProfileKind.TASK, "chat", "temp = 1")  # more like system, letter by letter
+    write_own(folders, ProfileKind.TASK, "chat", "temp = 1")  # by its letters closer to system
     assert "Did you mean temperature?" in refusal(folders)
 
 
@@ -385,7 +385,7 @@ def test_sampler_settings_carry_every_value_of_the_profile(folders: ProfileFolde
     )
 
 
-# What ships
+# The bundled profiles
 
 
 @pytest.mark.parametrize("model", ["qwq-32b", "miniature"])
