@@ -8,7 +8,8 @@ as many rounds as it takes. The events say what came of each part, and what was 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 from qwq_local.backend.api import Backend, CountsTokens, Plans, ReplyRequest
@@ -92,6 +93,13 @@ class SplitPlan:
             passes += left
         return passes
 
+    @property
+    def event(self) -> SplitPlanned:
+        """The plan as an event."""
+        return SplitPlanned(
+            len(self.excerpts), self.passes, self.tokens, self.planned.prompt_tokens, self.overlap
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SplitPlanned:
@@ -124,8 +132,16 @@ def plan_split(backend: SplitBackend, request: SplitRequest, is_stopped: Callabl
         if not sources.text.strip():
             raise
     frame = backend.dry_run(_frame(request, sources))
-    shares = _shares(frame, backend.largest_context())
-    room = shares.part
+    n_ctx = backend.largest_context()
+    # Thinking and answer get half of the context at most.
+    kept = min(frame.thinking_budget + frame.answer_reserve, n_ctx // 2)
+    room = n_ctx - CLOSING - kept - frame.prompt_tokens - MARGIN
+    if room < LEAST_ROOM:
+        raise PromptTooLong(
+            f"question, system prompt, thinking and answer leave {max(0, room):,} of {n_ctx:,} tokens for "
+            "the text. Shorten the question, or allow a larger context."
+        )
+    least_thinking = (kept - frame.answer_reserve) * _SHRINKS
     while True:
         is_least = room * _SHRINKS < LEAST_ROOM
         try:
@@ -135,21 +151,11 @@ def plan_split(backend: SplitBackend, request: SplitRequest, is_stopped: Callabl
                 raise
         else:
             # Short memory would take from the thinking and from the layers on a GPU: take smaller parts.
-            thinks = plan.planned.thinking_budget >= shares.thinking * _SHRINKS
-            if is_least or (thinks and plan.planned.n_gpu_layers >= frame.n_gpu_layers):
+            planned = plan.planned
+            costs = planned.thinking_budget < least_thinking or planned.n_gpu_layers < frame.n_gpu_layers
+            if is_least or not costs:
                 return plan
         room = int(room * _SHRINKS)
-
-
-def split_planned(plan: SplitPlan) -> SplitPlanned:
-    """The plan as an event."""
-    return SplitPlanned(
-        parts=len(plan.excerpts),
-        passes=plan.passes,
-        tokens=plan.tokens,
-        part_tokens=plan.planned.prompt_tokens,
-        overlap_tokens=plan.overlap,
-    )
 
 
 def _frame(request: SplitRequest, sources: Sources) -> ReplyRequest:
@@ -158,26 +164,6 @@ def _frame(request: SplitRequest, sources: Sources) -> ReplyRequest:
     question = request.of_part(excerpt, 999_999, 999_999)
     joined = request.of_answers([Attachment("answer from parts 9,999 to 9,999 of 99,999", "-")], None)
     return max(question, joined, key=lambda each: len(each.messages[-1].content))
-
-
-@dataclass(frozen=True, slots=True)
-class _SplitShares:
-    """Tokens of the largest context: what a part may have, and what the thinking gets at least."""
-
-    part: int
-    thinking: int
-
-
-def _shares(frame: Planned, n_ctx: int) -> _SplitShares:
-    """What is left beside the question, the thinking and the answer; thinking and answer get half at most."""
-    kept = min(frame.thinking_budget + frame.answer_reserve, n_ctx // 2)
-    room = n_ctx - CLOSING - kept - frame.prompt_tokens - MARGIN
-    if room < LEAST_ROOM:
-        raise PromptTooLong(
-            f"question, system prompt, thinking and answer leave {max(0, room):,} of {n_ctx:,} tokens for "
-            "the text. Shorten the question, or allow a larger context."
-        )
-    return _SplitShares(room, max(0, kept - frame.answer_reserve))
 
 
 def _cut_to(
@@ -237,147 +223,124 @@ def answer_split(backend: SplitBackend, request: SplitRequest, plan: SplitPlan) 
 
 
 @dataclass(frozen=True, slots=True)
-class _PartQuestion:
-    """A question, and the first and the last part of the text that it is about."""
-
-    first: int
-    last: int
-    question: ReplyRequest
-
-
-@dataclass(frozen=True, slots=True)
 class _PartAnswer:
     """An answer, and the first and the last part of the text that it is from."""
 
     first: int
     last: int
+    n_parts: int
     text: str
 
+    @property
+    def attachment(self) -> Attachment:
+        parts = f"part {self.first}" if self.first == self.last else f"parts {self.first} to {self.last}"
+        return Attachment(f"answer from {parts} of {self.n_parts}", self.text)
 
+
+@dataclass(slots=True)
 class _Passes:
-    """One run over all parts."""
+    """One run over all parts. `spent` is what the `passes` so far took."""
 
-    def __init__(self, backend: SplitBackend, request: SplitRequest, plan: SplitPlan) -> None:
-        self._backend = backend
-        self._request = request
-        self._plan = plan
-        self._n_parts = len(plan.excerpts)
-        self._spent = TurnStats()
-        self._passes = 0
+    backend: SplitBackend
+    request: SplitRequest
+    plan: SplitPlan
+    spent: TurnStats = field(default_factory=TurnStats)
+    passes: int = 0
 
     def events(self) -> Iterator[SplitEvent]:
         """The events of the run."""
-        yield split_planned(self._plan)
+        yield self.plan.event
+        n_parts = len(self.plan.excerpts)
+        # The answer to each question is from the parts of its group.
+        groups = [[_PartAnswer(number, number, n_parts, "")] for number in range(1, n_parts + 1)]
         questions = [
-            _PartQuestion(number, number, self._request.of_part(excerpt, number, self._n_parts))
-            for number, excerpt in enumerate(self._plan.excerpts, 1)
+            self.request.of_part(excerpt, number, n_parts)
+            for number, excerpt in enumerate(self.plan.excerpts, 1)
         ]
-        round_number = 1
-        while True:
-            answers = yield from self._round(questions, round_number)
-            if answers is None:
+        for round_number in count(1):
+            texts = yield from self._round(questions, round_number)
+            if texts is None:
                 return
+            answers = [
+                _PartAnswer(group[0].first, group[-1].last, n_parts, text)
+                for group, text in zip(groups, texts, strict=True)
+                if text.strip()
+            ]
             groups = yield from self._groups(answers)
             if len(groups) == 1:
                 break
-            questions = [
-                _PartQuestion(
-                    group[0].first, group[-1].last, self._request.of_answers(self._shown(group), None)
-                )
-                for group in groups
-            ]
-            round_number += 1
+            questions = [self._joined(group, None) for group in groups]
         yield Joining(len(groups[0]))
-        yield from self._backend.reply(
-            self._request.of_answers(self._shown(groups[0]), self._request.constraint)
-        )
+        yield from self.backend.reply(self._joined(groups[0], self.request.constraint))
 
     def _round(
-        self, questions: Sequence[_PartQuestion], round_number: int
-    ) -> Generator[SplitEvent, None, list[_PartAnswer] | None]:
+        self, questions: Sequence[ReplyRequest], round_number: int
+    ) -> Generator[SplitEvent, None, list[str] | None]:
         """Ask each question; returns the answers, or None when the run is over."""
         answers = []
-        for number, part in enumerate(questions, 1):
+        for number, question in enumerate(questions, 1):
             yield PartStarted(round_number, number, len(questions), self._seconds_left())
-            finished = yield from self._pass(part.question)
-            yield PartDone(
-                round_number,
-                number,
-                len(questions),
-                finished.answer,
-                finished.thinking,
-                finished.reason,
-                finished.stats,
-            )
-            if finished.reason is FinishReason.INTERRUPTED:
-                yield Finished(FinishReason.INTERRUPTED, finished.stats, "", "")
+            finished = yield from self._pass(question)
+            answer, reason, stats = finished.answer, finished.reason, finished.stats
+            yield PartDone(round_number, number, len(questions), answer, finished.thinking, reason, stats)
+            if reason is FinishReason.INTERRUPTED:
+                yield Finished(reason, stats, "", "")
                 return None
             where = f"part {number} of {len(questions)}"
-            if finished.reason is not FinishReason.STOP and finished.answer.strip():
-                yield Notice(f"the answer to {where} was cut ({finished.reason}); it goes on as it is.")
-            if finished.answer.strip():
-                answers.append(_PartAnswer(part.first, part.last, finished.answer))
-            else:
-                yield Notice(f"{where} gave no answer ({finished.reason}); the others go on without it.")
-        if not answers:
-            yield Finished(FinishReason.NO_ANSWER, self._spent, "", "")
+            if not answer.strip():
+                yield Notice(f"{where} gave no answer ({reason}); the others go on without it.")
+            elif reason is not FinishReason.STOP:
+                yield Notice(f"the answer to {where} was cut ({reason}); it goes on as it is.")
+            answers.append(answer)
+        if not any(map(str.strip, answers)):
+            yield Finished(FinishReason.NO_ANSWER, self.spent, "", "")
             return None
         return answers
 
     def _pass(self, question: ReplyRequest) -> Generator[SplitEvent, None, Finished]:
         """The events of one turn but the last, which is returned."""
-        for event in self._backend.reply(question):
+        for event in self.backend.reply(question):
             if isinstance(event, Finished):
-                self._passes += 1
-                self._spent = summed(self._spent, event.stats)
+                self.passes += 1
+                self.spent = summed(self.spent, event.stats)
                 return event
             yield event
         raise AssertionError("a turn always ends with Finished")
 
     def _seconds_left(self) -> float | None:
         """What the passes that are left take if each takes as long as those so far; None before the first."""
-        if not self._passes:
+        if not self.passes:
             return None
-        left = max(1, self._plan.passes - self._passes)
-        return left * (self._spent.prefill_s + self._spent.decode_s) / self._passes
+        left = max(1, self.plan.passes - self.passes)
+        return left * (self.spent.prefill_s + self.spent.decode_s) / self.passes
 
     def _groups(self, answers: Sequence[_PartAnswer]) -> Generator[Notice, None, list[list[_PartAnswer]]]:
         """Groups of neighbouring answers that fit together. Any two fit, so each round has fewer answers."""
         groups: list[list[_PartAnswer]] = []
-        free = 0
+        free, most = 0, self.plan.room // 2
         for each in answers:
             size = self._size(each)
-            if size > self._plan.room // 2:
-                short = self._shortened(each)
+            if size > most:
+                bare = self._size(replace(each, text=""))
+                first, *_ = cut(each.text, max(1, most - bare - MARGIN // 2), 0, self.backend.count_tokens)
+                short = replace(each, text=each.text[: first.end])
                 yield Notice(
-                    f"the answer from {self._name(each)} has {size:,} tokens; its first "
-                    f"{len(short.text):,} of {len(each.text):,} characters go on, so that two fit together."
+                    f"the {each.attachment.name} has {size:,} tokens; its first {len(short.text):,} of "
+                    f"{len(each.text):,} characters go on, so that two fit together."
                 )
-                each, size = short, min(self._size(short), self._plan.room // 2)
+                each, size = short, min(self._size(short), most)
             if size > free:
                 groups.append([])
-                free = self._plan.room
+                free = self.plan.room
             groups[-1].append(each)
             free -= size
         return groups
 
-    def _shortened(self, answer: _PartAnswer) -> _PartAnswer:
-        bare = self._size(replace(answer, text=""))
-        room = max(1, self._plan.room // 2 - bare - MARGIN // 2)
-        first, *_ = cut(answer.text, room, 0, self._backend.count_tokens)
-        return replace(answer, text=answer.text[: first.end])
-
     def _size(self, answer: _PartAnswer) -> int:
-        (shown,) = self._shown([answer])
-        return self._backend.count_tokens(fence(shown) + "\n\n")
+        return self.backend.count_tokens(fence(answer.attachment) + "\n\n")
 
-    def _shown(self, answers: Sequence[_PartAnswer]) -> list[Attachment]:
-        return [Attachment(f"answer from {self._name(each)}", each.text) for each in answers]
-
-    def _name(self, answer: _PartAnswer) -> str:
-        if answer.first == answer.last:
-            return f"part {answer.first} of {self._n_parts}"
-        return f"parts {answer.first} to {answer.last} of {self._n_parts}"
+    def _joined(self, group: Sequence[_PartAnswer], constraint: AnswerConstraint | None) -> ReplyRequest:
+        return self.request.of_answers([each.attachment for each in group], constraint)
 
 
 def summed(first: TurnStats, second: TurnStats) -> TurnStats:

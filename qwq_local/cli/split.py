@@ -19,7 +19,6 @@ from qwq_local.backend.split import (
     SplitPlan,
     SplitRequest,
     answer_split,
-    split_planned,
     summed,
 )
 from qwq_local.cli.environment import Environment, ReplyInterrupt
@@ -69,7 +68,7 @@ class _SplitWriter(Protocol):
 
 def show_split_plan(plan: SplitPlan, output: SplitOutput) -> int:
     """Writes the passes and the plan for the largest part to stdout."""
-    event = split_planned(plan)
+    event = plan.event
     text = event_line(event) if output.jsonl else f"{plan_line(event)}\nThe largest part:\n"
     write_line(output.environment.stdout, text)
     write_plan(output.environment, plan.planned, jsonl=output.jsonl)

@@ -38,7 +38,6 @@ class Message:
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
-    name: str | None = None
 
     def __post_init__(self) -> None:
         _check_text(self.content, f"the content of a {self.role} message")
@@ -52,8 +51,6 @@ class Message:
                     f"The arguments of the call to {call.name!r} are a {kind}. Give an object, not JSON text."
                 )
             check_json(call.arguments, f"the arguments of {call.name!r}")
-        if self.name is not None:
-            _check_text(self.name, "the name of a message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +59,6 @@ class Attachment:
 
     name: str
     text: str
-
-
-def user_message(attachments: Sequence[Attachment], stdin_text: str, question: str) -> Message:
-    """The user's message: each file in a fence with its name, then standard input, then the question.
-
-    Raises UsageError when there is nothing to ask.
-    """
-    parts = [fence(attachment) for attachment in attachments]
-    parts += [text.rstrip("\n") for text in (stdin_text, question) if text.strip()]
-    if not parts:
-        raise UsageError(
-            "There is nothing to ask. Give a question, a file with -f, or text on standard input."
-        )
-    return Message(Role.USER, "\n\n".join(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +70,20 @@ class Framing:
     suffix: str = ""
 
     def messages(self, question: str, stdin_text: str = "") -> list[Message]:
-        """System and user message: files first, then standard input, the question and the suffix last.
+        """System and user message: files, standard input, the question, the suffix.
 
         Raises UsageError when there is nothing to ask.
         """
         asked = question.rstrip()
         if self.suffix and (asked or stdin_text.strip()):
             asked = f"{asked}\n{self.suffix}" if asked else self.suffix
-        message = user_message(self.attachments, stdin_text, asked)
+        parts = [fence(attachment) for attachment in self.attachments]
+        parts += [text.rstrip("\n") for text in (stdin_text, asked) if text.strip()]
+        if not parts:
+            raise UsageError(
+                "There is nothing to ask. Give a question, a file with -f, or text on standard input."
+            )
+        message = Message(Role.USER, "\n\n".join(parts))
         return [Message(Role.SYSTEM, self.system), message] if self.system else [message]
 
 
@@ -136,10 +125,11 @@ def split_reply(reply: str) -> SplitReply:
     n_fences = sum(mark.group(1) is not None for mark in marks)
     start, end, before = 0, 0, 0
     for mark in marks:
+        around = {reply[mark.start() - 1 : mark.start()], reply[mark.end() : mark.end() + 1]}
         if mark.group(1):
             before += 1
         # Thinking may end inside a fence: a fence that never closes after the tag does not hold it.
-        elif not ((before % 2 and (n_fences - before) % 2) or _is_quoted(reply, mark.start(), mark.end())):
+        elif not ((before % 2 and (n_fences - before) % 2) or around <= _QUOTES):
             start, end = mark.span()
     is_open = reply.lstrip().startswith(OPEN)
     if not end and not is_open:
@@ -153,10 +143,6 @@ def split_reply(reply: str) -> SplitReply:
 def answer_of(reply: str) -> str:
     """The reply without its thinking and without leading newlines."""
     return split_reply(reply).answer.lstrip("\n")
-
-
-def _is_quoted(text: str, start: int, end: int) -> bool:
-    return text[start - 1 : start] in _QUOTES and text[end : end + 1] in _QUOTES
 
 
 def check_conversation(messages: Sequence[Message]) -> None:

@@ -8,10 +8,9 @@ its accent, a joined emoji, a flag (Unicode's grapheme clusters, UAX #29). Cutti
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from wcwidth import grapheme_boundary_before
 
@@ -64,48 +63,34 @@ def cut(text: str, limit: int, overlap: int, measure: Measure) -> list[TextPart]
     return parts
 
 
-class _Scale:
-    """The size of the text up to any position, exact between blocks and interpolated inside them."""
-
-    def __init__(self, text: str, block: int, measure: Measure) -> None:
-        self._positions = [*range(0, len(text), block), len(text)]
-        self._sizes = [0.0]
-        for start, end in pairwise(self._positions):
-            self._sizes.append(self._sizes[-1] + measure(text[start:end]))
-
-    def size_at(self, position: int) -> float:
-        return _between(self._positions, self._sizes, position)
-
-    def position_at(self, size: float) -> int:
-        return int(_between(self._sizes, self._positions, size))
-
-
-def _between(xs: list[float] | list[int], ys: list[float] | list[int], x: float) -> float:
-    """The value at `x` of the line through the points; beyond its ends, the last value."""
-    right = bisect_right(xs, x)
-    if right == len(xs):
-        return ys[-1]
-    if right == 0:
-        return ys[0]
-    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-    return ys[right - 1] + share * (ys[right] - ys[right - 1])
-
-
 class _Cutter:
-    """One text being cut."""
+    """One text being cut.
+
+    `_sizes` are the sizes of the text up to some positions. Between these, they are interpolated.
+    """
 
     def __init__(self, text: str, limit: int, overlap: int, measure: Measure) -> None:
+        block = min(max(limit, _SMALLEST_BLOCK), _LARGEST_BLOCK)
         self._text = text
         self._limit = limit
         self._overlap = overlap
         self._measure = measure
-        self._scale = _Scale(text, min(max(limit, _SMALLEST_BLOCK), _LARGEST_BLOCK), measure)
+        self._positions = [*range(0, len(text), block), len(text)]
+        sizes = (measure(text[start:end]) for start, end in pairwise(self._positions))
+        self._sizes = list(accumulate(sizes, initial=0))
+
+    def _after(self, start: int, size: float) -> int:
+        """About where a text of this size ends that begins at `start`; it begins before it if negative."""
+        from numpy import interp
+
+        size_at_start = interp(start, self._positions, self._sizes)
+        return int(interp(size_at_start + size, self._sizes, self._positions))
 
     def part(self, start: int, covered: int) -> TextPart:
         """The part that begins at `start` and ends after `covered`; it gives up its overlap if it must."""
         target, slack = float(self._limit), _FIRST_SLACK
         while True:
-            reach = max(self._scale.position_at(self._scale.size_at(start) + target), covered + 1)
+            reach = max(self._after(start, target), covered + 1)
             end = len(self._text)
             if reach < end:
                 end = _last_border(self._text, max(covered, (start + reach) // 2), reach)
@@ -125,8 +110,7 @@ class _Cutter:
         """Where the next part begins: at a border, so that what is shared is at most the overlap."""
         if part.end == len(self._text) or not self._overlap:
             return part.end
-        low = self._scale.position_at(self._scale.size_at(part.end) - self._overlap)
-        low = max(low, (part.start + part.end) // 2 + 1)
+        low = max(self._after(part.end, -self._overlap), (part.start + part.end) // 2 + 1)
         while low < part.end:
             start = _first_border(self._text, low, (low + part.end) // 2)
             shared = self._measure(self._text[start : part.end])
@@ -183,46 +167,22 @@ class Sources:
 
     def excerpts(self, parts: Sequence[TextPart]) -> Iterator[Excerpt]:
         """What each part holds; parts are in order, and a part that holds only a name is left out."""
-        lines = _Lines(self.text)
-        first = 0
         for part in parts:
-            while first < len(self._sources) - 1 and self._sources[first].end <= part.start:
-                first += 1
-            if excerpt := self._excerpt(part, first, lines):
-                yield excerpt
-
-    def _excerpt(self, part: TextPart, first: int, lines: _Lines) -> Excerpt | None:
-        attachments: list[Attachment] = []
-        stdin_text = ""
-        for source in self._sources[first:]:
-            if source.start >= part.end:
-                break
-            start, end = max(part.start, source.start), min(part.end, source.end)
-            body = self.text[start:end]
-            if not source.name:
-                stdin_text = body
-            elif body.strip() and (start, end) == (source.start, source.end):
-                attachments.append(Attachment(source.name, body))
-            elif body.strip():
-                begins = lines.between(source.start, start) + 1
-                ends = begins + body.rstrip("\n").count("\n")
-                attachments.append(Attachment(_in_part(source.name, begins, ends), body))
-        return Excerpt(tuple(attachments), stdin_text) if attachments or stdin_text.strip() else None
-
-
-class _Lines:
-    """Counts lines from a place to one after it; linear while neither place goes back."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._from = self._to = self._count = 0
-
-    def between(self, start: int, end: int) -> int:
-        if start != self._from or end < self._to:
-            self._from, self._to, self._count = start, start, 0
-        self._count += self._text.count("\n", self._to, end)
-        self._to = end
-        return self._count
+            attachments: list[Attachment] = []
+            stdin_text = ""
+            for source in self._sources:
+                start, end = max(part.start, source.start), min(part.end, source.end)
+                body = self.text[start:end]
+                if not source.name:
+                    stdin_text = body
+                elif body.strip() and (start, end) == (source.start, source.end):
+                    attachments.append(Attachment(source.name, body))
+                elif body.strip():
+                    begins = self.text.count("\n", source.start, start) + 1
+                    ends = begins + body.rstrip("\n").count("\n")
+                    attachments.append(Attachment(_in_part(source.name, begins, ends), body))
+            if attachments or stdin_text.strip():
+                yield Excerpt(tuple(attachments), stdin_text)
 
 
 def _in_part(name: str, first: int, last: int) -> str:
@@ -239,7 +199,8 @@ def _last_border(text: str, low: int, high: int) -> int:
         for position in reversed(ends):
             if position > low and not is_inside(text, position):
                 return position
-    return _last_whole(text, low, high)
+    whole = range(high, max(low, high - _LONGEST_CHARACTER), -1)
+    return next((position for position in whole if not is_inside(text, position)), high)
 
 
 def _first_border(text: str, low: int, high: int) -> int:
@@ -259,11 +220,3 @@ def is_inside(text: str, at: int) -> bool:
         return text[at - 1 : at + 1] == "\r\n"
     start = max(0, at - _CONTEXT)
     return start + grapheme_boundary_before(text[start : at + 1], at + 1 - start) != at
-
-
-def _last_whole(text: str, low: int, high: int) -> int:
-    """The last end of a whole character that is not after `high`."""
-    for position in range(high, max(low, high - _LONGEST_CHARACTER), -1):
-        if not is_inside(text, position):
-            return position
-    return high

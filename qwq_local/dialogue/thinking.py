@@ -1,8 +1,7 @@
-"""Text in, thinking and answer out: where one ends and the other begins, whatever the cut.
+"""Splits the text of a reply into thinking and answer, however the text is cut into pieces.
 
-Pieces of the model's text come in, Thinking, Answer and Closed values go out. Knows no tokens, no template
-and no clock. QwQ's prompt ends with `<think>\\n`, so the text starts inside the thinking and only `</think>`
-arrives. The rules:
+QwQ's prompt ends with `<think>\\n`, so the text starts inside the thinking and only `</think>` arrives. The
+rules:
 
 - thinking: `<think>` is swallowed (a package whose prompt lacks it, or a model that says it twice), the
   first `</think>` closes; leading whitespace goes;
@@ -40,34 +39,22 @@ class Closed:
 Part = Thinking | Answer | Closed
 
 
+@dataclass(slots=True)
 class CodeTracker:
     """Whether the text read so far ends inside Markdown code: a fenced block or an inline span.
 
     One pass, a few words of memory. An inline span that never closes ends at the next blank line.
     """
 
-    __slots__ = (
-        "_blank",
-        "_closing",
-        "_fence",
-        "_fence_length",
-        "_on_opening_line",
-        "_run",
-        "_run_leads",
-        "_run_length",
-        "_ticks",
-    )
-
-    def __init__(self) -> None:
-        self._fence = ""  # the character that the block was opened with, and how often
-        self._fence_length = 0
-        self._on_opening_line = False
-        self._closing = False  # a closing fence came, and only blanks after it
-        self._ticks = 0  # length of the run that opened the inline span
-        self._blank = True  # nothing but whitespace on this line yet
-        self._run = ""  # the backtick or tilde being read, how often, whether first on its line
-        self._run_length = 0
-        self._run_leads = False
+    _fence: str = ""  # the character that the block was opened with, and how often
+    _fence_length: int = 0
+    _on_opening_line: bool = False
+    _closing: bool = False  # a closing fence came, and only blanks after it
+    _ticks: int = 0  # length of the run that opened the inline span
+    _blank: bool = True  # nothing but whitespace on this line yet
+    _run: str = ""  # the backtick or tilde being read, how often, whether first on its line
+    _run_length: int = 0
+    _run_leads: bool = False
 
     def inside(self) -> bool:
         """Whether anything but a further backtick or tilde would be code here."""
@@ -123,22 +110,16 @@ class ThinkingParser:
     """Splits a reply that arrives in pieces into thinking and answer.
 
     Parts of one kind, joined, and the places of the Closed markers are the same for every way of cutting
-    the same text. At most seven characters are held back, so the work is linear.
+    the same text. At most seven characters are held back, so the work is linear. `state` is THINKING until
+    `</think>` came; still THINKING after `flush` when it never did.
     """
 
-    __slots__ = ("_at_start", "_code", "_held", "_open_tags", "_state")
-
     def __init__(self, state: ThinkingState = ThinkingState.THINKING) -> None:
-        self._state = state
+        self.state = state
         self._at_start = True  # nothing visible yet in this part
         self._held = ""  # what may be the beginning of a tag
         self._code = CodeTracker()
         self._open_tags = 0  # `<think>` written as text in the answer
-
-    @property
-    def state(self) -> ThinkingState:
-        """THINKING until `</think>` came; still THINKING after `flush` when it never did."""
-        return self._state
 
     @property
     def is_holding(self) -> bool:
@@ -175,26 +156,22 @@ class ThinkingParser:
         if not text:
             return
         self._at_start = False
-        if self._state is ThinkingState.THINKING:
+        if self.state is ThinkingState.THINKING:
             parts.append(Thinking(text))
         else:
             self._code.feed(text)
             parts.append(Answer(text))
 
     def _take_tag(self, tag: str, parts: list[Part]) -> None:
-        if self._state is ThinkingState.THINKING:
+        if self.state is ThinkingState.THINKING:
             if tag == CLOSE:
-                self._enter(ThinkingState.ANSWER)
+                self.state, self._at_start = ThinkingState.ANSWER, True
                 parts.append(Closed())
         elif self._at_start:
             if tag == OPEN:
-                self._enter(ThinkingState.THINKING)
+                self.state, self._at_start = ThinkingState.THINKING, True
         elif self._stays(tag):
             self._take_text(tag, parts)
-
-    def _enter(self, state: ThinkingState) -> None:
-        self._state = state
-        self._at_start = True
 
     def _stays(self, tag: str) -> bool:
         """Whether a tag inside the answer is text: quoted in code, or one of an explained pair."""

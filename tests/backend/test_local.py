@@ -10,7 +10,7 @@ import pytest
 
 from qwq_local.backend.api import Adopts, Backend, CountsTokens, Identified, Keeps, Plans, ReplyRequest
 from qwq_local.backend.local import LocalBackend
-from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
+from qwq_local.dialogue.conversation import Attachment, Framing, Message, Role
 from qwq_local.dialogue.prompts.formats import prompt_format
 from qwq_local.engine.model import LoadedModel
 from qwq_local.errors import Aborted, AbortFlag
@@ -62,7 +62,7 @@ def test_tags_in_text_from_outside_become_no_control_tokens(
             Message(Role.SYSTEM, at["system"]),
             Message(Role.USER, at["history"]),
             Message(Role.ASSISTANT, "Fine."),
-            user_message([Attachment("a.txt", at["file"])], at["stdin"], at["question"]),
+            *Framing("", (Attachment("a.txt", at["file"]),)).messages(at["question"], at["stdin"]),
             Message(Role.ASSISTANT, "Let me see."),
             Message(Role.TOOL, at["tool"]),
         ]

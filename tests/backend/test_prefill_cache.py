@@ -18,7 +18,7 @@ import pytest
 from qwq_local.backend.api import ReplyRequest
 from qwq_local.backend.local import LocalBackend
 from qwq_local.backend.prefill_cache import PrefillCache
-from qwq_local.dialogue.conversation import Attachment, Message, Role, user_message
+from qwq_local.dialogue.conversation import Attachment, Framing, Message, Role
 from qwq_local.engine.kv_entry import Entry
 from qwq_local.engine.kv_store import kv_folder
 from qwq_local.errors import Aborted, AbortFlag, QwqError
@@ -190,7 +190,7 @@ def replied(backend: LocalBackend, *messages: Message) -> tuple[int, Finished]:
 
 
 def with_book(question: str) -> Message:
-    return user_message([Attachment("book.txt", BOOK)], "", question)
+    return Framing("", (Attachment("book.txt", BOOK),)).messages(question)[0]
 
 
 def test_ten_questions_cost_one_prefill(backends: Callable[[], LocalBackend], cache: Path) -> None:

@@ -37,7 +37,7 @@ def prompt(*contents):
     form = prompt_format(TEMPLATE, Letters.special_tokens, "Llama 3")
     variables = [{"role": str(each.role), "content": each.content} for each in messages]
     rendered = jinja2.Template(TEMPLATE).render(messages=variables, bos_token="<|begin_of_text|>")
-    return form.encode(messages, Letters()), rendered
+    return form.encode(messages, Letters(), opens_thinking=False), rendered
 
 plain, rendered = prompt("Be brief.", " One? ", "Yes.", "Two?")
 assert plain.text == rendered, (plain.text, rendered)

@@ -8,6 +8,7 @@ import pytest
 
 from qwq_local.dialogue.conversation import (
     Attachment,
+    Framing,
     Message,
     Role,
     SplitReply,
@@ -15,7 +16,6 @@ from qwq_local.dialogue.conversation import (
     check_conversation,
     check_json,
     split_reply,
-    user_message,
 )
 from qwq_local.errors import UsageError
 from qwq_local.events import ToolCall
@@ -60,12 +60,13 @@ def test_a_reply_is_split_at_its_thinking(reply: str, thinking: str | None, answ
 
 
 def test_files_come_first_and_the_question_last() -> None:
-    message = user_message([Attachment("a.txt", "one"), Attachment("b.md", "two\n")], "piped\n", "Which?\n")
+    files = (Attachment("a.txt", "one"), Attachment("b.md", "two\n"))
+    (message,) = Framing("", files).messages("Which?\n", "piped\n")
     assert message == Message(Role.USER, "```a.txt\none\n```\n\n```b.md\ntwo\n```\n\npiped\n\nWhich?")
 
 
 def test_a_fence_is_longer_than_any_run_of_backticks_in_the_file() -> None:
-    content = user_message([Attachment("a.md", "```\ncode\n`````\n")], "", "").content
+    content = Framing("", (Attachment("a.md", "```\ncode\n`````\n"),)).messages("")[0].content
     assert content == "``````a.md\n```\ncode\n`````\n``````"
 
 
@@ -80,13 +81,13 @@ def test_a_fence_is_longer_than_any_run_of_backticks_in_the_file() -> None:
     ],
 )
 def test_a_file_name_stays_on_its_line(name: str, shown: str) -> None:
-    first = user_message([Attachment(name, "t")], "", "q").content.split("\n")[0]
+    first = Framing("", (Attachment(name, "t"),)).messages("q")[0].content.split("\n")[0]
     assert first == "```" + shown
 
 
 def test_an_empty_question_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="nothing to ask"):
-        user_message([], " \n", "")
+        Framing("").messages("", " \n")
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1}', ["a"], None, {"a": object()}, {1: 2}, {"a": "\ud800"}])

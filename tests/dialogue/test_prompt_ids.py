@@ -189,10 +189,14 @@ def test_prompts_have_the_ids_of_the_published_template(model: str) -> None:
         expected = expected_ids(text, vocabulary().encode_text, vocabulary().special_tokens)
         if not any(character in SPELLINGS for character in text):
             assert vocabulary().whole.encode(text).ids == expected
-        prompt = format_.encode(list(map(spelled_message, messages)), vocabulary(), spelled_tools(tools))
+        prompt = format_.encode(
+            list(map(spelled_message, messages)),
+            vocabulary(),
+            spelled_tools(tools),
+            opens_thinking=text.endswith("<think>\n"),
+        )
         assert prompt.text == spelled(text)
         assert list(prompt.tokens) == expected
-        assert prompt.opens_thinking == text.endswith("<think>\n")
 
 
 def with_tags_as_text(content: str) -> str:

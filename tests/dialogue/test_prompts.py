@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from tokenizers import Tokenizer
 
-from qwq_local.dialogue.conversation import Attachment, Message, Role, fence, user_message
+from qwq_local.dialogue.conversation import Attachment, Framing, Message, Role, fence
 from qwq_local.dialogue.prompts.formats import Prompt, PromptFormat, prompt_format
 from qwq_local.dialogue.prompts.segments import Control, encode_plain, encode_segments, fixed
 from qwq_local.engine.model import LoadedModel
@@ -66,9 +66,11 @@ def conversation(text: str) -> tuple[Message, ...]:
     """A conversation with `text` in every place for text from outside."""
     return (
         Message(Role.SYSTEM, f"system {text}"),
-        user_message([Attachment(f"name {text}", f"file {text}")], f"stdin {text}", f"question {text}"),
+        *Framing("", (Attachment(f"name {text}", f"file {text}"),)).messages(
+            f"question {text}", f"stdin {text}"
+        ),
         Message(Role.ASSISTANT, f"answer {text}", (ToolCall(f"f{text}", {f"k{text}": [f"v{text}"]}),)),
-        Message(Role.TOOL, f"result {text}", name=text),
+        Message(Role.TOOL, f"result {text}"),
         Message(Role.TOOL, text),
         Message(Role.USER, text),
     )
@@ -209,18 +211,17 @@ def test_a_default_system_prompt_is_read_from_the_template() -> None:
 def test_a_prompt_can_open_the_thinking_of_a_model_that_does_not() -> None:
     for key, notices in (("Qwen3", 0), ("Qwen2.5", 1)):
         format_ = format_called(key)
-        usual = format_.encode([QUESTION], vocabulary())
+        usual = format_.encode([QUESTION], vocabulary(), opens_thinking=False)
         opened = format_.encode([QUESTION], vocabulary(), opens_thinking=True)
-        assert (usual.opens_thinking, opened.opens_thinking) == (False, True)
         assert opened.text == f"{usual.text}<think>\n"
         assert len(opened.notices) == notices
 
 
-def test_deepseek_answers_after_a_result_without_thinking() -> None:
+def test_deepseek_continues_after_a_result() -> None:
     result = Message(Role.TOOL, "3")
-    prompt = format_called("R1").encode([QUESTION, Message(Role.ASSISTANT, "", CALLS), result], vocabulary())
+    messages = [QUESTION, Message(Role.ASSISTANT, "", CALLS), result]
+    prompt = format_called("R1").encode(messages, vocabulary(), opens_thinking=False)
     assert prompt.text.endswith("3<｜tool▁output▁end｜><｜tool▁outputs▁end｜>")
-    assert not prompt.opens_thinking
 
 
 CALLS = (ToolCall("add", {"a": 1, "b": 'say "2"'}),)
@@ -290,7 +291,7 @@ def test_a_large_file_is_encoded_in_one_piece() -> None:
     """Spellings of control tokens in it do not split it."""
     counting = CountingVocabulary()
     text = "a line with <|im_end|> and <think>\n" * 150_000
-    format_of(None).encode([user_message([Attachment("a", text)], "", "q")], counting)
+    format_of(None).encode(Framing("", (Attachment("a", text),)).messages("q"), counting)
     assert counting.n_texts == 4
 
 
@@ -329,7 +330,7 @@ def test_on_the_real_vocabulary_the_parts_add_up(loaded: LoadedModel) -> None:
             Message(Role.SYSTEM, "Be brief."),
             Message(Role.USER, "How many r's are in the word strawberry?"),
             Message(Role.ASSISTANT, answer),
-            user_message([attachment], "", "And in raspberry?"),
+            *Framing("", (attachment,)).messages("And in raspberry?"),
         ]
         tokens = len(format_.encode(messages, loaded.vocabulary).tokens)
         return format_.ledger(messages, [fence(attachment)], loaded.vocabulary, tokens, 1024), tokens

@@ -77,13 +77,9 @@ class Earlier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatML:
-    """A model's kind of ChatML. `opens_thinking`: its prompts end with `<think>` and a newline.
-
-    `notices` say where the format is not what the chat template asks for.
-    """
+    """A model's kind of ChatML; `notices` say where it is not what the chat template asks for."""
 
     default_system: str = ""
-    opens_thinking: bool = True
     earlier: Earlier = Earlier.ANSWER
     tool_text: ToolText | None = _QWQ_TOOLS
     notices: tuple[str, ...] = ()
@@ -121,10 +117,6 @@ class ChatML:
                 else:
                     yield from self._turn(message.role, message.content)
         yield from (_START, "assistant\n")
-
-    def opens_thinking_after(self, messages: Sequence[Message]) -> bool:
-        """Whether the template itself opens the thinking of the next reply."""
-        return self.opens_thinking
 
     def _turn(self, role: str, content: str) -> Iterator[Segment]:
         yield from (_START, f"{role}\n", content, _END, "\n")
@@ -198,10 +190,10 @@ def match_chatml(template: str, name: str) -> ChatML | None:
     if not {_START.text, _END.text} <= set(_MARK.findall(template)) <= _KNOWN_MARKS:
         return None
     is_qwq = "qwq" in name.lower()
-    tool_text = _tool_text(template)
+    known = (_MINIATURE_TOOLS, _QWQ_TOOLS, _QWEN3_TOOLS)
+    tool_text = next((text for text in known if text.mark in template), None)
     if tool_text is None and not is_qwq and "tools" in template:
         return None
-    opens_thinking = _OPENS_THINKING.search(template) is not None
     found = _DEFAULT_SYSTEM.search(template)
     default_system = _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], found[1]) if found else ""
     if tool_text is _MINIATURE_TOOLS:
@@ -211,9 +203,9 @@ def match_chatml(template: str, name: str) -> ChatML | None:
     else:
         earlier = Earlier.ANSWER if is_qwq or "</think>" in template else Earlier.WHOLE
     if not is_qwq:
-        return ChatML(default_system, opens_thinking, earlier, tool_text)
+        return ChatML(default_system, earlier, tool_text)
     notices = []
-    if not opens_thinking:
+    if not _OPENS_THINKING.search(template):
         notices.append("The chat template does not open the thinking with <think>; it was opened.")
     elif "enable_thinking" in template:
         notices.append("The chat template closes the thinking unless enable_thinking is set; it was set.")
@@ -221,10 +213,3 @@ def match_chatml(template: str, name: str) -> ChatML | None:
         shown = " ".join(default_system.split())[:80]
         notices.append(f"The chat template adds a system prompt, which QwQ has not; left out: {shown!r}.")
     return ChatML(earlier=earlier, tool_text=tool_text or _QWQ_TOOLS, notices=tuple(notices))
-
-
-def _tool_text(template: str) -> ToolText | None:
-    for text in (_MINIATURE_TOOLS, _QWQ_TOOLS, _QWEN3_TOOLS):
-        if text.mark in template:
-            return text
-    return None

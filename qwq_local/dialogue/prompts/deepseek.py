@@ -31,9 +31,8 @@ _STATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DeepSeek:
-    """DeepSeek-R1's format. `opens_thinking`: its prompts end with `<think>` and a newline."""
+    """DeepSeek-R1's format."""
 
-    opens_thinking: bool = True
     thinks: bool = True
     keeps_thinking: bool = False
     takes_tools: bool = False
@@ -63,10 +62,6 @@ class DeepSeek:
                     follows_output = False
         yield _OUTPUTS_END if follows_output else _ASSISTANT
 
-    def opens_thinking_after(self, messages: Sequence[Message]) -> bool:
-        """Whether the template itself opens the thinking of the next reply: not after a tool result."""
-        return self.opens_thinking and messages[-1].role is not Role.TOOL
-
 
 def _calls(message: Message, *, is_first: bool) -> Iterator[Segment]:
     for call in message.tool_calls:
@@ -92,6 +87,4 @@ def _reply(content: str, *, follows_output: bool) -> Iterator[Segment]:
 
 def match_deepseek(template: str) -> DeepSeek | None:
     """The format if a chat template is DeepSeek-R1's, else None."""
-    if not (_USER_TURN.search(template) and _STATE.search(template)):
-        return None
-    return DeepSeek(opens_thinking=f"{_ASSISTANT.text}{OPEN}" in template)
+    return DeepSeek() if _USER_TURN.search(template) and _STATE.search(template) else None

@@ -50,21 +50,14 @@ class PromptForm(Protocol):
     def segments(self, messages: Sequence[Message], tools: Tools) -> Iterator[Segment]:
         """The prompt, up to the opening of the assistant's turn."""
 
-    def opens_thinking_after(self, messages: Sequence[Message]) -> bool:
-        """Whether the template itself opens the thinking of the next reply."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as token ids and as text. `opens_thinking`: it ends inside the thinking of the reply.
-
-    `notices` are the differences to the model's chat template, one line each.
-    """
+    """A prompt as token ids and as text; `notices` are the differences to the model's chat template."""
 
     tokens: tuple[int, ...]
     notices: tuple[str, ...] = ()
     text: str = ""
-    opens_thinking: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +72,11 @@ class PromptFormat:
         vocabulary: Vocabulary,
         tools: Tools = (),
         *,
-        opens_thinking: bool | None = None,
+        opens_thinking: bool = True,
     ) -> Prompt:
-        """The prompt for the next reply.
+        """The prompt for the next reply, which may open its thinking.
 
-        It opens the thinking if the model's template does, or as `opens_thinking` says. Raises UsageError
-        for messages or tools that make no conversation.
+        Raises UsageError for messages or tools that make no conversation.
         """
         check_conversation(messages)
         for tool in tools:
@@ -94,15 +86,13 @@ class PromptFormat:
         notices = list(self.form.notices)
         if tools and not self.form.takes_tools:
             notices.append("The model's prompt format has no place for tool definitions; they are left out.")
-        if opens_thinking is None:
-            opens_thinking = self.form.opens_thinking_after(messages)
-        elif opens_thinking and not self.form.thinks:
+        if opens_thinking and not self.form.thinks:
             notices.append("The chat template does not open the thinking with <think>; it was opened.")
         segments = list(self.form.segments(messages, tools))
         if opens_thinking:
             segments += [Control(OPEN), "\n"]
         text = "".join(segment if isinstance(segment, str) else segment.text for segment in segments)
-        return Prompt(tuple(encode_segments(segments, vocabulary)), tuple(notices), text, opens_thinking)
+        return Prompt(tuple(encode_segments(segments, vocabulary)), tuple(notices), text)
 
     def ledger(
         self,

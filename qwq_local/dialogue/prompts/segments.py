@@ -69,10 +69,4 @@ def encode_plain(text: str, vocabulary: Vocabulary) -> list[int]:
 
 def json_text(value: object) -> str:
     """JSON as the tojson filter of transformers writes it."""
-    return json.dumps(value, ensure_ascii=False, default=_as_dict)
-
-
-def _as_dict(value: object) -> dict[str, object]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a {type(value).__name__} is not JSON")
+    return json.dumps(value, ensure_ascii=False, default=dict)  # other mappings are objects too
