@@ -30,7 +30,7 @@ class EchoingBackend(QueuedBackend):
 
 
 def waiting(backend: QueuedBackend, _question: ReplyRequest) -> Iterator[Event]:
-    """A thought that goes on until it is stopped."""
+    """A thought that lasts until it is stopped."""
     yield Thinking("Waiting.")
     backend.stopped.wait()
     yield Finished(FinishReason.INTERRUPTED, TurnStats(), "Waiting.", "")

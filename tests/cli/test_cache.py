@@ -31,7 +31,7 @@ DAY_S = 86_400
 
 
 def an_entry(folder: KvFolder, n_tokens: int, unused_s: float, key: StateKey = KEY, label: str = "") -> Path:
-    """An entry whose state is nothing but its tokens."""
+    """An entry whose state is only its tokens."""
     tokens = packed(range(n_tokens))
     content = struct.pack("<III", 0x67677371, 3, n_tokens) + tokens
     with folder.new_file() as path:

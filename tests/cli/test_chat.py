@@ -50,7 +50,7 @@ def test_a_conversation_is_kept_and_continued(tmp_path: Path) -> None:
     ran = chat(tmp_path, "and in raspberry?\n", "--resume", "berries")
     assert ran.status == 0, ran.stderr
     assert "raspberry" in ran.stdout
-    assert r"\boxed{3}" in ran.stderr  # what was said before is shown, but not as an answer of now
+    assert r"\boxed{3}" in ran.stderr  # earlier turns are shown, but not as answers
     listed = qwq(tmp_path, "history", "--json")
     [conversation] = json.loads(listed.stdout)
     assert (conversation["name"], conversation["n_turns"]) == ("berries", 2)

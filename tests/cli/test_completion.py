@@ -12,7 +12,7 @@ from tests.command import qwq
 
 
 def completed(cache: Path, line: str) -> list[str]:
-    """What bash gets for the last word of the line."""
+    """The completions that bash gets for the last word of the line."""
     at = str(line.count(" "))
     ran = qwq(cache, HOME=str(cache), _QWQ_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=at)
     assert ran.stderr == ""

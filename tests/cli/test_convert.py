@@ -38,7 +38,7 @@ from tests.command import (
 from tests.terminal.fake_terminal import Clock
 from tests.terminal.fake_terminal import Terminal as FakeTerminal
 
-# About two seconds of work for one thread: there is something to interrupt.
+# About two seconds of work for one thread, enough to interrupt.
 SLOW = CheckpointSpec(hidden_size=512, intermediate_size=6144)
 USAGE, FAILED = ExitStatus.USAGE, ExitStatus.FAILED
 MADE = re.compile(r"(?P<path>\S+): (?P<size>[\d.,]+ \S+), whole and checked\.")
@@ -81,7 +81,7 @@ def left_behind(directory: Path) -> list[str]:
 
 
 def test_in_a_pipe_one_line_on_stderr_names_the_result(folder: Path, tmp_path: Path) -> None:
-    """The file is named after the source and the type, and lies where one is."""
+    """The file is named after the source and the type, in the current folder."""
     ran = run_process(tmp_path, str(folder), "q8_0")
     assert (ran.status, ran.stdout) == (0, "")
     assert ran.stderr == "model-Q8_0.gguf: 0.11 MiB, whole and checked.\n"
@@ -190,7 +190,7 @@ def test_help_names_every_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
 def test_a_line_shows_tensor_bar_rate_and_time_left(columns: int, rows: int) -> None:
-    """It fits the window, is drawn over itself, and is replaced by the result."""
+    """The line fits the window, is redrawn in place, and is replaced by the result."""
     clock, terminal = Clock(), FakeTerminal(columns, rows)
     screen = ConvertScreen(terminal.output(), clock)
     screen.show(ConversionPlanned(27, 10**9, ()))
@@ -225,7 +225,7 @@ def test_after_ctrl_c_the_same_command_continues(folder: Path, tmp_path: Path) -
 
 
 def test_ctrl_c_in_a_terminal_ends_with_130(slow: Path, tmp_path: Path) -> None:
-    """Whatever it is at: it says what is kept, or nothing where nothing is."""
+    """At any moment; it says what is kept, if anything is."""
     arguments = [str(slow), "IQ4_XS", "-o", "out.gguf", "--threads", "1", "--jsonl"]
     with on_terminal(arguments, tmp_path, columns=400) as terminal:
         terminal.read_until(lambda text: '"planned"' in text)
@@ -257,7 +257,7 @@ def test_another_option_starts_over_and_says_so(folder: Path, tmp_path: Path) ->
 
 
 def test_a_weight_that_is_not_a_number_is_one_line_with_its_position(tmp_path: Path) -> None:
-    """Nothing of what libggml prints by itself gets through, neither then nor when it is allowed."""
+    """Output of libggml itself never gets through, neither then nor when it is allowed."""
     spec = CheckpointSpec(n_layers=1)
     folder = write_checkpoint(tmp_path / "model", spec)
     values = weights(spec)

@@ -1,4 +1,4 @@
-"""`qwq plan` and `--dry-run` as a stranger runs them: on a terminal, in a pipe, as JSON."""
+"""`qwq plan` and `--dry-run`: on a terminal, in a pipe, as JSON."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_unknown_model_and_an_unknown_machine_are_refused(cache: Path, tmp_pa
 
 
 def test_a_dry_run_is_the_plan_of_the_run_itself(cache: Path) -> None:
-    """The same event as the real run's, but for what another moment finds free."""
+    """The same event as the real run's, except for the free memory."""
     question = ("ask", "-m", "miniature", "--seed", "5", "--jsonl", "--set", "max_tokens=1", "what is this?")
     [dry] = objects(qwq_here(cache, *question, "--dry-run"))
     real = next(e for e in map(json.loads, qwq_here(cache, *question).stdout.splitlines()) if "n_ctx" in e)
@@ -136,7 +136,7 @@ def test_a_terminal_gets_colour_and_no_line_wider_than_it(cache: Path, size: tup
 
 
 def qwq_lines(cache: Path, size: tuple[int, int]) -> list[str]:
-    """The same without colour: no meaning is in a colour alone."""
+    """The same lines without colour: colour alone carries no meaning."""
     with Terminal(CARD, environment(cache, NO_COLOR="1"), *size) as terminal:
         assert terminal.read_to_end() == 0
         assert b"\x1b[3" not in terminal.raw

@@ -112,7 +112,7 @@ def test_the_lines_of_json_have_every_parts_answer(cache: Path, story: Path) -> 
 
 
 def test_schema_trace_and_figures(cache: Path, story: Path, tmp_path: Path) -> None:
-    """The schema is for the last answer; the trace has every pass's thinking; the figures are all passes'."""
+    """The schema is for the last answer; the trace has all passes' thinking; the figures count them all."""
     schema, trace = tmp_path / "schema.json", tmp_path / "trace.txt"
     schema.write_text('{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}')
     ran = split(
@@ -124,7 +124,7 @@ def test_schema_trace_and_figures(cache: Path, story: Path, tmp_path: Path) -> N
     heads = re.findall(r"--- (.*) ---\nI count e", trace.read_text())
     assert heads[0].startswith("part 1 of ")
     assert heads[-1] == "the last pass"
-    assert ran.stderr.count("There are 2 e's") == len(heads) - 1  # shown, since thinking is
+    assert ran.stderr.count("There are 2 e's") == len(heads) - 1  # shown, because thinking is
     figures, ledger = ran.stderr.splitlines()[-2:]
     assert figures.startswith(f"{len(heads)} passes: prompt ")
     assert ledger.startswith("last pass: context ")

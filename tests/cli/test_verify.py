@@ -1,4 +1,4 @@
-"""`qwq verify`: what it prints, where, and the status it ends with."""
+"""`qwq verify`: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def verify(cache: Path) -> Callable[..., Ran]:
 
 
 def refused(ran: Ran) -> str:
-    """The one line on stderr that a command failed with, and nothing but it."""
+    """The only line on stderr of a failed command."""
     assert ran.status == 1, ran
     assert ran.stdout == ""
     assert ran.stderr.count("\n") == 1
@@ -80,7 +80,7 @@ def test_with_its_source_a_table_shows_the_error_of_each_type(
 
 
 def test_a_damaged_block_is_one_line_and_status_1(cache: Path, file: Path) -> None:
-    """What libggml prints about it to the stderr of the process is kept off the screen."""
+    """The output of libggml on the process's stderr does not reach the screen."""
     header = read_header(file)
     tensor = next(tensor for tensor in header.tensors if tensor.name == "blk.1.ffn_up.weight")
     content = bytearray(file.read_bytes())
@@ -136,7 +136,7 @@ def test_a_missing_key_that_llama_cpp_needs_is_named(
 def test_an_extra_tensor_is_refused_as_llama_cpp_refuses_it(
     verify: Callable[..., Ran], file: Path, whole: bytes
 ) -> None:
-    """A model of two layers that says it has one."""
+    """A model of two layers whose header says one."""
     key = b"qwen2.block_count" + struct.pack("<I", 4)
     at = whole.index(key) + len(key)
     file.write_bytes(whole[:at] + struct.pack("<I", 1) + whole[at + 4 :])
@@ -163,7 +163,7 @@ def test_a_missing_optional_key_is_a_notice(verify: Callable[..., Ran], file: Pa
 def test_weights_of_another_model_are_status_1_after_the_table(
     verify: Callable[..., Ran], file: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The same shapes and the same tokenizer, other numbers in one tensor of the source."""
+    """The same shapes and tokenizer, but other numbers in one tensor of the source."""
     other = tmp_path / "other"
     other.mkdir()
     for path in checkpoint.iterdir():
@@ -209,7 +209,7 @@ def test_another_tokenizer_is_status_1_with_the_first_text_that_differs(
 def test_without_the_tokenizers_library_the_rest_is_checked(
     cache: Path, file: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A module of that name that cannot be imported hides the installed one."""
+    """A module of that name that fails to import hides the installed one."""
     (tmp_path / "tokenizers.py").write_text("raise ImportError('not here')\n")
     path = f"{tmp_path}:{ROOT}:{ROOT / 'convert'}"
     ran = qwq(cache, "verify", str(file), str(checkpoint), PYTHONPATH=path)

@@ -1,4 +1,4 @@
-"""A history of another version, a damaged one, one that may not be read: nothing in it is ever lost."""
+"""A history of another version, damaged or without permissions: nothing in it is ever lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwq_local.history.schema import APPLICATION_ID, MIGRATIONS, VERSION, Schema
 from qwq_local.history.turns import Owner
 from tests.history.programs import started, turn_events
 
-# As version 1 was, with a conversation of two turns.
+# Version 1, with a conversation of two turns.
 VERSION_1 = """
 CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL DEFAULT '',
     created_at REAL NOT NULL, changed_at REAL NOT NULL, model TEXT NOT NULL, profile TEXT NOT NULL,
@@ -60,7 +60,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def filled(path: Path, n_turns: int = 3) -> int:
-    """A history with a conversation; its id."""
+    """Make a history with a conversation; returns its id."""
     with Archive.open(path) as archive:
         conversation = archive.begin("miniature", "default", "", "Kept")
         parent = None
@@ -207,7 +207,7 @@ def test_a_second_damage_in_the_same_second_gets_a_name_of_its_own(path: Path) -
 
 
 def test_any_damage_is_either_harmless_or_found(path: Path, tmp_path: Path) -> None:
-    """Bytes are overwritten at places by chance: what opens can be read, and what does not is kept."""
+    """Bytes are overwritten at random: a history that opens can be read, one that does not is kept."""
     filled(path)
     sound = path.read_bytes()
     chance = random.Random(7)
@@ -221,7 +221,7 @@ def test_any_damage_is_either_harmless_or_found(path: Path, tmp_path: Path) -> N
         copy.write_bytes(content)
         try:
             archive = Archive.open(copy)
-        except HistoryError:  # by its header it is another program's, or a newer version's
+        except HistoryError:  # its header is that of another program or of a newer version
             assert copy.read_bytes() == content
             continue
         with archive:

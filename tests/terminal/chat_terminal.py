@@ -1,4 +1,4 @@
-"""A terminal with the real `qwq chat` in it and the miniature as its model, and the checks of its screen."""
+"""A terminal with the real `qwq chat` and the miniature in it, and checks of its screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CERTAIN = ("--seed", "1", "--set", "temperature=0")
 
 
 def bare(text: str) -> str:
-    """The text without white space: the same however it was broken into rows."""
+    """The text without white space, so that line breaks do not matter."""
     return "".join(text.split())
 
 
@@ -51,14 +51,14 @@ class Terminal(Chat):
 
     @property
     def above(self) -> str:
-        """What stands above the input line, scrollback included, its rows joined to one."""
+        """The text above the input line, scrollback included, its rows joined."""
         rows = self.text.split("\n")
         ends = [y for y, row in enumerate(rows) if row.startswith(("❯", "steer ❯"))]
         return " ".join(" ".join(rows[: ends[-1] if ends else len(rows)]).split())
 
     @property
     def said(self) -> str:
-        """What came after the last entry, its rows joined to one."""
+        """The text after the last entry, its rows joined."""
         return self.above.rpartition("❯ ")[2]
 
     @property
@@ -68,7 +68,7 @@ class Terminal(Chat):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the screen is as it has to be while the chat waits for input.
+        """Whether the screen is right while the chat waits for input.
 
         One empty input line with the cursor in it, a status line below it that fits, and nothing left
         anywhere of earlier ones, nor of live rows; no row was ever wider than the window.
@@ -86,7 +86,7 @@ class Terminal(Chat):
         )
 
     def does(self, line: str, *expected: str) -> str:
-        """Enter a command; what it said, once that has all that is expected, however it is wrapped."""
+        """Enter a command and wait for all expected texts, however they are wrapped; returns its output."""
         echo = bare(f"❯ {line}")
         before = bare(self.above).count(echo)
         self.type(line + ENTER)
@@ -100,7 +100,7 @@ class Terminal(Chat):
         return self._after(echo)
 
     def asks(self, line: str, *expected: str) -> str:
-        """Enter what makes the model answer; what was shown for it when the turn is over."""
+        """Enter a line that the model answers; returns the text shown for the turn."""
         before = self.above.count("▸ thought")
         self.type(line + ENTER)
         self.turn_is_over(before + 1)
@@ -112,12 +112,12 @@ class Terminal(Chat):
         self.wait_for(lambda: self.above.count("▸ thought") == n_thoughts and self.is_done)
 
     def thinks(self, line: str) -> None:
-        """Enter what makes the model think; back when it does."""
+        """Enter a line and wait until the model thinks."""
         self.type(line + ENTER)
         self.wait_for(lambda: self.status.startswith("thinking"))
 
     def has_typed(self, text: str) -> None:
-        """Wait until this stands in the input line, however it is wrapped."""
+        """Wait until the input line has this text, however it is wrapped."""
         self.wait_for(lambda: bare("".join(self.input_rows)) == bare(f"❯ {text}"))
 
     def reads(self, *expected: str) -> None:
@@ -127,11 +127,11 @@ class Terminal(Chat):
         )
 
     def is_back(self) -> None:
-        """Wait until the pager is left and the chat stands as it has to."""
+        """Wait until the pager has closed and the screen is right."""
         self.wait_for(lambda: not self.screen.is_alternate and self.is_whole)
 
     def leaves(self, command: str = "/exit") -> None:
-        """Leave by a command, and see the terminal as it was given."""
+        """Leave by a command and check that the terminal is restored."""
         self.type(command + ENTER)
         assert self.read_to_end() == 0
         assert self.visible.endswith(f"❯ {command}")
@@ -156,7 +156,7 @@ def starting(
     stdout: int | None = None,
     **variables: str,
 ) -> Iterator[Terminal]:
-    """`qwq chat`, nothing read of it yet; its cache tests may share, its history is its own."""
+    """A started `qwq chat`, nothing read from it yet. Tests may share its cache, not its history."""
     no_display = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "TMUX": ""}
     changes = {**NO_REFLOW, **no_display, "QWQ_DATA_DIR": str(data), **variables}
     arguments = ["chat", "--model", "miniature", *flags]
@@ -176,7 +176,7 @@ def chatting(
 
 
 def rows(data: Path, query: str) -> list[tuple[Any, ...]]:
-    """Rows of the history, read by SQLite alone."""
+    """Rows of the history, read with SQLite alone."""
     with closing(sqlite3.connect(data / "history.sqlite3")) as database:
         return database.execute(query).fetchall()
 

@@ -1,4 +1,4 @@
-"""A terminal for tests: a text stream read by a terminal emulator, and a clock that stands still."""
+"""A terminal for tests: a text stream with a terminal emulator, and a clock that tests move."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwq_local.terminal.output import Output
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """A clock that only a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,7 +36,7 @@ class Terminal(io.StringIO):
 
     @property
     def writes(self) -> int:
-        """How many times something was written."""
+        """The number of writes."""
         return len(self._pieces)
 
     def isatty(self) -> bool:
@@ -61,12 +61,12 @@ class Terminal(io.StringIO):
         return text
 
     def output(self, *, is_dumb: bool = False, has_color: bool = True, reflows: bool = False) -> Output:
-        """This terminal as the program sees it."""
+        """This terminal as the program's output."""
         return Output(self, True, is_dumb, has_color, reflows, lambda: (self.columns, self.rows))
 
 
 def screen_of(text: str, columns: int = 80, rows: int = 24) -> list[str]:
-    """What a terminal shows of a text that is written at once."""
+    """The screen after a text is written at once."""
     terminal = Terminal(columns, rows)
     terminal.write(text)
     return terminal.lines()

@@ -1,9 +1,9 @@
-"""The real chat on a real terminal, over a backend whose turns last until somebody ends them.
+"""The real chat on a real terminal, over a backend whose turns last until the user ends them.
 
     python tests/terminal/held_chat.py DATA [--part answer] [--resume ID]
 
-A token is a sentence with a number: token 103 is `step 3. `. One comes every few milliseconds. The history
-lies in DATA and is real.
+A token is a sentence with a number: token 103 is `step 3. `. There is one every few milliseconds. The history
+in DATA is real.
 """
 
 from __future__ import annotations

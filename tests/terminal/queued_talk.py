@@ -1,11 +1,11 @@
-"""The real REPL on a real terminal, over a Talk whose turns are made to order.
+"""The real REPL on a real terminal, over a Talk with scripted turns.
 
     python tests/terminal/queued_talk.py LOG [--history FILE] [--view VIEW] [--release FIFO]
 
-What is entered says what comes: `lines 3000` an answer of numbered lines, `think 20000` a thought of numbered
-words, `hold` a thought that lasts until somebody ends it, `exotic` every kind of character, `page 500` a
-page, `boom` an error. With a FIFO every piece waits for a byte from there. Everything that the Talk was asked
-stands in LOG, a JSON array a line.
+The entered line selects the turn: `lines 3000` an answer of numbered lines, `think 20000` a thought of
+numbered words, `hold` a thought that lasts until the user ends it, `exotic` any character, `page 500` a
+page, `boom` an error. With a FIFO every piece waits for a byte from it. LOG records all calls of the Talk, a
+JSON array a line.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class QueuedTalk:
         self._thinking: list[str] = []
         self._answer: list[str] = []
 
-    # What the screen asks for.
+    # The methods of a Talk.
 
     def start(self) -> Iterator[ChatEvent]:
         self._note("start")
@@ -141,7 +141,7 @@ class QueuedTalk:
     def close(self) -> None:
         self._note("close")
 
-    # What comes.
+    # The scripted turns.
 
     def _page(self, n_lines: int) -> Page:
         text = "".join(f"page row {n} of the thought, 中文 and more\n" for n in range(1, n_lines + 1))
@@ -182,7 +182,7 @@ class QueuedTalk:
         yield Finished(end, TurnStats(40, 0, n_thinking, n_answer, 0.1, 1.0), "", "")
 
     def _held(self) -> Iterator[str]:
-        """A thought that says something after each call, and ends only at a call."""
+        """A thought that yields a sentence after each call, and ends only at a call."""
         n = 0
         while not (self._is_stopped or self._answers):
             yield f"step {n}. "

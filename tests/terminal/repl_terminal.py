@@ -1,4 +1,4 @@
-"""A terminal with the REPL over a queued Talk in it, for the tests of keys, pastes, resizes and the rest."""
+"""A terminal with the REPL over a queued Talk, for tests of keys, pastes and resizes."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def pasted(text: str) -> str:
 
 
 class Chat(Terminal):
-    """The REPL on a pseudo-terminal, and what its Talk was asked."""
+    """The REPL on a pseudo-terminal, and the calls of its Talk."""
 
     log: Path
     n_calls_before = n_turns_before = 0
 
     @property
     def calls(self) -> list[list[str]]:
-        """What the Talk was asked since the test began: names and texts."""
+        """The calls of the Talk since the test began: names and texts."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [json.loads(line) for line in lines[self.n_calls_before :]]
 
     @property
     def submitted(self) -> list[str]:
-        """The lines that the Talk was given so far."""
+        """The lines submitted to the Talk so far."""
         return [call[1] for call in self.calls if call[0] == "submit"]
 
     @property
@@ -61,7 +61,7 @@ class Chat(Terminal):
         return " · ".join(self._split()[1])
 
     def _split(self) -> tuple[list[str], list[str]]:
-        """The rows of the screen, and those of the status line: while it thinks there may be two."""
+        """The rows of the screen and those of the status line, of which there may be two while it thinks."""
         rows = self.visible.split("\n")
         n_last = 2 if rows[-2:][0].startswith("thinking ") else 1
         return rows[:-n_last], rows[-n_last:]
@@ -75,7 +75,7 @@ class Chat(Terminal):
         self.wait_for(lambda: text.encode() in self.raw)
 
     def has_input(self, *rows: str) -> None:
-        """Wait until exactly these rows stand in the input line."""
+        """Wait until the input line has exactly these rows."""
         self.wait_for(lambda: self.input_rows == list(rows))
 
     def is_idle(self, n_turns: int) -> None:
@@ -84,7 +84,7 @@ class Chat(Terminal):
         self.wait_for(lambda: f" ctx {n_tokens:,}/32,768" in self.status)
 
     def is_new(self) -> bool:
-        """Wipe the screen for another test; whether the chat is as it was when it began."""
+        """Clear the screen for another test; returns whether the chat is in its first state."""
         if self.process.poll() is not None or self.screen.is_alternate:
             return False
         self.screen.reset()
@@ -108,7 +108,7 @@ class Chat(Terminal):
         return True
 
     def hang_up(self) -> None:
-        """Take the terminal away, as closing its window does."""
+        """Close the terminal, as closing its window does."""
         os.close(self._own)
         self._own = os.open(os.devnull, os.O_RDONLY)
 
@@ -119,7 +119,7 @@ class Chat(Terminal):
 
 
 class Shared:
-    """One chat for many tests; a new one after a test that left it in another state."""
+    """One chat for many tests, replaced after a test that left it in another state."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -136,7 +136,7 @@ class Shared:
         return self._chat
 
     def end(self) -> None:
-        """Leave the chat behind."""
+        """End the chat."""
         self._stack.close()
 
 
@@ -144,7 +144,7 @@ class Shared:
 def chatting(
     folder: Path, *arguments: str, columns: int = 80, rows: int = 24, **variables: str
 ) -> Iterator[Chat]:
-    """A chat that is ready for input; its Talk's log lies in the folder."""
+    """A chat that is ready for input, with its Talk's log in the folder."""
     log = folder / "log"
     chat = Chat(
         [str(log), *arguments], environment(folder, **NO_REFLOW, **variables), columns, rows, program=PROGRAM

@@ -67,7 +67,7 @@ def test_thinking_asked_for_in_a_pipe_goes_to_stderr() -> None:
     assert piped(TURN, "show") == ("**3**\n", "I count.\n\n▸ thought · 1m12s · 431 tok\n")
 
 
-def test_hidden_thinking_shows_that_it_goes_on_and_what_it_took() -> None:
+def test_hidden_thinking_shows_its_progress_and_its_figures() -> None:
     terminal = Terminal()
     show([Thinking("secret")] * 5 + TURN[2:], terminal.output(), terminal.output(), "hide")
     assert "thinking · 0s" in terminal.written
@@ -78,13 +78,13 @@ def test_hidden_thinking_shows_that_it_goes_on_and_what_it_took() -> None:
 @pytest.mark.parametrize(
     "reason", [CloseReason.BUDGET, CloseReason.CONTEXT, CloseReason.LOOP, CloseReason.ASKED]
 )
-def test_a_thought_that_the_model_did_not_end_says_why(reason: CloseReason) -> None:
+def test_a_thought_not_ended_by_the_model_says_why(reason: CloseReason) -> None:
     terminal = Terminal()
     show([Thinking("x"), ThinkingClosed(reason, 5, 1.0)], terminal.output(), terminal.output())
     assert terminal.lines()[1].startswith("▸ thought · 1s · 5 tok · ended ")
 
 
-def test_a_steered_sentence_is_thinking_and_token_ids_are_nothing() -> None:
+def test_a_steered_sentence_is_shown_as_thinking_and_token_ids_are_not_shown() -> None:
     terminal = Terminal()
     events: list[Event] = [
         Prompted((1, 2)),
@@ -100,7 +100,7 @@ def test_a_steered_sentence_is_thinking_and_token_ids_are_nothing() -> None:
     assert terminal.lines()[:5] == ["abc", "", "Go on.", "", "def"]
 
 
-def test_a_notice_stands_between_and_the_answer_goes_on() -> None:
+def test_the_answer_continues_after_a_notice() -> None:
     terminal = Terminal()
     events: list[Event] = [Answer("one two"), Notice("yarn\n is on\x1b[2J"), Answer(" three"), FINISHED]
     show(events, terminal.output(), terminal.output())
@@ -132,7 +132,7 @@ def test_control_sequences_in_the_thinking_reach_no_terminal() -> None:
     assert terminal.lines() == ["abc"]
 
 
-def test_prefill_draws_a_bar_that_is_gone_afterwards() -> None:
+def test_prefill_draws_a_bar_and_erases_it() -> None:
     terminal = Terminal()
     steps: list[Event] = [Prefill(done, 8000, 1000) for done in (1000, 2000, 3000, 4000)]
     show([*steps, *TURN], terminal.output(), terminal.output())
@@ -155,7 +155,7 @@ def test_short_work_and_pipes_draw_no_bar() -> None:
     assert piped([Prefill(done, 10, 0) for done in range(10)]) == ("", "")
 
 
-def test_an_interrupted_turn_keeps_what_was_written() -> None:
+def test_an_interrupted_turn_keeps_the_shown_text() -> None:
     terminal = Terminal()
     show([Answer("half an ans")], terminal.output(), terminal.output())
     assert terminal.lines() == ["half an ans"]

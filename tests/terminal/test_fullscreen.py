@@ -1,4 +1,4 @@
-"""What takes the terminal for a while: the pager, the editor; and the clipboard."""
+"""The pager, the editor and the clipboard."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_pager_searches_forward_and_back(reading: Chat) -> None:
         reading.sees("line ")
 
 
-def test_what_was_found_is_reversed(reading: Chat) -> None:
+def test_hits_are_reversed(reading: Chat) -> None:
     reading.type("/row 77" + ENTER)
     reading.sees("1 of 1")
     y = next(y for y, row in enumerate(reading.screen.display) if "row 77" in row)
@@ -116,7 +116,7 @@ def test_what_was_found_is_reversed(reading: Chat) -> None:
 
 
 @pytest.mark.parametrize("key", ["q", "Q", ESCAPE, ctrl("c"), ctrl("t")])
-def test_leaving_the_pager_brings_the_chat_back(reading: Chat, key: str) -> None:
+def test_leaving_the_pager_returns_to_the_chat(reading: Chat, key: str) -> None:
     assert reading.screen.is_alternate
     reading.type(key)
     reading.wait_for(lambda: not reading.screen.is_alternate and reading.input_rows == ["❯"])
@@ -143,11 +143,11 @@ def test_the_pager_copies(reading: Chat, key: str) -> None:
     assert b"\x1b]52;c;" in reading.raw
 
 
-def test_a_turn_goes_on_below_the_pager(tmp_path: Path) -> None:
+def test_a_turn_continues_below_the_pager(tmp_path: Path) -> None:
     with chatting(tmp_path) as chat:
         chat.type("page 300" + ENTER)
         chat.sees("page row 1 of the thought")
-        # What is typed into the pager is the pager's: a prompt that waits must have come before.
+        # The pager takes what is typed into it, so the queued prompt must come first.
         chat.type("q")
         chat.wait_for(lambda: chat.input_rows == ["❯"])
         chat.type("hold" + ENTER)
@@ -172,7 +172,7 @@ def test_a_signal_ends_the_pager_and_the_chat(reading: Chat) -> None:
     assert reading.calls[-1] == ["close"]
 
 
-def test_a_page_finds_and_places_its_hits() -> None:
+def test_a_page_finds_its_hits() -> None:
     page = PagerText(Page("a page", "One two\n\nthree one\n" + "x" * 30 + "one"))
     page.wrap(10)
     assert len(page.rows) == 7
@@ -182,7 +182,7 @@ def test_a_page_finds_and_places_its_hits() -> None:
     assert page.fragments(2, page.hits[1]) == [("", "three "), ("class:here", "one"), ("", "")]
 
 
-def test_the_persons_sentences_are_marked_once_each() -> None:
+def test_each_steered_sentence_is_marked_once() -> None:
     page = PagerText(Page("a page", "Hm.\n\nmine\n\nYes. mine\nmine", steered=("mine",)))
     page.wrap(80)
     rows = [page.fragments(row, None) for row in range(len(page.rows))]
@@ -195,7 +195,7 @@ def test_the_persons_sentences_are_marked_once_each() -> None:
 
 
 def editor(folder: Path, body: str) -> str:
-    """An editor for VISUAL that changes the file `path` as the Python in `body` says."""
+    """An editor for VISUAL that changes the file `path` with the Python code in `body`."""
     script = folder / "the editor.py"
     script.write_text(f"import sys, pathlib\npath = pathlib.Path(sys.argv[-1])\n{body}\n")
     return f"{sys.executable} '{script}' --wait"
@@ -222,7 +222,7 @@ def test_an_edited_question_is_submitted_and_an_unsaved_one_is_not(tmp_path: Pat
         chat.wait_for(lambda: chat.submitted[2:] == ["/edit leave it", ""])  # the next question is a new one
 
 
-def test_a_question_that_the_editor_failed_on_is_given_up(tmp_path: Path) -> None:
+def test_a_failed_editor_cancels_the_question(tmp_path: Path) -> None:
     with chatting(tmp_path, VISUAL="no-such-editor") as chat:
         chat.type("/edit old question" + ENTER + "another" + ENTER)
         chat.sees("there is no program no-such-editor")
@@ -238,7 +238,7 @@ def test_a_question_that_the_editor_failed_on_is_given_up(tmp_path: Path) -> Non
         ("sh -c 'kill -15 $$'", "sh was ended by signal 15; nothing was changed."),
     ],
 )
-def test_an_editor_that_fails_is_one_line_and_the_text_stays(tmp_path: Path, visual: str, said: str) -> None:
+def test_a_failed_editor_is_one_line_and_the_text_stays(tmp_path: Path, visual: str, said: str) -> None:
     with chatting(tmp_path, columns=200, VISUAL=visual) as chat:
         chat.type("typed" + EDIT)
         chat.sees(said)
@@ -256,7 +256,7 @@ def test_the_editor_is_visual_then_editor_then_a_usual_one(tmp_path: Path) -> No
         editor_command({"PATH": str(tmp_path / "none")})
 
 
-def test_the_file_that_is_edited_is_private_and_gone_afterwards(tmp_path: Path) -> None:
+def test_the_edited_file_is_private_and_removed_afterwards(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     mode = "path.parent.stat().st_mode & 0o777:o"
     body = f"pathlib.Path({str(seen)!r}).write_text(f'{{path}} {{{mode}}}')"
@@ -271,7 +271,7 @@ def test_the_file_that_is_edited_is_private_and_gone_afterwards(tmp_path: Path) 
 
 
 def program(folder: Path, name: str, status: int = 0) -> None:
-    """A program that keeps what it is given on standard input, and its arguments."""
+    """A program that records its standard input and its arguments."""
     path = folder / name
     path.write_text(
         f'#!/bin/sh\n/bin/cat > "{folder}/{name}.text"\necho "$@" > "{folder}/{name}.args"\nexit {status}\n'
@@ -297,7 +297,7 @@ def test_without_a_working_program_the_terminal_is_asked(tmp_path: Path, variabl
     assert "through the terminal" in copied.line
 
 
-def test_tmux_passes_the_sequence_on_in_its_envelope() -> None:
+def test_the_sequence_for_tmux_is_wrapped() -> None:
     copied = copy("text", "it", {"PATH": "", "TMUX": "/tmp/socket,1,0"})
     assert copied.sequence == "\x1bPtmux;\x1b\x1b]52;c;dGV4dA==\x07\x1b\\"
 
@@ -309,14 +309,14 @@ def test_a_text_too_long_for_a_terminal_is_refused() -> None:
     assert "100,001 characters" in copied.line
 
 
-def test_copy_says_what_was_done(tmp_path: Path) -> None:
+def test_copy_reports_what_it_copied(tmp_path: Path) -> None:
     with chatting(tmp_path) as chat:
         chat.type("/copy 12" + ENTER)
         chat.sees("copied the answer (12 characters) through the terminal")
         assert b"\x1b]52;c;eHh4eHh4eHh4eHh4\x07" in chat.raw
 
 
-def test_what_became_of_a_copy_is_said_before_the_next_line(tmp_path: Path) -> None:
+def test_the_result_of_a_copy_is_shown_before_the_next_line(tmp_path: Path) -> None:
     program(tmp_path, "xclip")
     with chatting(tmp_path, DISPLAY=":0", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}") as chat:
         chat.type("/copy 12" + ENTER + "hello" + ENTER)

@@ -1,4 +1,4 @@
-"""A chat whose turns last until somebody ends them: steered, stopped, killed, continued; and its history."""
+"""A chat whose turns last until the user ends them: steered, stopped, killed, continued; and its history."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def on_disk(data: Path, part: str) -> str:
 
 
 def kill(chat: Terminal) -> None:
-    """End the process without a chance to write anything."""
+    """Kill the process before it can write anything."""
     chat.signal(signal.SIGKILL)
     chat.read_to_end()
 

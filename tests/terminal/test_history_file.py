@@ -1,4 +1,4 @@
-"""The file of what was entered: private, shared, bounded, and forgiving."""
+"""The file of entered lines: private, shared, bounded, tolerant of damage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_file_is_private_even_if_it_was_not(file: HistoryFile, tmp_path: Pat
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_lines_that_are_no_entry_are_passed_over(file: HistoryFile, tmp_path: Path) -> None:
+def test_lines_that_are_not_entries_are_skipped(file: HistoryFile, tmp_path: Path) -> None:
     file.append(["before"])
     with (tmp_path / "chat_history").open("ab") as raw:
         raw.write(b'\xff\xfe\n{"a": 1}\n[1]\n[]\n' + b"[" * 5000 + b"\n\n\0\0\n" + b'["cut off by a cra')
@@ -79,7 +79,7 @@ def test_processes_that_write_at_once_lose_nothing(file: HistoryFile, tmp_path: 
         assert own == [f"{number} {n}" for n in range(100)]
 
 
-def test_a_file_that_is_none_loses_history_alone(tmp_path: Path) -> None:
+def test_a_broken_file_loses_only_the_history(tmp_path: Path) -> None:
     (tmp_path / "chat_history").mkdir()
     file = HistoryFile(tmp_path / "chat_history")
     file.append(["x"])

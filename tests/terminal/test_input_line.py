@@ -1,4 +1,4 @@
-"""What is typed and pasted: large pastes, blocks, history across runs; through the real terminal."""
+"""The input line on a real terminal: typing, large pastes, blocks, history across runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def text_of(lines: int) -> str:
     return "".join(f"pasted line {n}\n" for n in range(1, lines + 1)).rstrip("\n")
 
 
-def test_a_small_paste_stands_in_the_line_as_it_is(chat: Chat) -> None:
+def test_a_small_paste_is_in_the_line_unchanged(chat: Chat) -> None:
     chat.type(pasted("one\r\ntwo\rthree"))
     chat.has_input("❯ one", "  two", "  three")
     chat.type(ENTER)
@@ -62,7 +62,7 @@ def test_a_large_paste_is_a_marker_and_is_sent_in_full(chat: Chat) -> None:
     assert chat.submitted == [f"explain {text} please"]
 
 
-def test_a_marker_is_deleted_as_one_and_undone_as_one(chat: Chat) -> None:
+def test_a_marker_is_deleted_and_restored_as_one(chat: Chat) -> None:
     chat.type("a" + pasted(text_of(30)) + pasted(text_of(40)))
     chat.has_input("❯ a[pasted 30 lines][pasted 40 lines]")
     chat.type(BACKSPACE)
@@ -76,7 +76,7 @@ def test_a_marker_is_deleted_as_one_and_undone_as_one(chat: Chat) -> None:
     assert chat.submitted == [f"b{text_of(30)}{text_of(40)}"]
 
 
-def test_a_marker_that_is_typed_is_only_text(chat: Chat) -> None:
+def test_a_typed_marker_is_plain_text(chat: Chat) -> None:
     chat.type("[pasted 30 lines]" + BACKSPACE + ENTER)
     chat.is_idle(1)
     assert chat.submitted == ["[pasted 30 lines"]
@@ -106,7 +106,7 @@ def test_a_terminal_that_marks_no_paste_is_no_slower(chat: Chat) -> None:
     assert chat.submitted == [text]
 
 
-def test_pastes_wait_and_come_back_as_markers(chat: Chat) -> None:
+def test_queued_pastes_come_back_as_markers(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type("read " + pasted(text_of(25)) + ENTER)
@@ -115,7 +115,7 @@ def test_pastes_wait_and_come_back_as_markers(chat: Chat) -> None:
     chat.has_input("❯ read [pasted 25 lines]")
 
 
-def test_bytes_that_are_no_text_do_not_break_the_line(chat: Chat) -> None:
+def test_bytes_that_are_not_text_do_not_break_the_line(chat: Chat) -> None:
     chat.type(pasted("bell\x07 escape\x1b[31m \U000f0000 end"))
     chat.wait_for(lambda: "end" in chat.visible)
     chat.type(ENTER)
@@ -123,7 +123,7 @@ def test_bytes_that_are_no_text_do_not_break_the_line(chat: Chat) -> None:
     assert chat.submitted == ["bell\x07 escape\x1b[31m \ufffd end"]
 
 
-def test_entries_are_there_in_the_next_run_pastes_as_markers(tmp_path: Path) -> None:
+def test_the_next_run_has_the_entries_with_pastes_as_markers(tmp_path: Path) -> None:
     file = tmp_path / "private" / "history"
     with chatting(tmp_path, "--history", str(file)) as chat:
         chat.type("first" + ALT_ENTER + "of two" + ENTER)
@@ -187,7 +187,7 @@ def test_a_paste_becomes_a_marker_by_its_lines_its_length_or_the_input() -> None
     assert pastes.take_in("x", MAX_INPUT) == "x"
 
 
-def test_parts_and_their_join_are_the_same_entry() -> None:
+def test_an_entry_in_parts_equals_the_joined_one() -> None:
     pastes = Pastes()
     entry = f"a {pastes.marker('one')} b {pastes.marker('two')}"
     parts = pastes.parts(entry)
@@ -214,8 +214,8 @@ def keys_of(parser_type: type[Vt100Parser], data: str, cuts: list[int]) -> list[
     return joined
 
 
-def test_keys_and_pastes_are_those_of_prompt_toolkits_own_parser() -> None:
-    """Its parser is the oracle, for every cut of what arrives."""
+def test_keys_and_pastes_equal_those_of_prompt_toolkits_own_parser() -> None:
+    """Its parser is the oracle, for every cut of the input."""
     long_run = "w" * (3 * RUN)
     data = (
         f"ab\x1b[A{long_run}\x1b[200~paste \x1b[31m {long_run}\x1b[20\x1b[201~{long_run}\r\x1bOA\x1b[1;5C"

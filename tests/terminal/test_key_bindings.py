@@ -42,7 +42,7 @@ def chat(shared: Shared) -> Chat:
     return shared.chat()
 
 
-def test_enter_sends_and_the_answer_stands_above_an_empty_line(chat: Chat) -> None:
+def test_enter_sends_and_the_answer_is_above_an_empty_line(chat: Chat) -> None:
     chat.type("hello" + ENTER)
     chat.is_idle(1)
     assert chat.submitted == ["hello"]
@@ -76,7 +76,7 @@ def test_nothing_is_sent_for_an_empty_line(chat: Chat) -> None:
     assert chat.submitted == ["x"]
 
 
-def test_a_prompt_that_is_typed_ahead_waits_and_can_be_taken_back(chat: Chat) -> None:
+def test_a_prompt_typed_ahead_is_queued_and_can_be_edited(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type("second" + ENTER + "third" + ENTER)
@@ -86,14 +86,14 @@ def test_a_prompt_that_is_typed_ahead_waits_and_can_be_taken_back(chat: Chat) ->
     chat.type(UP)
     chat.has_input("❯ third")
     assert "⋯ waiting: third" not in chat.visible
-    chat.type(ctrl("c"))  # stops the turn: what waited comes back
+    chat.type(ctrl("c"))  # stops the turn: the queued prompt comes back
     chat.has_input("❯ second", "", "  third")
     chat.type(ENTER)
     chat.is_idle(2)
     assert chat.submitted == ["hold", "second\n\nthird"]
 
 
-def test_waiting_prompts_run_in_their_order(chat: Chat) -> None:
+def test_queued_prompts_run_in_order(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     for number in range(1, 6):
@@ -105,7 +105,7 @@ def test_waiting_prompts_run_in_their_order(chat: Chat) -> None:
     assert "waiting" not in chat.visible
 
 
-def test_escape_takes_back_the_waiting_prompt(chat: Chat) -> None:
+def test_escape_returns_the_queued_prompt(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type("second" + ENTER)
@@ -114,7 +114,7 @@ def test_escape_takes_back_the_waiting_prompt(chat: Chat) -> None:
     chat.has_input("❯ second")
 
 
-def test_ctrl_c_stops_the_turn_and_keeps_what_came(chat: Chat) -> None:
+def test_ctrl_c_stops_the_turn_and_keeps_its_text(chat: Chat) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type("typed meanwhile")
@@ -149,7 +149,7 @@ def test_ctrl_c_twice_on_an_empty_line_leaves(chat: Chat) -> None:
     assert chat.calls[-1] == ["close"]
 
 
-def test_a_hint_gives_way_to_the_status_line(chat: Chat) -> None:
+def test_a_hint_is_replaced_by_the_status_line(chat: Chat) -> None:
     chat.type(ctrl("c"))
     chat.hinted("Ctrl-C again leaves")
     chat.wait_for(lambda: chat.status.startswith("QwQ"))
@@ -200,7 +200,7 @@ def test_a_terminal_that_is_gone_ends_the_chat(tmp_path: Path) -> None:
         assert chat.calls[-1] == ["close"]
 
 
-def test_however_many_signals_a_closing_window_sends_what_runs_is_ended_in_order(tmp_path: Path) -> None:
+def test_any_number_of_signals_of_a_closing_window_ends_a_turn_in_order(tmp_path: Path) -> None:
     with chatting(tmp_path) as chat:
         chat.type("hold" + ENTER)
         chat.sees("step 0.")
@@ -235,7 +235,7 @@ def test_ctrl_s_steers_and_the_typed_text_stays(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("key", [ESCAPE, ctrl("c")])
-def test_steering_can_be_given_up(chat: Chat, key: str) -> None:
+def test_steering_can_be_cancelled(chat: Chat, key: str) -> None:
     chat.type("hold" + ENTER)
     chat.sees("step 0.")
     chat.type(ctrl("s") + "no")
@@ -296,7 +296,7 @@ def test_ctrl_r_searches_the_history(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("key", [RIGHT, ctrl("e"), ctrl("f")])
-def test_the_history_suggests_and_a_key_takes_it(chat: Chat, key: str) -> None:
+def test_a_key_accepts_the_suggestion_of_the_history(chat: Chat, key: str) -> None:
     chat.type("a long question" + ENTER)
     chat.is_idle(1)
     chat.type("a lo")
@@ -306,7 +306,7 @@ def test_the_history_suggests_and_a_key_takes_it(chat: Chat, key: str) -> None:
     assert chat.submitted == ["a long question", "a long question"]
 
 
-def test_a_word_of_the_suggestion_is_taken(chat: Chat) -> None:
+def test_a_key_accepts_a_word_of_the_suggestion(chat: Chat) -> None:
     chat.type("a long question" + ENTER)
     chat.is_idle(1)
     chat.type("a ")
@@ -328,7 +328,7 @@ def test_commands_complete_while_they_are_typed(chat: Chat) -> None:
     assert chat.submitted == []
 
 
-def test_the_only_completion_is_taken_at_once_and_sent_with_the_next_key(chat: Chat) -> None:
+def test_the_only_completion_is_inserted_at_once_and_sent_with_the_next_key(chat: Chat) -> None:
     chat.type("/tha")
     chat.sees("a word")
     chat.type(TAB)
@@ -339,14 +339,14 @@ def test_the_only_completion_is_taken_at_once_and_sent_with_the_next_key(chat: C
     chat.sees("no such command: /thank")
 
 
-def test_an_escape_waits_for_the_rest_of_a_key_for_less_time_than_a_person_needs() -> None:
+def test_an_escape_waits_only_briefly_for_the_rest_of_a_key() -> None:
     assert waits_s([KeyPress(Keys.Escape)]) <= 0.1
     assert waits_s([KeyPress(Keys.ControlX)]) >= 0.3
 
 
 def test_escape_closes_the_completions(chat: Chat) -> None:
     chat.type("/th")
-    chat.sees("/thank  a word")  # the offer, not what the history suggests
+    chat.sees("/thank  a word")  # the completion, not the suggestion of the history
     chat.type(TAB)
     chat.wait_for(lambda: chat.input_rows[:1] == ["❯ /think"])
     chat.type(ESCAPE)
@@ -369,7 +369,7 @@ def test_a_command_can_leave(chat: Chat) -> None:
     assert chat.read_to_end() == 0
 
 
-def test_ctrl_l_draws_anew_and_keeps_what_was_said(chat: Chat) -> None:
+def test_ctrl_l_redraws_and_keeps_the_text(chat: Chat) -> None:
     chat.type("hello" + ENTER)
     chat.is_idle(1)
     before = chat.text
@@ -380,7 +380,7 @@ def test_ctrl_l_draws_anew_and_keeps_what_was_said(chat: Chat) -> None:
     assert chat.text == before
 
 
-def test_an_error_gives_the_terminal_back_and_shows_where_it_came_from(chat: Chat) -> None:
+def test_an_error_restores_the_terminal_and_shows_its_traceback(chat: Chat) -> None:
     chat.type("boom" + ENTER)
     assert chat.read_to_end() == 1
     assert "about to break" in chat.visible
@@ -389,7 +389,7 @@ def test_an_error_gives_the_terminal_back_and_shows_where_it_came_from(chat: Cha
     assert not chat.screen.cursor.hidden
 
 
-def test_the_terminal_is_asked_nothing_and_not_cleared(chat: Chat) -> None:
+def test_the_terminal_is_not_queried_and_not_cleared(chat: Chat) -> None:
     chat.type("lines 50" + ENTER)
     chat.is_idle(1)
     chat.type("hold" + ENTER)
@@ -402,7 +402,7 @@ def test_the_terminal_is_asked_nothing_and_not_cleared(chat: Chat) -> None:
 
 
 class NoActions:
-    """Stands for the actions where nothing is pressed."""
+    """Actions for bindings of which no key is pressed."""
 
     def __getattr__(self, _name: str) -> NoActions:
         return self

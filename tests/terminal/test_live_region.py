@@ -1,4 +1,4 @@
-"""The region at the bottom on an emulated screen: random frames against what they must show."""
+"""The region at the bottom of an emulated screen: random frames against the expected rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lines(terminal: Terminal) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_frames_leave_what_was_final_and_the_last_rows(seed: int) -> None:
+def test_any_frames_leave_the_final_rows_and_the_last_live_ones(seed: int) -> None:
     draw = random.Random(seed)
     terminal = Terminal(draw.choice([12, 40, 80]), draw.choice([6, 24]))
     region = Region(terminal.output())
@@ -56,10 +56,10 @@ def test_any_frames_leave_what_was_final_and_the_last_rows(seed: int) -> None:
         assert terminal.screen.cursor.x == min(cursor.x, terminal.columns - 1)
     cut = [shown(row) for row in final]
     for line, whole in zip(lines(terminal), cut, strict=False):
-        assert whole.startswith(line)  # a window that got narrower cuts what stands in it
+        assert whole.startswith(line)  # a narrower window cuts its rows
 
 
-def test_a_frame_like_the_last_one_writes_nothing() -> None:
+def test_an_unchanged_frame_writes_nothing() -> None:
     terminal = Terminal()
     region = Region(terminal.output())
     rows = [Row("one", 3), Row("two", 3)]

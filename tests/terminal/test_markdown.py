@@ -1,4 +1,4 @@
-"""A streamed answer looks as if it had been rendered at once; what is committed is never touched again."""
+"""A streamed answer looks like one rendered at once; committed rows never change."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ FRAGMENTS = [
 
 
 def render_markdown(text: str, columns: int, has_color: bool = True) -> str:
-    """A whole text at once as it is written to a terminal."""
+    """A whole text as it is written to a terminal at once."""
     return "".join(f"{row.written}\n" for row in markdown_rows(text, columns, has_color))
 
 
@@ -99,7 +99,7 @@ def stream(parts: list[str], terminal: Terminal, has_color: bool = True) -> None
 
 @pytest.mark.parametrize(("columns", "rows"), [(20, 10), (80, 24), (200, 50)])
 @pytest.mark.parametrize("cuts", [[1], [3, 1, 7], [1000]])
-def test_a_streamed_answer_ends_as_one_rendered_at_once(columns: int, rows: int, cuts: list[int]) -> None:
+def test_a_streamed_answer_looks_like_one_rendered_at_once(columns: int, rows: int, cuts: list[int]) -> None:
     terminal = Terminal(columns, rows)
     stream(pieces(SAMPLE, cuts), terminal)
     assert terminal.lines() == screen_of(render_markdown(SAMPLE, columns), columns, rows)
@@ -137,7 +137,7 @@ def test_a_table_head_below_a_paragraph_is_not_committed_as_text() -> None:
     st.lists(st.integers(1, 30), min_size=1, max_size=6),
     st.sampled_from([(20, 3), (40, 12), (80, 24)]),
 )
-def test_any_markdown_in_any_pieces_ends_as_rendered_at_once(
+def test_any_markdown_in_any_pieces_looks_like_one_rendered_at_once(
     text: str, cuts: list[int], size: tuple[int, int]
 ) -> None:
     terminal = Terminal(*size)
@@ -170,7 +170,7 @@ def test_a_long_paragraph_scrolls_away_while_it_is_open() -> None:
         ("word **{}** and {} more\n\n", 100),
     ],
 )
-def test_twice_the_text_costs_twice_the_writing(line: str, n_least: int) -> None:
+def test_twice_the_text_costs_twice_the_output(line: str, n_least: int) -> None:
     written = []
     for n_lines in (n_least, 2 * n_least):
         head = (
@@ -237,7 +237,7 @@ def test_only_harmless_sequences_are_written() -> None:
         assert terminal.written.count(f"\x1b[?{mode}l") == terminal.written.count(f"\x1b[?{mode}h")
 
 
-def test_control_sequences_of_the_model_are_gone() -> None:
+def test_control_sequences_of_the_model_are_removed() -> None:
     evil = "a\x1b[2J\x1b]52;c;eA==\x07b `c\x9b31md` &#27;[31m &#x202e;\n\n```\n\x1b[1mx\n```\n"
     terminal = Terminal()
     stream(pieces(evil, [2]), terminal)

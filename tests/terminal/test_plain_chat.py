@@ -1,4 +1,4 @@
-"""A conversation line by line: what is read as one entry, what goes to which stream, how it is stopped."""
+"""A conversation line by line: entries, output streams, stopping."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def chat(talk: ScriptedTalk, typed: str, view: ThinkView | None = None, *, is_te
     return Ran(out.getvalue(), err.getvalue(), is_fine)
 
 
-def test_each_line_is_asked_and_only_answers_reach_stdout() -> None:
+def test_each_line_is_a_question_and_only_answers_reach_stdout() -> None:
     talk = ScriptedTalk({}, first=[Said(("welcome",))])
     assert chat(talk, "one\n\n  \ntwo") == Ran("you said one\nyou said two\n", "welcome\n", True)
     assert (talk.asked, talk.is_closed) == (["one", "two"], True)
@@ -110,7 +110,7 @@ def test_the_thinking_is_shown_when_asked_for_and_until_it_is_not() -> None:
     assert "▸ thought 1 · 1s · 2 tok\n" in ran.err
 
 
-def test_what_is_said_paged_and_recalled_goes_to_stderr_without_control_sequences() -> None:
+def test_other_output_goes_to_stderr_without_control_sequences() -> None:
     events: list[ChatEvent] = [
         Said(("a\x1b[31mb",)),
         Page("thought 1", "x\ny"),
@@ -121,17 +121,17 @@ def test_what_is_said_paged_and_recalled_goes_to_stderr_without_control_sequence
 
 
 @pytest.mark.parametrize("event", [Said(("no",), is_error=True), Copy("x", "answer")])
-def test_a_line_that_could_not_be_done_is_remembered(event: ChatEvent) -> None:
+def test_a_failed_line_is_remembered(event: ChatEvent) -> None:
     assert not chat(ScriptedTalk({"/x": [event]}), "/x\nfine\n").is_fine
 
 
-def test_what_cannot_be_edited_is_given_back_unedited() -> None:
+def test_without_an_editor_the_text_returns_unchanged() -> None:
     talk = ScriptedTalk({"/edit": [Edit("old")], "": []})
     assert not chat(talk, "/edit\nnext\n").is_fine
     assert talk.asked == ["/edit", "", "next"]
 
 
-def test_a_stopped_turn_says_how_to_go_on() -> None:
+def test_a_stopped_turn_says_how_to_continue() -> None:
     stopped: list[ChatEvent] = [Answer("half"), Finished(FinishReason.INTERRUPTED, TurnStats(), "", "half")]
     ran = chat(ScriptedTalk({"x": stopped}), "x\n")
     assert (ran.out, ran.err) == ("half\n", "■ stopped · /continue goes on\n")
@@ -164,7 +164,7 @@ def test_three_quotes_make_one_entry_of_many_lines(typed: str, entries: list[str
 
 
 def test_ctrl_c_stops_the_turn_first_and_ends_it_when_repeated() -> None:
-    """The signal handler's part, called from within the turn as a signal would be."""
+    """The turn calls the signal handler's function, as a signal would."""
     talk = ScriptedTalk({})
 
     def events() -> Iterator[ChatEvent]:

@@ -1,4 +1,4 @@
-"""The line that tells of long work, on terminals of several sizes and where there is none."""
+"""The progress line, on terminals of several sizes and without one."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_the_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
     assert "2.0 MB/s · 3m39s left" in terminal.lines()[-1]
 
 
-def test_what_was_there_before_is_no_part_of_the_rate(clock: Clock) -> None:
+def test_bytes_from_before_do_not_count_in_the_rate(clock: Clock) -> None:
     terminal = Terminal(120)
     line = WorkLine(terminal.output(), TOTAL, clock, done=TOTAL // 2)
     run(line, clock, 102, rate=10e6, done=TOTAL // 2)
     assert "52 % · 10.0 MB/s · 48 s left" in terminal.lines()[-1]
 
 
-def test_a_hundred_percent_is_shown_only_when_everything_is_there(clock: Clock) -> None:
+def test_a_hundred_percent_is_shown_only_at_the_end(clock: Clock) -> None:
     terminal = Terminal(120)
     line = WorkLine(terminal.output(), TOTAL, clock)
     clock.now += 10
@@ -107,7 +107,7 @@ def test_a_hundred_percent_is_shown_only_when_everything_is_there(clock: Clock) 
     assert " 100 % " in terminal.lines()[-1]
 
 
-def test_work_that_stands_still_or_is_nothing_has_no_rate(clock: Clock) -> None:
+def test_work_that_stalls_or_is_empty_has_no_rate(clock: Clock) -> None:
     terminal = Terminal(120)
     line = WorkLine(terminal.output(), 0, clock)
     clock.now += 10
@@ -125,7 +125,7 @@ def test_a_name_from_outside_cannot_write_to_the_terminal(clock: Clock) -> None:
     assert len(terminal.lines()) == 1
 
 
-def test_where_no_terminal_is_a_plain_line_comes_every_half_minute(clock: Clock) -> None:
+def test_without_a_terminal_a_plain_line_comes_every_half_minute(clock: Clock) -> None:
     stream = io.StringIO()
     line = WorkLine(Output(stream), TOTAL, clock)
     done = run(line, clock, 129.9, rate=5e6)

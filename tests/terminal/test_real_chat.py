@@ -21,7 +21,7 @@ STRAWBERRY = [f"{n:02} {letter} " for n, letter in enumerate("strawberry", 1)]
 
 
 def in_order(text: str, *parts: str) -> bool:
-    """Whether each part stands in the text once, and one after the other."""
+    """Whether the text has each part once, in this order."""
     places = [text.find(part) for part in parts]
     return [text.count(part) for part in parts] == [1] * len(parts) and places == sorted(places)
 
@@ -83,7 +83,7 @@ def test_a_question_in_chinese_with_emoji(cache: Path, tmp_path: Path) -> None:
         chat.wait_for(lambda: "".join("".join(chat.input_rows).split()) == "❯🦊你")
 
 
-def test_without_colour_nothing_is_coloured(cache: Path, tmp_path: Path) -> None:
+def test_without_colour_no_colour_is_written(cache: Path, tmp_path: Path) -> None:
     with chatting(cache, tmp_path, *CERTAIN, NO_COLOR="1") as chat:
         chat.asks(COUNT)
         chat.does("/nothing", "error: there is no command /nothing.")
@@ -106,7 +106,7 @@ def test_a_terminal_that_cannot_draw_has_the_plain_chat(cache: Path, tmp_path: P
         assert b"\x1b" not in chat.raw
 
 
-def test_answers_go_to_a_pipe_alone(cache: Path, tmp_path: Path) -> None:
+def test_only_answers_go_to_a_pipe(cache: Path, tmp_path: Path) -> None:
     into = tmp_path / "answers"
     with (
         into.open("wb") as out,

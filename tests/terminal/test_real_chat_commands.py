@@ -1,6 +1,6 @@
 """Every command of `qwq chat`, typed into the real process in a narrow window, where every line wraps.
 
-After each the screen is looked at as a whole; what it did is looked up in files.
+After each command the whole screen is checked, and its effect is read from files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RASPBERRY = r"""There are 3 r's in "raspberry": \boxed{3}"""
 
 
 def turns_now(data: Path) -> list[str]:
-    """The questions on the way from the first turn to where the last changed conversation stands."""
+    """The questions of the last changed conversation, from the first turn to its head."""
     query = """WITH RECURSIVE way(id, parent, question, number) AS (
         SELECT id, parent, question, number FROM turns
         WHERE id = (SELECT head FROM conversations ORDER BY changed_at DESC, id DESC LIMIT 1)
@@ -54,7 +54,7 @@ def copied(chat: Terminal) -> str:
     return base64.b64decode(re.findall(rb"\x1b\]52;c;([A-Za-z0-9+/=]*)\x07", chat.raw)[-1]).decode()
 
 
-def test_turns_are_answered_anew_taken_back_and_changed(cache: Path, tmp_path: Path) -> None:
+def test_turns_are_regenerated_undone_and_edited(cache: Path, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f'#!/bin/sh\ngrep -q raspberry "$1" && echo "{TREE}" > "$1"\n')
     editor.chmod(0o755)
@@ -82,7 +82,7 @@ def test_turns_are_answered_anew_taken_back_and_changed(cache: Path, tmp_path: P
         assert rows(tmp_path, "SELECT count(*) FROM turns") == [(7,)]
 
 
-def test_conversations_are_named_left_searched_and_taken_up(cache: Path, tmp_path: Path) -> None:
+def test_conversations_are_named_left_searched_and_resumed(cache: Path, tmp_path: Path) -> None:
     with chatting(cache, tmp_path, *CERTAIN, size=NARROW) as chat:
         chat.asks(COUNT)
         chat.does("/name berries", "this conversation is called 'berries' now.")
@@ -145,7 +145,7 @@ def test_files_of_the_command_line_wait_for_the_first_question(cache: Path, tmp_
         chat.wait_for(lambda: "attached" not in chat.status)
 
 
-def test_settings_are_checked_and_count_from_the_next_question(cache: Path, tmp_path: Path) -> None:
+def test_settings_are_checked_and_apply_from_the_next_question(cache: Path, tmp_path: Path) -> None:
     with chatting(cache, tmp_path, *CERTAIN, size=NARROW) as chat:
         chat.does("/plan", "thinking 600", "YaRN off: it fits the native window", "free")
         chat.does("/set temprature 1", '✗ there is no key "temprature". Did you mean temperature?')
@@ -174,7 +174,7 @@ def test_settings_are_checked_and_count_from_the_next_question(cache: Path, tmp_
         assert chat.status.startswith("QwQ ·")
 
 
-def test_what_was_said_is_copied_and_saved(cache: Path, tmp_path: Path) -> None:
+def test_conversations_are_copied_and_saved(cache: Path, tmp_path: Path) -> None:
     with chatting(cache, tmp_path, *CERTAIN, size=NARROW) as chat:
         chat.does("/copy", "✗ there is no thought in this conversation yet.")
         chat.asks(COUNT)
@@ -186,7 +186,7 @@ def test_what_was_said_is_copied_and_saved(cache: Path, tmp_path: Path) -> None:
         chat.does("/copy code", "✗ answer 1 has no code block.")
         chat.type(ctrl("t"))
         chat.reads("10 y - 3")
-        chat.type("/copy" + ctrl("c") + "c")  # given up: only the last key copies
+        chat.type("/copy" + ctrl("c") + "c")  # the first is cancelled: only the last key copies
         chat.sees("copied the page")
         assert copied(chat) == thinking
         chat.type("q")
@@ -205,7 +205,7 @@ def test_what_was_said_is_copied_and_saved(cache: Path, tmp_path: Path) -> None:
         assert (tmp_path / "own.md").read_text() == "mine"
 
 
-def test_help_and_what_is_no_command(cache: Path, tmp_path: Path) -> None:
+def test_help_and_unknown_commands(cache: Path, tmp_path: Path) -> None:
     with chatting(cache, tmp_path, *CERTAIN, size=NARROW) as chat:
         said = chat.does("/help", "@PATH in a question")
         assert {command.name for command in COMMANDS} == set(re.findall(r"(?:^| )/([a-z-]+)", said))

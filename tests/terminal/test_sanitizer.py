@@ -1,4 +1,4 @@
-"""Control sequences never reach a terminal, whatever they are and wherever they are cut."""
+"""Control sequences of any kind, cut anywhere, never reach a terminal."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ STRIPPED = {
 
 
 @pytest.mark.parametrize("name", STRIPPED)
-def test_nothing_of_a_sequence_is_left(name: str) -> None:
+def test_sequences_are_removed_completely(name: str) -> None:
     text, shown = STRIPPED[name]
     assert sanitize(text) == shown
 
 
 @pytest.mark.parametrize("name", STRIPPED)
-def test_a_cut_at_any_place_changes_nothing(name: str) -> None:
+def test_a_cut_anywhere_changes_nothing(name: str) -> None:
     text, shown = STRIPPED[name]
     for cut in range(len(text) + 1):
         sanitizer = Sanitizer()

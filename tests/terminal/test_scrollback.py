@@ -1,4 +1,4 @@
-"""What stands on the screen and in the scrollback: long answers, narrow windows, resizes while it streams."""
+"""The screen and the scrollback: long answers, narrow windows, resizes during streaming."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_long_answer_is_in_the_scrollback_once_and_in_order(
         chat.wait_for(lambda: "line 1000" in chat.visible and bool(chat.input_rows))
         chat.leave()
         assert lines_of(chat) == list(range(1, 1001))
-        assert chat.text.count("❯") == 1  # the question's; the input line is gone
+        assert chat.text.count("❯") == 1  # that of the question; the input line is gone
 
 
 def test_a_question_that_begins_with_a_path_is_shown_once(tmp_path: Path) -> None:
@@ -99,7 +99,9 @@ def test_the_bottom_fits_a_very_small_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
-def test_a_person_takes_part_in_a_window_of_any_size(tmp_path: Path, columns: int, rows: int) -> None:
+def test_queueing_steering_and_views_work_in_a_window_of_any_size(
+    tmp_path: Path, columns: int, rows: int
+) -> None:
     with chatting(tmp_path, columns=columns, rows=rows) as chat:
         chat.type("hold" + ENTER)
         chat.sees("step 0.")
@@ -163,7 +165,7 @@ def test_the_view_of_a_thought_changes_while_it_runs(tmp_path: Path) -> None:
 
 @dataclass
 class Streaming:
-    """An answer of numbered lines of which each comes when the test lets it."""
+    """An answer of numbered lines that a test releases one by one."""
 
     chat: Chat
     release: BinaryIO
@@ -175,7 +177,7 @@ class Streaming:
         self.release.write(b".." * n_lines)
 
     def came(self) -> None:
-        """Wait until the last line that was let stands on the screen."""
+        """Wait until the last released line is on the screen."""
         self.chat.sees(f"line {self.released}\n")
 
 
@@ -221,7 +223,7 @@ def test_a_resize_while_typing_keeps_one_input_line(tmp_path: Path) -> None:
             assert lines_of(chat) == [1, 2, 3, 4, 5]
 
 
-def test_what_streams_does_not_disturb_what_is_typed(streaming: Streaming) -> None:
+def test_streaming_does_not_disturb_typing(streaming: Streaming) -> None:
     chat = streaming.chat
     text = "what a person types while it streams"
     for character in text:

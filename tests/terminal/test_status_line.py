@@ -56,7 +56,9 @@ KEYS = "^T view ^G answer ^S steer ^C stop"
         (10, ("thinking…", "^T ^G ^C")),
     ],
 )
-def test_while_it_thinks_the_less_important_gives_way(columns: int, rows: tuple[str, ...]) -> None:
+def test_a_narrow_window_leaves_out_the_less_important_while_it_thinks(
+    columns: int, rows: tuple[str, ...]
+) -> None:
     assert status_rows(THINKING, columns, 24) == rows
 
 
@@ -86,7 +88,7 @@ def test_a_low_window_has_one_row_for_all_of_it(columns: int, line: str) -> None
         (20, "QwQ-32B · +2"),
     ],
 )
-def test_between_turns_the_less_important_gives_way(columns: int, line: str) -> None:
+def test_a_narrow_window_leaves_out_the_less_important_between_turns(columns: int, line: str) -> None:
     assert status_rows(IDLE, columns, 24) == (line,)
 
 
@@ -155,7 +157,7 @@ def test_the_line_of_a_view_follows_the_turn(columns: int) -> None:
     assert viewer.status().startswith("^T")
 
 
-def test_counts_are_exact_where_told_and_grow_by_the_pieces_since() -> None:
+def test_counts_are_exact_when_reported_and_grow_by_pieces() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED, Prompted((1,) * 4100))
     viewer.show(*[Thinking("x")] * 7, each_s=1)
     assert "thinking 7s · 7/16,384 tok" in viewer.status()
@@ -165,7 +167,7 @@ def test_counts_are_exact_where_told_and_grow_by_the_pieces_since() -> None:
     assert "ctx 4,141/32,768" in line
 
 
-def test_tokens_that_the_loop_guard_takes_back_are_gone() -> None:
+def test_tokens_that_the_loop_guard_cuts_are_not_counted() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(ASKING, PLANNED)
     viewer.show(Thinking("x"), Generated(0, (1,) * 900, 900), Generated(400, (1,) * 20, 420), each_s=1)
     assert "· 420/16,384 tok" in viewer.status()
@@ -188,7 +190,7 @@ def test_each_turn_is_counted_from_its_own_beginning() -> None:
     assert "· 1/16,384 tok" in viewer.status()
 
 
-def test_a_turn_that_goes_on_counts_what_was_there() -> None:
+def test_a_continued_turn_counts_its_earlier_tokens() -> None:
     viewer = Viewer(ThinkView.OFF, (200, 24)).show(Asking("q", 3, True, "One."), PLANNED, Thinking("x"))
     viewer.show(Generated(500, (1,), 501), each_s=1)
     assert "· 501/16,384 tok" in viewer.status()
@@ -209,7 +211,7 @@ def test_the_rate_is_that_of_the_last_five_seconds() -> None:
     assert 10 < rates[1000 + 20] < 50
 
 
-def test_a_rate_is_shown_when_it_can_be_told_and_falls_when_nothing_comes() -> None:
+def test_a_rate_is_shown_after_enough_tokens_and_falls_when_nothing_comes() -> None:
     clock = Clock()
     meter = TokenCounter(clock)
     meter.piece(is_answer=False)
@@ -225,7 +227,7 @@ def test_a_rate_is_shown_when_it_can_be_told_and_falls_when_nothing_comes() -> N
     assert meter.rate() == 0
 
 
-def test_no_rate_is_told_across_tokens_that_were_taken_back() -> None:
+def test_no_rate_spans_tokens_that_were_cut() -> None:
     clock = Clock()
     meter = TokenCounter(clock)
     meter.piece(is_answer=False)
@@ -239,7 +241,7 @@ def test_no_rate_is_told_across_tokens_that_were_taken_back() -> None:
     assert meter.rate() == pytest.approx(9)
 
 
-def test_after_a_turn_the_context_is_what_the_turn_left() -> None:
+def test_after_a_turn_the_context_is_that_of_the_turn() -> None:
     changed = ChatStatus("QwQ-32B", 32_768, 100, 1.0, attached=3)
     bigger = Planned("QwQ-32B", 65_536, 4000, 16_384, 4096, 2.0, "q8_0", 65, 1)
     viewer = Viewer(size=(120, 24)).show(changed, ASKING, bigger, Thinking("x"), CLOSED, Answer("y"))
@@ -250,7 +252,7 @@ def test_after_a_turn_the_context_is_what_the_turn_left() -> None:
     assert viewer.show(changed).status() == "QwQ-32B · ctx 100/32,768 · 3 files attached · ^T thought /help"
 
 
-def test_a_model_that_loads_between_turns_shows_that_it_does() -> None:
+def test_loading_between_turns_is_shown() -> None:
     viewer = Viewer().show(Loading("QwQ-32B", 0.0))
     assert viewer.view.is_busy
     viewer.clock.now += 1
@@ -260,7 +262,7 @@ def test_a_model_that_loads_between_turns_shows_that_it_does() -> None:
     assert viewer.live() == []
 
 
-def test_the_key_tells_what_it_does_when_a_thought_is_shown_in_full() -> None:
+def test_the_key_hint_says_what_it_does_when_a_thought_is_shown_in_full() -> None:
     viewer = Viewer(ThinkView.FULL, (200, 24)).show(ASKING, Thinking("x"))
     assert "^T view" in viewer.status()
     viewer.view.cycle_view()

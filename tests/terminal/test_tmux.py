@@ -48,7 +48,7 @@ class Tmux:
 
     @property
     def buffer(self) -> str:
-        """What tmux would paste."""
+        """The text that tmux would paste."""
         return self._ask("show-buffer")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -129,7 +129,7 @@ def test_nothing_of_the_bottom_gets_into_the_scrollback_of_an_empty_window(tmux:
     assert tmux.text.count("❯") == 2
 
 
-def test_the_pager_gives_the_screen_back_as_it_was(tmux: Tmux) -> None:
+def test_the_pager_restores_the_screen(tmux: Tmux) -> None:
     start(tmux)
     tmux.press("lines 50", "Enter")
     tmux.wait_for(lambda: "ctx 100/" in tmux.visible)
@@ -140,14 +140,14 @@ def test_the_pager_gives_the_screen_back_as_it_was(tmux: Tmux) -> None:
     tmux.wait_for(lambda: tmux.text == before)
 
 
-def test_what_is_copied_is_in_a_buffer_of_tmux(tmux: Tmux) -> None:
+def test_copied_text_is_in_a_buffer_of_tmux(tmux: Tmux) -> None:
     start(tmux, before="unset DISPLAY WAYLAND_DISPLAY; ")
     tmux.press("/copy 12", "Enter")
     tmux.wait_for(lambda: "copied the answer (12 characters) to tmux" in tmux.visible)
     assert tmux.buffer == "x" * 12
 
 
-def test_ctrl_z_gives_the_shell_and_fg_the_chat_back(tmux: Tmux) -> None:
+def test_ctrl_z_suspends_the_chat_and_fg_resumes_it(tmux: Tmux) -> None:
     start(tmux)
     tmux.press("typed before")
     tmux.wait_for(lambda: "❯ typed before" in tmux.visible)

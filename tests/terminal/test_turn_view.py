@@ -42,7 +42,7 @@ INTERRUPTED = Finished(FinishReason.INTERRUPTED, TurnStats(thinking_tokens=12), 
 
 
 def thinking(view: ThinkView, size: tuple[int, int] = (80, 24), *, has_color: bool = True) -> Viewer:
-    """A viewer in the midst of a thought, after a frame."""
+    """A viewer during a thought, after a frame."""
     viewer = Viewer(view, size, has_color=has_color).show(ASKING, Thinking(THOUGHT))
     viewer.frame()
     return viewer
@@ -51,7 +51,7 @@ def thinking(view: ThinkView, size: tuple[int, int] = (80, 24), *, has_color: bo
 # Questions.
 
 
-def test_a_question_is_committed_as_it_was_written() -> None:
+def test_a_question_is_committed_unchanged() -> None:
     question = "How many r?\n\n  - strawberry\n\t- 草莓 🍓"
     assert Viewer().show(Asking(question, 1)).committed() == [
         "❯ How many r?",
@@ -78,7 +78,7 @@ def test_a_question_of_a_megabyte_on_one_line_is_counted_in_characters() -> None
     assert shown[-1] == "  … 1,000,000 characters"
 
 
-def test_questions_stand_apart_from_what_was_before() -> None:
+def test_questions_are_apart_from_the_text_before() -> None:
     viewer = Viewer().show(ASKING, CLOSED, Answer("3"), FINISHED, Asking("Sure?", 4))
     assert viewer.committed() == ["❯ How many r?", FOLDED, "", "3", "", "❯ Sure?"]
 
@@ -86,7 +86,7 @@ def test_questions_stand_apart_from_what_was_before() -> None:
 # Before the thinking.
 
 
-def test_loading_and_prefill_live_in_one_row_that_is_gone_afterwards() -> None:
+def test_loading_and_prefill_use_one_row_that_disappears() -> None:
     viewer = Viewer().show(ASKING, Loading("QwQ-32B Q4_K_M", 0.1))
     assert viewer.live() == []
     viewer.clock.now += 1
@@ -111,7 +111,7 @@ def test_loading_and_prefill_live_in_one_row_that_is_gone_afterwards() -> None:
         (20, "reading 50%"),
     ],
 )
-def test_the_bar_gives_way_to_the_figures_and_these_to_percents(columns: int, row: str) -> None:
+def test_narrow_windows_show_figures_without_a_bar_then_percents(columns: int, row: str) -> None:
     viewer = Viewer(size=(columns, 24)).show(ASKING, Prefill(1000, 8000, 1000))
     viewer.clock.now += 1
     assert viewer.show(Prefill(4000, 8000, 1000)).live() == [row]
@@ -123,7 +123,7 @@ def test_a_prompt_that_is_cached_shows_no_bar() -> None:
     assert viewer.show(Prefill(100, 100, 100)).live() == []
 
 
-def test_a_plan_is_committed_when_it_says_something_new() -> None:
+def test_a_changed_plan_is_committed() -> None:
     other = Planned("m", 65_536, 1, 1, 1, 2.0, "q8_0", 65, 1, line="context 65,536 · YaRN 2")
     longer_prompt = Planned("m", 65_536, 999, 1, 1, 2.0, "q8_0", 65, 2, line="context 65,536 · YaRN 2")
     viewer = Viewer().show(PLANNED, PLANNED, other, longer_prompt)
@@ -172,7 +172,7 @@ def test_the_tail_takes_a_third_of_the_window_and_ten_rows_at_most(rows: int, n_
     assert shown == header + [f"line {i}" for i in range(50 - n_lines, 50)]
 
 
-def test_the_tail_is_laid_out_anew_when_the_window_changes() -> None:
+def test_the_tail_is_laid_out_again_when_the_window_changes() -> None:
     viewer = thinking(ThinkView.TAIL, (80, 24))
     viewer.size = (18, 24)
     assert viewer.live() == [
@@ -200,7 +200,7 @@ def test_full_commits_dim_rows_as_they_come_and_keeps_the_last_alive() -> None:
     assert viewer.show(CLOSED).committed()[4:] == ["", "There is one r, then two. So", "three", FOLDED]
 
 
-def test_the_key_goes_through_the_views_and_full_commits_from_the_beginning() -> None:
+def test_the_key_cycles_the_views_and_full_commits_from_the_beginning() -> None:
     viewer = thinking(ThinkView.OFF, (30, 24))
     shown = []
     for _ in range(3):
@@ -254,7 +254,7 @@ def test_a_thought_without_a_token_leaves_no_line() -> None:
 
 
 @pytest.mark.parametrize("has_color", [True, False])
-def test_a_steered_sentence_is_marked_as_the_persons(has_color: bool) -> None:
+def test_a_steered_sentence_is_marked(has_color: bool) -> None:
     viewer = thinking(ThinkView.FULL, has_color=has_color).show(
         Steered("Count 草莓 too."), Thinking("Right. ")
     )
@@ -314,7 +314,7 @@ def test_few_rows_of_an_answer_live(rows: int, n_live: int) -> None:
     assert len(viewer.live()) == n_live
 
 
-def test_what_is_held_below_an_answer_takes_no_more_rows() -> None:
+def test_held_notices_take_rows_from_the_answer() -> None:
     viewer = Viewer(size=(40, 24)).show(ASKING, Answer("| a | b |\n|---|---|\n" + "| c | d |\n" * 8))
     shown = viewer.show(*[Notice(f"notice {i}") for i in range(5)]).live()
     assert shown == ["c │ d"] * 4 + ["note: notice 3", "note: notice 4"]
@@ -328,7 +328,7 @@ def test_a_notice_amid_an_answer_lives_below_it_and_is_committed_after_it() -> N
     assert viewer.show(FINISHED).committed()[2:] == ["One two three", "", "note: the loop guard ended it."]
 
 
-def test_what_is_held_below_an_answer_is_laid_out_for_the_window_that_is_there() -> None:
+def test_held_notices_are_laid_out_for_the_current_window() -> None:
     viewer = Viewer(size=(40, 24)).show(ASKING, Answer("So "), Notice("a line of 24 cells"))
     assert viewer.live() == ["So", "note: a line of 24 cells"]
     viewer.size = (20, 24)
@@ -337,7 +337,7 @@ def test_what_is_held_below_an_answer_is_laid_out_for_the_window_that_is_there()
     assert viewer.show(FINISHED).committed()[-1] == "note: a line of 24 cells"
 
 
-def test_what_is_said_below_an_answer_does_not_read_as_its_end() -> None:
+def test_notices_below_an_answer_do_not_look_like_its_end() -> None:
     cut = Said(("the answer was cut: /continue goes on.",))
     viewer = Viewer(has_color=False).show(ASKING, Answer("One two"), FINISHED, cut, cut)
     assert viewer.committed()[2:] == ["One two", "", *cut.lines, *cut.lines]
@@ -388,13 +388,13 @@ def test_an_interrupted_thought_says_how_far_it_came() -> None:
     assert not viewer.view.is_busy
 
 
-def test_an_interrupted_answer_keeps_what_came() -> None:
+def test_an_interrupted_answer_keeps_its_text() -> None:
     viewer = Viewer().show(ASKING, CLOSED, Answer("half an ans"), INTERRUPTED)
     assert viewer.committed()[2:] == ["", "half an ans", "■ stopped · /continue goes on"]
 
 
 @pytest.mark.parametrize("reason", [reason for reason in FinishReason if reason != FinishReason.INTERRUPTED])
-def test_other_ends_are_left_to_who_knows_what_to_do(reason: FinishReason) -> None:
+def test_other_ends_add_no_line(reason: FinishReason) -> None:
     viewer = thinking(ThinkView.OFF).show(CLOSED, Finished(reason, TurnStats(), "", ""))
     assert viewer.committed() == ["❯ How many r?", FOLDED]
 
@@ -417,16 +417,16 @@ def test_an_abandoned_turn_leaves_a_view_ready_for_the_next(event: ChatEvent) ->
     ]
 
 
-def test_what_came_before_a_turn_was_abandoned_is_committed() -> None:
+def test_the_text_of_an_abandoned_turn_is_committed() -> None:
     viewer = Viewer(ThinkView.FULL).show(ASKING, Thinking("Okay"), CLOSED, Answer("thr"))
     viewer.view.end_line()
     assert viewer.committed() == ["❯ How many r?", "", "Okay", FOLDED, "", "thr"]
 
 
-# Going on, recalling, and what is said.
+# Continued turns, recalled turns, and said lines.
 
 
-def test_a_thought_that_goes_on_keeps_its_time_and_the_persons_sentences() -> None:
+def test_a_continued_thought_keeps_its_time_and_steered_sentences() -> None:
     asking = Asking("q", 3, True, "One.\n\nCount it twice.\n\nTwo", "", ("Count it twice.",), 70.0)
     viewer = Viewer(ThinkView.FULL).show(
         asking, Thinking(" three."), ThinkingClosed(CloseReason.MODEL, 9, 2.4)
@@ -441,7 +441,7 @@ def test_a_thought_that_goes_on_keeps_its_time_and_the_persons_sentences() -> No
     ]
 
 
-def test_a_turn_that_goes_on_shows_its_answer_from_the_beginning() -> None:
+def test_a_continued_turn_shows_its_answer_from_the_beginning() -> None:
     viewer = Viewer().show(Asking("q", 3, True, "thought", "```\ncode"), Answer(" more\n```\nend"), FINISHED)
     assert viewer.committed() == [
         "▸ going on with the answer after thought 3",
@@ -453,7 +453,7 @@ def test_a_turn_that_goes_on_shows_its_answer_from_the_beginning() -> None:
     ]
 
 
-def test_a_thought_that_goes_on_is_shown_with_what_it_was() -> None:
+def test_a_continued_thought_is_shown_with_its_beginning() -> None:
     viewer = Viewer(ThinkView.TAIL).show(Asking("q", 3, True, "One. Tw"), Thinking("o."))
     assert viewer.live() == ["▾ thought 3 · thinking …", "One. Two."]
     viewer.view.cycle_view()
@@ -465,12 +465,12 @@ def test_a_recalled_turn_is_committed_with_its_thought_folded() -> None:
     assert viewer.committed() == ["❯ How many r?", FOLDED, "", "3", "", "❯ Hi"]
 
 
-def test_what_is_said_is_committed_as_it_is() -> None:
+def test_said_lines_are_committed_unchanged() -> None:
     said = Said(("context 32,768 tok", "  system     120", "", "file\tx"))
     assert Viewer().show(said).committed() == ["context 32,768 tok", "  system     120", "", "file    x"]
 
 
-def test_a_line_that_is_said_goes_on_further_in_where_it_does_not_fit() -> None:
+def test_a_wrapped_line_continues_with_an_indent() -> None:
     said = Said(("/name [NAME]     call it by a name", "  open a thought, or search", "z" * 25))
     assert Viewer(size=(20, 24)).show(said).committed() == [
         "/name [NAME]",
@@ -484,7 +484,7 @@ def test_a_line_that_is_said_goes_on_further_in_where_it_does_not_fit() -> None:
     assert Viewer(size=(12, 24)).show(Said(("  open a thought",))).committed() == ["  open a", "    thought"]
 
 
-def test_an_error_is_marked_by_color_or_by_a_word() -> None:
+def test_an_error_is_marked_by_color_or_a_word() -> None:
     error = Said(("no such command: /thnk.", "Did you mean /think?"), is_error=True)
     colored = Viewer().show(error)
     assert colored.committed() == ["✗ no such command: /thnk.", "  Did you mean /think?"]
@@ -495,13 +495,13 @@ def test_an_error_is_marked_by_color_or_by_a_word() -> None:
     ]
 
 
-def test_a_changed_view_is_one_line_and_holds() -> None:
+def test_a_changed_view_is_one_line_and_stays() -> None:
     viewer = Viewer(ThinkView.TAIL).show(ViewChanged(ThinkView.OFF))
     assert viewer.committed() == ["· thinking is shown: off"]
     assert viewer.show(ASKING, Thinking("x")).live() == []
 
 
-def test_what_is_not_drawn_inline_changes_nothing() -> None:
+def test_events_that_are_not_drawn_inline_change_nothing() -> None:
     viewer = thinking(ThinkView.TAIL)
     before = viewer.frame()
     viewer.show(Page("t", "x"), Copy("x", "answer"), Generated(0, (1,) * 3, 3))
@@ -534,7 +534,7 @@ def test_seconds_and_bars_change_four_times_a_second_at_most() -> None:
     assert len(lines) <= 6
 
 
-def test_a_resize_lays_live_rows_out_anew_and_leaves_what_is_committed() -> None:
+def test_a_resize_lays_out_live_rows_again_and_leaves_committed_ones() -> None:
     viewer = thinking(ThinkView.FULL, (30, 24))
     before = viewer.committed()
     viewer.size = (14, 24)
@@ -587,7 +587,7 @@ HOSTILE = "a\x1b[2J\x1b]0;title\x07b\x9b31m\u202ec\x00\x08d"
     ],
 )
 @pytest.mark.parametrize("view", list(ThinkView))
-def test_no_control_sequence_of_any_text_gets_through(event: ChatEvent, view: ThinkView) -> None:
+def test_no_control_sequence_of_any_text_is_written(event: ChatEvent, view: ThinkView) -> None:
     viewer = Viewer(view, has_color=False).show(event)
     viewer.clock.now += 1
     frame = viewer.frame()

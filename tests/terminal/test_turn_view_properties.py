@@ -1,4 +1,4 @@
-"""Whatever comes, however cut and timed: the same rows are committed, live ones fit, the work is linear."""
+"""For any events, cuts and times: the same rows are committed, live rows fit, the work is linear."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def texts(viewer: Viewer) -> list[str]:
 
 @settings(max_examples=150)
 @given(TURN, st.sampled_from(VIEWS), st.sampled_from(SIZES), st.integers(1, 9), st.integers(1, 40))
-def test_what_is_committed_depends_neither_on_pieces_nor_on_frames(
+def test_committed_rows_depend_neither_on_pieces_nor_on_frames(
     turn: list[Part], view: ThinkView, size: tuple[int, int], short: int, every: int
 ) -> None:
     has_code = any("`" in text for _, text in turn)
@@ -124,7 +124,7 @@ def test_what_is_committed_depends_neither_on_pieces_nor_on_frames(
 
 @pytest.mark.parametrize("text", ["word " * 500 + "中" * 2000, "x" * 4500])
 @pytest.mark.parametrize("size", SIZES[1:3])
-def test_lines_without_an_end_are_broken_at_the_same_places(text: str, size: tuple[int, int]) -> None:
+def test_endless_lines_are_broken_at_the_same_places(text: str, size: tuple[int, int]) -> None:
     for view, kind in ((ThinkView.FULL, Thinking), (ThinkView.OFF, Answer)):
         often, once = (
             run(Viewer(view, size), [ASKING, *events_of([(kind, text)], n_characters)[2:]], 1)
@@ -136,7 +136,7 @@ def test_lines_without_an_end_are_broken_at_the_same_places(text: str, size: tup
 
 @settings(max_examples=60)
 @given(TURN, st.sampled_from(VIEWS), st.integers(0, 60), st.integers(1, 9), st.integers(1, 40))
-def test_a_thought_unfolded_in_its_midst_is_committed_whole_whenever_frames_come(
+def test_a_thought_unfolded_midway_is_committed_whole(
     turn: list[Part], view: ThinkView, full_after: int, every: int, other: int
 ) -> None:
     events = events_of(turn, 11)
@@ -176,7 +176,7 @@ def test_every_word_of_a_thought_shown_in_full_is_committed_once_and_in_order(pa
 
 @settings(max_examples=60)
 @given(TEXT, st.sampled_from(SIZES))
-def test_the_tail_is_the_end_of_what_the_full_view_shows(text: str, size: tuple[int, int]) -> None:
+def test_the_tail_is_the_end_of_the_full_view(text: str, size: tuple[int, int]) -> None:
     tail = Viewer(ThinkView.TAIL, size).show(ASKING, Thinking(text)).live()
     full = Viewer(ThinkView.FULL, size).show(ASKING, Thinking(text))
     whole = full.committed() + full.live()
@@ -186,7 +186,7 @@ def test_the_tail_is_the_end_of_what_the_full_view_shows(text: str, size: tuple[
 
 @settings(max_examples=40)
 @given(TEXT, TEXT)
-def test_a_recalled_turn_looks_as_it_did_when_it_streamed(question: str, answer: str) -> None:
+def test_a_recalled_turn_looks_like_the_streamed_one(question: str, answer: str) -> None:
     recalled = Viewer().show(Recalled("How many r?", 3, 2431, 72.4, answer))
     streamed = run(Viewer(), events_of([(None, ""), (Answer, answer)], 10**6), 10**6)
     assert [row for row in streamed.committed() if "q8_0" not in row] == recalled.committed()
@@ -205,7 +205,7 @@ def test_a_page_has_every_word_and_fits(text: str, steered: list[str], columns: 
 
 
 class Work:
-    """Counts the characters that the terminal's functions are handed, calls included."""
+    """Counts the characters passed to the terminal's functions, and the calls."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -252,7 +252,7 @@ def test_twice_the_answer_is_twice_the_work(end: str, n_lines: int) -> None:
     assert twice <= 2.2 * once
 
 
-def test_a_text_without_a_line_break_is_no_more_work_than_its_length() -> None:
+def test_work_for_a_text_without_line_breaks_is_linear() -> None:
     def events(n_pieces: int) -> list[ChatEvent]:
         return [ASKING, *(Thinking("x" * 1000) for _ in range(n_pieces)), CLOSED, FINISHED]
 
@@ -260,7 +260,7 @@ def test_a_text_without_a_line_break_is_no_more_work_than_its_length() -> None:
         assert work_of(view, events(240)) <= 2.2 * work_of(view, events(120))
 
 
-def test_of_huge_texts_only_what_is_shown_is_worked_on() -> None:
+def test_of_huge_texts_only_the_shown_part_is_processed() -> None:
     work, viewer = Work(), Viewer()
     events: list[ChatEvent] = [
         Asking("q " * 500_000, 1),

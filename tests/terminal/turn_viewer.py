@@ -1,4 +1,4 @@
-"""A turn view for tests: events in, frames out, what was committed kept as text and as rows."""
+"""A turn view for tests: events in, frames out; it records committed rows and their text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PLANNED = Planned(
 
 
 def text_of(row: Row) -> str:
-    """What is read in a row."""
+    """The visible text of a row."""
     return SGR.sub("", row.written)
 
 
 class Viewer:
-    """A view in a window whose size can be set; every frame is kept."""
+    """A view in a window whose size can be set. It records every frame."""
 
     def __init__(
         self,
