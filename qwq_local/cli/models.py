@@ -28,6 +28,7 @@ from qwq_local.models.inventory import (
     LocalModel,
     ModelOrigin,
     Places,
+    local_model,
     local_models,
     plan_removal,
     remove_model,
@@ -68,9 +69,7 @@ class _Inventory:
         """The model of that name. Raises ModelNotFound, and UsageError when several match."""
         if is_miniature(name):
             path = find_model(name, self.places.catalog, self.places.directories.cache)
-            record = self.state.of(path)
-            kind, verified = file_type(read_header(path)), self.state.is_verified(path)
-            return LocalModel(name, path, ModelOrigin.BUNDLED, kind, record, is_verified=verified)
+            return local_model(self.state, name, path, ModelOrigin.BUNDLED, file_type(read_header(path)))
         model = resolve_name(name, self.models, self.places.catalog, self.state.default)
         if model is None:
             path = Path(name)

@@ -17,8 +17,16 @@ from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
 from qwq_local.models.catalog import Catalog, FilePart, file_type_of, part_of
 from qwq_local.models.facts import Fit, Memory, kv_bytes_per_token
-from qwq_local.models.inventory import LocalModel, ModelOrigin, Places, local_models, plan_removal
-from qwq_local.models.other_programs import lm_studio_models, ollama_models, other_models
+from qwq_local.models.inventory import (
+    LocalModel,
+    ModelOrigin,
+    Places,
+    lm_studio_models,
+    local_models,
+    ollama_models,
+    other_models,
+    plan_removal,
+)
 from qwq_local.models.registry import ModelRecord, Registry, RegistryState
 from qwq_local.models.store import resolve_name
 from qwq_local.paths import Directories
@@ -146,7 +154,7 @@ def write_ollama(folder: Path, name: str, content: bytes, digest: str = "") -> P
 def test_ollamas_manifests_name_the_blob(tmp_path: Path) -> None:
     blob = write_ollama(tmp_path, "qwq:32b-q8_0", b"GGUF")
     write_ollama(tmp_path, "llama3:8b", b"other")
-    (found,) = ollama_models(tmp_path)
+    (found,) = ollama_models(tmp_path, RegistryState())
     assert (found.name, found.path, found.file_type) == ("ollama/qwq:32b-q8_0", blob, "Q8_0")
 
 
@@ -165,7 +173,7 @@ def test_a_manifest_that_points_out_of_its_folder_is_refused(tmp_path: Path, dig
     (tmp_path / "evil").write_bytes(b"GGUF")
     (tmp_path / "blobs" / "sha256-x").mkdir(parents=True)
     write_ollama(tmp_path, "qwq:latest", b"GGUF", digest)
-    assert list(ollama_models(tmp_path)) == []
+    assert list(ollama_models(tmp_path, RegistryState())) == []
 
 
 def test_damaged_manifests_are_ignored(tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_damaged_manifests_are_ignored(tmp_path: Path) -> None:
     (manifest,) = (tmp_path / "manifests").rglob("latest")
     for text in ("", "[]", '{"layers": 3}', '{"layers": [3, {}]}', "[" * 100_000, "\xff"):
         manifest.write_text(text)
-        assert list(ollama_models(tmp_path)) == []
+        assert list(ollama_models(tmp_path, RegistryState())) == []
 
 
 def test_lm_studios_folders_name_publisher_repository_and_type(tmp_path: Path) -> None:
@@ -188,10 +196,15 @@ def test_lm_studios_folders_name_publisher_repository_and_type(tmp_path: Path) -
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"GGUF")
-    assert [found.name for found in lm_studio_models(tmp_path)] == [
+    assert [found.name for found in lm_studio_models(tmp_path, RegistryState())] == [
         "lmstudio/lmstudio-community/QwQ-32B-GGUF:Q4_K_M",
         "lmstudio/someone/QwQ-GGUF:Q8_0",
     ]
+
+
+def others(environ: dict[str, str], home: Path) -> list[LocalModel]:
+    where = Directories(home, home, home)
+    return list(other_models(Places(where, CATALOG, HubCache(home), environ, home), RegistryState()))
 
 
 def test_folders_of_other_programs_are_found_by_their_settings(tmp_path: Path) -> None:
@@ -203,7 +216,7 @@ def test_folders_of_other_programs_are_found_by_their_settings(tmp_path: Path) -
     (tmp_path / ".lmstudio" / "settings.json").write_text(
         json.dumps({"downloadsFolder": str(tmp_path / "chosen")})
     )
-    found = other_models({"OLLAMA_MODELS": str(tmp_path / "elsewhere")}, tmp_path)
+    found = others({"OLLAMA_MODELS": str(tmp_path / "elsewhere")}, tmp_path)
     assert [each.name for each in found] == ["ollama/qwq:latest", "lmstudio/a/QwQ-GGUF:Q8_0"]
 
 
@@ -211,9 +224,9 @@ def test_impossible_folders_count_as_empty(tmp_path: Path) -> None:
     (tmp_path / ".lmstudio").mkdir()
     for folder in ("a\0b", "\ud800", "x" * 5000):
         (tmp_path / ".lmstudio" / "settings.json").write_text(json.dumps({"downloadsFolder": folder}))
-        assert list(other_models({"OLLAMA_MODELS": "x" * 5000}, tmp_path)) == []
+        assert others({"OLLAMA_MODELS": "x" * 5000}, tmp_path) == []
     (tmp_path / ".lmstudio-home-pointer").write_text("a\0b")
-    assert list(other_models({}, tmp_path)) == []
+    assert others({}, tmp_path) == []
 
 
 def test_the_registry_tolerates_any_content(tmp_path: Path) -> None:
