@@ -141,7 +141,7 @@ def type_lines(environment: Environment, source: Path) -> Iterator[str]:
     fit = measured_fit(default_profile(environment.variables).profile)
     shape = model.shape
     yield from type_table(sizes(model), lambda n_bytes: fit.context(n_bytes, shape))
-    place = f"{fit.memory.place} with {binary_size(fit.memory.free_bytes, 2)} free"
+    place = f"{fit.place} with {binary_size(fit.free_bytes, 2)} free"
     yield f"FITS: tokens of context beside the weights in {place}, {fit.kv_type} KV cache."
 
 

@@ -42,7 +42,7 @@ def measured_fit(profile: Profile) -> Fit:
     """The memory that is free now, with the KV cache type and the largest window of the profile."""
     # Both import numpy.
     from qwq_local.machine.hardware import this_machine
-    from qwq_local.models.facts import Fit, Memory
+    from qwq_local.models.facts import Fit
 
     machine = this_machine()
     free_bytes, place = machine.available_bytes, "main memory"
@@ -51,4 +51,4 @@ def measured_fit(profile: Profile) -> Fit:
         place = " + ".join(gpu.description or gpu.name for gpu in machine.gpus)
     window = int(profile.native_window * max(profile.yarn_factors))
     kv_type = profile.kv_type or USUAL_KV_TYPE
-    return Fit(Memory(free_bytes, place), kv_type, profile.native_window, window)
+    return Fit(free_bytes, place, kv_type, profile.native_window, window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
-from qwq_local.models.facts import Fit, kv_bytes_per_token, read_facts, shape_or_reason
+from qwq_local.models.facts import Fit, kv_bytes_per_token
 from qwq_local.models.header import read_header
 from qwq_local.models.inventory import (
     LocalModel,
@@ -103,7 +104,7 @@ def list_command(
     comes_with_qwq = is_miniature(here.state.default)
     chosen = None if comes_with_qwq else default_model(here.models, here.places.catalog, here.state.default)
     fit = measured_fit(here.resolved.profile) if here.models else None
-    shapes = [shape_or_reason(model.path) for model in here.models]
+    shapes = [_shape_or_reason(model.path) for model in here.models]
     contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
     if as_json:
         rows = [
@@ -204,11 +205,13 @@ def show_command(name: Name) -> None:
     """Print what a model is: architecture, window, template, tensors by type, KV cache per token, sha256."""
     here = _Inventory()
     model = here.find(name)
-    facts = read_facts(model.path)
-    shape, profile = facts.shape, here.resolved.profile
-    fit = measured_fit(profile)
+    header = read_header(model.path)
+    shape = check_architecture(header)
+    fit = measured_fit(here.resolved.profile)
     kv = kv_bytes_per_token(shape, fit.kv_type)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in facts.tensors.items())
+    kinds = Counter(tensor.kind.name for tensor in header.tensors.values()).most_common()
+    tensors = ", ".join(f"{count} {kind}" for kind, count in kinds)
+    name, template = header.text("general.name"), header.text("tokenizer.chat_template")
     heads = f"{shape.n_heads} heads, {shape.n_kv_heads} KV heads of {shape.head_dim}"
     context = fit.context(model.n_bytes, shape)
     parts = f" in {len(model.parts)} parts" if len(model.parts) > 1 else ""
@@ -218,11 +221,11 @@ def show_command(name: Name) -> None:
         "from": model.origin.value + (f", {model.repo}" if model.repo else ""),
         "size": f"{model.n_bytes:,} bytes{parts}",
         "type": model.file_type or "-",
-        "architecture": f"{facts.architecture} ({facts.name})" if facts.name else facts.architecture,
+        "architecture": header.architecture + (f" ({name})" if name else ""),
         "layers": f"{shape.n_layers}, hidden {shape.hidden:,}, {heads}, vocabulary {shape.n_vocab:,}",
         "window": f"{shape.context_length:,} tokens in the header",
-        "template": f"{facts.template_chars:,} characters" if facts.template_chars else "none",
-        "tensors": f"{sum(facts.tensors.values())}: {kinds}",
+        "template": f"{len(template):,} characters" if template else "none",
+        "tensors": f"{len(header.tensors)}: {tensors}",
         "KV per token": f"{kv:,} bytes as {fit.kv_type}, {kv_bytes_per_token(shape, 'f16'):,} as f16",
         "context here": f"{context:,} tokens",
         "sha256": (model.stated_sha256 or "unknown") + (", verified" if model.is_verified else ""),
@@ -242,7 +245,7 @@ def default_command(name: Name) -> None:
         here.print(f"The default is the model that was pulled last again: {last}.")
         return
     model = here.find(name)
-    read_facts(model.path)
+    check_architecture(read_header(model.path))
     here.places.registry.change(lambda state: replace(state, default=model.name))
     here.print(f"{model.name} is the default now.")
 
@@ -298,6 +301,14 @@ def _agreed(environment: Environment, question: str) -> bool:
     if not environment.stdin_is_terminal:
         raise UsageError("rm asks before it deletes, and nobody can answer here: add --yes.")
     return environment.agrees(one_line(question, 1000))
+
+
+def _shape_or_reason(path: Path) -> ModelShape | str:
+    """The shape of a GGUF, or the reason why qwq cannot run it: one bad file does not hide the others."""
+    try:
+        return check_architecture(read_header(path))
+    except ModelFileError as error:
+        return str(error)
 
 
 def _context(model: LocalModel, shape: ModelShape | str, fit: Fit | None) -> int | None:

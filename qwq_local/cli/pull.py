@@ -212,7 +212,7 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
     """The types as aligned lines: type, size, the context that fits beside it here, the file."""
     from qwq_local.models.facts import MIN_CONTEXT
 
-    free = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
+    free = f"{binary_size(fit.free_bytes)} free in {fit.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
     yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>9}  FILE"
     is_small = False

@@ -15,10 +15,10 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from qwq_local.errors import ModelNotFound, PullError
-from qwq_local.files import LockHeld, allocated_bytes, free_bytes, lock_file, write_atomically
+from qwq_local.files import LockHeld, allocated_bytes, lock_file, write_atomically
 
 BLOCK_BYTES = 2**20
 PARTIAL = ".qwq-partial"
@@ -30,16 +30,6 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 _DIGEST_FORMS = {"sha256": re.compile(r"[0-9a-f]{64}"), "git-sha1": re.compile(r"[0-9a-f]{40}")}
 
 Algorithm = Literal["sha256", "git-sha1"]
-
-
-class RunningHash(Protocol):
-    """What hashlib's objects do."""
-
-    def update(self, content: bytes, /) -> None:
-        """Hash more bytes."""
-
-    def hexdigest(self) -> str:
-        """The hash of all bytes so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class Digest:
         return running.hexdigest() == self.hex
 
 
-def new_hash(algorithm: Algorithm, n_bytes: int) -> RunningHash:
+def new_hash(algorithm: Algorithm, n_bytes: int) -> hashlib._Hash:
     """A running hash for a file of `n_bytes`."""
     if algorithm == "sha256":
         return hashlib.sha256()
@@ -160,10 +150,6 @@ class HubCache:
         except OSError as error:
             raise PullError(f"{path} cannot be written ({error.strerror}). Check its folder.") from None
         return path
-
-    def free_bytes(self, repo: str) -> int:
-        """The free bytes on the disk of a repository's blobs."""
-        return free_bytes(self.folder(repo))
 
     def used_bytes(self) -> int:
         """The bytes that all blobs and partial files take on the disk."""

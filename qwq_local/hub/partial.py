@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qwq_local.errors import PullError
@@ -38,7 +40,7 @@ class PartialBlob:
         self.done = ByteRanges()
         self.etag = ""
         self._journal = -1
-        try:
+        with self._disk_errors():
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._read_journal()
             self._file = PartialFile(self.path)
@@ -47,15 +49,11 @@ class PartialBlob:
             except BaseException:
                 self.close()
                 raise
-        except OSError as error:
-            raise self._not_writable(error) from None
 
     def write(self, offset: int, content: bytes) -> None:
         """Write bytes at their place. Raises PullError when the disk refuses them."""
-        try:
+        with self._disk_errors():
             self._file.write(content, offset)
-        except OSError as error:
-            raise self._not_writable(error) from None
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Up to `n_bytes` of what was written at `offset`. Raises PullError when the disk fails."""
@@ -77,22 +75,18 @@ class PartialBlob:
     def restart(self) -> None:
         """Drop everything that came."""
         self.done, self.etag = ByteRanges(), ""
-        try:
+        with self._disk_errors():
             self._file.truncate(0)
             self._rewrite_journal()
-        except OSError as error:
-            raise self._not_writable(error) from None
 
     def publish(self) -> None:
         """Sync the bytes to the disk and give them the blob's name, in place of a blob that is there."""
-        try:
+        with self._disk_errors():
             self._file.sync()
             self.close()
             self._file.publish(self._blob)
             self._journal_path.unlink(missing_ok=True)
             sync_folder(self._blob.parent)
-        except OSError as error:
-            raise self._not_writable(error) from None
 
     def remove(self) -> None:
         """Delete the bytes and the journal."""
@@ -148,16 +142,18 @@ class PartialBlob:
             self._journal = -1
 
     def _append(self, entry: object) -> None:
-        try:
+        with self._disk_errors():
             append(self._journal, (json.dumps(entry) + "\n").encode())
-        except OSError as error:
-            raise self._not_writable(error) from None
 
-    def _not_writable(self, error: OSError) -> PullError:
-        return PullError(
-            f"{self.path.parent} cannot be written ({error.strerror}). What came is kept: "
-            "free some space or set HF_HUB_CACHE to a folder on another disk, and run the command again."
-        )
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PullError(
+                f"{self.path.parent} cannot be written ({error.strerror}). What came is kept: "
+                "free some space or set HF_HUB_CACHE to a folder on another disk, and run the command again."
+            ) from None
 
 
 def _entry(line: str) -> object:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwq_local.errors import PullError
-from qwq_local.files import allocated_bytes
+from qwq_local.files import allocated_bytes, free_bytes
 from qwq_local.hub.cache import Digest, HubCache, hash_file, new_hash, partial_path
 from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.partial import PartialBlob
@@ -112,7 +112,7 @@ def pull_files(
     """
     if freed := puller.cache.remove_stale_partials(time.time()):
         yield SpaceFreed(freed)
-    check_space(puller.cache, listing.repo, files)
+    _check_space(puller.cache, listing.repo, files)
     paths = []
     for index, file in enumerate(files):
         started = FileStarted(file.name, index, len(files), file.n_bytes, 0)
@@ -129,13 +129,13 @@ def pull_files(
     return paths
 
 
-def check_space(cache: HubCache, repo: str, files: Sequence[RemoteFile]) -> None:
+def _check_space(cache: HubCache, repo: str, files: Sequence[RemoteFile]) -> None:
     """Raise PullError unless the cache's disk has room for what is missing of the files."""
     blobs = [(file, cache.blob(repo, file.digest.hex)) for file in files]
     missing = sum(
         file.n_bytes - allocated_bytes(partial_path(blob)) for file, blob in blobs if not blob.is_file()
     )
-    free = cache.free_bytes(repo)
+    free = free_bytes(cache.folder(repo))
     if missing and free < missing + SPARE_BYTES:
         raise PullError(
             f"{cache.root} needs {binary_size(missing)} more, {binary_size(free)} are free. "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qwq_local.errors import ProfileError
 from qwq_local.planning.memory import Device, DeviceKind, Machine
@@ -26,8 +27,7 @@ _RULES: Mapping[str, Rule] = {
     "unified": switch(),  # the GPU uses the same memory
 }
 _GPU_RULES: Mapping[str, Rule] = {"name": free_text(), "memory": _MEMORY, "available": _MEMORY}
-_REQUIRED = ("cores", "memory", "available")
-_GPU_REQUIRED = ("name", "memory", "available")
+_OPTIONAL = ("description", "unified")
 
 
 def read_machine(wanted: str, folders: ProfileFolders) -> Machine:
@@ -38,9 +38,17 @@ def read_machine(wanted: str, folders: ProfileFolders) -> Machine:
     if wanted.lower().endswith(".toml"):
         path = Path(wanted)
     else:
-        if not NAME_FORM.fullmatch(wanted):
-            raise ProfileError(f"{excerpt(wanted)} is no machine's name. {_names_hint(wanted, folders)}")
-        path = _find(wanted, folders)
+        files = [folder / "machines" / f"{wanted}.toml" for folder in (folders.own, folders.bundled)]
+        is_name = NAME_FORM.fullmatch(wanted) is not None
+        found = next((file for file in files if is_name and file.is_file()), None)
+        if found is None:
+            names = machine_names(folders)
+            near = nearest(wanted, names)
+            hint = f"Did you mean {near}?" if near else f"There are {', '.join(names)}."
+            shown = excerpt(wanted)
+            problem = f"there is no machine {shown}." if is_name else f"{shown} is no machine's name."
+            raise ProfileError(f"{problem} {hint} A file of your own is named by its path, ending in .toml.")
+        path = found
     return _machine(path.stem, str(path), read_table(path, "machine"))
 
 
@@ -50,61 +58,39 @@ def machine_names(folders: ProfileFolders) -> list[str]:
     return sorted({file.stem for file in files if NAME_FORM.fullmatch(file.stem)})
 
 
-def _find(name: str, folders: ProfileFolders) -> Path:
-    for folder in (folders.own, folders.bundled):
-        path = folder / "machines" / f"{name}.toml"
-        if path.is_file():
-            return path
-    raise ProfileError(f"there is no machine {excerpt(name)}. {_names_hint(name, folders)}")
-
-
-def _names_hint(name: str, folders: ProfileFolders) -> str:
-    names = machine_names(folders)
-    near = nearest(name, names)
-    hint = f"Did you mean {near}?" if near else f"There are {', '.join(names)}."
-    return f"{hint} A file of your own is named by its path, ending in .toml."
-
-
 def _machine(name: str, source: str, table: dict[str, object]) -> Machine:
     gpus = table.pop("gpu", [])
     if not isinstance(gpus, list) or len(gpus) > MAX_GPUS:
         raise ProfileError(f"{source}: gpu is {excerpt(gpus)}, allowed: up to {MAX_GPUS} tables [[gpu]].")
-    values = _accepted(table, _RULES, _REQUIRED, source)
+    values = _accepted(table, _RULES, source, "It is what is left beside the system.")
     devices = []
     for index, gpu in enumerate(gpus):
         where = f"{source}: gpu {index + 1}"
         if not isinstance(gpu, dict):
             raise ProfileError(f"{where} is {excerpt(gpu)}, allowed: a table [[gpu]].")
-        devices.append(_gpu(index, _accepted(gpu, _GPU_RULES, _GPU_REQUIRED, where), where))
-    memory, available = _bytes(values, "memory"), _bytes(values, "available")
-    if available > memory:
-        raise ProfileError(f"{source}: available is more than memory. It is what is left beside the system.")
+        card = _accepted(gpu, _GPU_RULES, where, "It is what the driver leaves free.")
+        free, total = _bytes(card["available"]), _bytes(card["memory"])
+        devices.append(Device(f"GPU{index}", card["name"], DeviceKind.GPU, free, total))
     return Machine(
         name=name,
         gpus=tuple(devices),
-        memory_bytes=memory,
-        available_bytes=available,
-        cores=int(str(values["cores"])),
-        is_unified=bool(values.get("unified", False)),
+        memory_bytes=_bytes(values["memory"]),
+        available_bytes=_bytes(values["available"]),
+        cores=values["cores"],
+        is_unified=values.get("unified", False),
         is_described=True,
     )
 
 
-def _gpu(index: int, values: Mapping[str, object], where: str) -> Device:
-    total, free = _bytes(values, "memory"), _bytes(values, "available")
-    if free > total:
-        raise ProfileError(f"{where}: available is more than memory. It is what the driver leaves free.")
-    return Device(f"GPU{index}", str(values["name"]), DeviceKind.GPU, free, total)
-
-
-def _bytes(values: Mapping[str, object], key: str) -> int:
-    return int(float(str(values[key])) * GIB)
+def _bytes(gib: float) -> int:
+    return int(gib * GIB)
 
 
 def _accepted(
-    table: Mapping[str, object], rules: Mapping[str, Rule], required: tuple[str, ...], source: str
-) -> dict[str, object]:
-    values = {}
+    table: Mapping[str, object], rules: Mapping[str, Rule], source: str, available: str
+) -> dict[str, Any]:
+    """The checked values. `available` says in an error what that key means."""
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in rules:
             near = nearest(key, rules)
@@ -116,6 +102,8 @@ def _accepted(
             raise ProfileError(
                 f"{source}: {key} is {excerpt(value)}, allowed: {rules[key].allowed}."
             ) from None
-    if missing := [key for key in required if key not in values]:
+    if missing := [key for key in rules if key not in (*values, *_OPTIONAL)]:
         raise ProfileError(f"{source}: {', '.join(missing)} must be there.")
+    if values["available"] > values["memory"]:
+        raise ProfileError(f"{source}: available is more than memory. {available}")
     return values

@@ -46,10 +46,21 @@ METAL = Gpu("an Apple GPU", _wheel("metal"))
 ROCM = Gpu("an AMD GPU", _wheel("rocm72"))
 
 
+@dataclass(frozen=True, slots=True)
+class SystemMemory:
+    """Bytes in all, and bytes that programs can use without swapping."""
+
+    total: int
+    available: int
+
+
 def this_machine() -> Machine:
     """This computer now; free memory changes from moment to moment."""
     gpus = offload_devices()
-    memory = system_memory() or _memory_by_ggml()
+    if (memory := system_memory()) is None:
+        # ggml reports all memory as free, so half counts.
+        totals = [device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU]
+        memory = SystemMemory(max(totals, default=0), max(totals, default=0) // 2)
     return Machine(
         name="this machine",
         gpus=gpus,
@@ -58,21 +69,6 @@ def this_machine() -> Machine:
         cores=physical_cores(),
         is_unified=sys.platform == "darwin" or any(gpu.kind is DeviceKind.INTEGRATED for gpu in gpus),
     )
-
-
-def _memory_by_ggml() -> SystemMemory:
-    """The memory that ggml reports for the CPU. It reports all of it as free, so half counts."""
-    totals = [device.total_bytes for device in list_devices() if device.kind is DeviceKind.CPU]
-    total = max(totals, default=0)
-    return SystemMemory(total, total // 2)
-
-
-@dataclass(frozen=True, slots=True)
-class SystemMemory:
-    """Bytes in all, and bytes that programs can use without swapping."""
-
-    total: int
-    available: int
 
 
 def system_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> SystemMemory | None:

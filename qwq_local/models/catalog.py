@@ -11,7 +11,6 @@ _TYPE = re.compile(r"(?:^|[-._/])((?:I?Q\d|TQ\d)(?:_[A-Z0-9]+)*|BF16|F16|F32|MXF
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 # GGUFs that are not language models: vision projectors, importance matrices.
 _NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
-UNQUANTIZED = ("F32", "F16", "BF16")
 
 # The files of Qwen/QwQ-32B-GGUF in bytes, as rounded on its page: for `--list` when the hub does not answer.
 OFFICIAL_BYTES: Mapping[str, int] = {

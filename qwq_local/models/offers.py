@@ -19,13 +19,14 @@ from qwq_local.errors import DoesNotFit, ModelFileError, PullError, UsageError
 from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.source import RemoteFile
 from qwq_local.hub.transfer import ByteRange, RetryWait
-from qwq_local.models.catalog import UNQUANTIZED, file_type_of, is_model, part_of
+from qwq_local.models.catalog import file_type_of, is_model, part_of
 from qwq_local.text import binary_size, decimal_size
 
 if TYPE_CHECKING:
     from qwq_local.models.facts import Fit
 
 FIRST_BYTES = 4096
+UNQUANTIZED = ("F32", "F16", "BF16")
 _KEY = b"general.architecture"
 _STRING_TYPE = 8  # GGUF_METADATA_VALUE_TYPE_STRING
 # Magic, version, number of tensors, number of key-values; then the first key and the type of its value.
@@ -106,7 +107,7 @@ def best_offer(repo: str, available: Sequence[Offer], fit: Fit) -> ChosenOffer:
     from qwq_local.models.facts import MIN_CONTEXT
 
     usable = [offer for offer in available if offer.file_type and offer.file_type not in UNQUANTIZED]
-    where = f"{binary_size(fit.memory.free_bytes)} free in {fit.memory.place}"
+    where = f"{binary_size(fit.free_bytes)} free in {fit.place}"
     for offer in usable:
         context = fit.context(offer.n_bytes)
         if context >= MIN_CONTEXT:

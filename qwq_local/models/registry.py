@@ -89,9 +89,7 @@ class Registry:
     def read(self) -> RegistryState:
         """The current state; empty when the file is missing or unreadable."""
         try:
-            if self._path.stat().st_size > MAX_BYTES:
-                return RegistryState()
-            return _state(json.loads(self._path.read_bytes()))
+            return self._load()
         except (OSError, ValueError, RecursionError):
             return RegistryState()
 
@@ -100,9 +98,18 @@ class Registry:
         make_private(self._folder)
         try:
             with lock_file(self._path.with_suffix(".lock"), timeout_s=LOCK_TIMEOUT_S):
-                self._set_aside_if_damaged()
-                state = how(self.read())
-                self._write(state)
+                try:
+                    state = self._load()
+                except FileNotFoundError:
+                    state = RegistryState()
+                except (ValueError, RecursionError):
+                    self._path.replace(self._path.with_suffix(".damaged.json"))
+                    state = RegistryState()
+                state = how(state)
+                records = [asdict(record) for record in state.records.values()]
+                content = {"format": FORMAT, "default": state.default, "models": records}
+                text = json.dumps(content, indent=1) + "\n"
+                write_atomically(self._path, text.encode(), beside=self._path.with_suffix(".new"))
                 return state
         except LockHeld:
             raise QwqError(f"{self._path} is locked by another qwq. Wait for it, then try again.") from None
@@ -110,27 +117,16 @@ class Registry:
             reason = error.strerror or error
             raise QwqError(f"{self._path} cannot be written ({reason}). QWQ_DATA_DIR moves it.") from None
 
-    def _set_aside_if_damaged(self) -> None:
-        try:
-            json.loads(self._path.read_bytes()[: MAX_BYTES + 1])
-        except FileNotFoundError:
-            return
-        except (ValueError, RecursionError):
-            self._path.replace(self._path.with_suffix(".damaged.json"))
-
-    def _write(self, state: RegistryState) -> None:
-        records = [asdict(record) for record in state.records.values()]
-        text = json.dumps({"format": FORMAT, "default": state.default, "models": records}, indent=1)
-        write_atomically(self._path, f"{text}\n".encode(), beside=self._path.with_suffix(".new"))
-
-
-def _state(content: Any) -> RegistryState:
-    if not isinstance(content, dict) or not isinstance(content.get("models"), list):
-        return RegistryState()
-    default = content.get("default")
-    found = [_record(entry) for entry in content["models"][:MAX_RECORDS]]
-    records = {record.path: record for record in found if record is not None}
-    return RegistryState(default if isinstance(default, str) else "", records)
+    def _load(self) -> RegistryState:
+        """The state in the file. Raises OSError, and ValueError or RecursionError for a damaged one."""
+        with self._path.open("rb") as file:
+            content = json.loads(file.read(MAX_BYTES + 1))
+        if not isinstance(content, dict) or not isinstance(content.get("models"), list):
+            raise ValueError
+        default = content.get("default")
+        found = [_record(entry) for entry in content["models"][:MAX_RECORDS]]
+        records = {record.path: record for record in found if record is not None}
+        return RegistryState(default if isinstance(default, str) else "", records)
 
 
 def _record(entry: Any) -> ModelRecord | None:

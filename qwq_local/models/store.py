@@ -50,7 +50,9 @@ def find_model(name: str, catalog: Catalog, cache: Path, data: Path | None = Non
         return path
     if is_miniature(name):
         return converted_miniature(cache, name.partition(":")[2].upper() or MINIATURE_TYPE)
-    model = find_listed(name, catalog, cache, data)
+    places = Places(Directories(cache, cache, data or cache), catalog, HubCache.here())
+    state = RegistryState() if data is None else places.registry.read()
+    model = resolve_name(name, local_models(places, state), catalog, state.default)
     if model is None:
         raise ModelNotFound(
             f"no model {name!r} on this machine; `qwq models` lists what is here. `qwq pull` brings QwQ-32B. "
@@ -82,13 +84,6 @@ def path_of(name: str) -> Path | None:
     if path.suffix == ".gguf" or (len(path.parts) > 1 and not is_name):
         raise ModelNotFound(f"there is no model file {path}. Give the path of a GGUF, or --model miniature.")
     return None
-
-
-def find_listed(name: str, catalog: Catalog, cache: Path, data: Path | None) -> LocalModel | None:
-    """The listed model of that name, or None. Raises UsageError when the name means several."""
-    places = Places(Directories(cache, cache, data or cache), catalog, HubCache.here())
-    state = RegistryState() if data is None else places.registry.read()
-    return resolve_name(name, local_models(places, state), catalog, state.default)
 
 
 def resolve_name(
@@ -132,9 +127,8 @@ def _only(name: str, found: list[LocalModel]) -> LocalModel:
         # A model of ours is preferred to another program's copy of it.
         found = [model for model in found if model.origin in _OURS] or found
     if len(found) > 1:
-        candidates = ", ".join(sorted({model.name for model in found}))
-        paths = ", ".join(str(model.path) for model in found)
-        listed = candidates if len({model.name for model in found}) == len(found) else paths
+        names = sorted({model.name for model in found})
+        listed = ", ".join(names if len(names) == len(found) else [str(model.path) for model in found])
         raise UsageError(f"{name!r} is ambiguous: {listed}. Name one of them.")
     return found[0]
 
@@ -165,20 +159,13 @@ def converted_miniature(cache: Path, file_type: str) -> Path:
     source = bundled("miniature")
     folder = make_private(cache / "miniature")
     path = folder / f"miniature-{_fingerprint(source)}-{file_type}.gguf"
-    if _is_whole(path):
-        return path
+    with suppress(ModelFileError):  # a damaged one is converted again
+        if path.is_file() and read_header(path).tensors:
+            return path
     try:
         return _convert(source, file_type, path)
     except OSError as error:
         raise QwqError(f"{folder} cannot be written: {error.strerror}. QWQ_CACHE_DIR moves it.") from error
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the conversion is there and not damaged."""
-    try:
-        return path.is_file() and bool(read_header(path).tensors)
-    except ModelFileError:
-        return False
 
 
 def _convert(source: Path, file_type: str, path: Path) -> Path:

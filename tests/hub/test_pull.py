@@ -19,7 +19,7 @@ import pytest
 from qwq_local.cli.pull import PullScreen, list_lines
 from qwq_local.files import allocated_bytes
 from qwq_local.hub.pull import BytesReceived, DownloadRestarted, FileStarted
-from qwq_local.models.facts import Fit, Memory
+from qwq_local.models.facts import Fit
 from qwq_local.terminal.output import Output
 from tests.command import QWQ, ROOT, Ran, Terminal, environment, qwq
 from tests.hub.client import MIB, NAME, REPO, content, hub_with, leftovers
@@ -342,7 +342,7 @@ def test_the_amount_shown_never_goes_backwards(is_terminal: bool) -> None:
 
 
 def test_brackets_in_the_list_are_explained() -> None:
-    fit = Fit(Memory(20 * 10**9, "main memory"), "q8_0", 32_768, 131_072)
+    fit = Fit(20 * 10**9, "main memory", "q8_0", 32_768, 131_072)
     sizes = {"a": 34_800_000_000, "b": 19_000_000_000, "c": 9_000_000_000}
     rows = [("Q4_K_M", size, 1, name) for name, size in sizes.items()]
     lines = list(list_lines("o/n", rows, fit))

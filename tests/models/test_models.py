@@ -16,7 +16,7 @@ from qwq_local.errors import QwqError, UsageError
 from qwq_local.hub.cache import HubCache
 from qwq_local.models.architecture import QWQ_32B
 from qwq_local.models.catalog import Catalog, FilePart, file_type_of, part_of
-from qwq_local.models.facts import Fit, Memory, kv_bytes_per_token
+from qwq_local.models.facts import Fit, kv_bytes_per_token
 from qwq_local.models.inventory import (
     LocalModel,
     ModelOrigin,
@@ -129,7 +129,7 @@ def test_the_estimate_agrees_with_the_table_of_a_24_gb_card() -> None:
     """Q4_K_M of 18.48 GiB, 23.0 GiB usable: 16k, 31k and 60k tokens in f16, q8_0 and q4_0."""
     assert [kv_bytes_per_token(QWQ_32B, kind) for kind in ("f16", "q8_0", "q4_0")] == [262144, 139264, 73728]
     for kind, low, high in (("f16", 14_000, 17_000), ("q8_0", 28_000, 32_000), ("q4_0", 53_000, 61_000)):
-        fit = Fit(Memory(23 * GIB, "a card"), kind, 32_768, 131_072)
+        fit = Fit(23 * GIB, "a card", kind, 32_768, 131_072)
         assert low <= fit.context(int(18.48 * GIB)) <= high
         assert fit.context(23 * GIB) == 0
         assert fit.context(GIB) <= 131_072
