@@ -1,19 +1,5 @@
 """The errors that a user can act on, and the exit status of each.
 
-    QwqError                 1  failed
-    ├── UsageError           2  wrong usage or unreadable input
-    │   ├── ProfileError     2  a profile with an unknown key or a wrong type
-    │   └── ConstraintError  2  a schema, regular expression or grammar that cannot be enforced
-    ├── ModelNotFound        3  no such model on this machine
-    ├── DoesNotFit           4  not enough memory for the model
-    ├── PromptTooLong        5  more tokens than the context holds
-    ├── ModelFileError       1  a file that is damaged, not a GGUF, or of another architecture
-    ├── TemplateError        1  a chat template of no known form
-    ├── PullError            1  a download that the hub, the network or the disk stopped
-    ├── EngineError          1  llama.cpp failed
-    ├── HistoryError         1  a conversation that cannot be read, found or written
-    └── ConvertError         1  a checkpoint that cannot be converted
-
 A message says what happened, with numbers, then what to do. Only the command line catches these.
 """
 

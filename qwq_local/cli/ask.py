@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from qwq_local.backend.api import Backend, Identified, Keeps, Plans, ReplyRequest
 from qwq_local.backend.make import LIBRARY, BackendRequest, check_constraint, chosen_model, hardware_notice
-from qwq_local.backend.split import SplitBackend, SplitRequest, plan_split
+from qwq_local.backend.split import (
+    Joining,
+    PartDone,
+    PartStarted,
+    SplitBackend,
+    SplitEvent,
+    SplitRequest,
+    answer_split,
+    plan_split,
+    summed,
+)
 from qwq_local.chat.conversation import history_messages
 from qwq_local.chat.model import value_text
 from qwq_local.cli.each import answer_each
-from qwq_local.cli.environment import (
-    Environment,
-    ReplyInterrupt,
-    finish_stdout,
-    interrupts_stop,
-)
+from qwq_local.cli.environment import Environment, ReplyInterrupt, finish_stdout, interrupts_stop
 from qwq_local.cli.flags import DEFAULT_PROFILE, AskFlags
-from qwq_local.cli.output import STATUS, EventWriter, ending, event_writer, final_ledger, write_plan
-from qwq_local.cli.split import SplitOutput, answer_in_parts, show_split_plan
+from qwq_local.cli.output import (
+    STATUS,
+    EventWriter,
+    JsonLines,
+    ending,
+    event_writer,
+    final_ledger,
+    write_note,
+    write_plan,
+)
 from qwq_local.dialogue.conversation import Attachment, Framing, fence
 from qwq_local.engine.api import AnswerConstraint, JsonSchema, LarkGrammar, Regex
-from qwq_local.errors import Aborted, ConstraintError, EngineError, ExitStatus, UsageError
-from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking
+from qwq_local.errors import Aborted, ConstraintError, ExitStatus, QwqError, UsageError
+from qwq_local.events import Finished, FinishReason, Notice, Planned, Thinking, TurnStats
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.background import AskedTurn, BackgroundRecorder
 from qwq_local.history.records import ConversationRecord, TurnOrigin, TurnRecord
 from qwq_local.machine.description import read_machine
 from qwq_local.paths import Directories, directories, make_private
-from qwq_local.planning.memory import Machine
 from qwq_local.planning.summary import stats_line
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import RECORDED_KEYS, Profile
-from qwq_local.profiles.layers import ResolvedProfile, profile_folders, resolve
-from qwq_local.terminal.sanitizer import one_line
+from qwq_local.profiles.layers import profile_folders, resolve
+from qwq_local.terminal.ask_screen import SplitScreen, place_of, plan_line
+from qwq_local.terminal.output import Output
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
-from qwq_local.wire import write_line
+from qwq_local.wire import event_line, write_line
 
+E = TypeVar("E", bound=SplitEvent)
 MAX_CONSTRAINT_BYTES = 1 << 20
 MAX_QUESTION_CHARS = 4000
 
@@ -53,6 +68,21 @@ class _Continued:
     archive: Archive
     conversation: ConversationRecord
     turns: tuple[TurnRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What was read and checked: the prompt's parts, the constraint, the open file of `--think-to`."""
+
+    model: str
+    task: str
+    profile: Profile
+    framing: Framing
+    continued: _Continued | None
+    constraint: AnswerConstraint | None
+    trace: TextIO | None
+    question: str = ""
+    stdin_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,68 +101,73 @@ class _AskRun:
     interrupt: ReplyInterrupt
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """What was read and checked: the prompt's parts, the constraint, the open file of `--think-to`."""
-
-    profile: Profile
-    framing: Framing
-    continued: _Continued | None
-    question: str = ""
-    stdin_text: str = ""
-    constraint: AnswerConstraint | None = None
-    trace: TextIO | None = None
-    model: str = ""
-    task: str = ""
-
-
 def ask(environment: Environment, flags: AskFlags) -> int:
     """Answers the question. Returns the exit status.
 
     All input is read and checked before the model is looked up, and the model is looked up before it is
     loaded.
     """
+    _check_together(flags)
     places = directories(environment.variables)
+    folders = profile_folders(places)
     with ExitStack() as stack:
         continued = _continued(flags, places, stack)
-        machine = _machine(flags, places)
+        machine = read_machine(flags.machine, folders) if flags.machine else None
         before = continued.conversation if continued else None
         model = chosen_model(flags.model or (before.model if before else "") or DEFAULT_MODEL, places)
         task = flags.profile or (before.profile if before else "") or DEFAULT_PROFILE
-        resolved = _resolve(environment, flags, places, model, task)
-        given = replace(_read(environment, flags, resolved.profile, continued), model=model, task=task)
+        seed = [] if flags.seed is None else [f"seed={flags.seed}"]
+        settings = [*(flags.settings or ()), *seed]
+        resolved = resolve(model, task, folders, environment.variables, settings)
+        given = _read(environment, flags, model, task, resolved.profile, continued)
         if given.trace is not None:
             stack.enter_context(given.trace)
         writer = stack.enter_context(closing(event_writer(environment, flags.think, jsonl=flags.jsonl)))
+        request = BackendRequest(model, resolved, places, machine, is_private=flags.private)
         for notice in resolved.notices:
             writer.show(Notice(notice))
-        request = BackendRequest(given.model, resolved, places, machine, is_private=flags.private)
         backend = stack.enter_context(closing(environment.make_backend(request)))
         interrupt = stack.enter_context(interrupts_stop(backend.stop))
         if (idle_gpu := hardware_notice(backend)) is not None:
             writer.show(Notice(idle_gpu))
-        if flags.each:
-            status = answer_each(environment, given.framing, given.constraint, backend, writer, interrupt)
-            if status is not ExitStatus.INTERRUPTED:
-                _keep(environment, backend, writer)
-            return status
-        recorder = None if flags.private or flags.dry_run else _recorder(given, backend, places)
+        keeps_turn = not (flags.private or flags.dry_run or flags.each)
+        recorder = _recorder(given, backend, places) if keeps_turn else None
         if recorder is not None:
             stack.callback(_finish, recorder, environment)
         run = _AskRun(environment, flags, given, backend, writer, recorder, interrupt)
+        if flags.each:
+            status = answer_each(environment, given.framing, given.constraint, backend, writer, interrupt)
+            if status is not ExitStatus.INTERRUPTED:
+                _keep(run)
+            return status
         if flags.split and (done := _split(run)) is not None:
             return done
         return _answer(run)
+
+
+def _check_together(flags: AskFlags) -> None:
+    """Raises UsageError for flags that do not go together."""
+    if flags.goes_on and flags.private:
+        raise UsageError("--private has no past: leave it out to go on with a conversation.")
+    if flags.goes_on and (flags.each or flags.split):
+        raise UsageError("--continue asks one question: leave out --each and --split.")
+    if flags.dry_run and flags.each:
+        raise UsageError("--dry-run plans for one question: leave out --each.")
+    if flags.machine and not flags.dry_run:
+        raise UsageError("--machine describes another computer: add --dry-run, or see `qwq plan`.")
+    if flags.each and flags.split:
+        raise UsageError("--split asks one question of a long text: leave out --each.")
+    if flags.each and (flags.question or flags.jsonl or flags.think_to):
+        raise UsageError(
+            "with --each the questions come as lines of JSON on standard input, and the answers likewise: "
+            "leave out the question, --jsonl and --think-to."
+        )
 
 
 def _continued(flags: AskFlags, places: Directories, stack: ExitStack) -> _Continued | None:
     """The last conversation for `-c`; the stack closes its history. Raises UsageError, HistoryError."""
     if not flags.goes_on:
         return None
-    if flags.private:
-        raise UsageError("--private has no past: leave it out to go on with a conversation.")
-    if flags.each or flags.split:
-        raise UsageError("--continue asks one question: leave out --each and --split.")
     path = places.data / FILE
     archive = stack.enter_context(Archive.to_read(path)) if path.exists() else None
     if archive is None or (latest := archive.latest()) is None:
@@ -145,10 +180,12 @@ def _recorder(given: _Input, backend: Backend, places: Directories) -> Backgroun
     names = [attachment.name for attachment in given.framing.attachments]
     if given.question and given.stdin_text:
         names.append("standard input")
+    # For the lists and the search of the history; the message that is kept holds all of the text.
+    beginning = given.stdin_text[:MAX_QUESTION_CHARS] + "…" * (len(given.stdin_text) > MAX_QUESTION_CHARS)
     continued = given.continued
     asked = AskedTurn(
         command="ask",
-        question=given.question or _beginning(given.stdin_text) or ", ".join(names),
+        question=given.question or beginning or ", ".join(names),
         content=given.framing.messages(given.question, given.stdin_text)[-1].content,
         system=given.framing.system,
         files=tuple(names),
@@ -172,32 +209,31 @@ def _recorder(given: _Input, backend: Backend, places: Directories) -> Backgroun
     return BackgroundRecorder(opened, asked, origin)
 
 
-def _beginning(text: str) -> str:
-    """The text for the lists and the search of the history; the message that is kept holds all of it."""
-    return text if len(text) <= MAX_QUESTION_CHARS else f"{text[:MAX_QUESTION_CHARS]}…"
-
-
 def _finish(recorder: BackgroundRecorder, environment: Environment) -> None:
     for line in recorder.close():
-        write_line(environment.stderr, f"note: {one_line(line, 500)}\n")
+        write_note(environment.stderr, line)
 
 
 def _read(
-    environment: Environment, flags: AskFlags, profile: Profile, continued: _Continued | None
+    environment: Environment,
+    flags: AskFlags,
+    model: str,
+    task: str,
+    profile: Profile,
+    continued: _Continued | None,
 ) -> _Input:
     """Reads everything that is needed before the model is looked up. Raises UsageError."""
     own = continued.conversation.system if continued else profile.system
     system = check_utf8(own if flags.system is None else flags.system, "the system prompt")
     constraint = read_constraint(flags.json_schema, flags.regex, flags.grammar)
-    if flags.each:
-        _refuse_with_each(flags)
     trace = _open_trace(flags)
     framing = Framing(system, tuple(read_attachments(flags.files)), profile.question_suffix)
+    given = _Input(model, task, profile, framing, continued, constraint, trace)
     if flags.each:
-        return _Input(profile, framing, continued, constraint=constraint)
+        return given
     question, stdin_text = check_utf8(flags.question, "the question"), _read_stdin(environment)
     framing.messages(question, stdin_text)
-    return _Input(profile, framing, continued, question, stdin_text, constraint, trace)
+    return replace(given, question=question, stdin_text=stdin_text)
 
 
 def read_attachments(paths: list[Path] | None) -> list[Attachment]:
@@ -268,6 +304,45 @@ def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
+class _Passes:
+    """The passes so far: how many, their tokens and seconds, how the last one ended.
+
+    With `--split` there are several; else the first one is the last.
+    """
+
+    def __init__(self, *, is_split: bool) -> None:
+        self.is_split = is_split
+        self.is_last = not is_split
+        self.reason = FinishReason.INTERRUPTED
+        self.count = 0
+        self.spent = self.last = TurnStats()
+        self.planned: Planned | None = None
+
+    def take(self, event: SplitEvent) -> None:
+        """Counts the pass that the event ends."""
+        match event:
+            case Planned():
+                self.planned = event
+            case PartDone():
+                self._count(event.stats)
+            case Joining():
+                self.is_last = True
+            case Finished():
+                self.reason = event.reason
+                if self.is_last:
+                    self._count(event.stats)
+
+    def _count(self, stats: TurnStats) -> None:
+        self.count += 1
+        self.last, self.spent = stats, summed(self.spent, stats)
+
+    def lines(self) -> Iterator[str]:
+        """What `--stats` prints."""
+        yield (f"{self.count:,} passes: " if self.is_split else "") + stats_line(self.spent)
+        if self.planned is not None:
+            yield ("last pass: " if self.is_split else "") + final_ledger(self.planned, self.last)
+
+
 def _answer(run: _AskRun) -> int:
     """Asks everything at once. Returns the exit status."""
     environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
@@ -278,35 +353,51 @@ def _answer(run: _AskRun) -> int:
             raise UsageError(f"--dry-run: {given.model} makes no plan.")
         write_plan(environment, run.backend.dry_run(question), jsonl=flags.jsonl)
         return ExitStatus.ANSWERED
-    planned: Planned | None = None
-    finished: Finished | None = None
+    passes = _Passes(is_split=False)
     try:
-        with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
-            for event in run.interrupt.watch(run.backend.reply(question)):
-                if run.recorder is not None:
-                    run.recorder.feed(event)
-                writer.show(event)
-                match event:
-                    case Planned():
-                        planned = event
-                    case Thinking(text) if given.trace is not None:
-                        write_line(given.trace, text)
-                    case Finished():
-                        finished = event
+        _show(run, run.backend.reply(question), writer.show, passes)
     except Aborted:
         return ExitStatus.INTERRUPTED
-    if finished is None:
-        raise EngineError("the turn ended without saying why.")
-    if not flags.jsonl and (line := ending(finished.reason, given.profile)):
-        writer.show(Notice(line))
-    if finished.reason is not FinishReason.INTERRUPTED:
-        _keep(environment, run.backend, writer)
+    if passes.reason is not FinishReason.INTERRUPTED:
+        _keep(run)
     writer.close()
-    if flags.stats:
-        write_line(environment.stderr, f"{stats_line(finished.stats)}\n")
-        if planned is not None:
-            write_line(environment.stderr, f"{final_ledger(planned, finished.stats)}\n")
-    return STATUS[finished.reason]
+    return _status(run, passes)
+
+
+def _show(run: _AskRun, events: Iterable[E], show: Callable[[E | Notice], None], passes: _Passes) -> None:
+    """Shows, traces and records the events, then says why the answer is not whole."""
+    flags, given = run.flags, run.given
+    with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
+        for event in run.interrupt.watch(events):
+            passes.take(event)
+            if run.recorder is not None and passes.is_last:
+                run.recorder.feed(event)
+            show(event)
+            if given.trace is not None:
+                _write_trace(given.trace, event)
+    if not flags.jsonl and (line := ending(passes.reason, given.profile)):
+        show(Notice(line))
+
+
+def _status(run: _AskRun, passes: _Passes) -> int:
+    """Prints what `--stats` asks for. Returns the exit status."""
+    if run.flags.stats:
+        for line in passes.lines():
+            write_line(run.environment.stderr, f"{line}\n")
+    return STATUS[passes.reason]
+
+
+def _write_trace(trace: TextIO, event: SplitEvent) -> None:
+    """Writes the thinking; that of each pass of `--split` under a line that names the pass."""
+    match event:
+        case PartStarted():
+            write_line(trace, f"--- {place_of(event)} ---\n")
+        case Joining():
+            write_line(trace, "--- the last pass ---\n")
+        case PartDone():
+            write_line(trace, "\n\n")
+        case Thinking(text):
+            write_line(trace, text)
 
 
 def _question(given: _Input) -> ReplyRequest:
@@ -322,9 +413,13 @@ def _question(given: _Input) -> ReplyRequest:
 
 
 def _split(run: _AskRun) -> int | None:
-    """Asks a text that does not fit in parts. Returns the exit status, or None when it fits after all."""
-    flags, given, backend = run.flags, run.given, run.backend
-    if not isinstance(backend, SplitBackend):
+    """Asks a text that does not fit in parts. Returns the exit status, or None when it fits after all.
+
+    The answers of the parts are never lost: they are lines of JSON, stand on the terminal, or go to stderr
+    when the run ends without a last answer.
+    """
+    environment, flags, given, writer = run.environment, run.flags, run.given, run.writer
+    if not isinstance(backend := run.backend, SplitBackend):
         raise UsageError(f"--split: the tokens of {given.model} are not counted here. Leave it out.")
     request = SplitRequest(given.framing, given.stdin_text, given.question, given.constraint)
     try:
@@ -332,62 +427,42 @@ def _split(run: _AskRun) -> int | None:
     except Aborted:
         return ExitStatus.INTERRUPTED
     if not plan.excerpts:
-        run.writer.show(Notice(f"the text fits: {plan.planned.prompt_tokens:,} tokens, asked in one pass."))
+        writer.show(Notice(f"the text fits: {plan.planned.prompt_tokens:,} tokens, asked in one pass."))
         return None
-    run.writer.close()
+    if flags.dry_run:
+        planned = plan.event
+        text = event_line(planned) if flags.jsonl else f"{plan_line(planned)}\nThe largest part:\n"
+        write_line(environment.stdout, text)
+        write_plan(environment, plan.planned, jsonl=flags.jsonl)
+        return ExitStatus.ANSWERED
+    writer.close()
     if run.recorder is not None:  # the text is too long to be sent again
         run.recorder.asked = replace(run.recorder.asked, content=given.question)
-    output = SplitOutput(
-        run.environment,
-        given.profile,
-        flags.jsonl,
-        flags.think,
-        given.trace,
-        flags.stats,
-        run.recorder,
-    )
-    if flags.dry_run:
-        return show_split_plan(plan, output)
-    return answer_in_parts(backend, request, plan, output, run.interrupt)
+    out = Output.of(environment.stdout, environment.variables)
+    err = Output.of(environment.stderr, environment.variables)
+    screen = writer if isinstance(writer, JsonLines) else SplitScreen(out, err, time.monotonic, flags.think)
+    passes = _Passes(is_split=True)
+    try:
+        _show(run, answer_split(backend, request, plan), screen.show, passes)
+    except Aborted:
+        passes.reason = FinishReason.INTERRUPTED
+    except (QwqError, KeyboardInterrupt):
+        screen.close()
+        screen.show_hidden()
+        raise
+    screen.close()
+    if passes.reason in (FinishReason.INTERRUPTED, FinishReason.NO_ANSWER):
+        screen.show_hidden()
+    return _status(run, passes)
 
 
-def _resolve(
-    environment: Environment, flags: AskFlags, places: Directories, model: str, task: str
-) -> ResolvedProfile:
-    settings = list(flags.settings or ())
-    if flags.seed is not None:
-        settings.append(f"seed={flags.seed}")
-    folders = profile_folders(places)
-    return resolve(model, task, folders, environment.variables, settings)
-
-
-def _machine(flags: AskFlags, places: Directories) -> Machine | None:
-    """The described machine of --machine. Raises UsageError for flags that do not go together."""
-    if flags.dry_run and flags.each:
-        raise UsageError("--dry-run plans for one question: leave out --each.")
-    if flags.machine and not flags.dry_run:
-        raise UsageError("--machine describes another computer: add --dry-run, or see `qwq plan`.")
-    return read_machine(flags.machine, profile_folders(places)) if flags.machine else None
-
-
-def _keep(environment: Environment, backend: Backend, writer: EventWriter) -> None:
+def _keep(run: _AskRun) -> None:
     """Ends the output, then keeps what was prefilled, so that the reader of the answer does not wait."""
-    writer.close()
-    finish_stdout(environment.stdout)
-    if not isinstance(backend, Keeps):
-        return
-    for notice in backend.keep():
-        write_line(environment.stderr, f"note: {one_line(notice.text, 500)}\n")
-
-
-def _refuse_with_each(flags: AskFlags) -> None:
-    if flags.split:
-        raise UsageError("--split asks one question of a long text: leave out --each.")
-    if flags.question or flags.jsonl or flags.think_to:
-        raise UsageError(
-            "with --each the questions come as lines of JSON on standard input, and the answers likewise: "
-            "leave out the question, --jsonl and --think-to."
-        )
+    run.writer.close()
+    finish_stdout(run.environment.stdout)
+    if isinstance(run.backend, Keeps):
+        for notice in run.backend.keep():
+            write_note(run.environment.stderr, notice.text)
 
 
 def _open_trace(flags: AskFlags) -> TextIO | None:

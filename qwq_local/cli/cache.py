@@ -12,12 +12,12 @@ import typer
 
 from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile
-from qwq_local.cli.profiles import aligned
 from qwq_local.engine.kv_entry import Entry, StateKey, clean_label
 from qwq_local.engine.kv_store import KvFolder, kv_folder
 from qwq_local.errors import UsageError
 from qwq_local.files import remove_quietly
 from qwq_local.paths import directories
+from qwq_local.terminal.sanitizer import aligned_lines
 from qwq_local.text import binary_size, plural
 
 _AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
@@ -57,7 +57,7 @@ def listing_lines(folder: KvFolder, now_s: float) -> Iterator[str]:
     entries = folder.entries()
     if entries:
         rows = [("MODEL", "TOKENS", "SIZE", "KV", "USED")]
-        yield from aligned([*rows, *(_row(entry, now_s) for entry in entries)])
+        yield from aligned_lines([*rows, *(_row(entry, now_s) for entry in entries)])
         yield ""
     total = sum(entry.file_bytes for entry in entries)
     held = f"{plural(len(entries), 'text')}, {binary_size(total)} of" if entries else "empty;"

@@ -16,11 +16,11 @@ from qwq_local.chat.events import Said, Shown, Talk, ThinkView
 from qwq_local.chat.model import ChatSetup
 from qwq_local.cli.environment import Environment, interrupts_call
 from qwq_local.cli.flags import DEFAULT_PROFILE, ChatFlags
-from qwq_local.cli.local import default_profile, model_places
+from qwq_local.cli.local import local_model_names
+from qwq_local.cli.output import write_note
 from qwq_local.errors import ExitStatus, UsageError
-from qwq_local.history.archive import Archive
+from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.records import ConversationRecord
-from qwq_local.models.inventory import local_models
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles import DEFAULT_MODEL
@@ -28,9 +28,7 @@ from qwq_local.profiles.layers import ProfileKind, ResolvedProfile, list_profile
 from qwq_local.terminal.chat_lines import lines_of
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plain_chat import PlainChat, ReadLine
-from qwq_local.terminal.sanitizer import one_line
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8
-from qwq_local.wire import write_line
 
 
 def chat(environment: Environment, flags: ChatFlags) -> int:
@@ -43,7 +41,7 @@ def chat(environment: Environment, flags: ChatFlags) -> int:
         if flags.dry_run:
             return _show_plan(environment, talk)
         if (notice := hardware_notice(talk.backend)) is not None:
-            err.write(f"note: {one_line(notice, 500)}\n")
+            write_note(environment.stderr, notice)
         if environment.stdin_is_terminal and out.is_live:
             return _draw(environment, talk, out, flags, places)
         view = ThinkView(flags.think) if flags.think else None
@@ -58,7 +56,7 @@ def _archive(flags: ChatFlags, places: Directories) -> Archive:
         if flags.goes_on or flags.resume:
             raise UsageError("--private has no past: leave it out to go on with a conversation.")
         return Archive.private()
-    return Archive.open(make_private(places.data) / "history.sqlite3")
+    return Archive.open(make_private(places.data) / FILE)
 
 
 def _resumed(flags: ChatFlags, archive: Archive) -> ConversationRecord | None:
@@ -83,10 +81,6 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         request = BackendRequest(model, resolved, places, is_private=flags.private, takes_largest=True)
         return environment.make_backend(request)
 
-    def model_names() -> list[str]:
-        where = model_places(environment.variables, default_profile(environment.variables))
-        return [MINIATURE, *(model.name for model in local_models(where))]
-
     return ChatSetup(
         archive=archive,
         make_backend=made,
@@ -99,7 +93,7 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         resume=resumed.id if resumed else None,
         entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
         library=LIBRARY,
-        model_names=model_names,
+        model_names=lambda: [MINIATURE, *local_model_names(environment.variables)],
         profile_names=lambda: [
             entry.name for entry in list_profiles(folders) if entry.kind is ProfileKind.TASK
         ],
@@ -114,8 +108,7 @@ def _show_plan(environment: Environment, talk: Talk) -> int:
             if isinstance(event, Said) and event.is_error:
                 status = ExitStatus.FAILED
             if isinstance(event, Shown):
-                for text in lines_of(event):
-                    write_line(environment.stdout, f"{text}\n")
+                environment.print(*lines_of(event))
     return status
 
 

@@ -27,7 +27,7 @@ def _models() -> Iterable[str]:
     from qwq_local.cli.local import local_model_names
     from qwq_local.models.store import MINIATURE
 
-    return [MINIATURE, *local_model_names()]
+    return [MINIATURE, *local_model_names(os.environ)]
 
 
 def _tasks() -> Iterable[str]:

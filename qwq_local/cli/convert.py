@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from qwq_convert.checkpoint import label_of
@@ -26,7 +25,6 @@ from qwq_convert.pipeline import convert as run
 from qwq_convert.plan import (
     ConversionPlan,
     ConvertRequest,
-    TypeSize,
     describe,
     open_source,
     plan_conversion,
@@ -38,11 +36,11 @@ from qwq_convert.quantizer import available_threads, estimate_seconds
 from qwq_local.cli.environment import Environment, refuse_stdout
 from qwq_local.cli.flags import ConvertFlags
 from qwq_local.cli.local import default_profile, measured_fit
+from qwq_local.cli.screen import WorkScreen
 from qwq_local.errors import ConvertError, ExitStatus, UsageError
 from qwq_local.hub.cache import find_snapshot, is_repository
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import Clock, WorkLine
-from qwq_local.terminal.sanitizer import one_line
+from qwq_local.terminal.sanitizer import aligned_lines, one_line
 from qwq_local.text import binary_size, plural, time_left
 from qwq_local.wire import event_line, write_line
 
@@ -55,14 +53,12 @@ def convert(environment: Environment, flags: ConvertFlags) -> int:
     """Lists the types, plans or converts, as the flags say. Raises QwqError."""
     source = find_source(flags.source)
     if flags.types:
-        for line in type_lines(environment, source):
-            write_line(environment.stdout, f"{line}\n")
+        environment.print(*_type_lines(environment, source))
         return ExitStatus.ANSWERED
-    request = request_of(flags, source)
+    request = _request_of(flags, source)
     if flags.dry_run:
         with open_source(source) as opened:
-            for line in plan_lines(plan_conversion(opened, request), request):
-                write_line(environment.stdout, f"{line}\n")
+            environment.print(*_plan_lines(plan_conversion(opened, request), request))
         return ExitStatus.ANSWERED
     return _run(request, environment, jsonl=flags.jsonl)
 
@@ -73,18 +69,20 @@ def find_source(name: str) -> Path:
     return find_snapshot(name) if not path.exists() and is_repository(name) else path
 
 
-def request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
+def _request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
     """The flags as a request. Raises UsageError or ConvertError for a value that cannot be read."""
     if not flags.file_type:
         raise UsageError("which type? Try Q4_K_M, or list them with --types.")
     refuse_stdout(flags.out)
-    with _wrong_usage():
+    try:
         file_type = find_file_type(flags.file_type)
         overrides = tuple(parse_override(text) for text in flags.overrides or ())
+    except ConvertError as error:
+        raise UsageError(str(error)) from None
     return ConvertRequest(
         source=source,
         file_type=file_type.name,
-        out=flags.out or Path(f"{default_stem(source)}-{file_type.name}.gguf"),
+        out=flags.out or Path(f"{_default_stem(source)}-{file_type.name}.gguf"),
         threads=flags.threads,
         types=TypeOptions(
             patterns=tuple(_pattern(text) for text in flags.tensor_types or ()),
@@ -96,19 +94,19 @@ def request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
         overrides=overrides,
         yarn=None if flags.yarn is None else Yarn(flags.yarn),
         imatrix=flags.imatrix,
-        split_max_bytes=None if flags.split is None else parse_size(flags.split),
+        split_max_bytes=None if flags.split is None else _parse_size(flags.split),
         allow_nonfinite=flags.allow_nonfinite,
     )
 
 
-def default_stem(source: Path) -> str:
+def _default_stem(source: Path) -> str:
     """What a file made from `source` is called before its type: the repository's or the folder's name."""
     if source.is_file():
         return _FLOAT_SUFFIX.sub("", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)) or "model"
     return (label_of(source) or "model").rpartition("/")[2]
 
 
-def parse_size(text: str) -> int:
+def _parse_size(text: str) -> int:
     """Bytes of a text such as 4G, 500M or 2000000000; decimal units, as gguf-split reads them."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or not int(match[1]):
@@ -116,60 +114,58 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2].upper()]
 
 
-def plan_lines(plan: ConversionPlan, request: ConvertRequest) -> Iterator[str]:
+def _plan_lines(plan: ConversionPlan, request: ConvertRequest) -> Iterator[str]:
     """What a conversion will do: each tensor's type and size, then the files, the space and the time."""
-    for tensor in plan.tensors:
-        shape = " x ".join(map(str, tensor.shape))
-        change = f"{tensor.source.dtype} -> {tensor.kind.name}"
-        name = one_line(tensor.name, 60)
-        yield f"{name:<30} {shape:>15}  {change:<16} {binary_size(tensor.n_bytes, 2):>15}"
+    yield from aligned_lines(
+        [
+            (
+                one_line(tensor.name, 60),
+                " x ".join(map(str, tensor.shape)),
+                f"{tensor.source.dtype} -> {tensor.kind.name}",
+                binary_size(tensor.n_bytes, 2),
+            )
+            for tensor in plan.tensors
+        ],
+        right=(1, 3),
+    )
     kinds = Counter(tensor.kind.name for tensor in plan.tensors).most_common()
     tensors = plural(len(plan.tensors), "tensor")
     yield f"{tensors}: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}."
-    more = f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else ""
-    names = one_line(str(plan.files[0].path), 1000) + more
+    names = one_line(_and_more([file.path for file in plan.files]), 1000)
     yield f"{names}: {plan.n_bytes:,} bytes ({binary_size(plan.n_bytes, 2)}), nothing else is written."
     threads = min(request.threads or available_threads(), available_threads())
     left = time_left(estimate_seconds(plan, threads))
     yield f"About {left} of quantizing on {threads} cores here; a slow disk adds to it."
 
 
-def type_lines(environment: Environment, source: Path) -> Iterator[str]:
-    """The table of types for the source, then what its column FITS means. Raises ConvertError."""
+def _type_lines(environment: Environment, source: Path) -> Iterator[str]:
+    """Every file type with its size for the source, then what the column FITS means. Raises ConvertError."""
     with open_source(source) as opened:
         model = describe(opened)
     fit = measured_fit(default_profile(environment.variables).profile)
-    shape = model.shape
-    yield from type_table(sizes(model), lambda n_bytes: fit.context(n_bytes, shape))
+    rows = [("TYPE", "BITS", "SIZE", "FITS", "IMATRIX")]
+    for row in sizes(model):
+        if row.n_bytes is None:
+            rows.append((row.name, "-", "-", "-", "not for this model's shapes"))
+            continue
+        context = fit.context(row.n_bytes, model.shape)
+        fits = f"{context:,}" if context else "no"
+        needed = "needed" if row.needs_imatrix else ""
+        rows.append((row.name, f"{row.bits_per_weight:.2f}", binary_size(row.n_bytes, 2), fits, needed))
+    yield from aligned_lines(rows, right=(1, 2, 3))
     place = f"{fit.place} with {binary_size(fit.free_bytes, 2)} free"
     yield f"FITS: tokens of context beside the weights in {place}, {fit.kv_type} KV cache."
 
 
-def type_table(rows: Sequence[TypeSize], context_beside: Callable[[int], int]) -> Iterator[str]:
-    """Every file type as aligned lines: bits per weight, size, context that fits beside it, imatrix.
-
-    `context_beside` takes the bytes of the weights.
-    """
-    yield f"{'TYPE':<8} {'BITS':>6} {'SIZE':>15} {'FITS':>8}  IMATRIX"
-    for row in rows:
-        if row.n_bytes is None:
-            yield f"{row.name:<8} {'-':>6} {'-':>15} {'-':>8}  not for this model's shapes"
-            continue
-        context = context_beside(row.n_bytes)
-        figures = f"{row.bits_per_weight:6.2f} {binary_size(row.n_bytes, 2):>15}"
-        fits = f"{context:,}" if context else "no"
-        yield f"{row.name:<8} {figures} {fits:>8}  {'needed' if row.needs_imatrix else ''}".rstrip()
+def _and_more(names: Sequence[object]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else str(names[0])
 
 
-class ConvertScreen:
+class ConvertScreen(WorkScreen):
     """Shows the events of a conversion on stderr."""
 
-    def __init__(self, output: Output, clock: Clock) -> None:
-        self._output = output
-        self._clock = clock
-        self._line: WorkLine | None = None
-        self._total = 0
-        self._done = 0
+    _total = 0
+    _done = 0
 
     def show(self, event: ConvertEvent) -> None:
         """Shows one event."""
@@ -177,8 +173,7 @@ class ConvertScreen:
             case ConversionPlanned(_, total, unweighted):
                 self._total = total
                 if unweighted:
-                    more = f" and {len(unweighted) - 1} more" if len(unweighted) > 1 else ""
-                    self.say(f"the importance matrix lacks {unweighted[0]}{more}: quantized without.")
+                    self.say(f"the importance matrix lacks {_and_more(unweighted)}: quantized without.")
             case ConversionRestarted(path):
                 self.say(f"{path} was of another conversion or an older source: starting over.")
             case ConversionResumed(count, done):
@@ -186,29 +181,16 @@ class ConvertScreen:
                 self.say(f"going on: {count:,} tensors ({binary_size(done, 2)}) are there already.")
             case RowsWritten(name, done, _):
                 if self._line is None:
-                    self._line = WorkLine(self._output, self._total, self._clock, self._done)
-                self._line.update(name, done)
+                    self.start(self._total, self._done)
+                self.update(name, done)
             case TensorDone(name, _, _, _, _, n_nonfinite) if n_nonfinite:
                 self.say(f"{name}: weights that are no numbers: {n_nonfinite:,}.")
-            case TensorDone():
-                pass
             case ConversionDone(paths, n_bytes):
-                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                self.say(f"{paths[0]}{more}: {binary_size(n_bytes, 2)}, whole and checked.")
-
-    def say(self, text: str) -> None:
-        """Writes a line."""
-        self.close()
-        self._output.write(f"{one_line(text, 2000)}\n")
-
-    def close(self) -> None:
-        """Erases the drawn line."""
-        if self._line is not None:
-            self._line.erase()
+                self.say(f"{_and_more(paths)}: {binary_size(n_bytes, 2)}, whole and checked.")
 
 
 def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> int:
-    screen = ConvertScreen(Output.of(environment.stderr, environment.variables), time.monotonic)
+    screen = ConvertScreen(Output.of(environment.stderr, environment.variables))
     n_kept = n_all = 0
     try:
         with closing(run(request)) as events:
@@ -228,15 +210,6 @@ def _run(request: ConvertRequest, environment: Environment, *, jsonl: bool) -> i
             screen.say(f"{n_kept:,} of {n_all:,} tensors are kept: the same command goes on from there.")
         raise
     return ExitStatus.ANSWERED
-
-
-@contextmanager
-def _wrong_usage() -> Iterator[None]:
-    """Within the block, a ConvertError about a flag becomes a UsageError."""
-    try:
-        yield
-    except ConvertError as error:
-        raise UsageError(str(error)) from None
 
 
 def _pattern(text: str) -> tuple[re.Pattern[str], QuantType]:

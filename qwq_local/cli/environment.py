@@ -52,8 +52,19 @@ class Environment:
         except (OSError, ValueError) as error:
             raise UsageError(f"standard input cannot be read: {error}.") from None
 
-    def agrees(self, question: str) -> bool:
-        """Asks a question on stderr and reads the answer. True for y or yes."""
+    def print(self, *lines: str) -> None:
+        """Writes lines to stdout, so that each can be read at once."""
+        for line in lines:
+            self.stdout.write(f"{line}\n")
+            self.stdout.flush()
+
+    def agrees(self, question: str, verb: str) -> bool:
+        """Asks a question on stderr and reads the answer. True for y or yes.
+
+        Raises UsageError where nobody can answer; `verb` says what `rm` does.
+        """
+        if not self.stdin_is_terminal:
+            raise UsageError(f"rm asks before it {verb}, and nobody can answer here: add --yes.")
         self.stderr.write(f"{question} [y/N] ")
         self.stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -75,31 +86,29 @@ def engine_environment(*, shows_log: bool = False) -> Environment:
     if shows_log:
         show_log()
     else:
-        sys.stderr = best_effort(divert_stderr())
+        sys.stderr = _best_effort(divert_stderr())
     return process_environment()
 
 
-class BestEffortStream(io.TextIOWrapper):
+class _BestEffortStream(io.TextIOWrapper):
     """A text stream that ignores write errors."""
 
     def write(self, text: str, /) -> int:
-        """Writes what can be written."""
         with suppress(OSError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes what can be flushed."""
         with suppress(OSError):
             super().flush()
 
 
-def best_effort(stream: TextIO) -> TextIO:
+def _best_effort(stream: TextIO) -> TextIO:
     """The same stream, ignoring write errors. The one passed in cannot be used any more."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     encoding, errors = stream.encoding, stream.errors
-    return BestEffortStream(stream.detach(), encoding, errors, line_buffering=True, write_through=True)
+    return _BestEffortStream(stream.detach(), encoding, errors, line_buffering=True, write_through=True)
 
 
 def open_missing_streams() -> bool:
@@ -114,7 +123,7 @@ def open_missing_streams() -> bool:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     # Stderr carries no result: the answer is written even where stderr cannot be.
-    sys.stderr = best_effort(sys.stderr)
+    sys.stderr = _best_effort(sys.stderr)
     return True
 
 

@@ -13,7 +13,7 @@ import typer
 
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.flags import command_group
-from qwq_local.errors import HistoryError, UsageError
+from qwq_local.errors import HistoryError
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.export import Format, exported, format_of, save_text
 from qwq_local.history.labels import (
@@ -28,7 +28,7 @@ from qwq_local.history.labels import (
 from qwq_local.history.records import ConversationRecord, SearchHit, TurnRecord
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.sanitizer import cell_width, one_line, sanitize
+from qwq_local.terminal.sanitizer import aligned_lines, one_line, sanitize
 from qwq_local.text import plural
 from qwq_local.wire import write_line
 
@@ -56,23 +56,23 @@ def list_command(
         records = archive.conversations() if archive else []
     shown = records[:limit] if limit else records
     if as_json:
-        write_line(environment.stdout, _json([asdict(record) for record in shown]))
+        environment.print(_json(shown))
         return
-    lines = list_lines(shown, _columns(environment)) if shown else [_NOTHING]
-    for line in lines:
-        write_line(environment.stdout, line + "\n")
+    output = Output.of(environment.stdout, environment.variables)
+    columns = output.size()[0] if output.is_terminal else 200
+    environment.print(*(_list_lines(shown, columns) if shown else [_NOTHING]))
     if len(shown) < len(records):
         n_hidden = len(records) - len(shown)
         hidden = "1 older one is" if n_hidden == 1 else f"{n_hidden:,} older ones are"
         write_line(environment.stderr, f"{hidden} not listed: --limit 0 lists all.\n")
 
 
-def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[str]:
+def _list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[str]:
     """The list as aligned lines, those of `qwq ask` marked; titles and models are cut to fit the columns."""
     rows = [("ID", "CONVERSATION", "CHANGED", "MODEL", "TURNS", "")]
-    rest = max(2, *(len(str(record.id)) for record in records)) + len(minute_of(0)) + len("TURNS") + 4 * 2
-    rest += max(len(_mark(record)) for record in records)
-    room = max(20, columns - rest)
+    n_id = max(2, *(len(str(record.id)) for record in records))
+    n_mark = len("  ask") if any(map(_mark, records)) else 0
+    room = max(20, columns - n_id - len(minute_of(0)) - len("TURNS") - 4 * len("  ") - n_mark)
     n_model = min(_MAX_MODEL, room // 3)
     for record in records:
         rows.append(
@@ -82,17 +82,14 @@ def list_lines(records: Sequence[ConversationRecord], columns: int) -> Iterator[
                 minute_of(record.changed_at),
                 one_line(record.model, n_model) or "-",
                 str(record.n_turns),
-                _mark(record).strip(),
+                _mark(record),
             )
         )
-    widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell + " " * (width - cell_width(cell)) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+    yield from aligned_lines(rows)
 
 
 def _mark(record: ConversationRecord) -> str:
-    return "  ask" if record.command == "ask" else ""
+    return "ask" if record.command == "ask" else ""
 
 
 @app.command("search")
@@ -109,16 +106,16 @@ def search_command(
         found = {hit.conversation.id for hit in hits}
         standing = frozenset[int]().union(*(_existing(archive).standing(each) for each in found))
     if as_json:
-        write_line(environment.stdout, _json([asdict(hit) for hit in hits]))
-    elif not hits:
+        environment.print(_json(hits))
+        return
+    if not hits:
         raise HistoryError(f"no conversation has {one_line(text, 200)!r}.")
-    for line in [] if as_json else hit_lines(hits, standing):
-        write_line(environment.stdout, line + "\n")
-    if not as_json and any(hit.turn not in standing for hit in hits):
+    environment.print(*_hit_lines(hits, standing))
+    if any(hit.turn not in standing for hit in hits):
         write_line(environment.stderr, f"`qwq history show ID --all` prints what was {NOT_STANDING}, too.\n")
 
 
-def hit_lines(hits: Sequence[SearchHit], standing: Set[int]) -> Iterator[str]:
+def _hit_lines(hits: Sequence[SearchHit], standing: Set[int]) -> Iterator[str]:
     """What was found: a line for each conversation, and under it a line for each place.
 
     `standing` are the ids of the turns on the current paths of their conversations.
@@ -150,16 +147,11 @@ def show_command(
             every = _existing(archive).every_turn(conversation.id)
         gone = {turn.id for turn in every} - {turn.id for turn in turns}
         turns = every
-    for line in conversation_lines(conversation, turns, with_thinking=thinking, gone=gone):
-        write_line(environment.stdout, sanitize(line) + "\n")
+    environment.print(*map(sanitize, _conversation_lines(conversation, turns, gone, with_thinking=thinking)))
 
 
-def conversation_lines(
-    conversation: ConversationRecord,
-    turns: Sequence[TurnRecord],
-    *,
-    with_thinking: bool,
-    gone: Set[int] = frozenset(),
+def _conversation_lines(
+    conversation: ConversationRecord, turns: Sequence[TurnRecord], gone: Set[int], *, with_thinking: bool
 ) -> Iterator[str]:
     """A conversation as text: questions quoted, thoughts folded to a line or unfolded.
 
@@ -230,12 +222,13 @@ def rm_command(
             write_line(
                 environment.stderr, f"{record.id}  {title} · {minute_of(record.changed_at)} · {turns}\n"
             )
-        if not yes and not _agreed(environment, len(records)):
-            write_line(environment.stdout, "Nothing was removed.\n")
+        what = "this conversation" if len(records) == 1 else f"these {len(records)} conversations"
+        if not yes and not environment.agrees(f"Remove {what} for good?", "removes"):
+            environment.print("Nothing was removed.")
             return
         _existing(archive).remove(*(record.id for record in records))
     what = "1 conversation is" if len(records) == 1 else f"{len(records)} conversations are"
-    write_line(environment.stdout, f"{what} removed.\n")
+    environment.print(f"{what} removed.")
 
 
 def _thinking_lines(turn: TurnRecord) -> Iterator[str]:
@@ -273,17 +266,5 @@ def _existing(archive: Archive | None) -> Archive:
     return archive
 
 
-def _agreed(environment: Environment, n_conversations: int) -> bool:
-    if not environment.stdin_is_terminal:
-        raise UsageError("rm asks before it removes, and nobody can answer here: add --yes.")
-    what = "this conversation" if n_conversations == 1 else f"these {n_conversations} conversations"
-    return environment.agrees(f"Remove {what} for good?")
-
-
-def _columns(environment: Environment) -> int:
-    output = Output.of(environment.stdout, environment.variables)
-    return output.size()[0] if output.is_terminal else 200
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+def _json(records: Sequence[ConversationRecord] | Sequence[SearchHit]) -> str:
+    return json.dumps([asdict(record) for record in records], ensure_ascii=False, indent=1)

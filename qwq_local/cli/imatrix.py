@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +26,8 @@ from qwq_convert.imatrix.run import (
 from qwq_local.backend.make import model_file
 from qwq_local.cli.environment import Environment, interrupts_stop, refuse_stdout
 from qwq_local.cli.flags import ImatrixFlags
-from qwq_local.engine.model import LoadedModel, LoadSettings, load_model
+from qwq_local.cli.screen import WorkScreen, drained
+from qwq_local.engine.model import LoadSettings, load_model
 from qwq_local.errors import Aborted, AbortFlag, ExitStatus, UsageError
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_architecture, model_name
@@ -58,7 +58,7 @@ def collect_matrix(environment: Environment, flags: ImatrixFlags) -> int:
         )
     request = ImatrixRequest(
         model=path,
-        texts=read_texts(environment, flags.texts or ()),
+        texts=_read_texts(environment, flags.texts or ()),
         out=flags.out or Path(f"{path.stem}.imatrix.gguf"),
         earlier=tuple(flags.earlier or ()),
         chunks=flags.chunks,
@@ -75,47 +75,50 @@ def collect_matrix(environment: Environment, flags: ImatrixFlags) -> int:
     return _collect(prepare(request), header, loading, screen)
 
 
-def read_texts(environment: Environment, paths: Sequence[Path]) -> tuple[CalibrationText, ...]:
+def _read_texts(environment: Environment, paths: Sequence[Path]) -> tuple[CalibrationText, ...]:
     """The texts, byte for byte. Raises UsageError that names the one that cannot be read or is not text."""
     if paths.count(STDIN) > 1:
         raise UsageError("standard input (-) can be read once only.")
-    return tuple(
-        CalibrationText("standard input", _checked(_read_stdin(environment), "standard input"))
-        if path == STDIN
-        else CalibrationText(str(path), _checked(_read_file(path), str(path)))
-        for path in paths
-    )
+    texts = []
+    for path in paths:
+        name = "standard input" if path == STDIN else str(path)
+        raw = _read_stdin(environment) if path == STDIN else _read_file(path)
+        texts.append(CalibrationText(name, _checked(raw, name)))
+    return tuple(texts)
 
 
-class ImatrixScreen:
+class ImatrixScreen(WorkScreen):
     """Shows progress on stderr: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, output: Output, request: ImatrixRequest) -> None:
-        self._output = output
+        super().__init__(output)
         self._request = request
         self._bar: ProgressBar | None = None
-
-    def show_loading(self, name: str, fraction: float) -> None:
-        """Shows how much of the model is loaded."""
-        self._draw(f"loading {one_line(name, 60)}", 1.0, fraction)
 
     def show(self, event: ImatrixEvent) -> None:
         """Shows one event."""
         match event:
             case CollectionPlanned():
-                self.close()
                 self._show_plan(event)
             case CollectionProgress(done, total):
-                self._draw("collecting", total, done)
+                self.draw("collecting", total, done)
             case CollectionSaved(_, done, total):
                 if not self._output.is_terminal:
-                    self._say(f"{done:,} of {total:,} chunks are collected and saved.")
-            case CollectionInterrupted():
-                self.close()
-                self._show_interruption(event)
+                    self.say(f"{done:,} of {total:,} chunks are collected and saved.")
+            case CollectionInterrupted(path, 0):
+                self.say("stopped before the first chunks were done: nothing is saved.")
+            case CollectionInterrupted(path, done, total):
+                kept = f"{done:,} of {total:,} chunks are in {path}"
+                self.say(f"stopped: {kept}. The same command goes on from there.")
             case CollectionDone():
-                self.close()
                 self._show_end(event)
+
+    def draw(self, label: str, total: float, done: float) -> None:
+        """Draws the bar: amounts are tokens, or parts of 1."""
+        if self._bar is None:
+            unit = TOKENS if total > 1 else None
+            self._bar = ProgressBar(self._output, label, total, self._clock, unit)
+        self._bar.update(done)
 
     def close(self) -> None:
         """Erases the bar."""
@@ -125,40 +128,19 @@ class ImatrixScreen:
 
     def _show_plan(self, event: CollectionPlanned) -> None:
         if event.starts_over:
-            self._say(f"{event.starts_over}: starting over.")
+            self.say(f"{event.starts_over}: starting over.")
         names = ", ".join(text.name for text in self._request.texts)
         plan = f"{event.n_chunks:,} chunks of {self._request.settings.chunk_size:,} tokens from {names}"
         going_on = f"; {event.chunks_done:,} are there already" if event.chunks_done else ""
-        self._say(f"{plan}{going_on}.")
-        done = event.n_tokens // event.n_chunks * event.chunks_done
-        self._draw("collecting", event.n_tokens, done)
-
-    def _show_interruption(self, event: CollectionInterrupted) -> None:
-        if event.chunks_done:
-            self._say(
-                f"stopped: {event.chunks_done:,} of {event.n_chunks:,} chunks are in {event.path}. "
-                "The same command goes on from there."
-            )
-        else:
-            self._say("stopped before the first chunks were done: nothing is saved.")
+        self.say(f"{plan}{going_on}.")
+        self.draw("collecting", event.n_tokens, event.n_tokens // event.n_chunks * event.chunks_done)
 
     def _show_end(self, event: CollectionDone) -> None:
         matrix, settings = event.matrix, self._request.settings
-        self._say(
-            f"{event.path}: {len(matrix.sums):,} weights, "
-            f"{matrix.chunk_count:,} chunks of {matrix.chunk_size:,} tokens."
-        )
+        chunks = f"{matrix.chunk_count:,} chunks of {matrix.chunk_size:,} tokens"
+        self.say(f"{event.path}: {len(matrix.sums):,} weights, {chunks}.")
         if self._request.texts and settings.process_output and "output.weight" not in matrix.sums:
-            self._say("the model has no output layer apart from its embedding: nothing is collected for it.")
-
-    def _say(self, text: str) -> None:
-        self._output.write(f"{one_line(text, 2000)}\n")
-
-    def _draw(self, label: str, total: float, done: float) -> None:
-        if self._bar is None:
-            unit = TOKENS if total > 1 else None
-            self._bar = ProgressBar(self._output, label, total, time.monotonic, unit)
-        self._bar.update(done)
+            self.say("the model has no output layer apart from its embedding: nothing is collected for it.")
 
 
 def _collect(
@@ -166,9 +148,11 @@ def _collect(
 ) -> int:
     abort = AbortFlag()
     status = ExitStatus.ANSWERED
+    label = f"loading {one_line(model_name(header), 60)}"
     with closing(screen), interrupts_stop(abort.set):
         try:
-            model = _load(prepared.request.model, model_name(header), loading, abort, screen)
+            fractions = load_model(prepared.request.model, loading, abort)
+            model = drained(fractions, lambda done: screen.draw(label, 1.0, done))
         except Aborted:
             return ExitStatus.INTERRUPTED
         with closing(model):
@@ -177,18 +161,6 @@ def _collect(
                 if isinstance(event, CollectionInterrupted):
                     status = ExitStatus.INTERRUPTED
     return status
-
-
-def _load(
-    path: Path, name: str, settings: LoadSettings, abort: AbortFlag, screen: ImatrixScreen
-) -> LoadedModel:
-    fractions = load_model(path, settings, abort)
-    while True:
-        try:
-            screen.show_loading(name, next(fractions))
-        except StopIteration as finished:
-            model: LoadedModel = finished.value
-            return model
 
 
 def _find(environment: Environment, flags: ImatrixFlags) -> tuple[Path, Profile]:

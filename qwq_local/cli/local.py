@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qwq_local.hub.cache import HubCache
@@ -33,9 +32,9 @@ def model_places(variables: Mapping[str, str], resolved: ResolvedProfile) -> Pla
     return Places(directories(variables), catalog, HubCache.here(), variables)
 
 
-def local_model_names() -> Sequence[str]:
+def local_model_names(variables: Mapping[str, str]) -> list[str]:
     """The names of the models on this machine."""
-    return [model.name for model in local_models(model_places(os.environ, default_profile(os.environ)))]
+    return [model.name for model in local_models(model_places(variables, default_profile(variables)))]
 
 
 def measured_fit(profile: Profile) -> Fit:

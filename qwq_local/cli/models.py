@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from qwq_local.cli import completion
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile, measured_fit, model_places
+from qwq_local.cli.screen import WorkScreen, drained
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import check_architecture, file_type
@@ -39,8 +41,7 @@ from qwq_local.models.store import MINIATURE, default_model, find_model, is_mini
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine
-from qwq_local.terminal.sanitizer import one_line, sanitize
+from qwq_local.terminal.sanitizer import aligned_lines, one_line, sanitize
 from qwq_local.text import decimal_size
 from qwq_local.wire import write_line
 
@@ -89,7 +90,7 @@ class _Inventory:
 
     def print(self, line: str) -> None:
         """Writes a line to stdout; file names in it cannot control the terminal."""
-        write_line(self.environment.stdout, sanitize(line) + "\n")
+        self.environment.print(sanitize(line))
 
 
 @app.callback()
@@ -111,10 +112,9 @@ def list_command(
             _json_row(model, shape, context, is_default=model is chosen)
             for model, shape, context in zip(here.models, shapes, contexts, strict=True)
         ]
-        here.environment.stdout.write(json.dumps(rows, indent=1) + "\n")
+        here.environment.print(json.dumps(rows, indent=1))
         return
-    for line in list_lines(here.models, contexts, chosen):
-        here.print(line)
+    here.environment.print(*_list_lines(here.models, contexts, chosen))
     if comes_with_qwq:
         here.print(f"The default is {here.state.default}, which comes with qwq.")
     for model, shape in zip(here.models, shapes, strict=True):
@@ -122,7 +122,7 @@ def list_command(
             here.note(f"{model.name} cannot be run: {shape}")
 
 
-def list_lines(
+def _list_lines(
     models: list[LocalModel], contexts: list[int | None], chosen: LocalModel | None
 ) -> Iterator[str]:
     """The models as aligned lines; `*` marks the default."""
@@ -142,9 +142,7 @@ def list_lines(
                 model.origin.value,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from aligned_lines(rows)
 
 
 @app.command("add")
@@ -192,7 +190,7 @@ def rm_command(
         here.print(f"{model.name} is forgotten; {model.path} stays.")
     else:
         question = f"Delete {model.name}, {model.path}? That frees {decimal_size(removal.freed_bytes, 2)}."
-        if not yes and not _agreed(here.environment, question):
+        if not yes and not here.environment.agrees(one_line(question, 1000), "deletes"):
             here.print("Nothing was deleted.")
             return
     remove_model(removal, here.places)
@@ -230,8 +228,7 @@ def show_command(name: Name) -> None:
         "context here": f"{context:,} tokens",
         "sha256": (model.stated_sha256 or "unknown") + (", verified" if model.is_verified else ""),
     }
-    for label, text in rows.items():
-        here.print(f"{label:<13} {text}")
+    here.environment.print(*aligned_lines(list(rows.items())))
 
 
 @app.command("default")
@@ -284,23 +281,13 @@ def _check_whole(part: Path) -> None:
 
 def _hashed(path: Path, environment: Environment) -> str:
     output = Output.of(environment.stderr, environment.variables)
-    line = WorkLine(output, path.stat().st_size, time.monotonic)
-    hashing = hash_file(path, "sha256")
-    try:
-        while True:
-            line.update(f"checking {path.name[:40]}", next(hashing))
-    except StopIteration as finished:
-        return str(finished.value)
-    except OSError as error:
-        raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
-    finally:
-        line.erase()
-
-
-def _agreed(environment: Environment, question: str) -> bool:
-    if not environment.stdin_is_terminal:
-        raise UsageError("rm asks before it deletes, and nobody can answer here: add --yes.")
-    return environment.agrees(one_line(question, 1000))
+    label = f"checking {path.name[:40]}"
+    with closing(WorkScreen(output)) as screen:
+        try:
+            screen.start(path.stat().st_size)
+            return drained(hash_file(path, "sha256"), lambda done: screen.update(label, done))
+        except OSError as error:
+            raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def _shape_or_reason(path: Path) -> ModelShape | str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Literal, Protocol, TextIO
+from typing import TextIO
 
+from qwq_local.backend.split import Joining, PartStarted, SplitEvent
 from qwq_local.cli.environment import Environment
 from qwq_local.errors import ExitStatus
-from qwq_local.events import Event, FinishReason, Planned, TurnStats
+from qwq_local.events import Answer, FinishReason, Planned, Thinking, ThinkingClosed, TurnStats
 from qwq_local.planning.summary import ledger_line
 from qwq_local.planning.window import Window, larger_factor
 from qwq_local.profiles.keys import Profile
-from qwq_local.terminal.ask_screen import AskScreen
+from qwq_local.terminal.ask_screen import AskScreen, Think
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.plan_view import planned_lines
+from qwq_local.terminal.sanitizer import one_line
 from qwq_local.wire import event_line, write_line
 
 STATUS = {
@@ -33,39 +35,42 @@ _ENDINGS = {
 }
 
 
-class EventWriter(Protocol):
-    """Takes the events of replies in order."""
-
-    def show(self, event: Event) -> None:
-        """Takes one event."""
-
-    def close(self) -> None:
-        """Finishes what is drawn. Closing twice is harmless."""
-
-
 class JsonLines:
-    """Writes every event as a line of JSON."""
+    """Every event as a line of JSON. The text of a part of `--split` is written once, in its `part_done`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._is_part = False
 
-    def show(self, event: Event) -> None:
+    def show(self, event: SplitEvent) -> None:
         """Writes the event."""
-        write_line(self._stream, event_line(event))
+        if isinstance(event, PartStarted | Joining):
+            self._is_part = isinstance(event, PartStarted)
+        if not (self._is_part and isinstance(event, Thinking | ThinkingClosed | Answer)):
+            write_line(self._stream, event_line(event))
+
+    def show_hidden(self) -> None:
+        """Does nothing: nothing is hidden."""
 
     def close(self) -> None:
         """Does nothing: no line is left open."""
 
 
-def event_writer(
-    environment: Environment, think: Literal["show", "hide"] | None, *, jsonl: bool
-) -> EventWriter:
+EventWriter = JsonLines | AskScreen
+
+
+def event_writer(environment: Environment, think: Think | None, *, jsonl: bool) -> EventWriter:
     """The writer for `--jsonl`, or the screen."""
     if jsonl:
         return JsonLines(environment.stdout)
     out = Output.of(environment.stdout, environment.variables)
     err = Output.of(environment.stderr, environment.variables)
     return AskScreen(out, err, time.monotonic, think)
+
+
+def write_note(stream: TextIO, text: str) -> None:
+    """Writes a note on one line."""
+    write_line(stream, f"note: {one_line(text, 500)}\n")
 
 
 def ending(reason: FinishReason, profile: Profile) -> str:
@@ -92,6 +97,5 @@ def write_plan(environment: Environment, planned: Planned, *, jsonl: bool) -> No
     """Writes a plan to stdout, as text or as its event."""
     if jsonl:
         write_line(environment.stdout, event_line(planned))
-        return
-    for line in planned_lines(planned, Output.of(environment.stdout, environment.variables)):
-        write_line(environment.stdout, f"{line}\n")
+    else:
+        environment.print(*planned_lines(planned, Output.of(environment.stdout, environment.variables)))

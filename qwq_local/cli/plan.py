@@ -37,9 +37,7 @@ def plan(environment: Environment, flags: PlanFlags) -> int:
     if flags.as_json:
         write_line(environment.stdout, _plan_line(report))
     else:
-        out = Output.of(environment.stdout, environment.variables)
-        for line in _lines(report, out):
-            write_line(environment.stdout, f"{line}\n")
+        environment.print(*_lines(report, Output.of(environment.stdout, environment.variables)))
     if report.problem is not None:
         raise report.problem
     return ExitStatus.ANSWERED
@@ -47,9 +45,15 @@ def plan(environment: Environment, flags: PlanFlags) -> int:
 
 def _plan_line(report: PlanReport) -> str:
     """The line of `--json`: model, machine, the table, and the plan or why there is none."""
-    error = None if report.problem is None else str(report.problem)
-    values = {"machine": report.machine, "table": report.rows, "plan": report.planned, "error": error}
-    return json_line({"model": report.model, **{name: readable(value) for name, value in values.items()}})
+    return json_line(
+        {
+            "model": report.model,
+            "machine": readable(report.machine),
+            "table": readable(report.rows),
+            "plan": readable(report.planned),
+            "error": report.problem and str(report.problem),
+        }
+    )
 
 
 def _question(flags: PlanFlags, profile: Profile) -> ReplyRequest:

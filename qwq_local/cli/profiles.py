@@ -23,9 +23,9 @@ from qwq_local.profiles.layers import (
     profile_folders,
     resolve,
 )
+from qwq_local.terminal.sanitizer import aligned_lines, one_line
 
-# A longer value does not widen the column; its origin follows it directly.
-MAX_VALUE_COLUMN = 32
+_VALUE_WIDTH = 32
 
 app = command_group("profiles", "List profiles, or show what one comes to.")
 
@@ -51,7 +51,7 @@ def show_command(
     """Print every key of a profile, its value, and where that came from."""
     folders = _folders()
     model_shown, task = shown_names(name, model, folders)
-    check_model(model_shown, folders, local_model_names)
+    check_model(model_shown, folders, lambda: local_model_names(os.environ))
     resolved = resolve(model_shown, task, folders, os.environ, settings or ())
     for notice in resolved.notices:
         typer.echo(notice, err=True)
@@ -94,34 +94,21 @@ def listing_lines(folders: ProfileFolders) -> Iterator[str]:
     rows = [("NAME", "KIND", "SOURCE", "DESCRIPTION")]
     for entry in list_profiles(folders):
         text = f"cannot be read: {entry.problem}" if entry.problem else entry.description
-        rows.append((entry.name, entry.kind.value, entry.source, _on_one_line(text)))
-    yield from aligned(rows)
+        rows.append((entry.name, entry.kind.value, entry.source, one_line(text, 1000)))
+    yield from aligned_lines(rows)
     yield ""
     yield f"Your own: {folders.own / 'models'} and {folders.own / 'tasks'}, NAME.toml in either."
 
 
 def profile_lines(resolved: ResolvedProfile) -> Iterator[str]:
-    """The profile as aligned lines, one for each key: key, value, origin."""
-    rows = [("KEY", "VALUE", "FROM")]
-    for key, rule in RULES.items():
-        value = getattr(resolved.profile, key)
-        rows.append((key, rule.show(value), resolved.origins[key]))
+    """The profile as lines, one for each key: key, value, origin. A long value widens no column."""
     yield f"{resolved.task} on {resolved.model}" if resolved.task else resolved.model
     yield ""
-    yield from aligned(rows)
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows of cells as lines with aligned columns."""
-    columns = range(len(rows[0]) - 1)
-    widths = [min(max(len(row[i]) for row in rows), MAX_VALUE_COLUMN) for i in columns]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        yield "  ".join([*cells, row[-1]]).rstrip()
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
+    width = max(map(len, RULES))
+    yield f"{'KEY':<{width}}  {'VALUE':<{_VALUE_WIDTH}}  FROM"
+    for key, rule in RULES.items():
+        value = rule.show(getattr(resolved.profile, key))
+        yield f"{key:<{width}}  {value:<{_VALUE_WIDTH}}  {resolved.origins[key]}"
 
 
 def _folders() -> ProfileFolders:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from qwq_local.cli.environment import Environment, refuse_stdout
 from qwq_local.cli.flags import PullFlags
 from qwq_local.cli.local import default_profile, measured_fit, model_places
+from qwq_local.cli.screen import WorkScreen, drained
 from qwq_local.errors import ExitStatus, ModelFileError, PullError, UsageError
 from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.pull import (
@@ -40,15 +41,12 @@ from qwq_local.models.offers import (
 from qwq_local.models.registry import RegistryState
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import Clock, WorkLine
-from qwq_local.terminal.sanitizer import one_line
+from qwq_local.terminal.sanitizer import aligned_lines
 from qwq_local.text import GB, binary_size, decimal_size, time_left
-from qwq_local.wire import write_line
 
 if TYPE_CHECKING:
     from qwq_local.models.facts import Fit
 
-Result = TypeVar("Result")
 LEAST_WAIT_SHOWN_S = 2.0
 
 
@@ -61,11 +59,11 @@ def pull(environment: Environment, flags: PullFlags) -> int:
         from qwq_local.cli.pull_weights import pull_weights
 
         return pull_weights(flags, environment, resolved, places)
-    screen = PullScreen(Output.of(environment.stderr, environment.variables), time.monotonic)
+    screen = PullScreen(Output.of(environment.stderr, environment.variables))
     repo = flags.repo or resolved.profile.repo
     hub = Hub(TransferSettings())
     try:
-        with screen.closed_at_the_end():
+        with closing(screen):
             if flags.show_list:
                 return _list(environment, repo, hub, screen, resolved)
             return _download(flags, repo, hub, screen, places, resolved)
@@ -84,23 +82,13 @@ def _check_together(flags: PullFlags) -> None:
         raise UsageError("--convert names the type itself: leave out the other one and --list.")
 
 
-def drained(events: Generator[PullEvent, None, Result], screen: PullScreen) -> Result:
-    """Shows all events. Returns what the generator returns."""
-    while True:
-        try:
-            screen.show(next(events))
-        except StopIteration as finished:
-            result: Result = finished.value
-            return result
-
-
 def _download(
     flags: PullFlags, repo: str, hub: Hub, screen: PullScreen, places: Places, resolved: ResolvedProfile
 ) -> int:
     registry = places.registry
     puller = Puller(hub, places.hub_cache, is_verified=registry.read().is_verified)
     try:
-        listing = drained(hub.list_files(repo), screen)
+        listing = drained(hub.list_files(repo), screen.show)
     except PullError as error:
         if (path := _offline(flags, error, places, repo)) is None:
             raise
@@ -117,7 +105,7 @@ def _download(
         offer = choice.offer
     if flags.repo or flags.file:
         _look_first(puller, listing, offer, screen)
-    paths = drained(pull_files(puller, listing, offer.files), screen)
+    paths = drained(pull_files(puller, listing, offer.files), screen.show)
     problem = _problem(paths[0])
     name = _register(places, listing, offer, paths, is_runnable=problem is None)
     if problem is not None:
@@ -134,7 +122,7 @@ def _look_first(puller: Puller, listing: Listing, offer: Offer, screen: PullScre
     """Raises ModelFileError for a model that qwq cannot run, before gigabytes of it are fetched."""
     first = offer.files[0]
     if not puller.cache.blob(listing.repo, first.digest.hex).is_file():
-        drained(check_remote_header(puller.hub, listing, first), screen)
+        drained(check_remote_header(puller.hub, listing, first), screen.show)
 
 
 def _problem(path: Path) -> ModelFileError | None:
@@ -191,7 +179,7 @@ def _list(
     environment: Environment, repo: str, hub: Hub, screen: PullScreen, resolved: ResolvedProfile
 ) -> int:
     try:
-        available = offers(drained(hub.list_files(repo), screen))
+        available = offers(drained(hub.list_files(repo), screen.show))
         rows = [(offer.file_type or "-", offer.n_bytes, len(offer.files), offer.name) for offer in available]
     except PullError as error:
         if repo != resolved.profile.repo:
@@ -203,8 +191,7 @@ def _list(
         ]
         rows.sort(key=lambda row: -row[1])
     screen.close()
-    for line in list_lines(repo, rows, measured_fit(resolved.profile)):
-        write_line(environment.stdout, line + "\n")
+    environment.print(*list_lines(repo, rows, measured_fit(resolved.profile)))
     return ExitStatus.ANSWERED
 
 
@@ -214,32 +201,27 @@ def list_lines(repo: str, rows: Sequence[tuple[str, int, int, str]], fit: Fit) -
 
     free = f"{binary_size(fit.free_bytes)} free in {fit.place}"
     yield f"{repo}; context with {free} and a {fit.kv_type} KV cache:"
-    yield f"{'TYPE':<9} {'SIZE':>9}  {'CONTEXT':>9}  FILE"
-    is_small = False
+    table = [("TYPE", "SIZE", "CONTEXT", "FILE")]
     for kind, n_bytes, n_parts, name in rows:
         context = fit.context(n_bytes)
         fits = f"{context:,}" if context >= MIN_CONTEXT else "too large" if not context else f"({context:,})"
         parts = f" and {n_parts - 1} more" if n_parts > 1 else ""
-        is_small = is_small or fits.startswith("(")
-        yield f"{kind:<9} {decimal_size(n_bytes):>9}  {fits:>9}  {name}{parts}".rstrip()
-    if is_small:
+        table.append((kind, decimal_size(n_bytes), fits, f"{name}{parts}"))
+    yield from aligned_lines(table, right=(1, 2))
+    if any(fits.startswith("(") for _, _, fits, _ in table):
         yield f"(in brackets: less than the {MIN_CONTEXT:,} tokens that `qwq pull` alone looks for)"
 
 
-class PullScreen:
+class PullScreen(WorkScreen):
     """Shows a download on stderr: a line drawn over itself on a terminal, lines now and then elsewhere.
 
     The amount shown never goes backwards. When a server makes the download start over, the screen says so,
     and the line waits until the download has passed the old amount.
     """
 
-    def __init__(self, output: Output, clock: Clock) -> None:
-        self._output = output
-        self._clock = clock
-        self._line: WorkLine | None = None
-        self._label = ""
-        self._total = 0
-        self._shown = 0
+    _label = ""
+    _total = 0
+    _shown = 0
 
     def show(self, event: PullEvent) -> None:
         """Shows one event."""
@@ -247,9 +229,11 @@ class PullScreen:
             case FileStarted():
                 self._start(event)
             case BytesReceived(done):
-                self._update(done, "")
-            case BytesHashed(done):
-                self._check(done)
+                self._shown = max(self._shown, done)
+                amounts = f"{self._shown / GB:.2f} / {self._total / GB:.2f} GB"
+                self.update(f"{self._label} {amounts}", self._shown)
+            case BytesHashed(done) if self._total:
+                self.update(f"{self._label} checking, {done / self._total:.0%}", self._shown)
             case RetryWait(reason, seconds) if seconds >= LEAST_WAIT_SHOWN_S:
                 self.say(f"{reason}: waiting {time_left(seconds)}.")
             case DownloadRestarted(reason):
@@ -261,26 +245,6 @@ class PullScreen:
             case FileDone(name, _, fetched):
                 self.say(f"{name} is whole: sha256 verified." if fetched else f"{name} is here already.")
                 self._line, self._shown = None, 0
-            case _:
-                pass
-
-    def say(self, text: str) -> None:
-        """Writes a line."""
-        self.close()
-        self._output.write(f"{one_line(text, 2000)}\n")
-
-    def close(self) -> None:
-        """Erases the drawn line."""
-        if self._line is not None:
-            self._line.erase()
-
-    @contextmanager
-    def closed_at_the_end(self) -> Iterator[None]:
-        """Erases the drawn line when the block ends, also on an error."""
-        try:
-            yield
-        finally:
-            self.close()
 
     def _start(self, event: FileStarted) -> None:
         self._label = event.name.rpartition("/")[2]
@@ -290,14 +254,4 @@ class PullScreen:
         here = f", {decimal_size(event.here, 2)} are here already" if event.here else ""
         if self._line is None:
             self.say(f"{event.name}{parts}: {decimal_size(event.n_bytes, 2)}{here}.")
-            self._line = WorkLine(self._output, event.n_bytes, self._clock, event.here)
-
-    def _update(self, done: int, note: str) -> None:
-        self._shown = max(self._shown, done)
-        if self._line is not None:
-            amounts = f"{self._shown / GB:.2f} / {self._total / GB:.2f} GB"
-            self._line.update(f"{self._label} {note}{amounts}", self._shown)
-
-    def _check(self, done: int) -> None:
-        if self._line is not None and self._total:
-            self._line.update(f"{self._label} checking, {done / self._total:.0%}", self._shown)
+            self.start(event.n_bytes, event.here)

@@ -34,7 +34,6 @@ from qwq_local.models.registry import RegistryState
 from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import WorkLine
 from qwq_local.text import GB, decimal_size, plural
 
 
@@ -56,7 +55,7 @@ def pull_weights(
     request = ConvertRequest(Path(repo), file_type, out, imatrix=flags.imatrix)
     try:
         keeping = ShardCaches(places.hub_cache, own, flags.keep_weights)
-        with screen.closed_at_the_end(), closing(convert_weights(puller, repo, request, keeping)) as events:
+        with closing(screen), closing(convert_weights(puller, repo, request, keeping)) as events:
             for event in events:
                 screen.show_weights(event)
     except KeyboardInterrupt:
@@ -84,7 +83,7 @@ class WeightsScreen(PullScreen):
     """One line for both: how far the conversion is, and which shard is being downloaded."""
 
     def __init__(self, output: Output) -> None:
-        super().__init__(output, time.monotonic)
+        super().__init__(output)
         self._planned = ShardsPlanned(0, 0, 0)
         self._arriving = FileStarted("", 0, 1, 0, 0)
         self._arrived = 0
@@ -98,13 +97,12 @@ class WeightsScreen(PullScreen):
                 self._planned = event
                 sizes = f"{decimal_size(event.bytes_total)} become {decimal_size(event.output_bytes)}"
                 self.say(f"{plural(event.count, 'shard')}, {sizes}: all headers are checked.")
-                self._line = WorkLine(self._output, event.output_bytes, time.monotonic)
+                self.start(event.output_bytes)
             case ConversionResumed():
                 self._converted = event.bytes_done
                 size = decimal_size(event.bytes_done, 2)
                 self.say(f"going on: {event.count} tensors ({size}) are there already.")
-                total = self._planned.output_bytes
-                self._line = WorkLine(self._output, total, time.monotonic, event.bytes_done)
+                self.start(self._planned.output_bytes, event.bytes_done)
             case ConversionRestarted():
                 self.say(f"{event.path} was of another conversion: starting over.")
             case RowsWritten():
@@ -127,7 +125,5 @@ class WeightsScreen(PullScreen):
                 self.show(event)
 
     def _draw(self) -> None:
-        if self._line is None:
-            return
         shard = f"{self._arriving.name}: {self._arrived / GB:.2f} / {self._arriving.n_bytes / GB:.2f} GB"
-        self._line.update(f"{self._tensor or 'waiting'} · {shard}", self._converted)
+        self.update(f"{self._tensor or 'waiting'} · {shard}", self._converted)

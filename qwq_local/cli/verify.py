@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.gguf_source import GgufSource
@@ -29,21 +27,19 @@ from qwq_local.backend.make import model_file
 from qwq_local.cli.convert import find_source
 from qwq_local.cli.environment import Environment
 from qwq_local.cli.flags import VerifyFlags
-from qwq_local.engine.model import LoadSettings, drained, load_model
+from qwq_local.cli.local import default_profile
+from qwq_local.cli.screen import WorkScreen, drained
+from qwq_local.engine.model import LoadSettings, load_model
 from qwq_local.errors import AbortFlag, ExitStatus, ModelFileError, UsageError
 from qwq_local.machine.hardware import physical_cores
 from qwq_local.models.architecture import check_completeness, notices
 from qwq_local.models.header import header_of
 from qwq_local.paths import directories
-from qwq_local.profiles import DEFAULT_MODEL
-from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import ProgressBar, Unit
-from qwq_local.terminal.sanitizer import one_line
-from qwq_local.wire import object_line, write_line
+from qwq_local.terminal.sanitizer import aligned_lines, one_line
+from qwq_local.wire import object_line, plain, write_line
 
 Value = TypeVar("Value")
-BYTES = Unit("GB", lambda amount: f"{amount / 1e9:,.2f}", lambda rate: f"{rate / 1e9:,.2f} GB/s")
 MAX_DIFFERENCES = 20
 
 
@@ -54,7 +50,7 @@ def verify(environment: Environment, flags: VerifyFlags) -> int:
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder.")
     threads = flags.threads or physical_cores()
-    report = JsonReport(environment) if flags.jsonl else TextReport(environment)
+    report = VerifyReport(environment, jsonl=flags.jsonl)
     with closing(report):
         parts = read_parts(flags.file)
         sound = _check_file(parts, threads, report)
@@ -65,7 +61,7 @@ def verify(environment: Environment, flags: VerifyFlags) -> int:
             named = describe(source).tensors
             report.sound(sound)
             comparison = compare(parts, source.read, named, threads)
-            problems = list(_judge_weights(flags, _watched(comparison, "comparing", report), report))
+            problems = list(_judge_weights(flags, report.watched(comparison, "comparing"), report))
             problems += _judge_tokenizer(flags, parts[0], source, report)
         if problems:
             raise ModelFileError(" ".join(problems))
@@ -77,9 +73,8 @@ def _found(environment: Environment, flags: VerifyFlags) -> VerifyFlags:
     file, source = flags.file, flags.source
     is_path = file.is_file() or file.suffix == ".gguf" or file.is_absolute()
     if not is_path:
-        places = directories(environment.variables)
-        resolved = resolve(DEFAULT_MODEL, None, profile_folders(places), environment.variables)
-        file = model_file(str(file), resolved, places)
+        variables = environment.variables
+        file = model_file(str(file), default_profile(variables), directories(variables))
     return replace(flags, file=file, source=None if source is None else find_source(str(source)))
 
 
@@ -92,7 +87,7 @@ def _check_file(parts: Sequence[GgufHeader], threads: int, report: VerifyReport)
         verify_placement(part)
         if surplus := surplus_bytes(part):
             report.notice(f"{part.path}: {surplus:,} bytes lie behind the last tensor.")
-    _watched(verify_blocks(parts, threads), "verifying", report)
+    report.watched(verify_blocks(parts, threads), "verifying")
     tensors = [tensor for part in parts for tensor in part.tensors]
     return SoundFile(
         path=header.path,
@@ -126,7 +121,7 @@ def _judge_tokenizer(
     tokenizer = source.document(TOKENIZER) or b""
     types = first.value("tokenizer.ggml.token_type")
     assert isinstance(types, list)
-    model = drained(load_model(flags.file, LoadSettings(vocab_only=True), AbortFlag()))
+    model = drained(load_model(flags.file, LoadSettings(vocab_only=True), AbortFlag()), lambda _: None)
     try:
         with closing(model):
             found = compare_tokenizers(model.vocabulary.encode_raw, tokenizer, [int(kind) for kind in types])
@@ -147,18 +142,6 @@ def _first_difference(found: TokenizerReport) -> str:
     )
 
 
-def _watched(work: Generator[BytesVerified, None, Value], doing: str, report: VerifyReport) -> Value:
-    """Runs `work` and shows its progress. Returns its value."""
-    with closing(work):
-        while True:
-            try:
-                report.progress(doing, next(work))
-            except StopIteration as finished:
-                report.progress(doing, None)
-                value: Value = finished.value
-                return value
-
-
 @dataclass(frozen=True, slots=True)
 class SoundFile:
     """A file without damage, and what was checked. `types` counts tensors by type, most frequent first."""
@@ -171,107 +154,59 @@ class SoundFile:
     types: Mapping[str, int]
 
 
-class VerifyReport(Protocol):
-    """Takes results in order."""
+class VerifyReport(WorkScreen):
+    """Takes results: as text on stdout, progress and notices on stderr; or as lines of JSON on stdout.
 
-    def progress(self, doing: str, progress: BytesVerified | None) -> None:
-        """Shows how far the work called `doing` is; None when it is over."""
+    docs/jsonl.md describes the lines.
+    """
+
+    def __init__(self, environment: Environment, *, jsonl: bool) -> None:
+        super().__init__(Output.of(environment.stderr, environment.variables))
+        self._environment = environment
+        self._jsonl = jsonl
+
+    def watched(self, work: Generator[BytesVerified, None, Value], doing: str) -> Value:
+        """Runs `work` and shows its progress, in JSON at most a hundred times. Returns its value."""
+        shown = -1
+
+        def show(progress: BytesVerified) -> None:
+            nonlocal shown
+            percent = 100 * progress.bytes_done // max(1, progress.bytes_total)
+            if self._jsonl and percent > shown:
+                self._write(doing, progress)
+            elif not self._jsonl:
+                if shown < 0:
+                    self.start(progress.bytes_total)
+                self.update(doing, progress.bytes_done)
+            shown = max(shown, percent)
+
+        with closing(work):
+            value = drained(work, show)
+        self.close()
+        return value
 
     def notice(self, text: str) -> None:
         """Shows a line about something that is not damage."""
+        if self._jsonl:
+            self._write("notice", {"text": text})
+        else:
+            self.say(text)
 
     def sound(self, sound: SoundFile) -> None:
         """Shows that the file itself is sound."""
-
-    def weights(self, reports: Sequence[TypeReport]) -> None:
-        """Shows how far the weights are from their source."""
-
-    def tokenizer(self, report: TokenizerReport) -> None:
-        """Shows whether the tokenizers agree."""
-
-    def close(self) -> None:
-        """Erases what is drawn. Closing twice is harmless."""
-
-
-class TextReport:
-    """Results on stdout as text; progress and notices on stderr."""
-
-    def __init__(self, environment: Environment) -> None:
-        self._stdout = environment.stdout
-        self._stderr = environment.stderr
-        self._output = Output.of(environment.stderr, environment.variables)
-        self._bar: ProgressBar | None = None
-
-    def progress(self, doing: str, progress: BytesVerified | None) -> None:
-        """Draws the bar, or erases it."""
-        if progress is None:
-            self.close()
-            return
-        if self._bar is None:
-            self._bar = ProgressBar(self._output, doing, progress.bytes_total, time.monotonic, BYTES)
-        self._bar.update(progress.bytes_done)
-
-    def notice(self, text: str) -> None:
-        """Writes the line."""
-        write_line(self._stderr, one_line(text, 500) + "\n")
-
-    def sound(self, sound: SoundFile) -> None:
-        """Writes one line of what was checked."""
         types = ", ".join(f"{kind} {count}" for kind, count in sound.types.items())
         files = f" in {sound.n_files} files" if sound.n_files > 1 else ""
         text = (
             f"{sound.path}: sound. {sound.n_tensors} tensors ({types}), {sound.n_bytes:,} bytes{files}, "
             f"{sound.n_tokens:,} tokens; every block was read."
         )
-        write_line(self._stdout, one_line(text, 2000) + "\n")
+        self._result("sound", sound, text)
 
     def weights(self, reports: Sequence[TypeReport]) -> None:
-        """Writes a table with a row for each type."""
-        for line in table_lines(reports):
-            write_line(self._stdout, line + "\n")
-
-    def tokenizer(self, report: TokenizerReport) -> None:
-        """Writes one line."""
-        same = "the same tokens in llama.cpp and in the tokenizers library"
-        if report.differences:
-            same = f"{len(report.differences)} of them not {same}"
-        text = f"tokenizer: {report.n_plain:,} texts and {report.n_special:,} with special tokens, {same}."
-        write_line(self._stdout, text + "\n")
-
-    def close(self) -> None:
-        """Erases the bar."""
-        if self._bar is not None:
-            self._bar.finish()
-            self._bar = None
-
-
-class JsonReport:
-    """Results as lines of JSON on stdout; the format is documented in docs/jsonl.md."""
-
-    def __init__(self, environment: Environment) -> None:
-        self._stdout = environment.stdout
-        self._percent = -1
-
-    def progress(self, doing: str, progress: BytesVerified | None) -> None:
-        """Writes the progress, at most a hundred times."""
-        if progress is None:
-            self._percent = -1
+        """Shows how far the weights are from their source, each type on a line."""
+        if not self._jsonl:
+            self._environment.print(*_table_lines(reports))
             return
-        percent = 100 * progress.bytes_done // max(1, progress.bytes_total)
-        if percent > self._percent:
-            self._percent = percent
-            self._write(doing, dataclasses.asdict(progress))
-
-    def notice(self, text: str) -> None:
-        """Writes the notice."""
-        self._write("notice", {"text": text})
-
-    def sound(self, sound: SoundFile) -> None:
-        """Writes what was checked."""
-        self._write("sound", {**dataclasses.asdict(sound), "path": str(sound.path)})
-
-    def weights(self, reports: Sequence[TypeReport]) -> None:
-        """Writes a line for each type."""
         for report in reports:
             fields = {
                 "type": report.kind.name,
@@ -286,20 +221,32 @@ class JsonReport:
             self._write("weights", fields)
 
     def tokenizer(self, report: TokenizerReport) -> None:
-        """Writes the counts and the first differences."""
-        differences = [dataclasses.asdict(difference) for difference in report.differences[:MAX_DIFFERENCES]]
-        counts = {"n_plain": report.n_plain, "n_special": report.n_special}
-        fields = {**counts, "n_differences": len(report.differences), "differences": differences}
-        self._write("tokenizer", fields)
+        """Shows whether the tokenizers agree; in JSON with the first differences."""
+        same = "the same tokens in llama.cpp and in the tokenizers library"
+        if report.differences:
+            same = f"{len(report.differences)} of them not {same}"
+        text = f"tokenizer: {report.n_plain:,} texts and {report.n_special:,} with special tokens, {same}."
+        fields = {
+            "n_plain": report.n_plain,
+            "n_special": report.n_special,
+            "n_differences": len(report.differences),
+            "differences": report.differences[:MAX_DIFFERENCES],
+        }
+        self._result("tokenizer", fields, text)
 
-    def close(self) -> None:
-        """Does nothing: nothing is drawn."""
+    def _result(self, event: str, fields: object, text: str) -> None:
+        if self._jsonl:
+            self._write(event, fields)
+        else:
+            self._environment.print(one_line(text, 2000))
 
-    def _write(self, event: str, fields: Mapping[str, object]) -> None:
-        write_line(self._stdout, object_line(event, fields))
+    def _write(self, event: str, fields: object) -> None:
+        shown = plain(fields)
+        assert isinstance(shown, dict)
+        write_line(self._environment.stdout, object_line(event, shown))
 
 
-def table_lines(reports: Sequence[TypeReport]) -> Iterator[str]:
+def _table_lines(reports: Sequence[TypeReport]) -> Iterator[str]:
     """The reports as aligned lines: type, tensors, relative RMS error and its limit, largest error, worst."""
     rows = [("TYPE", "TENSORS", "REL RMS", "LIMIT", "MAX ERROR", "WORST TENSOR")]
     for report in reports:
@@ -314,10 +261,7 @@ def table_lines(reports: Sequence[TypeReport]) -> Iterator[str]:
                 worst if report.total.max_abs else "",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for kind, *figures, worst in rows:
-        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
-        yield "  ".join([kind.ljust(widths[0]), *cells, worst]).rstrip()
+    return aligned_lines(rows, right=(1, 2, 3, 4))
 
 
 def _finite(number: float) -> float | None:

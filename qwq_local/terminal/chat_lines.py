@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from qwq_local.chat.events import CommandHelp, ContextUse, KeyHelp, NextPlan, Said, Shown, TextTable
 from qwq_local.events import CloseReason, Planned
 from qwq_local.planning.summary import choice_rows, ledger_line
-from qwq_local.terminal.sanitizer import cell_width, sanitize
+from qwq_local.terminal.sanitizer import aligned_lines, sanitize
 from qwq_local.text import duration
 
 _LINE_LIMIT = 20_000
@@ -29,7 +29,6 @@ _BAR_CELLS = 60
 # Who has the context, and the block that stands for it.
 _CONTEXT_PARTS = (("system", "█"), ("files", "▓"), ("history", "▒"), ("prompt", "░"))
 _FREE = "·"
-_GAP = "  "
 
 # What the keys of terminal/repl do; docs/chat.md says more.
 KEYS = (
@@ -85,18 +84,6 @@ def bar_cells(sizes: Sequence[int], whole: int, cells: int) -> list[int]:
 def choice_lines(planned: Planned) -> Iterator[str]:
     """The plan, a line for each choice."""
     yield from aligned_lines(list(choice_rows(planned)))
-
-
-def aligned_lines(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
-    """Rows of cells as sanitized lines in columns; `right` are the columns aligned to the right."""
-    cells = [[sanitize(cell) for cell in row] for row in rows]
-    widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        padded = []
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            padding = " " * (width - cell_width(cell))
-            padded.append(padding + cell if number in right else cell + padding)
-        yield _GAP.join(padded).rstrip()
 
 
 def _context_lines(use: ContextUse) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 
 SEQUENCE_LIMIT = 256
@@ -170,3 +171,15 @@ def cell_width(text: str) -> int:
         else not (unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"))
         for character in text
     )
+
+
+def aligned_lines(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+    """Rows of cells as sanitized lines in columns; `right` are the columns aligned to the right."""
+    cells = [[sanitize(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_width, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = []
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - cell_width(cell))
+            padded.append(padding + cell if number in right else cell + padding)
+        yield "  ".join(padded).rstrip()
