@@ -304,7 +304,7 @@ def _unique_names(members: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-class _Passes:
+class _PassTotals:
     """The passes so far: how many, their tokens and seconds, how the last one ended.
 
     With `--split` there are several; else the first one is the last.
@@ -353,7 +353,7 @@ def _answer(run: _AskRun) -> int:
             raise UsageError(f"--dry-run: {given.model} makes no plan.")
         write_plan(environment, run.backend.dry_run(question), jsonl=flags.jsonl)
         return ExitStatus.ANSWERED
-    passes = _Passes(is_split=False)
+    passes = _PassTotals(is_split=False)
     try:
         _show(run, run.backend.reply(question), writer.show, passes)
     except Aborted:
@@ -364,7 +364,7 @@ def _answer(run: _AskRun) -> int:
     return _status(run, passes)
 
 
-def _show(run: _AskRun, events: Iterable[E], show: Callable[[E | Notice], None], passes: _Passes) -> None:
+def _show(run: _AskRun, events: Iterable[E], show: Callable[[E | Notice], None], passes: _PassTotals) -> None:
     """Shows, traces and records the events, then says why the answer is not whole."""
     flags, given = run.flags, run.given
     with constraint_errors_name(str(flags.json_schema or flags.grammar or "--regex")):
@@ -379,7 +379,7 @@ def _show(run: _AskRun, events: Iterable[E], show: Callable[[E | Notice], None],
         show(Notice(line))
 
 
-def _status(run: _AskRun, passes: _Passes) -> int:
+def _status(run: _AskRun, passes: _PassTotals) -> int:
     """Prints what `--stats` asks for. Returns the exit status."""
     if run.flags.stats:
         for line in passes.lines():
@@ -441,7 +441,7 @@ def _split(run: _AskRun) -> int | None:
     out = Output.of(environment.stdout, environment.variables)
     err = Output.of(environment.stderr, environment.variables)
     screen = writer if isinstance(writer, JsonLines) else SplitScreen(out, err, time.monotonic, flags.think)
-    passes = _Passes(is_split=True)
+    passes = _PassTotals(is_split=True)
     try:
         _show(run, answer_split(backend, request, plan), screen.show, passes)
     except Aborted:
