@@ -67,11 +67,8 @@ def batched_bench() -> Path:
 
 def peer_rate(program: Path, model: Path, n_replies: int) -> float:
     """Tokens per second of all sequences together, by the peer's own clock."""
-    arguments = [
-        *("-m", str(model), "-c", str(N_CTX), "-b", "512", "-ub", "512", "-t", str(THREADS)),
-        *("-tb", str(THREADS), "-npp", str(N_PROMPT), "-ntg", str(N_DECODE), "-npl", str(n_replies)),
-        *("-pps", "-kvu", "-fa", "off"),
-    ]
+    options = f"-c {N_CTX} -b 512 -ub 512 -t {THREADS} -tb {THREADS} -npp {N_PROMPT} -ntg {N_DECODE}"
+    arguments = ["-m", str(model), *options.split(), "-npl", str(n_replies), "-pps", "-kvu", "-fa", "off"]
     output = subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
     columns = re.findall(r"^\|(.*)\|$", output, re.MULTILINE)
     names, values = columns[0].split("|"), columns[-1].split("|")

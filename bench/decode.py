@@ -120,9 +120,17 @@ def llama_rate(llama: Llama, prompt: Sequence[int], n_tokens: int) -> float:
         return False
 
     stream = llama.create_completion(
-        list(prompt), max_tokens=n_tokens, temperature=0.6, top_k=40, top_p=0.95, min_p=0.0,
-        repeat_penalty=1.0, stream=True, seed=1, stopping_criteria=StoppingCriteriaList([on_token]),
-    )  # fmt: skip
+        list(prompt),
+        max_tokens=n_tokens,
+        temperature=0.6,
+        top_k=40,
+        top_p=0.95,
+        min_p=0.0,
+        repeat_penalty=1.0,
+        stream=True,
+        seed=1,
+        stopping_criteria=StoppingCriteriaList([on_token]),
+    )
     for _ in stream:
         pass
     return (len(times) - 1) / (times[-1] - times[0])

@@ -82,9 +82,14 @@ def compare_with_real(path: Path) -> None:
         demand = Target(sizes, nowhere, lambda placement: dry_run.compute_bytes(placement) or (0,))
         for shape in combinations(sizes.shape, CONTEXTS[:3]):
             settings = ContextSettings(
-                shape.n_ctx, shape.n_batch, shape.n_ubatch, shape.kv_type_k, shape.kv_type_v,
-                flash_attention=shape.flash_attention, threads=THREADS,
-            )  # fmt: skip
+                shape.n_ctx,
+                shape.n_batch,
+                shape.n_ubatch,
+                shape.kv_type_k,
+                shape.kv_type_v,
+                flash_attention=shape.flash_attention,
+                threads=THREADS,
+            )
             with closing(LlamaContext(model, settings)) as context:
                 real = held_bytes(context.handle) or ()
             [planned] = device_uses(demand, Placement(shape))

@@ -34,7 +34,10 @@ COMMANDS = (
         ("plan",),
         ("profiles",),
     ),
-    *(("profiles", "show"), ("pull",), ("verify",), ()),
+    ("profiles", "show"),
+    ("pull",),
+    ("verify",),
+    (),
     *(("history",), *(("history", name) for name in ("search", "show", "export", "rm"))),
 )
 # For a shell only; a test has its own environment.

@@ -25,18 +25,21 @@ Subschema = dict[str, object]
 _HOLDS_SCHEMA = ("items", "additionalProperties")
 _HOLDS_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _HOLDS_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_ENFORCED = {
-    *("$ref", "allOf", "anyOf", "oneOf", "type", "enum", "const"),
-    *("minLength", "maxLength", "pattern", "format"),
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    *("properties", "patternProperties", "additionalProperties", "required"),
-    *("minProperties", "maxProperties", "prefixItems", "items", "minItems", "maxItems"),
-}
-_ANNOTATIONS = {
-    *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"),
-    *("$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "discriminator"),
-    *("contentEncoding", "contentMediaType"),
-}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ENFORCED = _names("""
+    $ref allOf anyOf oneOf type enum const minLength maxLength pattern format minimum maximum exclusiveMinimum
+    exclusiveMaximum multipleOf properties patternProperties additionalProperties required minProperties
+    maxProperties prefixItems items minItems maxItems
+""")
+_ANNOTATIONS = _names("""
+    title description default examples example deprecated readOnly writeOnly $schema $id $anchor $comment
+    $defs definitions discriminator contentEncoding contentMediaType
+""")
 _INSTEAD = {
     "nullable": 'Use a list of types with "null".',
     "additionalItems": "Use prefixItems and items.",

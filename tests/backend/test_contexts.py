@@ -288,9 +288,12 @@ print(json.dumps(report))
 def short_of_memory(path: Path, tmp_path: Path, spare_mib: int, *settings: str) -> dict[str, Any]:
     ran = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY, str(path), str(tmp_path), str(spare_mib << 20), *settings],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'convert'}"},
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stderr
     report: dict[str, Any] = json.loads(ran.stdout)
     return report

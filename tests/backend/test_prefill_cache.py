@@ -31,8 +31,15 @@ from tests.command import ROOT, TIMEOUT_S, qwq
 from tests.tiny_models import constant_model
 
 SHORT = (
-    *("thinking_budget=4", "answer_reserve=16", "max_tokens=2", "loop_guard=off", "native_window=1024"),
-    *("yarn_origin=1024", "kv_store_min_tokens=200", "threads=1", "temperature=0"),
+    "thinking_budget=4",
+    "answer_reserve=16",
+    "max_tokens=2",
+    "loop_guard=off",
+    "native_window=1024",
+    "yarn_origin=1024",
+    "kv_store_min_tokens=200",
+    "threads=1",
+    "temperature=0",
 )
 BOOK = " ".join(f"On day {i} the fox saw {i * i} dogs." for i in range(20))
 # A question and the text that the template writes around it.

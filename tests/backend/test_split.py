@@ -63,10 +63,17 @@ class AnsweringBackend:
             raise DoesNotFit("too large")
         costs = self._costs if shares.n_ctx > self._past else ""
         planned = Planned(
-            "fake", shares.n_ctx, tokens, shares.thinking_budget, shares.answer_reserve, 1.0, "f16",
-            n_gpu_layers=5 if costs == "layers" else 9, seed=1,
+            "fake",
+            shares.n_ctx,
+            tokens,
+            shares.thinking_budget,
+            shares.answer_reserve,
+            1.0,
+            "f16",
+            n_gpu_layers=5 if costs == "layers" else 9,
+            seed=1,
             devices=(DeviceBytes("GPU", 10**9, 0, 0, 10**10), DeviceBytes("CPU", 10**9, 0, 0, 10**10)),
-        )  # fmt: skip
+        )
         if costs == "thinking":
             planned = replace(planned, thinking_budget=100)
         self.planned.append(planned)

@@ -53,17 +53,26 @@ def test_a_question_is_answered_and_kept(talk: BareTalk, archive: Archive) -> No
     assert list(talk.chat.start()) == [ChatStatus("miniature", 0, 0, 1.0, "not kept")]
     events = talk.submit("Is it so?", says("Hm.", "It is."))
     assert [type(event).__name__ for event in events] == [
-        *("Asking", "Thinking", "ThinkingClosed", "Answer", "Finished", "ChatStatus")
+        "Asking",
+        "Thinking",
+        "ThinkingClosed",
+        "Answer",
+        "Finished",
+        "ChatStatus",
     ]
     assert events[0] == Asking("Is it so?", 1, can_continue=False)
     (turn,) = archive.path(1)
     assert (turn.question, turn.thinking, turn.answer, turn.state) == (
-        *("Is it so?", "Hm.", "It is."),
+        "Is it so?",
+        "Hm.",
+        "It is.",
         TurnState.DONE,
     )
     talk.submit("And now?", says())
     assert [message.content for message in talk.backend.questions[-1].messages] == [
-        *("Is it so?", "It is.", "And now?")
+        "Is it so?",
+        "It is.",
+        "And now?",
     ]
 
 

@@ -73,8 +73,17 @@ def test_a_question_is_answered_and_recorded(talk: Talking, archive: Archive) ->
     events = talk.submit("Is it so?", says("Hm, well.", "It is."))
     kinds = [type(event).__name__ for event in events]
     assert kinds == [
-        *("Asking", "Planned", "Prompted", "Prefill", "Thinking", "ThinkingClosed", "Answer", "Generated"),
-        *("Finished", "Notice", "ChatStatus"),
+        "Asking",
+        "Planned",
+        "Prompted",
+        "Prefill",
+        "Thinking",
+        "ThinkingClosed",
+        "Answer",
+        "Generated",
+        "Finished",
+        "Notice",
+        "ChatStatus",
     ]
     assert events[0] == Asking("Is it so?", 1)
     assert events[-1] == ChatStatus("queued", 1000, 5, 1.0, "not kept", 0)
@@ -103,7 +112,10 @@ def test_the_model_sees_earlier_turns_without_their_thinking(talk: Talking) -> N
     talk.submit("Three?", says())
     assert contents(talk.backend.questions[-1]) == [
         ("system", "Be brief."),
-        *(("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")),
+        ("user", "One?"),
+        ("assistant", "1"),
+        ("user", "Two?"),
+        ("assistant", "2"),
         ("user", "Three?"),
     ]
     assert talk.backend.questions[-1].dropped_thinking == 5
@@ -421,7 +433,9 @@ def test_clear_begins_a_new_conversation_and_resume_comes_back(talk: Talking, ar
     talk.submit("Three?", says())
     assert contents(talk.backend.questions[-1]) == [
         ("system", "Be kind."),
-        *(("user", "One?"), ("assistant", "1"), ("user", "Three?")),
+        ("user", "One?"),
+        ("assistant", "1"),
+        ("user", "Three?"),
     ]
     assert len(archive.conversations()) == 2
     talk.submit("/resume 2")
@@ -675,8 +689,23 @@ def test_after_a_kill_in_mid_thought_the_next_start_offers_to_continue(tmp_path:
 
 QUESTIONS = ("One?", "/regen", "/regen --seed 3 temperature=0.1", "/continue", "/edit Two?", "/retry-from 1")
 OTHERS = (
-    *("/undo", "/edit", "", "/fork", "/fork 1", "/clear", "/name x", "/resume 1", "/resume x", "/drop none"),
-    *("/set temperature 1", "/model other", "/context", "/think", "/copy code", "/plan", "/retry-from 7"),
+    "/undo",
+    "/edit",
+    "",
+    "/fork",
+    "/fork 1",
+    "/clear",
+    "/name x",
+    "/resume 1",
+    "/resume x",
+    "/drop none",
+    "/set temperature 1",
+    "/model other",
+    "/context",
+    "/think",
+    "/copy code",
+    "/plan",
+    "/retry-from 7",
 )
 OUTCOMES = {
     "answers": says("t", "answer"),

@@ -180,9 +180,21 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     ran = run(tmp_path, "--help")
     assert (ran.status, ran.stderr) == (0, "")
     for option in (
-        *("--out", "--types", "--dry-run", "--imatrix", "--tensor-type", "--output-tensor-type"),
-        *("--token-embedding-type", "--pure", "--leave-output-tensor", "--override-key", "--yarn"),
-        *("--split-max-size", "--threads", "--allow-nonfinite", "--jsonl"),
+        "--out",
+        "--types",
+        "--dry-run",
+        "--imatrix",
+        "--tensor-type",
+        "--output-tensor-type",
+        "--token-embedding-type",
+        "--pure",
+        "--leave-output-tensor",
+        "--override-key",
+        "--yarn",
+        "--split-max-size",
+        "--threads",
+        "--allow-nonfinite",
+        "--jsonl",
     ):
         assert option in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 80

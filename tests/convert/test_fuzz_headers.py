@@ -249,14 +249,31 @@ def test_a_safetensors_file_cut_anywhere_is_refused(samples: Samples, length: in
 # GGUF headers from parts of which most are right by themselves.
 
 ARCHITECTURE_KEYS = (
-    b"general.architecture", b"general.alignment", b"general.type", b"general.name", b"general.file_type",
-    b"split.count", b"split.no", b"split.tensors.count", b"qwen2.block_count", b"qwen2.embedding_length",
-    b"qwen2.feed_forward_length", b"qwen2.attention.head_count", b"qwen2.attention.head_count_kv",
-    b"qwen2.context_length", b"qwen2.rope.freq_base", b"qwen2.attention.layer_norm_rms_epsilon",
-    b"qwen2.rope.scaling.type", b"tokenizer.ggml.model", b"tokenizer.ggml.pre", b"tokenizer.ggml.tokens",
-    b"tokenizer.ggml.token_type", b"tokenizer.ggml.merges", b"tokenizer.ggml.eos_token_id",
+    b"general.architecture",
+    b"general.alignment",
+    b"general.type",
+    b"general.name",
+    b"general.file_type",
+    b"split.count",
+    b"split.no",
+    b"split.tensors.count",
+    b"qwen2.block_count",
+    b"qwen2.embedding_length",
+    b"qwen2.feed_forward_length",
+    b"qwen2.attention.head_count",
+    b"qwen2.attention.head_count_kv",
+    b"qwen2.context_length",
+    b"qwen2.rope.freq_base",
+    b"qwen2.attention.layer_norm_rms_epsilon",
+    b"qwen2.rope.scaling.type",
+    b"tokenizer.ggml.model",
+    b"tokenizer.ggml.pre",
+    b"tokenizer.ggml.tokens",
+    b"tokenizer.ggml.token_type",
+    b"tokenizer.ggml.merges",
+    b"tokenizer.ggml.eos_token_id",
     b"tokenizer.chat_template",
-)  # fmt: skip
+)
 SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 LENGTHS = st.one_of(st.integers(0, 6), WILD_NUMBERS)
 

@@ -41,18 +41,29 @@ def test_the_key_values_are_in_the_order_of_the_reference(folder: Path) -> None:
     edit_json(folder / "generation_config.json", repetition_penalty=1.0, do_sample=True)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     assert header_of(folder).keys == (
-        *("general.architecture", "general.type"),
+        "general.architecture",
+        "general.type",
         *(f"general.sampling.{key}" for key in ("top_k", "top_p", "temp", "penalty_repeat")),
         *(f"general.{key}" for key in ("name", "finetune", "basename", "size_label", "license")),
         *(f"general.base_model.{key}" for key in ("count", "0.name", "0.organization")),
-        *("general.base_model.0.repo_url", "general.tags", "general.languages"),
-        *("qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length"),
-        *("qwen2.feed_forward_length", "qwen2.attention.head_count", "qwen2.attention.head_count_kv"),
-        *("qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon"),
+        "general.base_model.0.repo_url",
+        "general.tags",
+        "general.languages",
+        "qwen2.block_count",
+        "qwen2.context_length",
+        "qwen2.embedding_length",
+        "qwen2.feed_forward_length",
+        "qwen2.attention.head_count",
+        "qwen2.attention.head_count_kv",
+        "qwen2.rope.freq_base",
+        "qwen2.attention.layer_norm_rms_epsilon",
         *(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "merges")),
         *(f"tokenizer.ggml.{key}_token_id" for key in ("eos", "padding", "bos")),
-        *("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.chat_template"),
-        *("general.quantization_version", "general.file_type"),
+        "tokenizer.ggml.add_bos_token",
+        "tokenizer.ggml.add_eos_token",
+        "tokenizer.chat_template",
+        "general.quantization_version",
+        "general.file_type",
     )
 
 

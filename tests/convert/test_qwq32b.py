@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _edited(f, "tokenizer.json", lambda c: c["model"]["vocab"].update(more=152064)),
         "'more' is token 152064, config.json has 152064 tokens",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -260,16 +260,23 @@ YARN: dict[str, tuple[dict[str, object], Yarn, int, int]] = {
         {
             "max_position_embeddings": 65536,
             "rope_scaling": {
-                "type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16384, "beta_fast": 3.0,
+                "type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 16384,
+                "beta_fast": 3.0,
             },
         },
-        Yarn(4.0), 16384, 65536,
+        Yarn(4.0),
+        16384,
+        65536,
     ),
     "linear before": (
         {"max_position_embeddings": 8192, "rope_scaling": {"type": "linear", "factor": 2.0}},
-        Yarn(2.0), 8192, 16384,
+        Yarn(2.0),
+        8192,
+        16384,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", YARN)

@@ -130,8 +130,12 @@ def test_a_steered_sentence_is_a_paragraph_of_the_thinking() -> None:
     events = run(engine)
 
     assert [event for event in events if isinstance(event, Thinking | Steered)] == [
-        *(Thinking("Hm"), Thinking(" well"), Thinking("\n\n")),
-        *(Steered("Count the r's."), Thinking("\n\n"), Thinking("So")),
+        Thinking("Hm"),
+        Thinking(" well"),
+        Thinking("\n\n"),
+        Steered("Count the r's."),
+        Thinking("\n\n"),
+        Thinking("So"),
     ]
     assert engine.cached_text == f"{PROMPT}Hm well\n\nCount the r's.\n\nSo{CLOSE}3."
     assert sum(isinstance(event, Prefill) for event in events) == 2

@@ -61,9 +61,14 @@ def test_greedy_tokens_equal_those_of_llama(
     """256 tokens on one thread with the same settings; sampling continues past ends of turn."""
     path = miniature(file_type)
     peer = Llama(
-        str(path), n_ctx=1024, n_batch=512, n_threads=1, n_threads_batch=2, flash_attn=flash_attention,
+        str(path),
+        n_ctx=1024,
+        n_batch=512,
+        n_threads=1,
+        n_threads_batch=2,
+        flash_attn=flash_attention,
         verbose=False,
-    )  # fmt: skip
+    )
     prompt = peer.tokenize(QUESTION.encode(), add_bos=False, special=True)
     theirs = list(islice(peer.generate(prompt, temp=0.0, repeat_penalty=1.0), 256))
     peer.close()

@@ -99,7 +99,11 @@ def test_qwq_is_found_where_the_hugging_face_client_put_it(tmp_path: Path) -> No
         "except Exception as error:\n    print(type(error).__name__)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-        env=environment(tmp_path, HF_HOME=str(tmp_path / "hub")), check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path, HF_HOME=str(tmp_path / "hub")),
+        check=True,
+    )
     assert result.stdout.split() == ["qwq-32b-q8_0.gguf"] * 3 + ["ModelNotFound"]
