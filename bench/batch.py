@@ -4,7 +4,7 @@
 
 The peer is built from the library's own source, once, under bench/.work. Both decode 64 tokens after a shared
 prompt of 128 on the standard model, with the same cells, batch and threads; ours also samples and runs whole
-replies. Then one reply runs while a prompt of 8,000 tokens is read beside it.
+replies. Then one reply runs while a prompt of 8,000 tokens is read.
 """
 
 from __future__ import annotations

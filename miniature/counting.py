@@ -67,7 +67,7 @@ def decorate(rng: Random, text: str, plain: float) -> str:
 
 
 def ask_count(rng: Random, forms: tuple[str, ...], letter: str, word: str) -> str:
-    """A question after one of `forms`, with capitals and quotation marks now and then."""
+    """A question after one of `forms`, sometimes with capitals and quotation marks."""
     style = rng.random()
     # Only where lower() gives the same word again: ß and the dotless ı have no capitals of their own.
     if style < 0.12 and word.capitalize().lower() == word:

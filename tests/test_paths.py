@@ -41,8 +41,8 @@ def test_a_relative_directory_becomes_absolute_and_a_tilde_is_the_home() -> None
 
 
 def test_a_tilde_of_an_unknown_user_names_the_variable() -> None:
-    with pytest.raises(UsageError, match=r"QWQ_DATA_DIR=~nobody-of-that-name/x"):
-        directories({"QWQ_DATA_DIR": "~nobody-of-that-name/x"})
+    with pytest.raises(UsageError, match=r"QWQ_DATA_DIR=~no-such-user/x"):
+        directories({"QWQ_DATA_DIR": "~no-such-user/x"})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")

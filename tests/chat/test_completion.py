@@ -112,5 +112,5 @@ def test_a_large_folder_offers_a_limited_number(talk: Talking, tmp_path: Path) -
 
 def test_a_missing_folder_offers_nothing(talk: Talking) -> None:
     assert talk.chat.complete("/file nowhere/x") == []
-    assert talk.chat.complete("/file ~nobody-of-that-name/x") == []
+    assert talk.chat.complete("/file ~no-such-user/x") == []
     assert talk.chat.complete("/file a\0b") == []

@@ -402,8 +402,8 @@ def test_after_an_abandoned_edit_a_question_follows_as_usual(
 def test_retry_from_goes_back_and_asks_again(talk: Talking, archive: Archive) -> None:
     for question in ("One?", "Two?", "Three?"):
         talk.submit(question, says(answer=question.lower()))
-    assert talk.submit("/retry-from 2", says(answer="anew"))[0] == Asking("Two?", 2)
-    assert [turn.answer for turn in archive.path(1)] == ["one?", "anew"]
+    assert talk.submit("/retry-from 2", says(answer="again"))[0] == Asking("Two?", 2)
+    assert [turn.answer for turn in archive.path(1)] == ["one?", "again"]
     for wrong in ("0", "3", "x", ""):
         assert "give the number of a thought, 1 to 2." in errors(talk.submit(f"/retry-from {wrong}"))[0]
 

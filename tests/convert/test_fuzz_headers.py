@@ -33,7 +33,7 @@ from tests.checkpoints import CheckpointSpec, write_checkpoint
 BYTES_PER_BYTE = 64
 BYTES_AT_LEAST = 2**16
 LONGEST_MESSAGE = 1000
-# Processor time of a whole test, twenty times what it takes: only a loop without end, or one that squares the
+# Processor time of a whole test, twenty times the usual: only an endless loop, or one that squares the
 # size, comes near.
 MOST_CPU_S = 120
 

@@ -218,9 +218,9 @@ def said_by(
 def test_the_miniature_under_penalties_continues_to_the_same_end(
     miniature: Callable[[str], Path], name: str, budget: int
 ) -> None:
-    """Greedy, in float32, where the shape of a batch decides no token. Where the penalties are told nothing
-    the end differs, else this would prove nothing. Without its template the miniature says one letter for
-    ever, unless it is penalized.
+    """Greedy, in float32, so that the shape of a batch decides no token. A chain that forgets the earlier
+    tokens ends differently; otherwise the test would prove nothing. Without its template the miniature
+    repeats one letter for ever, unless it is penalized.
     """
     loaded = load(miniature("F32"))
     prompt = tuple(loaded.vocabulary.encode_text("Say something."))

@@ -223,10 +223,10 @@ def test_every_event_of_the_conversion_is_yielded(tmp_path: Path) -> None:
         events = convert_weights(
             client.puller, REPO, request, ShardCaches(HubCache(tmp_path / "shared"), client.cache)
         )
-        told = list(events)
-    tensors = [event.name for event in told if isinstance(event, TensorDone)]
+        reported = list(events)
+    tensors = [event.name for event in reported if isinstance(event, TensorDone)]
     assert len(tensors) == len(set(tensors)) == len(read_header(tmp_path / "out.gguf").tensors)
-    assert told[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
+    assert reported[-1] == ConversionDone((tmp_path / "out.gguf",), (tmp_path / "out.gguf").stat().st_size)
 
 
 def test_one_shard_is_fetched_ahead_and_a_third_only_when_one_is_done(

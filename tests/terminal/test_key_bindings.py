@@ -432,7 +432,7 @@ PRESSED = {
     ("<any>",): "type(",
     ("<bracketed-paste>",): "pasted(",
 }
-"""The keys that are bound, and what stands in a test that presses them."""
+"""The bound keys, and the text in a test that presses them."""
 
 
 def test_every_key_is_pressed() -> None:

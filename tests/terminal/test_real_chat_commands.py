@@ -104,7 +104,7 @@ def test_conversations_are_named_left_searched_and_resumed(cache: Path, tmp_path
         chat.type("q")
         chat.is_back()
         chat.does("/resume", "berries · 2 turns · this one", "1 turn")
-        chat.does("/resume nobody", "✗")
+        chat.does("/resume missing", "✗")
         chat.does("/drop 1", "left out of what the model sees while this chat runs: thought 1")
         chat.does("/drop none", "the model sees the whole conversation again.")
         chat.does("/new", "a new conversation begins with the next question. /resume 1 comes back to")

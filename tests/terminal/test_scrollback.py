@@ -225,7 +225,7 @@ def test_a_resize_while_typing_keeps_one_input_line(tmp_path: Path) -> None:
 
 def test_streaming_does_not_disturb_typing(streaming: Streaming) -> None:
     chat = streaming.chat
-    text = "what a person types while it streams"
+    text = "what the user types while it streams"
     for character in text:
         streaming.let(5)
         chat.type(character)
