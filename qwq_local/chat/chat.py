@@ -16,7 +16,7 @@ from qwq_local.chat.commands.history import resume
 from qwq_local.chat.commands.registry import completions, find_command, parse
 from qwq_local.chat.context import droppable_lines
 from qwq_local.chat.conversation import short_title
-from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Completion, Said
+from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Completion, Said, say
 from qwq_local.chat.model import ChatSetup
 from qwq_local.chat.session import Session
 from qwq_local.errors import Aborted, PromptTooLong, QwqError, UsageError
@@ -32,9 +32,12 @@ class Chat:
     def __init__(self, opened: ChatSetup) -> None:
         """Loads no weights. Raises ProfileError, ModelNotFound, UsageError."""
         # Listing the models reads many headers, and completion asks with every key.
-        self._session = Session.of(replace(opened, model_names=_remembered(opened.model_names)))
+        self._session = Session(replace(opened, model_names=_remembered(opened.model_names)))
         self._last_status: ChatStatus | None = None
         self._running: Generator[ChatEvent] | None = None
+        turn = self._session.running
+        self.stop, self.answer_now, self.steer = turn.stop, turn.answer_now, turn.steer
+        self.pause, self.go_on = turn.pause, turn.go_on
 
     @property
     def backend(self) -> Backend:
@@ -48,26 +51,6 @@ class Chat:
     def submit(self, line: str) -> Iterator[ChatEvent]:
         """Run a line: ask the model, or run a /command. Errors come out as Said."""
         return self._run(self._events(line))
-
-    def stop(self) -> None:
-        """End the running turn; what came stays."""
-        self._session.running.stop()
-
-    def answer_now(self) -> None:
-        """End the thinking and answer."""
-        self._session.running.answer_now()
-
-    def steer(self, text: str) -> None:
-        """Put a sentence into the thinking and continue."""
-        self._session.running.steer(text)
-
-    def pause(self) -> None:
-        """Let the running turn wait."""
-        self._session.running.pause()
-
-    def go_on(self) -> None:
-        """End the pause."""
-        self._session.running.go_on()
 
     def complete(self, before_cursor: str) -> Sequence[Completion]:
         """What may be put at the cursor, the likeliest first; quick."""
@@ -86,7 +69,7 @@ class Chat:
         setup = session.setup
         notices = [*setup.archive.notices, *session.model.chosen.resolved.notices]
         if notices:
-            yield Said(tuple(notices))
+            yield say(*notices)
         lost = {turn.id: turn for turn in setup.archive.lost()}
         # Another program may have noticed the lost turn first.
         if (latest := setup.archive.latest()) is not None:
@@ -94,13 +77,15 @@ class Chat:
             lost |= {turn.id: turn for turn in last if turn.state is TurnState.LOST}
         if setup.resume is not None:
             yield from resume(
-                session, setup.archive.conversation(setup.resume), takes_system=setup.system is None
+                session,
+                setup.archive.conversation(setup.resume),
+                takes_system="system" not in session.model.chosen.settings,
             )
         offers = [turn for turn in lost.values() if turn.conversation != session.conversation.id]
         if offers and session.model.can_continue():
             if len(offers) == 1 and session.conversation.id is None:
                 session.offered = offers[0].conversation
-            yield Said(tuple(self._offer(turn) for turn in offers[:_OFFERED]))
+            yield say(*map(self._offer, offers[:_OFFERED]))
         for line in setup.entered:
             yield from self._events(line)
 
@@ -126,7 +111,7 @@ class Chat:
         elif line.strip():
             yield from new_question(session, line.strip())
         elif session.attached:
-            yield Said(("the attached files wait for a question.",))
+            yield say("the attached files wait for a question.")
 
     def _run(self, events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
         self._running = self._guarded(events)
@@ -140,7 +125,7 @@ class Chat:
                 is_turn = is_turn or isinstance(event, Asking)
                 yield event
         except Aborted:
-            yield Said(("stopped.",))
+            yield say("stopped.")
         except PromptTooLong as error:
             yield Said((str(error), *droppable_lines(self._session)), is_error=True)
         except QwqError as error:

@@ -6,12 +6,13 @@ Each completion looks into one folder at most, and never below it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from qwq_local.chat.events import Completion
-from qwq_local.chat.files import is_kind, resolved
+from qwq_local.chat.files import mode_of, resolved
 
 MAX_ITEMS = 200
 _MAX_ENTRIES = 5000
@@ -72,7 +73,7 @@ def _entries(folder: Path, start: str) -> list[tuple[str, bool]]:
         with os.scandir(folder) as entries:
             for entry in islice(entries, _MAX_ENTRIES):
                 if entry.name.startswith(start) and (start or not entry.name.startswith(".")):
-                    found.append((entry.name, is_kind(entry.is_dir)))
+                    found.append((entry.name, stat.S_ISDIR(mode_of(Path(entry.path)))))
     except OSError:
         return []
     return sorted(found)[:MAX_ITEMS]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from qwq_local.backend.api import ReplyRequest
-from qwq_local.chat.events import Said, Shown, TextTable
+from qwq_local.chat.events import Shown, TextTable, say
 from qwq_local.chat.session import Session
 from qwq_local.chat.turns import ChatQuestion, reply_request
 from qwq_local.dialogue.conversation import Attachment, fence
@@ -48,7 +48,7 @@ def price(session: Session, request: ReplyRequest) -> Iterator[Shown]:
         changes.append(f"given up: {', '.join(planned.reductions)}")
     prompt = f"the prompt has {planned.prompt_tokens:,} tokens with them"
     same = f"{prompt} and the plan stays: context {planned.n_ctx:,}, {planned.kv_type} KV."
-    yield Said((f"{prompt}. {' · '.join(changes)}." if changes else same,))
+    yield say(f"{prompt}. {' · '.join(changes)}." if changes else same)
 
 
 def price_of_named(session: Session, named: Sequence[Attachment], request: ReplyRequest) -> Iterator[Shown]:
@@ -64,7 +64,7 @@ def token_table(counts: Sequence[tuple[str, int | None]]) -> Iterator[Shown]:
     yield TextTable(tuple((name, _token_text(tokens)) for name, tokens in shown), right=(1,))
     if rest:
         total = token_sum(tokens for _, tokens in rest)
-        yield Said((f"and {len(rest)} more files{f', {_token_text(total)}' if total is not None else ''}",))
+        yield say(f"and {len(rest)} more files{f', {_token_text(total)}' if total is not None else ''}")
 
 
 def token_sum(counts: Iterable[int | None]) -> int | None:

@@ -99,10 +99,7 @@ class Conversation:
 
     def add(self, turn: TurnRecord) -> None:
         """Add a turn that was answered: it follows its parent and is the last."""
-        parents = [known.id for known in self.turns]
-        upto = parents.index(turn.parent) + 1 if turn.parent in parents else 0
-        before = (known.without_tokens() for known in self.turns[:upto])
-        self.turns = (*before, turn)
+        self.turns = (*(known.without_tokens() for known in self.turns[: turn.number - 1]), turn)
 
     def _use_copy(self, archive: Archive, copy: int) -> None:
         """Continue with a copy; what was dropped stays dropped."""
@@ -116,8 +113,7 @@ class Conversation:
         """Go back to an earlier turn, or to before the first. Raises HistoryError."""
         if self.id is not None:
             self._archive.set_head(self.id, turn.id if turn is not None else None)
-        upto = next((i + 1 for i, known in enumerate(self.turns) if turn and known.id == turn.id), 0)
-        self.turns = self.turns[:upto]
+        self.turns = self.turns[: turn.number if turn is not None else 0]
 
     def rename(self, name: str) -> None:
         """Name the conversation, also one that has not begun yet. Raises HistoryError."""

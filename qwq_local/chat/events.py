@@ -53,6 +53,11 @@ class Said:
     is_error: bool = False
 
 
+def say(*lines: str) -> Said:
+    """Lines for the user."""
+    return Said(lines)
+
+
 @dataclass(frozen=True, slots=True)
 class TextTable:
     """Rows of cells, to be shown in columns; `right` are the numbers of the columns aligned to the right."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from qwq_local.dialogue.conversation import Attachment
@@ -57,9 +59,9 @@ def find_files(given: str, cwd: Path, limit: int) -> Found:
     """The files that a path, a directory or a glob means, at most `limit`. Raises UsageError for none."""
     path = resolved(given, cwd)
     mode = mode_of(path)
-    if mode is None and _GLOB.search(given):
+    if not mode and _GLOB.search(given):
         return _of_walk(given, *_pattern(given, cwd), limit)
-    if mode is None:
+    if not mode:
         raise UsageError(f"there is no file {given}.")
     if stat.S_ISDIR(mode):
         name = given.rstrip("/") or "/"
@@ -83,10 +85,9 @@ def resolved(given: str, cwd: Path) -> Path:
 def is_file(given: str, cwd: Path) -> bool:
     """Whether it names an existing regular file."""
     try:
-        mode = mode_of(resolved(given, cwd))
+        return stat.S_ISREG(mode_of(resolved(given, cwd)))
     except UsageError:
         return False
-    return mode is not None and stat.S_ISREG(mode)
 
 
 def mentioned_files(question: str, cwd: Path) -> list[Attachment]:
@@ -105,11 +106,12 @@ def mentioned_files(question: str, cwd: Path) -> list[Attachment]:
 
 def read_attachment(file: FoundFile) -> Attachment:
     """The text of a file. Raises UsageError for one that is too large or not text."""
-    if _is_larger(file.path, MAX_BYTES):
-        raise UsageError(
-            f"{file.name} is larger than {MAX_BYTES >> 20} MiB: no context holds it. "
-            "qwq ask --split reads such a file in parts."
-        )
+    with suppress(OSError):  # read_text says why
+        if file.path.stat().st_size > MAX_BYTES:
+            raise UsageError(
+                f"{file.name} is larger than {MAX_BYTES >> 20} MiB: no context holds it. "
+                "qwq ask --split reads such a file in parts."
+            )
     return Attachment(file.name, read_text(file.path, MAX_BYTES, name=file.name))
 
 
@@ -119,12 +121,12 @@ def split_arguments(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def mode_of(path: Path) -> int | None:
-    """The mode of what is at a path, None when nothing can be found there."""
+def mode_of(path: Path) -> int:
+    """The mode of what is at a path, 0 when nothing can be found there."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
-        return None
+        return 0
 
 
 def _pattern(given: str, cwd: Path) -> tuple[Path, str, tuple[str, ...]]:
@@ -148,7 +150,8 @@ def _of_walk(given: str, root: Path, shown: str, patterns: tuple[str, ...], limi
         if not _matches(parts, patterns):
             continue
         name = "/".join(filter(None, [shown.rstrip("/") if shown != "/" else "", *parts]))
-        name = _readable(f"/{name}" if shown == "/" else name)
+        # Without the halves of surrogate pairs that stand for bytes which are not UTF-8.
+        name = os.fsencode(f"/{name}" if shown == "/" else name).decode("utf-8", "replace")
         if reason := _why_not(path):
             skipped.append(f"{name} ({reason})")
         elif len(files) < limit:
@@ -158,11 +161,6 @@ def _of_walk(given: str, root: Path, shown: str, patterns: tuple[str, ...], limi
     if not files and not n_over and not skipped:
         raise UsageError(f"no file matches {given}.")
     return Found(tuple(files), tuple(_left_out(skipped, n_over, n_looked)))
-
-
-def _readable(name: str) -> str:
-    """The name without the halves of surrogate pairs that stand for bytes which are no UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _left_out(skipped: Sequence[str], n_over: int, n_looked: int) -> Iterator[str]:
@@ -179,74 +177,32 @@ def _walk(root: Path, patterns: Sequence[str]) -> Iterator[tuple[tuple[str, ...]
     """Regular files below a folder in the order of their names, as deep as the patterns go."""
     depth = _MAX_DEPTH if "**" in patterns else len(patterns)
     shows_hidden = any(pattern.startswith(".") for pattern in patterns)
-    folders: list[tuple[tuple[str, ...], Path]] = [((), root)]
-    while folders:
-        parts, folder = folders.pop()
-        below = []
-        for entry in _entries(folder):
-            if (entry.name.startswith(".") and not shows_hidden) or entry.name in _NOT_OURS:
-                continue
-            here = (*parts, entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                if len(here) < depth:
-                    below.append((here, Path(entry.path)))
-            elif is_kind(entry.is_file):
-                yield here, Path(entry.path)
-        folders.extend(reversed(below))
+
+    def is_shown(name: str) -> bool:
+        return (shows_hidden or not name.startswith(".")) and name not in _NOT_OURS
+
+    for folder, folders, names in os.walk(root):
+        parts = Path(folder).relative_to(root).parts
+        folders[:] = sorted(filter(is_shown, folders)) if len(parts) + 1 < depth else []
+        for name in sorted(filter(is_shown, names)):
+            path = Path(folder, name)
+            if stat.S_ISREG(mode_of(path)):
+                yield (*parts, name), path
 
 
-def is_kind(asks: Callable[[], bool]) -> bool:
-    """What an entry of a folder says of itself; False for a link in a circle and where access is denied."""
-    try:
-        return asks()
-    except OSError:
-        return False
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder, by name; of a very large one, as many as may be looked at."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                found.append(entry)
-                if len(found) > MAX_LOOKED_AT:
-                    break
-    except OSError:
-        return []
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+@lru_cache(maxsize=4096)
+def _matches(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     """Whether a path matches the patterns; `**` stands for any number of folders, also none."""
-    # reached[i]: the parts so far match the first i patterns.
-    reached = _past_stars([True, *[False] * len(patterns)], patterns)
-    for part in parts:
-        following = [False] * (len(patterns) + 1)
-        for i, pattern in enumerate(patterns):
-            if not reached[i]:
-                continue
-            if pattern == "**":
-                following[i] = True
-            elif fnmatchcase(part, pattern) and (part[0] != "." or pattern[0] == "."):
-                following[i + 1] = True
-        reached = _past_stars(following, patterns)
-    return reached[-1]
-
-
-def _past_stars(reached: list[bool], patterns: Sequence[str]) -> list[bool]:
-    for i, pattern in enumerate(patterns):
-        if pattern == "**" and reached[i]:
-            reached[i + 1] = True
-    return reached
-
-
-def _is_larger(path: Path, n_bytes: int) -> bool:
-    """Whether a file has more bytes. A file that cannot be examined has not: its reader refuses it."""
-    try:
-        return path.stat().st_size > n_bytes
-    except OSError:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**" and _matches(parts, patterns[1:]):
+        return True
+    if not parts:
         return False
+    if patterns[0] == "**":
+        return _matches(parts[1:], patterns)
+    is_shown = parts[0][0] != "." or patterns[0][0] == "."
+    return is_shown and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def _why_not(path: Path) -> str:

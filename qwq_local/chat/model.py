@@ -39,17 +39,12 @@ MakeBackend = Callable[[str, ResolvedProfile], Backend]
 UsageError for an ambiguous name, ModelFileError."""
 
 
-def _no_names() -> Sequence[str]:
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class ChatSetup:
     """Everything that a chat needs. Who opens the archive closes it; the chat closes its backends.
 
-    `settings` are the `key=value` texts of flags; `system` and `seed` stand for those keys. `resume` is the
-    conversation to continue, `entered` are lines to run before the user's. `library` names llama.cpp's
-    version.
+    `settings` are the `key=value` texts of flags. `resume` is the conversation to continue, `entered` are
+    lines to run before the user's. `library` names llama.cpp's version.
     """
 
     archive: Archive
@@ -58,14 +53,12 @@ class ChatSetup:
     model: str
     profile: str | None = None
     settings: tuple[str, ...] = ()
-    system: str | None = None
-    seed: int | None = None
     resume: int | None = None
     entered: tuple[str, ...] = ()
     cwd: Path = field(default_factory=Path.cwd)
     library: str = ""
-    model_names: Callable[[], Sequence[str]] = _no_names
-    profile_names: Callable[[], Sequence[str]] = _no_names
+    model_names: Callable[[], Sequence[str]] = tuple
+    profile_names: Callable[[], Sequence[str]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,48 +80,39 @@ class ChatModel:
     def __init__(self, setup: ChatSetup) -> None:
         """Raises ProfileError, ModelNotFound, UsageError."""
         self._setup = setup
-        settings = parse_settings(setup.settings)
-        if setup.system is not None:
-            settings["system"] = setup.system
-        if setup.seed is not None:
-            settings["seed"] = str(setup.seed)
-        self.chosen = self._choice(setup.model, setup.profile, settings)
+        self.chosen = self._choice(setup.model, setup.profile, parse_settings(setup.settings))
         self.planned: Planned | None = None
         """The plan of the last question to this model."""
-        self._use(setup.make_backend(setup.model, self.chosen.resolved))
-
-    # What the backend can do.
+        self.backend = setup.make_backend(setup.model, self.chosen.resolved)
 
     def can_plan(self) -> bool:
         """Whether there are plans: the context, its use, the memory."""
-        return self._plans is not None
+        return isinstance(self.backend, Plans)
 
     def can_adopt(self) -> bool:
         """Whether the profile can be changed."""
-        return self._adopts is not None
+        return isinstance(self.backend, Adopts)
 
     def can_continue(self) -> bool:
         """Whether a stopped turn can be continued, which takes the same weights."""
-        return self._identified is not None
+        return isinstance(self.backend, Identified)
 
     def plan(self, question: ReplyRequest) -> Planned | None:
         """The plan for a question, None if the backend makes none. Raises PromptTooLong, DoesNotFit."""
-        return self._plans.dry_run(question) if self._plans is not None else None
+        return self.backend.dry_run(question) if isinstance(self.backend, Plans) else None
 
     def count_tokens(self, text: str) -> int | None:
         """The tokens of plain text, None if the backend does not count them."""
-        return self._counts.count_tokens(text) if self._counts is not None else None
+        return self.backend.count_tokens(text) if isinstance(self.backend, CountsTokens) else None
 
     def keep(self) -> Iterator[Notice]:
         """Let the backend keep what it prefilled, if it can."""
-        if self._keeps is not None:
-            yield from self._keeps.keep()
+        if isinstance(self.backend, Keeps):
+            yield from self.backend.keep()
 
     def identity(self) -> str:
         """Which weights answer; "" if that is unknown."""
-        return self._identified.identity() if self._identified is not None else ""
-
-    # The profile.
+        return self.backend.identity() if isinstance(self.backend, Identified) else ""
 
     @property
     def name(self) -> str:
@@ -139,11 +123,6 @@ class ChatModel:
     def profile(self) -> Profile:
         """The profile in force."""
         return self.chosen.resolved.profile
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """What was set over the profile, as text by key."""
-        return self.chosen.settings
 
     def change(self, changes: Mapping[str, str | None]) -> None:
         """Set keys; None restores the profile's value. Raises ProfileError, and nothing changes then."""
@@ -189,12 +168,12 @@ class ChatModel:
         chosen = self._choice(name, self.chosen.profile, self.chosen.settings)
         backend = self._setup.make_backend(name, chosen.resolved)
         self.backend.close()
-        self._use(backend)
+        self.backend = backend
         try:
             planned = self.plan(ReplyRequest([Message(Role.USER, "?")]))
         except QwqError:
             backend.close()
-            self._use(self._setup.make_backend(self.chosen.model, self.chosen.resolved))
+            self.backend = self._setup.make_backend(self.chosen.model, self.chosen.resolved)
             raise
         self.chosen, self.planned = chosen, None
         return planned
@@ -204,34 +183,22 @@ class ChatModel:
         return TurnOrigin(
             model=self.chosen.model,
             identity=self.identity(),
-            library=self._setup.library if self._identified is not None else "",
+            library=self._setup.library if self.can_continue() else "",
             profile=self.chosen.profile or "",
             settings={key: value_text(self.profile, key) for key in RECORDED_KEYS},
             seed=seed or 0,
         )
-
-    def close(self) -> None:
-        """Free the model."""
-        self.backend.close()
-
-    def _use(self, backend: Backend) -> None:
-        self.backend = backend
-        self._plans = backend if isinstance(backend, Plans) else None
-        self._counts = backend if isinstance(backend, CountsTokens) else None
-        self._adopts = backend if isinstance(backend, Adopts) else None
-        self._keeps = backend if isinstance(backend, Keeps) else None
-        self._identified = backend if isinstance(backend, Identified) else None
 
     def _choice(self, model: str, profile: str | None, settings: Mapping[str, str]) -> ModelChoice:
         texts = [f"{key}={text}" for key, text in settings.items()]
         return ModelChoice(model, profile, dict(settings), self._setup.resolve(model, profile, texts))
 
     def _adopt(self, chosen: ModelChoice) -> None:
-        if self._adopts is not None:
+        if isinstance(self.backend, Adopts):
             try:
-                self._adopts.adopt(chosen.resolved.profile)
+                self.backend.adopt(chosen.resolved.profile)
             except QwqError:
-                self._adopts.adopt(self.profile)
+                self.backend.adopt(self.profile)
                 raise
         self.chosen = chosen
 

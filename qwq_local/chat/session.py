@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qwq_local.backend.api import Backend
 from qwq_local.chat.conversation import Conversation
@@ -86,7 +86,6 @@ class WaitingFile:
     tokens: int | None
 
 
-@dataclass(slots=True)
 class Session:
     """Everything that lasts from one line to the next.
 
@@ -94,20 +93,17 @@ class Session:
     the conversation that /continue opens while nothing was asked yet.
     """
 
-    setup: ChatSetup
-    model: ChatModel
-    conversation: Conversation
-    archive: Archive
-    running: LiveTurn = field(default_factory=LiveTurn)
-    attached: dict[str, WaitingFile] = field(default_factory=dict)
-    edited_turn: TurnRecord | None = None
-    offered: int | None = None
-    notices: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, setup: ChatSetup) -> Session:
-        """A session in which nothing was said. Raises ProfileError, ModelNotFound, UsageError."""
-        return cls(setup, ChatModel(setup), Conversation(setup.archive), setup.archive)
+    def __init__(self, setup: ChatSetup) -> None:
+        """Raises ProfileError, ModelNotFound, UsageError."""
+        self.setup = setup
+        self.model = ChatModel(setup)
+        self.conversation = Conversation(setup.archive)
+        self.archive = setup.archive
+        self.running = LiveTurn()
+        self.attached: dict[str, WaitingFile] = {}
+        self.edited_turn: TurnRecord | None = None
+        self.offered: int | None = None
+        self.notices: list[str] = []
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -121,14 +117,13 @@ class Session:
 
     def move_to_memory(self) -> None:
         """Keep everything from here on in memory alone, because the archive cannot be written."""
-        memory = Archive.private()
-        model = self.model
+        memory, model = Archive.private(), self.model
         self.conversation.move_to(memory, model.name, model.chosen.profile or "", model.profile.system)
         self.archive = memory
 
     def close(self) -> None:
         """Free the model; who opened the archive of the setup closes it."""
-        self.model.close()
+        self.model.backend.close()
         if self.archive is not self.setup.archive:
             self.archive.close()
 

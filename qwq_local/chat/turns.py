@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qwq_local.backend.api import ReplyRequest
 from qwq_local.chat.conversation import history_messages
-from qwq_local.chat.events import Asking, ChatEvent, Said, Shown
+from qwq_local.chat.events import Asking, ChatEvent, Said, Shown, say
 from qwq_local.chat.model import ChatModel
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.dialogue.control import Opening
@@ -79,11 +79,9 @@ def ask(
     yield Asking(asked.question, len(asked.before) + 1, can_continue=can_continue)
     yield from price_of(request)
     for turn in session.conversation.newly_unsent(asked.before):
-        yield Said(
-            (
-                f"{thought_numbers([turn])} had no answer: its question is left out of what the model sees; "
-                f"/retry-from {turn.number} asks it again.",
-            )
+        yield say(
+            f"{thought_numbers([turn])} had no answer: its question is left out of what the model sees; "
+            f"/retry-from {turn.number} asks it again."
         )
     yield from _run(session, request, lambda: _begin(session, asked))
 
@@ -169,7 +167,7 @@ def _run(session: Session, request: ReplyRequest, begin: Callable[[], TurnRecord
     lines += _end_lines(model, recording, before)
     session.notices.clear()
     if lines:
-        yield Said(tuple(lines))
+        yield say(*lines)
     if recording.reason is not FinishReason.INTERRUPTED:
         yield from model.keep()
 

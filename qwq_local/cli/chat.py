@@ -81,15 +81,19 @@ def _setup(environment: Environment, flags: ChatFlags, places: Directories, arch
         request = BackendRequest(model, resolved, places, is_private=flags.private, takes_largest=True)
         return environment.make_backend(request)
 
+    settings = list(flags.settings or ())
+    if flags.system is not None:
+        settings.append(f"system={check_utf8(flags.system, 'the system prompt')}")
+    if flags.seed is not None:
+        settings.append(f"seed={flags.seed}")
+
     return ChatSetup(
         archive=archive,
         make_backend=made,
         resolve=resolved,
         model=chosen_model(flags.model or (resumed.model if resumed else "") or DEFAULT_MODEL, places),
         profile=flags.profile or (resumed.profile if resumed else "") or DEFAULT_PROFILE,
-        settings=tuple(flags.settings or ()),
-        system=flags.system if flags.system is None else check_utf8(flags.system, "the system prompt"),
-        seed=flags.seed,
+        settings=tuple(settings),
         resume=resumed.id if resumed else None,
         entered=tuple(f"/file {shlex.quote(str(path))}" for path in flags.files or ()),
         library=LIBRARY,

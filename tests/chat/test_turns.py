@@ -449,8 +449,8 @@ def test_a_resumed_conversation_has_its_last_system_prompt_unless_another_is_giv
     talk.submit("One?", says("a", "1"))
     talk.submit("/system Be kind.")
     talk.submit("Two?", says("b", "2"))
-    for flag, system in ((None, "Be kind."), ("Be brief.", "Be brief.")):
-        resumed = talking(archive, tmp_path, resume=1, system=flag)
+    for texts, system in (((), "Be kind."), (("system=Be brief.",), "Be brief.")):
+        resumed = talking(archive, tmp_path, resume=1, settings=texts)
         list(resumed.chat.start())
         resumed.submit("Three?", says())
         assert contents(resumed.backend.questions[0])[0] == ("system", system)

@@ -16,14 +16,6 @@ Complete = Callable[[Session, str], Iterator[Completion]]
 """Completes what follows the name and a space, up to the cursor; quick, for any thread."""
 
 
-def _nothing(_session: Session, _rest: str) -> Iterator[Completion]:
-    return iter(())
-
-
-def _always(_model: ChatModel) -> bool:
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command.
@@ -38,8 +30,8 @@ class Command:
     handler: Handler
     details: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    complete: Complete = _nothing
-    needs: Callable[[ChatModel], bool] = _always
+    complete: Complete | None = None
+    needs: Callable[[ChatModel], bool] | None = None
 
     @property
     def usage(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.context import next_question, turn_tokens
-from qwq_local.chat.events import ChatEvent, ContextUse, NextPlan, Said
+from qwq_local.chat.events import ChatEvent, ContextUse, NextPlan, say
 from qwq_local.chat.model import ChatModel
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.errors import UsageError
@@ -19,7 +19,7 @@ def _context(session: Session, _arguments: str) -> Iterator[ChatEvent]:
         return
     yield ContextUse(planned.ledger, planned.prompt_tokens, planned.n_ctx)
     if planned.yarn_factor > 1:
-        yield Said((f"the next question takes YaRN {planned.yarn_factor:g}.",))
+        yield say(f"the next question takes YaRN {planned.yarn_factor:g}.")
 
 
 def _drop(session: Session, arguments: str) -> Iterator[ChatEvent]:
@@ -27,7 +27,7 @@ def _drop(session: Session, arguments: str) -> Iterator[ChatEvent]:
     conversation, word = session.conversation, arguments.strip()
     if word == "none":
         conversation.dropped = frozenset()
-        yield Said(("the model sees the whole conversation again.",))
+        yield say("the model sees the whole conversation again.")
         return
     count = int(word) if word.isdecimal() and len(word) < 10 else 0 if word else 1
     if not count:
@@ -37,11 +37,9 @@ def _drop(session: Session, arguments: str) -> Iterator[ChatEvent]:
         raise UsageError("there is no turn to leave out.")
     tokens = turn_tokens(session, gone)
     size = f", {tokens:,} tokens" if tokens is not None else ""
-    yield Said(
-        (
-            f"left out of what the model sees while this chat runs: {thought_numbers(gone)}{size}; "
-            "the history keeps them, /drop none takes them in again.",
-        )
+    yield say(
+        f"left out of what the model sees while this chat runs: {thought_numbers(gone)}{size}; "
+        "the history keeps them, /drop none takes them in again."
     )
 
 
@@ -58,7 +56,7 @@ def _stats(session: Session, _arguments: str) -> Iterator[ChatEvent]:
         raise UsageError("nothing was asked yet.")
     seed = f"seed {last.origin.seed} · " if last.origin is not None else ""
     reason = f"ended: {last.reason}" if last.reason is not None else f"state: {last.state}"
-    yield Said((f"thought {last.number} · {seed}{reason}", stats_line(last.stats)))
+    yield say(f"thought {last.number} · {seed}{reason}", stats_line(last.stats))
 
 
 COMMANDS = (

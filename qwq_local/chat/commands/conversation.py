@@ -13,7 +13,7 @@ from qwq_local.chat.commands.history import recalled, resume
 from qwq_local.chat.completion import complete_name, complete_word
 from qwq_local.chat.context import price_of_named
 from qwq_local.chat.conversation import short_title
-from qwq_local.chat.events import ChatEvent, Completion, Edit, Said
+from qwq_local.chat.events import ChatEvent, Completion, Edit, say
 from qwq_local.chat.files import mentioned_files, split_arguments
 from qwq_local.chat.model import ChatModel, parse_settings
 from qwq_local.chat.session import Session, thought_numbers
@@ -50,7 +50,7 @@ def edited_question(session: Session, turn: TurnRecord, question: str) -> Iterat
     asked = ChatQuestion(
         question,
         kept + session.content(question, added),
-        _before(session, turn),
+        session.conversation.turns[: turn.number - 1],
         files=(*(turn.files if kept else ()), *(each.name for each in added)),
         file_texts=(*filter(None, [kept]), *map(fence, added)),
     )
@@ -64,11 +64,9 @@ def _copied_if_changed_elsewhere(session: Session) -> Iterator[ChatEvent]:
     except HistoryError:  # what cannot be copied cannot be written either, and the turn itself says why
         return
     if other is not None:
-        yield Said(
-            (
-                f"conversation {other} was gone on with elsewhere: this goes on beside it, as conversation "
-                f"{session.conversation.id}.",
-            )
+        yield say(
+            f"conversation {other} was gone on with elsewhere: this goes on beside it, as conversation "
+            f"{session.conversation.id}."
         )
 
 
@@ -142,7 +140,7 @@ def _ask_again(session: Session, turn: TurnRecord, words: Sequence[str]) -> Iter
     asked = ChatQuestion(
         turn.question,
         turn.content,
-        _before(session, turn),
+        session.conversation.turns[: turn.number - 1],
         files=turn.files,
         file_texts=(kept,) if kept else (),
         seed=seed,
@@ -169,16 +167,15 @@ def _seed_and_settings(words: Sequence[str]) -> tuple[int | None, Mapping[str, s
 
 
 def _undo(session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """Take the last turn back."""
     yield from _copied_if_changed_elsewhere(session)
     turn = _last(session)
-    before = _before(session, turn)
+    before = session.conversation.turns[: turn.number - 1]
     session.conversation.back_to(before[-1] if before else None)
-    yield Said((f"{thought_numbers([turn])} is undone; the history keeps it.",))
+    yield say(f"{thought_numbers([turn])} is undone; the history keeps it.")
     if before:
         yield recalled(before[-1])
     else:
-        yield Said(("the conversation stands before its first question.",))
+        yield say("the conversation stands before its first question.")
 
 
 def _edit(session: Session, arguments: str) -> Iterator[ChatEvent]:
@@ -199,19 +196,17 @@ def _clear(session: Session, _arguments: str) -> Iterator[ChatEvent]:
     session.attached.clear()
     session.offered = None
     kept = f" /resume {before.id} comes back to {short_title(before)!r}." if before is not None else ""
-    yield Said((f"a new conversation begins with the next question.{kept}",))
+    yield say(f"a new conversation begins with the next question.{kept}")
 
 
 def _name(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Name the conversation; without a name say what it is called."""
     if not arguments.strip():
         name = session.conversation.name
-        yield Said(
-            (f"this conversation is called {name!r}." if name else "this conversation has no name yet.",)
-        )
-        return
-    session.conversation.rename(arguments.strip())
-    yield Said((f"this conversation is called {session.conversation.name!r} now.",))
+        yield say(f"this conversation is called {name!r}." if name else "this conversation has no name yet.")
+    else:
+        session.conversation.rename(arguments.strip())
+        yield say(f"this conversation is called {session.conversation.name!r} now.")
 
 
 def _fork(session: Session, arguments: str) -> Iterator[ChatEvent]:
@@ -220,9 +215,7 @@ def _fork(session: Session, arguments: str) -> Iterator[ChatEvent]:
     assert session.conversation.id is not None
     copy = session.archive.fork(session.conversation.id, turn.number)
     session.conversation.open(copy)
-    yield Said(
-        (f"conversation {copy} goes on after {thought_numbers([turn])}; the one before stays as it is.",)
-    )
+    yield say(f"conversation {copy} goes on after {thought_numbers([turn])}; the one before stays as it is.")
 
 
 def _last(session: Session) -> TurnRecord:
@@ -239,12 +232,6 @@ def _numbered(session: Session, number: str, command: str) -> TurnRecord:
         given = f" {number[:40]}" if number else ""
         raise UsageError(f"{command}{given}: give the number of a thought, 1 to {len(turns)}.")
     return turns[int(number) - 1]
-
-
-def _before(session: Session, turn: TurnRecord) -> tuple[TurnRecord, ...]:
-    """The turns before one of the conversation."""
-    turns = session.conversation.turns
-    return turns[: next((i for i, known in enumerate(turns) if known.id == turn.id), len(turns))]
 
 
 def _files_part(turn: TurnRecord) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.completion import complete_file, last_word
 from qwq_local.chat.context import next_question, price, token_sum, token_table
-from qwq_local.chat.events import ChatEvent, Completion, Said, Shown
+from qwq_local.chat.events import ChatEvent, Completion, Said, Shown, say
 from qwq_local.chat.files import (
     MAX_BYTES,
     MAX_FILES,
@@ -61,7 +61,7 @@ def _attach(session: Session, words: Sequence[str]) -> Iterator[Shown]:
     if added:
         yield from _with_tokens(session, added)
     if notes:
-        yield Said(tuple(notes))
+        yield say(*notes)
     if added:
         yield from price(session, next_question(session))
 
@@ -95,7 +95,7 @@ def _add(session: Session, found: Found, problems: list[str], notes: list[str]) 
 
 def _drop(session: Session, names: Sequence[str]) -> Iterator[Shown]:
     if not session.attached:
-        yield Said(("no file waits for the next question.",))
+        yield say("no file waits for the next question.")
         return
     gone = list(session.attached) if not names else []
     for name in names:
@@ -106,7 +106,7 @@ def _drop(session: Session, names: Sequence[str]) -> Iterator[Shown]:
     gone = list(dict.fromkeys(gone))
     for known in gone:
         del session.attached[known]
-    yield Said((f"taken back: {_first_names(gone)}",))
+    yield say(f"taken back: {_first_names(gone)}")
     yield from _waiting(session, "no file waits any more.")
 
 
@@ -115,7 +115,7 @@ def _waiting(session: Session, none: str) -> Iterator[Shown]:
     if session.attached:
         yield from _with_tokens(session, list(session.attached))
     else:
-        yield Said((none,))
+        yield say(none)
 
 
 def _with_tokens(session: Session, names: Sequence[str]) -> Iterator[Shown]:
@@ -124,7 +124,7 @@ def _with_tokens(session: Session, names: Sequence[str]) -> Iterator[Shown]:
     count, total = len(session.attached), token_sum(each.tokens for each in session.attached.values())
     files = "1 file waits" if count == 1 else f"{count} files wait"
     size = f": {total:,} tokens in front of it." if total is not None else "."
-    yield Said((f"{files} for the next question{size}",))
+    yield say(f"{files} for the next question{size}")
 
 
 def _first_names(names: Sequence[str]) -> str:

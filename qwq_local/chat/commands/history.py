@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.conversation import short_title
-from qwq_local.chat.events import ChatEvent, Completion, Recalled, Said, Shown, TextTable
+from qwq_local.chat.events import ChatEvent, Completion, Recalled, Shown, TextTable, say
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.errors import UsageError
 from qwq_local.history.labels import NOT_STANDING, minute_of
@@ -58,7 +58,7 @@ def resume(
     last = session.conversation.last
     if last is not None and last.can_go_on and session.model.can_continue() and not continues:
         lines.append(f"{thought_numbers([last])} did not come to its end: /continue goes on.")
-    yield Said(tuple(lines))
+    yield say(*lines)
 
 
 def recalled(turn: TurnRecord) -> Recalled:
@@ -73,14 +73,14 @@ def _history(session: Session, arguments: str) -> Iterator[ChatEvent]:
         yield from _recent(session)
         return
     hits = session.archive.search(words, _MAX_HITS + 1)
-    yield Said(tuple(_hit_lines(session, hits)) if hits else (f"nothing has {words!r}.",))
+    yield say(*_hit_lines(session, hits)) if hits else say(f"nothing has {words!r}.")
 
 
 def _recent(session: Session) -> Iterator[Shown]:
     """The latest conversations, a row for each."""
     records = [record for record in session.archive.conversations(_LISTED) if record.n_turns]
     if not records:
-        yield Said(("the history is empty.",))
+        yield say("the history is empty.")
         return
     rows = []
     for record in records:
@@ -89,7 +89,7 @@ def _recent(session: Session) -> Iterator[Shown]:
         title = f"{short_title(record)} · {plural(record.n_turns, 'turn')}{asked}{here}"
         rows.append((str(record.id), minute_of(record.changed_at), title))
     yield TextTable(tuple(rows), right=(0,))
-    yield Said(("/resume NAME or ID goes on with one.",))
+    yield say("/resume NAME or ID goes on with one.")
 
 
 def search_thoughts(session: Session, words: str) -> Iterator[Shown]:
@@ -97,11 +97,11 @@ def search_thoughts(session: Session, words: str) -> Iterator[Shown]:
     if not words:
         raise UsageError("/think grep WORDS: give the words to look for.")
     if thoughts := session.archive.search(words, _MAX_HITS + 1, TextKind.THINKING):
-        yield Said(tuple(_hit_lines(session, thoughts)))
+        yield say(*_hit_lines(session, thoughts))
     elif session.archive.search(words, 1):
-        yield Said((f"no thought has {words!r}, but questions or answers do: /history {words}",))
+        yield say(f"no thought has {words!r}, but questions or answers do: /history {words}")
     else:
-        yield Said((f"nothing has {words!r}.",))
+        yield say(f"nothing has {words!r}.")
 
 
 def _hit_lines(session: Session, hits: Sequence[SearchHit]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.commands.history import search_thoughts
 from qwq_local.chat.completion import complete_file, complete_name, complete_word, last_word
-from qwq_local.chat.events import ChatEvent, Completion, Copy, Page, Said, ThinkView, ViewChanged
+from qwq_local.chat.events import ChatEvent, Completion, Copy, Page, ThinkView, ViewChanged, say
 from qwq_local.chat.files import mode_of, resolved, split_arguments
 from qwq_local.chat.session import Session
 from qwq_local.errors import UsageError
@@ -71,10 +71,6 @@ def _copy(session: Session, arguments: str) -> Iterator[ChatEvent]:
             raise UsageError(f"/copy {what[:40]}: give answer, thought, or code and a number.")
 
 
-def _complete_copy(_session: Session, rest: str) -> Iterator[Completion]:
-    yield from complete_name(("answer", "thought", "code"), rest)
-
-
 def _copied(text: str, what: str) -> Copy:
     if not text.strip():
         raise UsageError(f"{what} is empty.")
@@ -115,17 +111,13 @@ def _save(session: Session, arguments: str) -> Iterator[ChatEvent]:
     if record is None or not session.conversation.turns:
         raise UsageError("there is nothing to save yet: nothing was asked.")
     replaces = path in session.conversation.saved or len(names) < len(words)
-    if mode_of(path) is not None and not replaces:
+    if mode_of(path) and not replaces:
         raise UsageError(f"{shown} is there already: /save {shown} {_ANYWAY} replaces it.")
     turns = session.archive.path(record.id)  # with all token ids, which the session does not hold
     save_text(path, exported(kind, record, turns), replaces=replaces)
     if path not in session.conversation.saved:
         session.conversation.saved.append(path)
-    yield Said((f"saved {plural(len(session.conversation.turns), 'turn')} to {path}",))
-
-
-def _complete_save(session: Session, rest: str) -> Iterator[Completion]:
-    yield from complete_file(session.setup.cwd, last_word(rest))
+    yield say(f"saved {plural(len(session.conversation.turns), 'turn')} to {path}")
 
 
 COMMANDS = (
@@ -147,7 +139,7 @@ COMMANDS = (
         "put the last answer on the clipboard",
         _copy,
         details=("/copy code takes the last code block of the answer, /copy code 1 the first.",),
-        complete=_complete_copy,
+        complete=lambda _session, rest: complete_name(("answer", "thought", "code"), rest),
     ),
     Command(
         "save",
@@ -157,6 +149,6 @@ COMMANDS = (
         details=(
             "A file that is there is overwritten only if this chat saved it, or if ! follows the name.",
         ),
-        complete=_complete_save,
+        complete=lambda session, rest: complete_file(session.setup.cwd, last_word(rest)),
     ),
 )

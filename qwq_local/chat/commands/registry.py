@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from qwq_local.chat.commands import context, conversation, files, history, output, settings
 from qwq_local.chat.commands.command import Command
@@ -39,21 +40,16 @@ def find_command(session: Session, name: str) -> Command:
 
 def available_commands(session: Session) -> list[Command]:
     """The commands that this chat's model allows."""
-    return [command for command in COMMANDS if command.needs(session.model)]
+    return [each for each in COMMANDS if each.needs is None or each.needs(session.model)]
 
 
 def completions(session: Session, before_cursor: str) -> Sequence[Completion]:
     """What may replace the end of the text; at most MAX_ITEMS, nothing for an ordinary question."""
-    found: list[Completion] = []
     try:
-        for completion in _completions(session, before_cursor):
-            found.append(completion)
-            if len(found) >= MAX_ITEMS:
-                break
+        return list(islice(_completions(session, before_cursor), MAX_ITEMS))
     except QwqError:
         # A folder or a history that cannot be read offers nothing; the command that opens it says why.
-        pass
-    return found
+        return []
 
 
 def _completions(session: Session, before_cursor: str) -> Iterator[Completion]:
@@ -64,7 +60,7 @@ def _completions(session: Session, before_cursor: str) -> Iterator[Completion]:
         return
     name, space, rest = before_cursor[1:].partition(" ")
     for command in available_commands(session):
-        if space and name.lower() in command.names:
+        if space and name.lower() in command.names and command.complete is not None:
             yield from command.complete(session, rest)
         elif not space:
             for each in command.names:
@@ -91,11 +87,6 @@ def _complete_help(session: Session, rest: str) -> Iterator[Completion]:
     yield from complete_word([*names, ("keys", "the keys of a terminal")], rest)
 
 
-def _exit(_session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """Leave the chat."""
-    yield Leave()
-
-
 COMMANDS: tuple[Command, ...] = (
     *conversation.COMMANDS,
     *output.COMMANDS,
@@ -111,6 +102,6 @@ COMMANDS: tuple[Command, ...] = (
         details=("/help keys lists the keys.",),
         complete=_complete_help,
     ),
-    Command("exit", "", "leave", _exit, aliases=("quit", "bye")),
+    Command("exit", "", "leave", lambda _session, _arguments: iter([Leave()]), aliases=("quit", "bye")),
 )
 """In the order of /help."""

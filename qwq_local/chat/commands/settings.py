@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from qwq_local.chat.commands.command import Command
 from qwq_local.chat.completion import complete_name, complete_word
-from qwq_local.chat.events import ChatEvent, Completion, Said
+from qwq_local.chat.events import ChatEvent, Completion, say
 from qwq_local.chat.model import ChatModel, value_text
 from qwq_local.chat.session import Session
 from qwq_local.errors import ProfileError
@@ -25,15 +25,11 @@ def _model(session: Session, arguments: str) -> Iterator[ChatEvent]:
     name = arguments.strip()
     if not name:
         names = ", ".join(session.setup.model_names())
-        yield Said((f"model {session.model.name}", f"there are: {names}"))
+        yield say(f"model {session.model.name}", f"there are: {names}")
         return
     planned = session.model.change_model(name)
     shown, plan = (planned.model, (planned.line,)) if planned is not None else (name, ())
-    yield Said((f"{shown} answers from now on; it is loaded with the next question.", *plan))
-
-
-def _complete_model(session: Session, rest: str) -> Iterator[Completion]:
-    yield from complete_name(session.setup.model_names(), rest)
+    yield say(f"{shown} answers from now on; it is loaded with the next question.", *plan)
 
 
 def _profile(session: Session, arguments: str) -> Iterator[ChatEvent]:
@@ -41,32 +37,28 @@ def _profile(session: Session, arguments: str) -> Iterator[ChatEvent]:
     model, name = session.model, arguments.strip()
     if not name:
         names = ", ".join(session.setup.profile_names())
-        yield Said((f"profile {model.chosen.profile or 'none'}", f"there are: {names}"))
+        yield say(f"profile {model.chosen.profile or 'none'}", f"there are: {names}")
         return
     model.change_profile(name)
-    kept = ", ".join(f"{key} {text[:40] or 'none'}" for key, text in model.settings.items())
+    kept = ", ".join(f"{key} {text[:40] or 'none'}" for key, text in model.chosen.settings.items())
     lines = [f"profile {name}: {model.profile.description}", *([f"still set: {kept}"] if kept else [])]
-    yield Said(tuple(lines))
-
-
-def _complete_profile(session: Session, rest: str) -> Iterator[Completion]:
-    yield from complete_name(session.setup.profile_names(), rest)
+    yield say(*lines)
 
 
 def _set(session: Session, arguments: str) -> Iterator[ChatEvent]:
     """Set a key, or say what it is; `default` restores the profile's value. No key: list what was set."""
     key, value = _key_and_value(arguments)
     if not key:
-        yield Said(tuple(_what_was_set(session)))
+        yield say(*_what_was_set(session))
         return
     if key not in RULES:
         near = nearest(key, RULES)
         raise ProfileError(f"there is no key {quoted(key[:60])}.{f' Did you mean {near}?' if near else ''}")
     if not value:
-        yield Said((_described(session, key), MEANINGS[key], f"allowed: {RULES[key].allowed}"))
+        yield say(_described(session, key), MEANINGS[key], f"allowed: {RULES[key].allowed}")
         return
     session.model.change({key: None if value == _DEFAULT else value})
-    yield Said((_described(session, key),))
+    yield say(_described(session, key))
 
 
 def _complete_set(_session: Session, rest: str) -> Iterator[Completion]:
@@ -86,9 +78,9 @@ def _key_and_value(arguments: str) -> tuple[str, str]:
 
 def _what_was_set(session: Session) -> Iterator[str]:
     model = session.model
-    if not model.settings:
+    if not model.chosen.settings:
         yield f"nothing is set: everything is as profile {model.chosen.profile or 'none'} has it."
-    for key in model.settings:
+    for key in model.chosen.settings:
         value, default = value_text(model.profile, key), model.default_of(key)
         yield f"{key} {_short(value)} (profile: {_short(default)})"
 
@@ -96,7 +88,7 @@ def _what_was_set(session: Session) -> Iterator[str]:
 def _described(session: Session, key: str) -> str:
     """A key's value and where it comes from."""
     resolved = session.model.chosen.resolved
-    origin = "set here" if key in session.model.settings else resolved.origins[key]
+    origin = "set here" if key in session.model.chosen.settings else resolved.origins[key]
     return f"{key} {_short(value_text(resolved.profile, key))} · {origin}"
 
 
@@ -109,30 +101,31 @@ def _system(session: Session, arguments: str) -> Iterator[ChatEvent]:
     text = arguments.strip()
     if not text:
         system = session.model.profile.system
-        yield Said(
-            (f"system prompt: {quoted(system[:_SHOWN_CHARS])}" if system else "there is no system prompt.",)
+        yield say(
+            f"system prompt: {quoted(system[:_SHOWN_CHARS])}" if system else "there is no system prompt."
         )
         return
     session.model.change({"system": "" if text == "none" else None if text == _DEFAULT else text})
     system = session.model.profile.system
     tokens = session.model.count_tokens(system)
     size = f"the system prompt has {tokens:,} tokens." if tokens else "there is a new system prompt."
-    yield Said((f"from the next question on {size if system else 'there is no system prompt any more.'}",))
-
-
-def _seed(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """The seed of every turn from now on, or `random` for a new one each time."""
-    yield from _set(session, f"seed {arguments}")
+    yield say(f"from the next question on {size if system else 'there is no system prompt any more.'}")
 
 
 COMMANDS = (
-    Command("model", "[NAME]", "let another model answer", _model, complete=_complete_model),
+    Command(
+        "model",
+        "[NAME]",
+        "let another model answer",
+        _model,
+        complete=lambda session, rest: complete_name(session.setup.model_names(), rest),
+    ),
     Command(
         "profile",
         "[NAME]",
         "answer under another profile",
         _profile,
-        complete=_complete_profile,
+        complete=lambda session, rest: complete_name(session.setup.profile_names(), rest),
         needs=ChatModel.can_adopt,
     ),
     Command(
@@ -154,5 +147,10 @@ COMMANDS = (
         _system,
         details=("/system none leaves it out, /system default takes the profile's.",),
     ),
-    Command("seed", "[N|random]", "the seed of every turn from now on", _seed),
+    Command(
+        "seed",
+        "[N|random]",
+        "the seed of every turn from now on",
+        lambda session, arguments: _set(session, f"seed {arguments}"),
+    ),
 )
