@@ -211,7 +211,7 @@ def test_ten_questions_cost_one_prefill(backends: Callable[[], LocalBackend], ca
     assert len(entries(cache)) == 1
 
 
-def test_a_resumed_conversation_prefills_only_what_is_new(
+def test_a_resumed_conversation_prefills_only_new_tokens(
     backends: Callable[[], LocalBackend], cache: Path
 ) -> None:
     """Its history is prefilled once too, except for turns too short for an entry."""

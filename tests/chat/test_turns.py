@@ -725,7 +725,7 @@ OUTCOMES = {
         st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(sorted(OUTCOMES))) | st.sampled_from(OTHERS)
     )
 )
-def test_whatever_is_entered_the_model_sees_the_path_of_the_archive(
+def test_after_any_lines_the_model_sees_the_path_of_the_archive(
     lines: list[str | tuple[str, str]],
 ) -> None:
     with Archive.private() as archive:

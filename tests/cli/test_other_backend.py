@@ -51,7 +51,7 @@ def test_ask_each_answers_every_line(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--split"])
-def test_a_flag_for_what_it_cannot_do_is_refused(cache: Path, flag: str) -> None:
+def test_a_flag_that_it_cannot_serve_is_refused(cache: Path, flag: str) -> None:
     ran = qwq(cache, "ask", *MODEL, flag, "Why?")
     assert (ran.status, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"qwq: {flag}: ")

@@ -53,7 +53,7 @@ def refused(ran: Ran) -> str:
     return ran.stderr
 
 
-def test_a_sound_file_is_one_line_with_what_was_checked(verify: Callable[..., Ran], file: Path) -> None:
+def test_a_sound_file_is_one_line_with_its_figures(verify: Callable[..., Ran], file: Path) -> None:
     ran = verify(file)
     n_bytes = file.stat().st_size
     assert ran.stdout == (

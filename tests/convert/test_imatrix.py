@@ -178,7 +178,7 @@ def test_no_more_chunks_are_taken_than_asked_for(grouped: Path, tmp_path: Path) 
     assert_sums(out, GROUPED, chunks_of(grouped, text, 64)[:3])
 
 
-def test_rows_are_added_one_by_one_in_32_bits_whatever_their_number() -> None:
+def test_any_number_of_rows_is_added_one_by_one_in_32_bits() -> None:
     rows = np.random.default_rng(3).lognormal(0, 4, (77, 40)).astype(np.float32)
     expected = np.zeros(40, np.float32)
     for _ in range(2):

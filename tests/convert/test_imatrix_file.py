@@ -75,7 +75,7 @@ def test_a_merged_file_equals_llama_imatrixs_byte_for_byte(tmp_path: Path) -> No
     assert out.read_bytes() == MERGED_BY_LLAMA_IMATRIX
 
 
-def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
+def test_gguf_py_reads_a_written_file(tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
     write_imatrix(path, sample())
 

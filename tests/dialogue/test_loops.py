@@ -374,7 +374,7 @@ def test_reset_forgets_the_loop_and_counts_from_zero() -> None:
         (1000, True, False, 3000),
     ],
 )
-def test_a_cycle_needs_a_length_that_depends_on_what_it_is(
+def test_the_shortest_cycle_depends_on_its_kind(
     period: int, has_letters: bool, in_code: bool, expected: int
 ) -> None:
     assert THINKING.required_tokens(period, has_letters, in_code) == expected

@@ -221,7 +221,7 @@ SOUP = ["<think>", "</think>", "<", "</", "thi", "nk>", "`", "``", "```", "~~~",
 
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(SOUP), max_size=40), st.integers(1, 9))
-def test_tag_soup_parses_like_the_reference_whatever_the_cut(pieces: list[str], width: int) -> None:
+def test_tag_soup_parses_like_the_reference_at_any_cut(pieces: list[str], width: int) -> None:
     text = "".join(pieces)
     expected = reference(text)
     assert parse([text]) == expected

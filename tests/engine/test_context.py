@@ -246,7 +246,7 @@ def test_the_same_seed_gives_the_same_tokens(context: SingleSequence) -> None:
     assert any(run != runs[0] for run in runs[2:])
 
 
-def test_a_penalty_changes_what_is_sampled_and_its_window_bounds_it(context: SingleSequence) -> None:
+def test_a_penalty_changes_the_tokens_within_its_window(context: SingleSequence) -> None:
     tokens = context.vocabulary.encode_text("a a a a a a a a a")
     prefill(context, tokens)
     free = sampled(context, 40)

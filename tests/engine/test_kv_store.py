@@ -369,7 +369,7 @@ def test_reading_and_writing_much_is_announced(
         assert len(fresh.tokens) == 300
 
 
-def test_only_the_user_can_read_what_is_kept(
+def test_only_the_user_can_read_the_entries(
     loaded: LoadedModel, context: SingleSequence, folder: KvFolder, store: KvStore
 ) -> None:
     before = os.umask(0)

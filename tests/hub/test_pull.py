@@ -101,7 +101,7 @@ def partial_bytes(folder: Path) -> int:
     return sum(allocated_bytes(path) for path in folder.rglob("*.qwq-partial"))
 
 
-def test_ten_kills_cost_no_more_than_what_was_under_way(tmp_path: Path, model: bytes) -> None:
+def test_ten_kills_cost_no_more_than_the_bytes_under_way(tmp_path: Path, model: bytes) -> None:
     """Ten times the hub stops at a random byte and the process is killed; then the download completes."""
     data = padded(model, 96 * MIB)
     hub = hub_with(data)

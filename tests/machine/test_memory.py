@@ -35,7 +35,7 @@ def limit(folder: Path, names: tuple[str, str], values: tuple[str, str], stat: s
     (folder / "memory.stat").write_text(stat)
 
 
-def test_the_kernel_says_what_is_available_not_what_is_free(tmp_path: Path) -> None:
+def test_available_memory_is_counted_not_free_memory(tmp_path: Path) -> None:
     assert system_memory(*laid_out(tmp_path)) == SystemMemory(32 * GIB, 20 * GIB)
 
 

@@ -358,7 +358,7 @@ def test_tab_completes_a_file_in_a_question(chat: Chat) -> None:
     chat.has_input("❯ see @one.txt")
 
 
-def test_a_command_is_echoed_above_what_it_says(chat: Chat) -> None:
+def test_a_command_is_echoed_above_its_output(chat: Chat) -> None:
     chat.type("/nothing" + ENTER)
     chat.sees("no such command: /nothing")
     assert "❯ /nothing\n" in chat.visible

@@ -116,7 +116,7 @@ def test_a_narrow_window_leaves_out_the_less_important_between_turns(columns: in
         ),
     ],
 )
-def test_each_phase_shows_what_is_known(figures: StatusFigures, line: str) -> None:
+def test_each_phase_shows_the_known_figures(figures: StatusFigures, line: str) -> None:
     assert status_rows(figures, 200, 24) == (line,)
 
 
