@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Lock, RLock
+from threading import Condition
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qwq_local.engine.api import (
@@ -43,6 +43,7 @@ _SLOW_TOKEN_S = 0.1
 _SLOW_SAMPLE_S = 1e-4
 _PAUSE_STEP_S = 0.02
 _PARKED_BYTES = 2 << 30
+_CLOSED = "the scheduler is closed."
 E = TypeVar("E")
 
 
@@ -74,21 +75,24 @@ class Submission(Iterator[E], Generic[E]):
         self.is_done = False
 
     def __next__(self) -> E:
-        while not self.events:
-            if self.error is not None:
+        while True:
+            is_done = self.is_done  # read first: another thread adds the last events before it sets this
+            if self.events:
+                return self.events.popleft()
+            if not is_done:
+                self._scheduler.step_for(self)
+            elif self.error is not None:
                 error, self.error = self.error, None
                 raise error
-            if self.is_done:
+            else:
                 raise StopIteration
-            self._scheduler.step_for(self)
-        return self.events.popleft()
 
     def close(self) -> None:
         """End it without further events; what is cached stays. Closing twice is harmless."""
         self._scheduler.withdraw(self)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
     """A generation in a slot."""
 
@@ -157,8 +161,10 @@ class Scheduler:
         self._waiting: deque[Submission[Any]] = deque()
         self._running: list[_Running] = []
         self._idle: list[CachedSequence] = list(context.sequences)  # the least recently used first
-        self._steps = Lock()  # held during a step
-        self._queue = RLock()  # held while the lists above change
+        self._changed = Condition()  # notified after each step and each withdrawal
+        self._is_busy = False  # one thread at a time steps or changes the lists above
+        self._n_withdrawing = 0  # threads that wait to do so, before any further step
+        self._is_closed = False
         self._token_s = self._sample_s = 0.0
         self._pool: ThreadPoolExecutor | None = None
 
@@ -176,7 +182,9 @@ class Scheduler:
                 f"the context holds {n_ctx:,}."
             )
         submission = Submission(self, generation, job)
-        with self._queue:
+        with self._changed:
+            if self._is_closed:
+                raise EngineError(_CLOSED)
             self._waiting.append(submission)
         return submission
 
@@ -184,53 +192,89 @@ class Scheduler:
         """Take a generation out of its slot or of the queue, without events."""
         if submission.is_done:
             return
-        with self._steps, self._queue:
-            submission.is_done = True
+        with self._between_steps():
             if submission in self._waiting:
                 self._waiting.remove(submission)
-            for running in self._running:
-                if running.submission is submission:
-                    self._release(running)
-                    break
+            for running in [each for each in self._running if each.submission is submission]:
+                self._release(running)
+            submission.is_done = True
 
     def step_for(self, submission: Submission[Any]) -> None:
-        """Run one step, unless another thread has brought events for this submission meanwhile."""
-        with self._steps:
-            if not (submission.events or submission.is_done):
-                self._step()
+        """Run one step, or wait for the one that another thread runs: it may bring events."""
+        with self._changed:
+            if submission.events or submission.is_done:
+                return
+            if self._is_busy or self._n_withdrawing:
+                self._changed.wait()
+                return
+            self._is_busy = True
+        try:
+            self._step()
+        finally:
+            self._set_free()
 
     def close(self) -> None:
-        """Stop the threads and free the sampler chains; not the context."""
-        for running in list(self._running):
-            self._release(running)
-            running.submission.is_done = True
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        self._parked.clear()
+        """Free the sampler chains and stop the threads; not the context. What is not done gets an error."""
+        with self._between_steps():
+            with self._changed:
+                self._is_closed = True
+            unfinished = [*self._waiting, *(each.submission for each in self._running)]
+            self._waiting.clear()
+            for running in list(self._running):
+                self._release(running)
+            for submission in unfinished:
+                self._fail(submission, EngineError(_CLOSED))
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            self._parked.clear()
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Wait for the end of the running step, and let no other begin."""
+        with self._changed:
+            self._n_withdrawing += 1
+            try:
+                while self._is_busy:
+                    self._changed.wait()
+                self._is_busy = True
+            finally:
+                self._n_withdrawing -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._set_free()
+
+    def _set_free(self) -> None:
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
 
     # One step
 
     def _step(self) -> None:
         self._end_stopped()
         self._admit()
-        for running in self._running:
-            running.is_paused = running.is_paused and not running.generation.wait(0)
+        for running in [each for each in self._running if each.is_paused]:
+            self._wait(running, 0)
         chunks = self._chunks()
         if chunks:
             self._decode(chunks)
         elif self._running and all(each.is_paused for each in self._running):
-            self._running[0].generation.wait(_PAUSE_STEP_S)
+            self._wait(self._running[0], _PAUSE_STEP_S)
         self._advance_all()
+
+    def _wait(self, running: _Running, seconds: float) -> None:
+        with self._guard(running):
+            running.is_paused = not running.generation.wait(seconds)
 
     def _end_stopped(self) -> None:
         for running in [each for each in self._running if each.job.abort]:
             self._finish(running, is_stopped=True)
-        for submission in [each for each in self._waiting if each.job.abort]:
-            with self._queue:
-                self._waiting.remove(submission)
-            submission.events.extend(submission.generation.finish(is_stopped=True))
-            submission.is_done = True
+        for submission in [each for each in list(self._waiting) if each.job.abort]:
+            self._waiting.remove(submission)
+            self._end(submission, is_stopped=True)
 
     def _advance_all(self) -> None:
         """Ask every generation that can move what to do, sample where it says so, and ask again."""
@@ -287,8 +331,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Start waiting generations, in order, while there are slots and cells."""
         while self._waiting and self._idle and self._waiting[0].job.window <= self._free_cells():
-            with self._queue:
-                submission = self._waiting.popleft()
+            submission = self._waiting.popleft()
             try:
                 self._start(submission)
             except Exception as error:
@@ -324,41 +367,53 @@ class Scheduler:
         source = max(sequences, key=lambda each: common_prefix(each.tokens, tokens))
         n_common = common_prefix(source.tokens, tokens)
         parked, n_parked = self._parked.find(tokens)
-        is_own = source in self._idle and n_parked <= n_common
-        if is_own and (len(self._idle) == 1 or 2 * n_common > len(source.tokens)):
+        if n_parked > n_common:
+            # What is parked needs cells.
+            for idle in self._idle:
+                self._park(idle)
+        elif source in self._idle and 2 * n_common > len(source.tokens):
             self._idle.remove(source)
             return source
-        # The least recently used, an empty one first; not the source, whose cells are shared.
-        target = min((each for each in self._idle if each is not source), key=lambda each: bool(each.tokens))
+        # An empty one first, then the least recently used.
+        target = min(self._idle, key=lambda each: bool(each.tokens))
         self._idle.remove(target)
-        self._park(target)
-        if parked is not None and n_parked > n_common:
-            target.restore(parked)
-        elif n_common:
-            target.share(source, n_common)
+        if parked is not None and n_parked > n_common and target.restore(parked):
+            return target
+        if target is source:
+            self._keep_copy(target)
+        else:
+            self._park(target)
+            if n_common := min(n_common, len(source.tokens)):
+                target.share(source, n_common)
         return target
 
     def _park(self, sequence: CachedSequence) -> None:
-        if sequence.tokens:
+        self._keep_copy(sequence)
+        sequence.truncate(0)
+
+    def _keep_copy(self, sequence: CachedSequence) -> None:
+        """Park a copy, if that works; without one the tokens are read again."""
+        with suppress(EngineError, MemoryError):
             self._parked.put(sequence)
-            sequence.truncate(0)
 
     def _finish(self, running: _Running, *, is_stopped: bool = False) -> None:
         """End a generation; a part of a Force that is not confirmed leaves the cache."""
         n_known = len(running.sequence.tokens) + len(running.pending) - len(running.forced or ())
         running.sequence.truncate(n_known)
-        try:
-            running.submission.events.extend(running.generation.finish(is_stopped=is_stopped))
-        except Exception as error:
-            running.submission.error = error
-        running.submission.is_done = True
         self._release(running)
+        self._end(running.submission, is_stopped=is_stopped)
+
+    def _end(self, submission: Submission[Any], *, is_stopped: bool) -> None:
+        try:
+            submission.events.extend(submission.generation.finish(is_stopped=is_stopped))
+        except Exception as error:
+            submission.error = error
+        submission.is_done = True
 
     def _release(self, running: _Running) -> None:
         running.chain.close()
-        with self._queue:
-            self._running.remove(running)
-            self._idle.append(running.sequence)
+        self._running.remove(running)
+        self._idle.append(running.sequence)
 
     def _fail(self, submission: Submission[Any], error: BaseException) -> None:
         submission.error = error
@@ -484,7 +539,7 @@ class Scheduler:
         matcher = running.job.matcher if running.is_constrained else None
         try:
             return self._context.sample(running.chain, running.row, matcher)
-        except EngineError as error:
+        except Exception as error:
             return error
         finally:
             self._sample_s = self._clock() - started
@@ -534,7 +589,7 @@ class _Parked:
 
     def put(self, sequence: CachedSequence) -> None:
         """Keep a copy of a sequence, if it is not larger than the limit."""
-        if sequence.state_bytes > self._limit_bytes:
+        if not sequence.tokens or sequence.state_bytes > self._limit_bytes:
             return
         self._states = [
             each for each in self._states if each.tokens != tuple(sequence.tokens[: len(each.tokens)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from qwq_local.engine.api import (
     SamplerSettings,
     Step,
 )
-from qwq_local.engine.context import LlamaContext, Rows
+from qwq_local.engine.constraint import ConstraintMatcher
+from qwq_local.engine.context import CachedSequence, LlamaContext, Rows, SequenceState
 from qwq_local.engine.model import LoadedModel
 from qwq_local.engine.scheduler import GenerationJob, Scheduler, logprob_of
 from qwq_local.errors import AbortFlag, EngineError, PromptTooLong
@@ -492,3 +494,261 @@ def test_a_reply_is_steered_and_answered_beside_another(model: LoadedModel, four
     assert "\n\nCount them twice.\n\n" in events[-1].thinking
     assert events[-1].answer
     list(beside)
+
+
+class RacedEvents(deque[object]):
+    """Events that another thread adds right after somebody has seen that there are none."""
+
+    def __init__(self, race: Callable[[], object]) -> None:
+        super().__init__()
+        self._races = [race]
+
+    def __bool__(self) -> bool:
+        if len(self) or not self._races:
+            return len(self) > 0
+        self._races.pop()()
+        return False
+
+
+@pytest.mark.parametrize("fails_at", [-1, 2])
+def test_the_last_events_and_the_error_are_not_lost_when_another_thread_brings_them(
+    model: LoadedModel, four: LlamaContext, fails_at: int
+) -> None:
+    scheduler = Scheduler(four)
+    generation = Counted(3, fails_at=fails_at)
+    stream = scheduler.submit(generation, job(prompt_of(model, "tree")))
+    beside = scheduler.submit(Counted(20), job(prompt_of(model, "apple")))
+    stream.events = RacedEvents(lambda: list(beside))
+    events: list[object] = []
+    with nullcontext() if fails_at < 0 else pytest.raises(ValueError, match="this generation fails"):
+        for event in stream:
+            events.append(event)
+    ending = ["ended"] if fails_at < 0 else []
+    assert [event for event in events if not isinstance(event, PrefillProgress)] == [
+        *generation.generated,
+        *ending,
+    ]
+
+
+def test_a_thread_gets_its_events_while_another_thread_goes_on_stepping(
+    model: LoadedModel, four: LlamaContext
+) -> None:
+    scheduler, arrived = Scheduler(four), threading.Event()
+    main = threading.current_thread()
+    was_in_time: list[bool] = []
+
+    class Driving(Counted):
+        def next(self) -> Step:
+            if other.generated and threading.current_thread() is main:
+                was_in_time.append(arrived.wait(60))
+            return super().next()
+
+    other = Counted(200)
+    driving = scheduler.submit(Driving(10), job(prompt_of(model, "tree"), 300))
+    stream = scheduler.submit(other, job(prompt_of(model, "apple"), 300))
+
+    def receive() -> None:
+        for event in stream:
+            if event in other.generated:
+                arrived.set()
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    list(driving)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert all(was_in_time)
+
+
+@pytest.fixture
+def two(model: LoadedModel) -> Iterator[LlamaContext]:
+    """A context of two slots."""
+    with closing(LlamaContext(model, replace(SETTINGS, n_slots=2))) as context:
+        yield context
+
+
+def test_a_parked_conversation_comes_back_into_the_only_free_slot(
+    model: LoadedModel, two: LlamaContext
+) -> None:
+    scheduler = Scheduler(two)
+    kept = prompt_of(model, "strawberry")
+    list(scheduler.submit(Counted(5), job(kept)))
+    list(scheduler.submit(Counted(5), job((7, 8, 9))))
+    running = scheduler.submit(Counted(99), job((10, 11, 12)))
+    next(running)
+    list(scheduler.submit(Counted(5), job((13, 14, 15))))
+    again = Counted(10)
+    stream = scheduler.submit(again, job((*kept, 5)))
+    assert first_prefill(stream).cached == len(kept)
+    list(stream)
+    assert again.generated == alone(model, (*kept, 5), 10)
+
+
+def test_a_conversation_that_loses_the_only_free_slot_is_parked(
+    model: LoadedModel, two: LlamaContext
+) -> None:
+    """Two conversations take turns in one slot; they begin with the same token."""
+    scheduler = Scheduler(two)
+    running = scheduler.submit(Counted(99), job((10, 11, 12)))
+    next(running)
+    prompts = [prompt_of(model, word) for word in WORDS[:2]]
+    for prompt in prompts:
+        list(scheduler.submit(Counted(5), job(prompt)))
+    for prompt in prompts:
+        stream = scheduler.submit(Counted(5), job((*prompt, 5)))
+        assert first_prefill(stream).cached == len(prompt)
+        list(stream)
+
+
+def test_a_parked_conversation_gets_the_cells_of_idle_ones(model: LoadedModel, four: LlamaContext) -> None:
+    """900 of 1,024 cells are idle when 600 come back."""
+    scheduler = Scheduler(four)
+    text = model.vocabulary.encode_text("one two three four five six seven eight nine ten " * 99)
+    kept, other = text[:600], text[1:901]
+    for prompt in (kept, other):
+        list(scheduler.submit(Counted(1), job(prompt, 1000)))
+    assert first_prefill(scheduler.submit(Counted(5), job((*kept, 5), 1000))).cached == 600
+
+
+class UnsavedSequence(CachedSequence):
+    """A sequence that cannot be copied."""
+
+    def saved_state(self) -> SequenceState:
+        raise EngineError("llama.cpp wrote 0 of 9 bytes of the KV cache.")
+
+
+class UnsavedContext(LlamaContext):
+    def __init__(self, model: LoadedModel, settings: ContextSettings) -> None:
+        super().__init__(model, settings)
+        self.sequences = tuple(
+            UnsavedSequence(self._lib, self.handle, each.slot, each.settings) for each in self.sequences
+        )
+
+
+def test_a_sequence_that_cannot_be_parked_is_dropped_and_keeps_no_slot(model: LoadedModel) -> None:
+    with closing(UnsavedContext(model, replace(SETTINGS, n_slots=2))) as context:
+        scheduler = Scheduler(context)
+        for word in WORDS[:5]:
+            prompt, generation = prompt_of(model, word), Counted(5)
+            list(scheduler.submit(generation, job(prompt)))
+            assert generation.generated == alone(model, prompt, 5)
+
+
+def test_a_generation_that_fails_while_it_is_stopped_in_the_queue_leaves_the_others_untouched(
+    model: LoadedModel, four: LlamaContext
+) -> None:
+    class FailsAtTheEnd(Counted):
+        def finish(self, *, is_stopped: bool = False) -> Sequence[object]:
+            raise ValueError("it fails at the end")
+
+    scheduler, flag = Scheduler(four), AbortFlag()
+    running = scheduler.submit(Counted(9), job(prompt_of(model, "tree"), 1000))
+    next(running)
+    waiting = scheduler.submit(FailsAtTheEnd(9), job((5, 6), 1000, flag))
+    next(running)
+    flag.set()
+    assert list(running)[-1] == "ended"
+    with pytest.raises(ValueError, match="it fails at the end"):
+        next(waiting)
+
+
+def test_a_generation_that_fails_while_it_is_paused_leaves_the_others_untouched(
+    model: LoadedModel, four: LlamaContext
+) -> None:
+    class FailsInPause(Counted):
+        def wait(self, seconds: float) -> bool:
+            raise ValueError("it fails in its pause")
+
+    scheduler = Scheduler(four)
+    paused = scheduler.submit(FailsInPause(9, is_paused=True), job((5, 6)))
+    running = scheduler.submit(Counted(9), job(prompt_of(model, "tree")))
+    assert list(running)[-1] == "ended"
+    with pytest.raises(ValueError, match="it fails in its pause"):
+        list(paused)
+
+
+class BrokenMatcher(ConstraintMatcher):
+    def __init__(self) -> None:
+        pass
+
+    def candidates(self, logits: object) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        raise ValueError("the matcher fails")
+
+
+def test_any_error_of_a_sampling_ends_that_generation_alone(model: LoadedModel, four: LlamaContext) -> None:
+    scheduler = Scheduler(four)
+    failing = scheduler.submit(
+        Counted(9, [Sample(is_constrained=True)]), replace(job((5, 6)), matcher=BrokenMatcher())
+    )
+    running = scheduler.submit(Counted(9), job(prompt_of(model, "tree")))
+    assert list(running)[-1] == "ended"
+    with pytest.raises(ValueError, match="the matcher fails"):
+        list(failing)
+
+
+def test_a_generation_may_be_submitted_while_the_queue_is_read(
+    model: LoadedModel, four: LlamaContext
+) -> None:
+    scheduler = Scheduler(four)
+    prompt = prompt_of(model, "tree")
+
+    class Submits(AbortFlag):
+        """Reading it takes long enough for another thread to submit."""
+
+        def __bool__(self) -> bool:
+            if len(more) < 3:
+                more.append(scheduler.submit(Counted(3), job(prompt)))
+            return False
+
+    more: list[Iterator[object]] = []
+    list(scheduler.submit(Counted(3), job(prompt, abort=Submits())))
+    assert [list(stream)[-1] for stream in more] == ["ended"] * 3
+
+
+def test_closing_ends_what_runs_and_what_waits_with_an_error(model: LoadedModel, four: LlamaContext) -> None:
+    scheduler = Scheduler(four)
+    running, waiting = (scheduler.submit(Counted(99), job((5, number), 1000)) for number in (6, 7))
+    next(running)
+    scheduler.close()
+    scheduler.close()
+    for stream in (running, waiting):
+        with pytest.raises(EngineError, match="closed"):
+            list(stream)
+        stream.close()
+    with pytest.raises(EngineError, match="closed"):
+        scheduler.submit(Counted(1), job((5, 6)))
+
+
+def test_closing_waits_for_the_step_of_another_thread(model: LoadedModel, four: LlamaContext) -> None:
+    """The chains are not freed under it."""
+    scheduler, is_stepping, may_go_on = Scheduler(four), threading.Event(), threading.Event()
+    errors: list[EngineError] = []
+
+    class Slow(Counted):
+        def next(self) -> Step:
+            if len(self.generated) == 3 and not is_stepping.is_set():
+                is_stepping.set()
+                may_go_on.wait(60)
+                self.is_paused = True
+            return super().next()
+
+    generation = Slow(99)
+    stream = scheduler.submit(generation, job(prompt_of(model, "tree")))
+
+    def receive() -> None:
+        try:
+            list(stream)
+        except EngineError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=receive), threading.Thread(target=scheduler.close)]
+    threads[0].start()
+    assert is_stepping.wait(60)
+    threads[1].start()
+    assert not stream.is_done
+    may_go_on.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(errors) == 1
+    assert len(generation.generated) == 3
