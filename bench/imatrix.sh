@@ -3,10 +3,10 @@
 #
 #     bench/imatrix.sh [SOURCE]
 #
-# SOURCE is an unpacked source distribution of llama-cpp-python 0.3.36; without it pip downloads one. The
-# llama-imatrix in it is built for the CPU with the flags of our Makefile (some 5 minutes on 2 cores; kept in
-# bench/.work, or where BUILD says). Then it and `qwq imatrix` collect from the same models and texts;
-# llama-imatrix does so twice: with the library built here and with the one that llama-cpp-python installed.
+# SOURCE is an unpacked source distribution of llama-cpp-python 0.3.36; without it, pip downloads one. The
+# script builds its llama-imatrix for the CPU with the flags of our Makefile (about 5 minutes on 2 cores; kept in
+# bench/.work, or in $BUILD). Then llama-imatrix and `qwq imatrix` collect from the same models and texts;
+# llama-imatrix does it twice, with the library built here and with the one that llama-cpp-python installed.
 # The status is 1 when any file differs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,7 +36,7 @@ if [ ! -x "$BUILD/bin/llama-imatrix" ]; then
     cmake --build "$BUILD" --target llama-imatrix -j "$(nproc)" >>"$BUILD.log" 2>&1
 fi
 
-# llama-imatrix also needs its libllama-common. Everything that computes comes from llama_cpp's folder.
+# llama-imatrix also needs its libllama-common. All other libraries come from llama_cpp's folder.
 INSTALLED=$("$PYTHON" -c 'import importlib.util as u; print(u.find_spec("llama_cpp").submodule_search_locations[0])')/lib
 mkdir -p "$BUILD/common"
 cp -P "$BUILD"/bin/libllama-common.* "$BUILD/common/"
@@ -44,7 +44,7 @@ cp -P "$BUILD"/bin/libllama-common.* "$BUILD/common/"
 OUT=$(mktemp -d)
 trap 'rm -rf "$OUT"' EXIT
 cat README.md docs/*.md qwq_local/*/*.py >"$OUT/text.txt"
-model() { # a model's path: miniature-TYPE or standard-TYPE
+model() { # the path of a model: miniature-TYPE or standard-TYPE
     PYTHONPATH=$PWD:$PWD/bench "$PYTHON" - "$1" "$WORK" <<'PROGRAM'
 import sys
 from pathlib import Path
@@ -75,13 +75,13 @@ PROGRAM
 }
 
 DIFFERENT=0
-compare() { # what is compared, a file of ours, a file of theirs, what each took
+compare() { # label, our file, their file, the figures of both
     local verdict=identical
     cmp --silent "$2" "$3" || { verdict=DIFFERENT; DIFFERENT=1; }
     echo "$1: $verdict, $(wc -c <"$2") bytes; $4"
 }
 
-contest() { # model, chunks, then options that both programs know: MODEL CHUNKS [OPTION...]
+contest() { # MODEL CHUNKS [OPTION...], with options that both programs have
     local name=$1 chunks=$2 path ours theirs library
     shift 2
     path=$(model "$name")
@@ -105,7 +105,7 @@ for name in miniature-Q8_0 miniature-BF16; do
 done
 contest wide-Q8_0 2 --ctx 3000
 
-# Merging: a GGUF of one text and a .dat file of another size of chunk, alone and under a new collection.
+# Merging: a GGUF of one text and a .dat file with another chunk size, alone and with a new collection.
 path=$(model miniature-Q8_0)
 "$BUILD/bin/llama-imatrix" -m "$path" -f README.md -o "$WORK/one.gguf" --no-ppl --chunks 3 >/dev/null 2>&1
 "$BUILD/bin/llama-imatrix" -m "$path" -f CONTRIBUTING.md -o "$WORK/two.dat" --no-ppl --chunks 2 \
