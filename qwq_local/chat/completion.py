@@ -6,6 +6,7 @@ Each completion looks into one folder at most, and never below it.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,17 +16,9 @@ from qwq_local.chat.events import Completion
 from qwq_local.chat.files import mode_of, resolved
 
 MAX_ITEMS = 200
+# The @ of a name at the end of the text; the quote of a name may be open.
+MENTION_START = re.compile(r'(?<![^\s(\[])@(?=(?:"[^"]*|[^ \t"]*)\Z)')
 _MAX_ENTRIES = 5000
-
-
-def mention_start(line: str) -> int | None:
-    """Where the @ before the cursor is, if it begins a word and its quotes are open; else None."""
-    at = line.rfind("@")
-    if at < 0 or (at and not (line[at - 1].isspace() or line[at - 1] in "([")):
-        return None
-    word = line[at + 1 :]
-    is_quoted = word.startswith('"') and word.count('"') == 1
-    return at if is_quoted or not (set(word) & {" ", "\t", '"'}) else None
 
 
 def complete_word(names: Iterable[tuple[str, str]], start: str) -> Iterator[Completion]:

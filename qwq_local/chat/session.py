@@ -23,7 +23,7 @@ class LiveTurn:
         # A signal handler may come in between on the thread that holds it.
         self._lock = threading.RLock()
         self._backend: Backend | None = None
-        self._control = ReplyControl()
+        self._control = ReplyControl()  # that of the turn, or one that nothing reads
         self._is_stopped = False
 
     def begin(self, backend: Backend) -> ReplyControl:
@@ -35,7 +35,7 @@ class LiveTurn:
     def end(self) -> None:
         """The turn is over."""
         with self._lock:
-            self._backend = None
+            self._backend, self._control = None, ReplyControl()
 
     def began(self) -> None:
         """The first event is there. A stop that came before it may be lost, so it is repeated."""
@@ -52,30 +52,22 @@ class LiveTurn:
 
     def answer_now(self) -> None:
         """End the thinking and answer; ends a pause too."""
-        if (control := self._running()) is not None:
-            control.answer_now()
-            control.resume()
+        self._control.answer_now()
+        self._control.resume()
 
     def steer(self, text: str) -> None:
         """Put a sentence into the thinking; ends a pause too."""
-        if (control := self._running()) is not None:
-            if text.strip():
-                control.steer(text)
-            control.resume()
+        if text.strip():
+            self._control.steer(text)
+        self._control.resume()
 
     def pause(self) -> None:
         """Let the turn wait."""
-        if (control := self._running()) is not None:
-            control.pause()
+        self._control.pause()
 
     def go_on(self) -> None:
         """End the pause."""
-        if (control := self._running()) is not None:
-            control.resume()
-
-    def _running(self) -> ReplyControl | None:
-        with self._lock:
-            return self._control if self._backend is not None else None
+        self._control.resume()
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,15 +239,12 @@ def _check_together(profile: Profile, origins: Mapping[str, str]) -> None:
 
 def _misspelt(environ: Mapping[str, str]) -> tuple[str, ...]:
     """A notice for each QWQ_ variable that nothing reads and that looks like a key."""
-    known = [key.upper() for key in RULES] + [name.removeprefix(ENVIRONMENT_PREFIX) for name in NOT_KEYS]
+    known = {ENVIRONMENT_PREFIX + key.upper() for key in RULES} | NOT_KEYS
+    names = [variable.removeprefix(ENVIRONMENT_PREFIX) for variable in known]
     notices = []
-    for variable in sorted(environ):
-        name = variable[len(ENVIRONMENT_PREFIX) :]
-        if not variable.upper().startswith(ENVIRONMENT_PREFIX) or variable in NOT_KEYS:
-            continue
-        if variable.startswith(ENVIRONMENT_PREFIX) and name in known:
-            continue
-        if near := nearest(name.upper(), known, TYPO_LIKENESS):
+    for variable in sorted(environ.keys() - known):
+        prefix, name = variable[:4].upper(), variable[4:].upper()
+        if prefix == ENVIRONMENT_PREFIX and (near := nearest(name, names, TYPO_LIKENESS)):
             meant = ENVIRONMENT_PREFIX + near
             notices.append(f"The environment variable {variable} is not read. Did you mean {meant}?")
     return tuple(notices)

@@ -14,7 +14,6 @@ from qwq_local.planning.summary import stats_line
 
 
 def _context(session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """Who has the context, as a bar and in tokens."""
     if (planned := session.model.plan(next_question(session))) is None:
         return
     yield ContextUse(planned.ledger, planned.prompt_tokens, planned.n_ctx)
@@ -44,13 +43,11 @@ def _drop(session: Session, arguments: str) -> Iterator[ChatEvent]:
 
 
 def _plan(session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """What is planned for the next question."""
     if (planned := session.model.plan(next_question(session))) is not None:
         yield NextPlan(planned)
 
 
 def _stats(session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """Tokens and seconds of the last turn."""
     last = session.conversation.last
     if last is None:
         raise UsageError("nothing was asked yet.")

@@ -71,7 +71,6 @@ def _copied_if_changed_elsewhere(session: Session) -> Iterator[ChatEvent]:
 
 
 def _continue(session: Session, _arguments: str) -> Iterator[ChatEvent]:
-    """Continue the last thought or answer, which was stopped, cut or lost."""
     if session.conversation.id is None:
         if session.offered is None:
             raise UsageError("nothing was asked in this conversation yet: /resume lists the ones before.")
@@ -112,7 +111,6 @@ def _regen(session: Session, arguments: str) -> Iterator[ChatEvent]:
 
 
 def _retry(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """Go back to before a turn and ask its question again."""
     yield from _copied_if_changed_elsewhere(session)
     number, _, rest = arguments.strip().partition(" ")
     yield from _ask_again(session, _numbered(session, number, "/retry-from"), split_arguments(rest))
@@ -210,7 +208,6 @@ def _name(session: Session, arguments: str) -> Iterator[ChatEvent]:
 
 
 def _fork(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """Continue in a copy of the conversation that ends with a turn."""
     turn = _numbered(session, arguments.strip() or str(_last(session).number), "/fork")
     assert session.conversation.id is not None
     copy = session.archive.fork(session.conversation.id, turn.number)

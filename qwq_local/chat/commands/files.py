@@ -27,7 +27,6 @@ _NAMED_FILES = 8
 
 
 def _file(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """Attach files to the next question, list those that wait, or take them back."""
     words = split_arguments(arguments)
     if not words:
         yield from _waiting(session, "no file waits for the next question: /file PATH attaches one.")

@@ -67,7 +67,6 @@ def recalled(turn: TurnRecord) -> Recalled:
 
 
 def _history(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """List the latest conversations, or search all of them."""
     words = arguments.strip()
     if not words:
         yield from _recent(session)

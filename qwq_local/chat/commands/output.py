@@ -21,7 +21,6 @@ _ANYWAY = "!"
 
 
 def _think(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """Open a thought, search all of them, or set how thinking is shown."""
     word, _, rest = arguments.strip().partition(" ")
     if word == "grep":
         yield from search_thoughts(session, rest.strip())

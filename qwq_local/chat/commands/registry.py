@@ -7,7 +7,7 @@ from itertools import islice
 
 from qwq_local.chat.commands import context, conversation, files, history, output, settings
 from qwq_local.chat.commands.command import Command
-from qwq_local.chat.completion import MAX_ITEMS, complete_file, complete_word, mention_start
+from qwq_local.chat.completion import MAX_ITEMS, MENTION_START, complete_file, complete_word
 from qwq_local.chat.events import COMMAND, ChatEvent, CommandHelp, Completion, KeyHelp, Leave, TextTable
 from qwq_local.chat.session import Session
 from qwq_local.errors import QwqError, UsageError
@@ -55,8 +55,8 @@ def completions(session: Session, before_cursor: str) -> Sequence[Completion]:
 def _completions(session: Session, before_cursor: str) -> Iterator[Completion]:
     if not before_cursor.startswith("/"):
         line = before_cursor.rpartition("\n")[2]
-        if (at := mention_start(line)) is not None:
-            yield from complete_file(session.setup.cwd, line[at + 1 :], mark="@")
+        if mention := MENTION_START.search(line):
+            yield from complete_file(session.setup.cwd, line[mention.end() :], mark="@")
         return
     name, space, rest = before_cursor[1:].partition(" ")
     for command in available_commands(session):
@@ -69,7 +69,6 @@ def _completions(session: Session, before_cursor: str) -> Iterator[Completion]:
 
 
 def _help(session: Session, arguments: str) -> Iterator[ChatEvent]:
-    """All commands, one of them in detail, or the keys."""
     name = arguments.strip().removeprefix("/").lower()
     if name == "keys":
         yield KeyHelp()
