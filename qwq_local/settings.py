@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 T = TypeVar("T")
 MAX_TEXT_CHARS = 32_768
@@ -35,16 +35,6 @@ class Rule:
 def setting(default: T, rule: Rule, meaning: str) -> T:
     """A dataclass field that is a key of profiles: its default, what it accepts, and what it means."""
     return field(default=default, metadata={"rule": rule, "meaning": meaning})
-
-
-def rules_of(settings: type[Any]) -> dict[str, Rule]:
-    """What each key of a dataclass of settings accepts."""
-    return {each.name: each.metadata["rule"] for each in fields(settings) if "rule" in each.metadata}
-
-
-def meanings_of(settings: type[Any]) -> dict[str, str]:
-    """What each key of a dataclass of settings means."""
-    return {each.name: each.metadata["meaning"] for each in fields(settings) if "rule" in each.metadata}
 
 
 def number(

@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from qwq_local.backend.api import Backend
+from qwq_local.chat.commands.context import droppable_lines
 from qwq_local.chat.commands.conversation import edited_question, new_question
 from qwq_local.chat.commands.history import resume
 from qwq_local.chat.commands.registry import completions, find_command, parse
-from qwq_local.chat.context import droppable_lines
 from qwq_local.chat.conversation import short_title
 from qwq_local.chat.events import Asking, ChatEvent, ChatStatus, Completion, Said, say
 from qwq_local.chat.model import ChatSetup

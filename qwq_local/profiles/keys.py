@@ -17,11 +17,9 @@ from qwq_local.settings import (
     Rule,
     file_table,
     free_text,
-    meanings_of,
     number,
     one_of,
     quoted,
-    rules_of,
     setting,
     several,
     switch,
@@ -124,8 +122,10 @@ class Profile(SamplerKeys):
 
 
 SAMPLER_KEYS = tuple(each.name for each in fields(SamplerKeys))
-RULES: Mapping[str, Rule] = rules_of(Profile)
-MEANINGS: Mapping[str, str] = meanings_of(Profile)
+RULES: Mapping[str, Rule] = {each.name: each.metadata["rule"] for each in fields(Profile) if each.metadata}
+MEANINGS: Mapping[str, str] = {
+    each.name: each.metadata["meaning"] for each in fields(Profile) if each.metadata
+}
 RECORDED_KEYS = (
     *SAMPLER_KEYS,
     "thinking_budget",

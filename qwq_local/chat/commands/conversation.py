@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from qwq_local.chat.commands.command import Command
+from qwq_local.chat.commands.context import price_of_named
 from qwq_local.chat.commands.history import recalled, resume
 from qwq_local.chat.completion import complete_name, complete_word
-from qwq_local.chat.context import price_of_named
 from qwq_local.chat.conversation import short_title
 from qwq_local.chat.events import ChatEvent, Completion, Edit, say
 from qwq_local.chat.files import mentioned_files, split_arguments

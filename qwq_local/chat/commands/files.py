@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 
 from qwq_local.chat.commands.command import Command
+from qwq_local.chat.commands.context import next_question, price, token_sum, token_table
 from qwq_local.chat.completion import complete_file, last_word
-from qwq_local.chat.context import next_question, price, token_sum, token_table
 from qwq_local.chat.events import ChatEvent, Completion, Said, Shown, say
 from qwq_local.chat.files import (
     MAX_BYTES,
