@@ -5,13 +5,15 @@ One archive serves several threads of a process, and several processes may each 
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from qwq_local.errors import HistoryError
+from qwq_local.events import Event
 from qwq_local.history.database import (
     Database,
     HistoryNotWritable,
@@ -25,14 +27,16 @@ from qwq_local.history.records import (
     ConversationRecord,
     SearchHit,
     TextKind,
+    TurnOrigin,
     TurnRecord,
     TurnStart,
     TurnState,
 )
-from qwq_local.history.rows import CONVERSATIONS, conversation_of, storable
+from qwq_local.history.rows import CONVERSATIONS, conversation_of, packed_json, storable
 from qwq_local.history.schema import Schema
 from qwq_local.history.search import catch_up, find_words, purge_index, take_out_of_index
-from qwq_local.history.turns import Owner, Turns
+from qwq_local.history.turns import Owner, insert_turn, read_path, read_turn, set_origin, settle_turn
+from qwq_local.wire import event_object
 
 FILE = "history.sqlite3"
 _OWNERS = "running"
@@ -50,7 +54,6 @@ class Archive:
         self._database = database
         self._owner = owner
         self._clock = clock
-        self._turns = Turns(database, owner, clock)
         self._recorders: list[TurnRecorder] = []
         catch_up(database)
 
@@ -172,18 +175,14 @@ class Archive:
         with self._database.writing(is_lasting=True) as connection:
             for conversation in conversations:
                 self.conversation(conversation)
-                if self._turns.running_elsewhere(connection, conversation):
+                if self._runs_elsewhere(connection, conversation):
                     raise HistoryError(
                         f"conversation {conversation} is being answered by another qwq. Leave that first."
                     )
-                if self._database.has_index:
-                    query = "SELECT id FROM turns WHERE conversation = ?"
-                    take_out_of_index(
-                        connection, [row["id"] for row in connection.execute(query, (conversation,))]
-                    )
+                turns = connection.execute("SELECT id FROM turns WHERE conversation = ?", (conversation,))
+                take_out_of_index(self._database, [row["id"] for row in turns.fetchall()])
                 connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-            if self._database.has_index:
-                purge_index(connection)
+            purge_index(self._database)
         self._database.give_back_space()
 
     def fork(self, conversation: int, n_turns: int) -> int:
@@ -201,10 +200,11 @@ class Archive:
         new = self.begin(source.model, source.profile, source.system)
         with self._database.writing(is_lasting=True) as connection:
             parent: int | None = None
-            for number, turn in enumerate(path, 1):
+            for turn in path:
                 state = TurnState.STOPPED if turn.state is TurnState.RUNNING else turn.state
-                copy = replace(turn, conversation=new, parent=parent, number=number, state=state)
-                parent = self._turns.insert(connection, copy)
+                start = TurnStart(new, parent, turn.question, turn.content, turn.files)
+                parent = insert_turn(connection, start, created_at=turn.created_at)
+                settle_turn(self._database, replace(turn, id=parent, state=state))
             connection.execute(
                 "UPDATE conversations SET head = ?, forked_from = ? WHERE id = ?", (parent, source.id, new)
             )
@@ -215,13 +215,14 @@ class Archive:
     def path(self, conversation: int, *, with_tokens: bool = True) -> list[TurnRecord]:
         """The turns from the first to the head; without token ids when they are not wanted."""
         unwritten = self._unwritten()  # asked first: a turn may be written while it is read
-        turns = self._turns.path(conversation, with_tokens=with_tokens)
+        with self._database.reading() as connection:
+            turns = read_path(connection, conversation, with_tokens=with_tokens)
         turns = [unwritten[turn.id].record if turn.id in unwritten else turn for turn in turns]
         return turns if with_tokens else [turn.without_tokens() for turn in turns]
 
     def standing(self, conversation: int) -> frozenset[int]:
         """The ids of the turns from the first to the head, without those undone or regenerated."""
-        return frozenset(turn.id for turn in self._turns.path(conversation, with_tokens=False))
+        return frozenset(turn.id for turn in self.path(conversation, with_tokens=False))
 
     def every_turn(self, conversation: int) -> list[TurnRecord]:
         """All turns of a conversation in the order in which they were begun."""
@@ -231,12 +232,13 @@ class Archive:
     def turn(self, turn: int) -> TurnRecord:
         """The turn with that id. Raises HistoryError."""
         recorder = self._unwritten().get(turn)
-        written = self._turns.get(turn)
+        with self._database.reading() as connection:
+            written = read_turn(connection, turn)
         return written if recorder is None else recorder.record
 
     def set_head(self, conversation: int, turn: int | None) -> None:
         """Move the head of a conversation to one of its turns, or to None, before its first."""
-        if turn is not None and self._turns.get(turn).conversation != conversation:
+        if turn is not None and self.turn(turn).conversation != conversation:
             raise HistoryError(f"turn {turn} is not one of conversation {conversation}.")
         with self._changing(conversation):
             self._database.rows("UPDATE conversations SET head = ? WHERE id = ?", turn, conversation)
@@ -248,21 +250,68 @@ class Archive:
 
     def begin_turn(self, start: TurnStart) -> TurnRecorder:
         """Write a turn that is about to run; it becomes the head. Raises HistoryError."""
-        return self._recording(self._turns.begin(start))
+        with self._database.writing(is_lasting=True) as connection:
+            self._owner.hold()
+            conversation = connection.execute(
+                "SELECT model, profile FROM conversations WHERE id = ?", (start.conversation,)
+            ).fetchone()
+            if conversation is None:
+                raise HistoryError(f"there is no conversation {start.conversation}.")
+            if start.parent is not None:
+                parent = self._row(connection, start.parent)
+                if parent["conversation"] != start.conversation:
+                    raise HistoryError(
+                        f"turn {start.parent} is not one of conversation {start.conversation}."
+                    )
+            origin = start.origin or TurnOrigin(conversation["model"], profile=conversation["profile"])
+            turn = insert_turn(connection, start, created_at=self._clock(), owner=self._owner.token)
+            set_origin(connection, turn, origin)
+            self._stamp(connection, start.conversation, turn)
+        return self._recording(turn)
 
     def resume_turn(self, turn: int) -> TurnRecorder:
         """Let a turn that was stopped, cut or lost continue; it becomes the head. Raises HistoryError."""
-        return self._recording(self._turns.take_up(turn))
+        with self._database.writing(is_lasting=True) as connection:
+            self._owner.hold()
+            row = self._row(connection, turn)
+            if row["state"] == TurnState.RUNNING:
+                if self._owner.is_alive(row["owner"]):
+                    raise HistoryError(
+                        f"turn {turn} is being answered by a qwq right now. Stop it there first."
+                    )
+                self._lose(connection, turn)
+            take_out_of_index(self._database, [turn])
+            connection.execute(
+                "UPDATE turns SET state = ?, owner = ?, reason = NULL WHERE id = ?",
+                (TurnState.RUNNING, self._owner.token, turn),
+            )
+            if (origin := read_turn(connection, turn).origin) is not None:
+                set_origin(connection, turn, replace(origin, is_continued=True))
+            self._stamp(connection, row["conversation"], turn)
+        return self._recording(turn)
 
     def pick_up(self) -> None:
         """Put together the turns of dead processes: they are LOST then, and the search finds them."""
-        with suppress(HistoryNotWritable):
-            self._turns.pick_up()
+        query = "SELECT id, owner FROM turns WHERE state = 'running' AND owner <> ''"
+        if all(row["owner"] == self._owner.token for row in self._database.rows(query)):
+            return
+        with suppress(HistoryNotWritable), self._database.writing(is_lasting=True) as connection:
+            running = connection.execute(query).fetchall()
+            is_alive = {owner: self._owner.is_alive(owner) for owner in {row["owner"] for row in running}}
+            for row in running:
+                if not is_alive[row["owner"]]:
+                    self._lose(connection, row["id"])
 
     def lost(self) -> list[TurnRecord]:
         """The turns that were lost with their process, each only once; those of living processes run on."""
-        self._turns.pick_up()
-        return self._turns.take_lost()
+        self.pick_up()
+        query = "SELECT id FROM turns WHERE state = 'lost' AND owner <> '' ORDER BY id"
+        if self._database.row(query) is None:
+            return []
+        with self._database.writing() as connection:
+            turns = [read_turn(connection, row["id"]) for row in connection.execute(query).fetchall()]
+            connection.execute("UPDATE turns SET owner = '' WHERE state = 'lost'")
+            return turns
 
     def search(self, words: str, limit: int = 50, kind: TextKind | None = None) -> list[SearchHit]:
         """Where all of the words occur, the newest turns first; in one kind of text or in any."""
@@ -272,11 +321,52 @@ class Archive:
         """The turns that this process has not written whole, which their recorders know better."""
         return {recorder.turn_id: recorder for recorder in self._recorders if not recorder.is_written}
 
-    def _recording(self, turn: TurnRecord) -> TurnRecorder:
-        recorder = TurnRecorder(self._turns, turn)
+    def _recording(self, turn: int) -> TurnRecorder:
+        recorder = TurnRecorder(self.turn(turn), self._append, self._end)
         self._recorders = [each for each in self._recorders if not each.is_written]
         self._recorders.append(recorder)
         return recorder
+
+    def _append(self, turn: int, events: Iterable[Event], thinking_s: float, wait_s: float) -> None:
+        """Write events to the journal."""
+        lines = "\n".join(packed_json(event_object(event)) for event in events)
+        with self._database.writing(wait_s=wait_s) as connection:
+            self._row(connection, turn)
+            connection.execute(
+                "INSERT INTO journal (turn, events, thinking_s) VALUES (?, ?, ?)", (turn, lines, thinking_s)
+            )
+
+    def _end(self, turn: TurnRecord, wait_s: float) -> None:
+        """Write a turn that has ended."""
+        with self._database.writing(wait_s=wait_s, is_lasting=True) as connection:
+            self._row(connection, turn.id)
+            settle_turn(self._database, turn)
+            self._stamp(connection, turn.conversation)
+
+    def _row(self, connection: sqlite3.Connection, turn: int) -> sqlite3.Row:
+        row: sqlite3.Row | None = connection.execute(
+            "SELECT conversation, state, owner FROM turns WHERE id = ?", (turn,)
+        ).fetchone()
+        if row is None:
+            raise HistoryError(f"there is no turn {turn}; it was removed.")
+        return row
+
+    def _lose(self, connection: sqlite3.Connection, turn: int) -> None:
+        """Mark a turn LOST with what the journal has of it."""
+        settle_turn(self._database, replace(read_turn(connection, turn), state=TurnState.LOST))
+
+    def _runs_elsewhere(self, connection: sqlite3.Connection, conversation: int) -> bool:
+        """Whether a living process other than this one writes a turn of the conversation."""
+        owners = connection.execute(
+            "SELECT DISTINCT owner FROM turns WHERE conversation = ? AND state = 'running'", (conversation,)
+        )
+        return any(row["owner"] != self._owner.token and self._owner.is_alive(row["owner"]) for row in owners)
+
+    def _stamp(self, connection: sqlite3.Connection, conversation: int, head: int | None = None) -> None:
+        connection.execute(
+            "UPDATE conversations SET changed_at = ?, head = coalesce(?, head) WHERE id = ?",
+            (self._clock(), head, conversation),
+        )
 
     @contextmanager
     def _changing(self, conversation: int) -> Iterator[None]:

@@ -49,6 +49,7 @@ class BackgroundRecorder:
         self._events: queue.SimpleQueue[TurnEvent | None] = queue.SimpleQueue()
         self._notices: list[str] = []
         self._thread: threading.Thread | None = None
+        self._is_over = threading.Event()
 
     def feed(self, event: object) -> None:
         """Take the next event; returns at once. What is no event of a turn is ignored."""
@@ -65,8 +66,7 @@ class BackgroundRecorder:
         if self._thread is None:
             return []
         self._events.put(None)
-        self._thread.join(_WAIT_AT_END_S)
-        if self._thread.is_alive():
+        if not self._is_over.wait(_WAIT_AT_END_S):
             return ["this turn is not being kept: the history takes too long to write."]
         notices, self._notices = self._notices, []
         return notices
@@ -75,11 +75,15 @@ class BackgroundRecorder:
         try:
             with self._open_archive() as archive:
                 self._notices += archive.notices
-                self._record(archive, origin)
+                if self._record(archive, origin):
+                    self._is_over.set()  # nobody needs to wait until the file is closed
         except QwqError as error:
             self._notices.append(f"this turn is not being kept: {error}")
+        finally:
+            self._is_over.set()
 
-    def _record(self, archive: Archive, origin: TurnOrigin) -> None:
+    def _record(self, archive: Archive, origin: TurnOrigin) -> bool:
+        """Record the turn up to its end; whether all of it is written."""
         asked, conversation = self.asked, self.asked.conversation
         if conversation is None:
             conversation = archive.begin(origin.model, origin.profile, asked.system, command=asked.command)
@@ -99,3 +103,4 @@ class BackgroundRecorder:
             archive.remove(conversation)
         else:
             archive.set_head(conversation, asked.parent)
+        return recorder.is_written

@@ -85,15 +85,15 @@ class Database:
     def __init__(self, connection: sqlite3.Connection, path: Path | None, *, has_index: bool) -> None:
         self.path = path
         self.has_index = has_index
-        self._connection = connection
-        self._connection.row_factory = sqlite3.Row
+        self.connection = connection
+        self.connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query. Raises HistoryError."""
         with self._lock:
             try:
-                return self._connection.execute(sql, values).fetchall()
+                return self.connection.execute(sql, values).fetchall()
             except sqlite3.Error as error:
                 raise _failure(error, self.path) from error
 
@@ -106,8 +106,8 @@ class Database:
         """Within the block all queries see the same state of the history. Raises HistoryError."""
         with self._lock:
             try:
-                self._connection.execute("BEGIN")
-                yield self._connection
+                self.connection.execute("BEGIN")
+                yield self.connection
             except sqlite3.Error as error:
                 raise _failure(error, self.path) from error
             finally:
@@ -125,12 +125,12 @@ class Database:
                 f"the history {self.path or 'in memory'} is being written. Try again when it is done."
             )
         try:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            self.connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             # In WAL mode a commit under NORMAL never waits for the disk, so a decode does not wait either.
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
-            self._connection.execute("COMMIT")
+            self.connection.execute(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield self.connection
+            self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise _failure(error, self.path) from error
         finally:
@@ -141,19 +141,19 @@ class Database:
         """Shrink the file after a removal, and overwrite what the log still has."""
         with self._lock, suppress(sqlite3.Error):
             # A script, since every step of this statement frees a page and `execute` takes only one.
-            self._connection.executescript("PRAGMA incremental_vacuum")
-            self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
+            self.connection.executescript("PRAGMA incremental_vacuum")
+            self.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
 
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
         with self._lock, suppress(sqlite3.Error):
-            self._connection.close()
+            self.connection.close()
 
     def _roll_back(self) -> None:
         """Undo a transaction that was not committed; after a full disk SQLite may have done it itself."""
         with suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
 
 
 def open_in_memory(schema: Schema) -> Database:
@@ -163,32 +163,14 @@ def open_in_memory(schema: Schema) -> Database:
 
 def open_database(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
     """The history at `path`, and what the user should know of how it was opened. Raises HistoryError."""
-    notices: list[str] = []
     make_private(path.parent)
     with _opening(path):
         try:
-            version = _inspected(path, schema)
+            return _opened(path, schema)
         except _Damaged as damage:
             kept = _set_aside(path)
-            notices.append(f"{path.name} was damaged ({damage}), kept as {kept}; a new history begins.")
-            version = 0
-        if version not in (0, schema.version):
-            copy = _copy(path, version)
-            with closing(Database(_connected(_uri(path, "rw")), path, has_index=False)) as old:
-                steps = (step for each in range(version, schema.version) for step in schema.migrations[each])
-                _run(old, steps, schema.version)
-            notices.append(f"the history is of version {schema.version} now; {copy} is as it was before.")
-        if version == 0:
-            _make_file(path)
-        connection = _connected(_uri(path, "rw"))
-        try:
-            if version == 0:
-                return _made(connection, path, schema), tuple(notices)
-            connection.execute("PRAGMA journal_mode = WAL")
-            return Database(connection, path, has_index=_has_index(connection, schema.index)), tuple(notices)
-        except BaseException:
-            connection.close()
-            raise
+            notice = f"{path.name} was damaged ({damage}), kept as {kept}; a new history begins."
+            return _opened(path, schema)[0], (notice,)
 
 
 def open_to_read(path: Path, schema: Schema) -> Database:
@@ -241,6 +223,47 @@ def _opening(path: Path) -> Iterator[None]:
             ) from error
 
 
+def _opened(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
+    """The history, of the right version. Raises _Damaged, HistoryError, sqlite3.Error, OSError."""
+    if not path.exists():
+        path.touch(mode=0o600)
+    connection = _checked(path, "rw", schema)
+    try:
+        version = _pragma(connection, "user_version")
+        if version == 0:
+            return _made(connection, path, schema), ()
+        if version < schema.version:
+            copy = _copy(connection, path, version)
+            steps = (step for each in range(version, schema.version) for step in schema.migrations[each])
+            _run(Database(connection, path, has_index=False), steps, schema.version)
+            connection.close()  # SQLite reads the changed tables when it connects
+            notice = f"the history is of version {schema.version} now; {copy} is as it was before."
+            return _opened(path, schema)[0], (notice,)
+        connection.execute("PRAGMA journal_mode = WAL")
+        return Database(connection, path, has_index=_has_index(connection, schema.index)), ()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _checked(path: Path, mode: str, schema: Schema) -> sqlite3.Connection:
+    """A connection to a sound history or an empty file. Raises _Damaged, HistoryError, sqlite3.Error."""
+    log = _beside(path, "-wal")
+    if not path.stat().st_size and log.exists() and log.stat().st_size:
+        raise _Damaged("it is empty, its log is not")  # SQLite would delete the log
+    connection = _connected(f"{path.absolute().as_uri()}?mode={mode}")
+    try:
+        _check(connection, path, schema)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.DatabaseError) and error_code(error) in _BROKEN_CODES:
+            raise _Damaged(str(error)) from error
+        if isinstance(error, UnicodeDecodeError):  # in a message of SQLite's that quotes what it found
+            raise _Damaged("its tables cannot be read") from error
+        raise
+    return connection
+
+
 def _connected(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
@@ -274,10 +297,6 @@ def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
-def _uri(path: Path, mode: str) -> str:
-    return f"{path.absolute().as_uri()}?mode={mode}"
-
-
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
@@ -287,11 +306,6 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 # Making and migrating
-
-
-def _make_file(path: Path) -> None:
-    """Make the file, for this user alone, if it is missing."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def _made(connection: sqlite3.Connection, path: Path | None, schema: Schema) -> Database:
@@ -317,12 +331,12 @@ def _run(database: Database, steps: Iterable[Step], version: int) -> None:
         connection.execute(f"PRAGMA user_version = {version}")
 
 
-def _copy(path: Path, version: int) -> Path:
+def _copy(connection: sqlite3.Connection, path: Path, version: int) -> Path:
     """A copy of the whole database that survives a loss of power, before anything is changed in it."""
     beside = _beside(path, ".copying")
     beside.unlink(missing_ok=True)
-    _make_file(beside)
-    with closing(_connected(_uri(path, "ro"))) as connection, closing(sqlite3.connect(beside)) as copy:
+    beside.touch(mode=0o600)
+    with closing(sqlite3.connect(beside)) as copy:
         connection.backup(copy)
     with beside.open("rb+") as file:
         os.fsync(file.fileno())
@@ -380,37 +394,7 @@ def _drop_index(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA writable_schema = RESET")
 
 
-# Inspection: it changes nothing
-
-
-def _inspected(path: Path, schema: Schema) -> int:
-    """The version of a sound history, 0 of an empty or missing one. Raises _Damaged and other errors."""
-    if not (path.exists() and path.stat().st_size):
-        log = _beside(path, "-wal")
-        if log.exists() and log.stat().st_size:
-            raise _Damaged("it is empty, its log is not")  # SQLite would delete the log
-        return 0
-    if _beside(path, "-journal").exists():
-        # What a process left half done that was killed while it made the history is undone by reading.
-        with closing(_connected(_uri(path, "rw"))) as connection, suppress(sqlite3.DatabaseError):
-            _pragma(connection, "user_version")
-    with closing(_checked(path, "ro", schema)) as connection:
-        return _pragma(connection, "user_version")
-
-
-def _checked(path: Path, mode: str, schema: Schema) -> sqlite3.Connection:
-    """A connection to a sound history or an empty file. Raises _Damaged, HistoryError, sqlite3.Error."""
-    connection = _connected(_uri(path, mode))
-    try:
-        _check(connection, path, schema)
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, sqlite3.DatabaseError) and error_code(error) in _BROKEN_CODES:
-            raise _Damaged(str(error)) from error
-        if isinstance(error, UnicodeDecodeError):  # in a message of SQLite's that quotes what it found
-            raise _Damaged("its tables cannot be read") from error
-        raise
-    return connection
+# Checks
 
 
 def _check(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:

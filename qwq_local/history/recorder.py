@@ -13,7 +13,6 @@ from qwq_local.errors import HistoryError
 from qwq_local.events import Event, Finished, FinishReason, Generated, Prefill, Steered, Thinking
 from qwq_local.history.database import HistoryBusy
 from qwq_local.history.records import RunningTurn, TurnEvent, TurnRecord, TurnState
-from qwq_local.history.turns import Turns
 
 # With the quarter of a second that token ids may come later than their text, less than one second is lost.
 WRITE_EVERY_S = 0.7
@@ -30,31 +29,30 @@ class TurnRecorder:
     whole. After the process has ended the turn is LOST, with what was written.
     """
 
-    def __init__(self, turns: Turns, begun: TurnRecord, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        begun: TurnRecord,
+        append: Callable[[int, Sequence[Event], float, float], None],
+        end: Callable[[TurnRecord, float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.turn_id = begun.id
-        self._turns = turns
+        self._append = append
+        self._end = end
         self._clock = clock
         self._turn = RunningTurn(begun)
         self._seen_at: float | None = None  # when the last of the thinking came
         self._unwritten: list[TurnEvent] = []
         self._reports_tokens = False
-        self._is_written = False
-        self._problem: str | None = None
+        self.is_written = False
+        """Whether the turn has ended and is in the history whole."""
+        self.problem: str | None = None
+        """Why a part of the turn is not in the history."""
         self._lock = threading.RLock()  # what came
         self._writes = threading.Lock()  # one write at a time
         self._is_closed = False
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """Why a part of the turn is not in the history."""
-        return self._problem
-
-    @property
-    def is_written(self) -> bool:
-        """Whether the turn has ended and is in the history whole."""
-        return self._is_written
 
     @property
     def record(self) -> TurnRecord:
@@ -71,7 +69,7 @@ class TurnRecorder:
                 return  # only the first one says what was cached before
             if isinstance(event, Thinking | Steered):
                 now = self._clock()
-                self._turn.thinking_s += now - (now if self._seen_at is None else self._seen_at)
+                self._turn.thinking_s += 0.0 if self._seen_at is None else now - self._seen_at
                 self._seen_at = now
             self._turn.take(event)
             self._unwritten.append(event)
@@ -99,35 +97,31 @@ class TurnRecorder:
         self.close()
 
     def _keep_writing(self) -> None:
-        while not self._given_up.wait(WRITE_EVERY_S) and not self._is_written:
+        while not self._given_up.wait(WRITE_EVERY_S) and not self.is_written:
             self._write()
 
     def _write(self) -> None:
         """Write what has come; note why if it cannot be written."""
         with self._writes:
+            if self.is_written:
+                return
             with self._lock:
-                n_events, has_ended = self._n_writable(), self._turn.has_ended
-                events, thinking_s = self._unwritten[:n_events], self._turn.thinking_s
-                turn = self._turn.record if has_ended else None
+                n_events, thinking_s = self._n_writable(), self._turn.thinking_s
+                events = self._unwritten[:n_events]
+                ended = self._turn.record if self._turn.has_ended else None
             try:
-                self._put(events, thinking_s, turn)
+                if ended is not None:
+                    self._end(ended, _WAIT_AT_END_S)
+                elif events:
+                    self._append(self.turn_id, events, thinking_s, _WAIT_S)
             except HistoryError as error:
                 if not isinstance(error, HistoryBusy) or self._is_closed:
-                    self._problem = f"this turn is not being kept: {error}"
+                    self.problem = f"this turn is not being kept: {error}"
                 return
             with self._lock:
                 del self._unwritten[:n_events]
-            self._problem = None
-
-    def _put(self, events: Sequence[TurnEvent], thinking_s: float, turn: TurnRecord | None) -> None:
-        wait_s = _WAIT_S if turn is None else _WAIT_AT_END_S
-        if self._is_written:
-            return
-        if turn is not None:
-            self._turns.end(turn, wait_s)
-            self._is_written = True
-        elif events:
-            self._turns.append(self.turn_id, events, thinking_s, wait_s)
+            self.is_written = ended is not None
+            self.problem = None
 
     def _n_writable(self) -> int:
         """How many of the unwritten events may be written now.
@@ -135,9 +129,9 @@ class TurnRecorder:
         Texts come before the ids of their tokens. They wait for these, if ids come at all: a turn is
         continued from its ids, and its text shall end where they end.
         """
+        n_unwritten = len(self._unwritten)
         if not self._reports_tokens or self._turn.has_ended:
-            return len(self._unwritten)
-        return next((n for n in range(len(self._unwritten), 0, -1) if self._ends_with_ids(n)), 0)
-
-    def _ends_with_ids(self, n_events: int) -> bool:
-        return isinstance(self._unwritten[n_events - 1], Generated)
+            return n_unwritten
+        return next(
+            (n for n in range(n_unwritten, 0, -1) if isinstance(self._unwritten[n - 1], Generated)), 0
+        )

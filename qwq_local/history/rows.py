@@ -32,8 +32,9 @@ from qwq_local.history.records import (
 from qwq_local.wire import decoded, plain
 
 CONVERSATIONS = f"""
-    SELECT conversations.*, coalesce(head.number, 0) AS n_turns,
-           substr(first.question, 1, {8 * QUESTION_CHARS}) AS first_question
+    SELECT conversations.id, name, conversations.created_at, changed_at, model, profile, system, forked_from,
+           command, coalesce(head.number, 0) AS n_turns,
+           coalesce(substr(first.question, 1, {8 * QUESTION_CHARS}), '') AS first_question
     FROM conversations
     LEFT JOIN turns AS head ON head.id = conversations.head
     LEFT JOIN turns AS first ON first.id = head.root"""
@@ -94,42 +95,28 @@ def unpacked_texts(packed: str) -> tuple[str, ...]:
 
 def conversation_of(row: sqlite3.Row) -> ConversationRecord:
     """The conversation of a row of CONVERSATIONS."""
-    return ConversationRecord(
-        id=row["id"],
-        name=row["name"],
-        created_at=row["created_at"],
-        changed_at=row["changed_at"],
-        model=row["model"],
-        profile=row["profile"],
-        system=row["system"],
-        n_turns=row["n_turns"],
-        first_question=squeezed(row["first_question"] or "", QUESTION_CHARS),
-        forked_from=row["forked_from"],
-        command=row["command"],
-    )
+    question = squeezed(row["first_question"], QUESTION_CHARS)
+    return ConversationRecord(**{**_values(row), "first_question": question})
 
 
 def turn_of(row: sqlite3.Row, parts: Iterable[sqlite3.Row]) -> TurnRecord:
     """The turn of a row of `turns` and its rows of `parts`."""
-    return TurnRecord(
-        id=row["id"],
-        conversation=row["conversation"],
-        parent=row["parent"],
-        number=row["number"],
-        question=row["question"],
-        content=row["content"],
-        files=unpacked_texts(row["files"]),
-        parts=tuple(part for part in map(_part_of, parts) if part is not None),
-        prompt=unpacked_tokens(row["prompt"]),
-        state=_one_of(TurnState, row["state"]) or TurnState.LOST,
-        reason=_one_of(FinishReason, row["reason"]),
-        closed=_one_of(CloseReason, row["closed"]),
-        origin=unpacked_json(TurnOrigin, row["origin"]),
-        plan=unpacked_json(Mapping[str, object], row["plan"]) or {},
-        stats=unpacked_json(TurnStats, row["stats"]) or TurnStats(),
-        thinking_s=row["thinking_s"],
-        created_at=row["created_at"],
-    )
+    unpacked = {
+        "files": unpacked_texts(row["files"]),
+        "parts": tuple(part for part in map(_part_of, parts) if part is not None),
+        "prompt": unpacked_tokens(row["prompt"]),
+        "state": _one_of(TurnState, row["state"]) or TurnState.LOST,
+        "reason": _one_of(FinishReason, row["reason"]),
+        "closed": _one_of(CloseReason, row["closed"]),
+        "origin": unpacked_json(TurnOrigin, row["origin"]),
+        "plan": unpacked_json(Mapping[str, object], row["plan"]) or {},
+        "stats": unpacked_json(TurnStats, row["stats"]) or TurnStats(),
+    }
+    return TurnRecord(**{**_values(row), **unpacked})
+
+
+def _values(row: sqlite3.Row) -> dict[str, Any]:
+    return dict(zip(row.keys(), row, strict=True))
 
 
 def kind_of(part: TurnPart) -> str:

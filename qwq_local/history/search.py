@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from qwq_local.errors import HistoryError
@@ -50,7 +50,8 @@ def find_words(database: Database, text: str, limit: int, kind: TextKind | None)
                     continue
                 asked.add(question)
             if conversation not in known:
-                known[conversation] = _conversation(database, conversation)
+                [record] = database.rows(f"{CONVERSATIONS} WHERE conversations.id = ?", conversation)
+                known[conversation] = conversation_of(record)
             line = excerpt(row[found], words)
             hits.append(SearchHit(known[conversation], row["id"], row["number"], found, line))
             if len(hits) >= limit:
@@ -91,7 +92,8 @@ def _candidates(database: Database, words: Sequence[str], kinds: Sequence[TextKi
         except HistoryError as error:
             if not isinstance(error.__cause__, sqlite3.DatabaseError):
                 raise
-            _empty_index_of(database)
+            with suppress(HistoryError), database.writing() as connection:
+                _empty_index(connection)  # the next start fills it again
     return [row["id"] for row in database.rows(f"{scan} {newest_first}", *patterns)]
 
 
@@ -130,44 +132,41 @@ def _kinds_with(row: sqlite3.Row, words: Sequence[str], kinds: Sequence[TextKind
     return [kind for kind in kinds if holding[kind]][:1]
 
 
-def _conversation(database: Database, conversation: int) -> ConversationRecord:
-    row = database.row(f"{CONVERSATIONS} WHERE conversations.id = ?", conversation)
-    assert row is not None
-    return conversation_of(row)
-
-
-def add_to_index(connection: sqlite3.Connection, turns: Sequence[int]) -> None:
+def add_to_index(database: Database, turns: Sequence[int]) -> None:
     """Put turns into the index that are not in it; inside a transaction."""
-
-    def add() -> None:
-        for turn in turns:
-            connection.execute(
-                f"INSERT INTO finds (rowid, {_TEXTS}) SELECT id, {_TEXTS} FROM turn_texts WHERE id = ?",
-                (turn,),
-            )
-            connection.execute("UPDATE turns SET is_indexed = 1 WHERE id = ?", (turn,))
-
-    _guarded(connection, add)
+    insert = f"INSERT INTO finds (rowid, {_TEXTS}) SELECT id, {_TEXTS} FROM turn_texts WHERE id = ?"
+    _change_index(database, turns, insert, "UPDATE turns SET is_indexed = 1 WHERE id = ?")
 
 
-def take_out_of_index(connection: sqlite3.Connection, turns: Sequence[int]) -> None:
+def take_out_of_index(database: Database, turns: Sequence[int]) -> None:
     """Take turns out of the index before their texts change or go; inside a transaction."""
-
-    def remove() -> None:
-        for turn in turns:
-            connection.execute(
-                f"INSERT INTO finds (finds, rowid, {_TEXTS}) SELECT 'delete', id, {_TEXTS} FROM turn_texts "
-                "WHERE id = ? AND is_indexed",
-                (turn,),
-            )
-            connection.execute("UPDATE turns SET is_indexed = 0 WHERE id = ?", (turn,))
-
-    _guarded(connection, remove)
+    delete = (
+        f"INSERT INTO finds (finds, rowid, {_TEXTS}) SELECT 'delete', id, {_TEXTS} FROM turn_texts "
+        "WHERE id = ? AND is_indexed"
+    )
+    _change_index(database, turns, delete, "UPDATE turns SET is_indexed = 0 WHERE id = ?")
 
 
-def purge_index(connection: sqlite3.Connection) -> None:
+def purge_index(database: Database) -> None:
     """Write the index again without what was taken out, which otherwise stays until it merges by itself."""
-    _guarded(connection, lambda: connection.execute("INSERT INTO finds (finds) VALUES ('optimize')"))
+    _change_index(database, ["optimize"], "INSERT INTO finds (finds) VALUES (?)")
+
+
+def _change_index(database: Database, values: Sequence[object], *statements: str) -> None:
+    """Run each statement for all of the values. An index that turns out to be damaged is emptied instead."""
+    if not database.has_index:
+        return
+    connection = database.connection
+    connection.execute("SAVEPOINT indexing")
+    try:
+        for statement in statements:
+            connection.executemany(statement, [(value,) for value in values])
+    except sqlite3.DatabaseError as error:
+        if error_code(error) not in DAMAGED_CODES:
+            raise
+        connection.execute("ROLLBACK TO indexing")
+        _empty_index(connection)
+    connection.execute("RELEASE indexing")
 
 
 def catch_up(database: Database) -> None:
@@ -177,7 +176,7 @@ def catch_up(database: Database) -> None:
         while database.has_index and database.row(query, TurnState.RUNNING, _BATCH) is not None:
             with database.writing() as connection:
                 turns = [row["id"] for row in connection.execute(query, (TurnState.RUNNING, _BATCH))]
-                add_to_index(connection, turns)
+                add_to_index(database, turns)
                 if not connection.execute("SELECT 1 FROM turns WHERE is_indexed LIMIT 1").fetchone():
                     return  # the index does not take them
 
@@ -185,21 +184,3 @@ def catch_up(database: Database) -> None:
 def _empty_index(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO finds (finds) VALUES ('delete-all')")
     connection.execute("UPDATE turns SET is_indexed = 0 WHERE is_indexed")
-
-
-def _empty_index_of(database: Database) -> None:
-    """Empty an index that cannot be read; the next start fills it again."""
-    with suppress(HistoryError), database.writing() as connection:
-        _empty_index(connection)
-
-
-def _guarded(connection: sqlite3.Connection, change: Callable[[], object]) -> None:
-    connection.execute("SAVEPOINT indexing")
-    try:
-        change()
-    except sqlite3.DatabaseError as error:
-        if error_code(error) not in DAMAGED_CODES:
-            raise
-        connection.execute("ROLLBACK TO indexing")
-        _empty_index(connection)
-    connection.execute("RELEASE indexing")
