@@ -12,7 +12,7 @@ from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, TextIO, Union, get_args, get_origin, get_type_hints
 
-from qwq_local.events import Event, Finished, Generated, Prompted, TurnStats
+from qwq_local.events import Event, Generated, Prompted, TurnStats
 
 VERSION = 1
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
@@ -51,17 +51,6 @@ def event_line(event: object) -> str:
 def object_line(event: str, fields: Mapping[str, object]) -> str:
     """A line with `v`, `event` and these fields, which are JSON already."""
     return json_line({"event": event, **fields})
-
-
-def answer_line(id_: object, finished: Finished) -> str:
-    """The line that answers one question of `--each`; `id_` is the question's."""
-    fields = {name: readable(getattr(finished, name)) for name in ("answer", "thinking", "reason", "stats")}
-    return json_line({"id": id_, **fields})
-
-
-def error_line(id_: object, line_number: int, problem: str) -> str:
-    """The line for a question of `--each` that was not asked or not answered."""
-    return json_line({"id": id_, "line": line_number, "error": problem})
 
 
 def json_line(fields: Mapping[str, object]) -> str:

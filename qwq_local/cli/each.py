@@ -19,7 +19,7 @@ from qwq_local.engine.api import AnswerConstraint
 from qwq_local.errors import Aborted, ExitStatus, PromptTooLong, UsageError
 from qwq_local.events import Answer, Event, Finished, FinishReason, Notice, Thinking
 from qwq_local.utf8 import MAX_TEXT_BYTES, decode_utf8
-from qwq_local.wire import answer_line, error_line, write_line
+from qwq_local.wire import json_line, readable, write_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,13 @@ def answer_each(
             except Aborted:
                 return ExitStatus.INTERRUPTED
         if problem:
-            write_line(environment.stdout, error_line(line.id, line.number, problem))
+            failed = {"id": line.id, "line": line.number, "error": problem}
+            write_line(environment.stdout, json_line(failed))
             status = ExitStatus.FAILED
             continue
-        write_line(environment.stdout, answer_line(line.id, finished))
+        fields = ("answer", "thinking", "reason", "stats")
+        answered = {name: readable(getattr(finished, name)) for name in fields}
+        write_line(environment.stdout, json_line({"id": line.id, **answered}))
         if finished.reason is FinishReason.INTERRUPTED:
             return ExitStatus.INTERRUPTED
         if finished.reason is not FinishReason.STOP:

@@ -25,7 +25,8 @@ from qwq_local.history.labels import (
     thought_line,
     title_of,
 )
-from qwq_local.history.records import ConversationRecord, SearchHit, TurnRecord
+from qwq_local.history.records import ConversationRecord, TurnRecord
+from qwq_local.history.search import SearchHit
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import aligned_lines, one_line, sanitize

@@ -25,8 +25,6 @@ from qwq_local.history.labels import clean_name
 from qwq_local.history.recorder import TurnRecorder
 from qwq_local.history.records import (
     ConversationRecord,
-    SearchHit,
-    TextKind,
     TurnOrigin,
     TurnRecord,
     TurnStart,
@@ -34,7 +32,7 @@ from qwq_local.history.records import (
 )
 from qwq_local.history.rows import CONVERSATIONS, conversation_of, packed_json, storable
 from qwq_local.history.schema import Schema
-from qwq_local.history.search import catch_up, find_words, purge_index, take_out_of_index
+from qwq_local.history.search import SearchHit, TextKind, find_words
 from qwq_local.history.turns import Owner, insert_turn, read_path, read_turn, set_origin, settle_turn
 from qwq_local.wire import event_object
 
@@ -55,7 +53,6 @@ class Archive:
         self._owner = owner
         self._clock = clock
         self._recorders: list[TurnRecorder] = []
-        catch_up(database)
 
     @classmethod
     def open(
@@ -179,10 +176,7 @@ class Archive:
                     raise HistoryError(
                         f"conversation {conversation} is being answered by another qwq. Leave that first."
                     )
-                turns = connection.execute("SELECT id FROM turns WHERE conversation = ?", (conversation,))
-                take_out_of_index(self._database, [row["id"] for row in turns.fetchall()])
                 connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-            purge_index(self._database)
         self._database.give_back_space()
 
     def fork(self, conversation: int, n_turns: int) -> int:
@@ -204,7 +198,7 @@ class Archive:
                 state = TurnState.STOPPED if turn.state is TurnState.RUNNING else turn.state
                 start = TurnStart(new, parent, turn.question, turn.content, turn.files)
                 parent = insert_turn(connection, start, created_at=turn.created_at)
-                settle_turn(self._database, replace(turn, id=parent, state=state))
+                settle_turn(connection, replace(turn, id=parent, state=state))
             connection.execute(
                 "UPDATE conversations SET head = ?, forked_from = ? WHERE id = ?", (parent, source.id, new)
             )
@@ -280,7 +274,6 @@ class Archive:
                         f"turn {turn} is being answered by a qwq right now. Stop it there first."
                     )
                 self._lose(connection, turn)
-            take_out_of_index(self._database, [turn])
             connection.execute(
                 "UPDATE turns SET state = ?, owner = ?, reason = NULL WHERE id = ?",
                 (TurnState.RUNNING, self._owner.token, turn),
@@ -340,7 +333,7 @@ class Archive:
         """Write a turn that has ended."""
         with self._database.writing(wait_s=wait_s, is_lasting=True) as connection:
             self._row(connection, turn.id)
-            settle_turn(self._database, turn)
+            settle_turn(connection, turn)
             self._stamp(connection, turn.conversation)
 
     def _row(self, connection: sqlite3.Connection, turn: int) -> sqlite3.Row:
@@ -353,7 +346,7 @@ class Archive:
 
     def _lose(self, connection: sqlite3.Connection, turn: int) -> None:
         """Mark a turn LOST with what the journal has of it."""
-        settle_turn(self._database, replace(read_turn(connection, turn), state=TurnState.LOST))
+        settle_turn(connection, replace(read_turn(connection, turn), state=TurnState.LOST))
 
     def _runs_elsewhere(self, connection: sqlite3.Connection, conversation: int) -> bool:
         """Whether a living process other than this one writes a turn of the conversation."""

@@ -80,20 +80,19 @@ def _failure(error: sqlite3.Error, path: Path | None) -> HistoryError:
 
 
 class Database:
-    """An open history. `path` is None if it lives in memory; `has_index` says whether words can be found."""
+    """An open history. `path` is None if it lives in memory."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None, *, has_index: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
         self.path = path
-        self.has_index = has_index
-        self.connection = connection
-        self.connection.row_factory = sqlite3.Row
+        self._connection = connection
+        self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query. Raises HistoryError."""
         with self._lock:
             try:
-                return self.connection.execute(sql, values).fetchall()
+                return self._connection.execute(sql, values).fetchall()
             except sqlite3.Error as error:
                 raise _failure(error, self.path) from error
 
@@ -106,8 +105,8 @@ class Database:
         """Within the block all queries see the same state of the history. Raises HistoryError."""
         with self._lock:
             try:
-                self.connection.execute("BEGIN")
-                yield self.connection
+                self._connection.execute("BEGIN")
+                yield self._connection
             except sqlite3.Error as error:
                 raise _failure(error, self.path) from error
             finally:
@@ -125,12 +124,12 @@ class Database:
                 f"the history {self.path or 'in memory'} is being written. Try again when it is done."
             )
         try:
-            self.connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            self._connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             # In WAL mode a commit under NORMAL never waits for the disk, so a decode does not wait either.
-            self.connection.execute(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield self.connection
-            self.connection.execute("COMMIT")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise _failure(error, self.path) from error
         finally:
@@ -141,19 +140,19 @@ class Database:
         """Shrink the file after a removal, and overwrite what the log still has."""
         with self._lock, suppress(sqlite3.Error):
             # A script, since every step of this statement frees a page and `execute` takes only one.
-            self.connection.executescript("PRAGMA incremental_vacuum")
-            self.connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
+            self._connection.executescript("PRAGMA incremental_vacuum")
+            self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
 
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
         with self._lock, suppress(sqlite3.Error):
-            self.connection.close()
+            self._connection.close()
 
     def _roll_back(self) -> None:
         """Undo a transaction that was not committed; after a full disk SQLite may have done it itself."""
         with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
 
 def open_in_memory(schema: Schema) -> Database:
@@ -194,7 +193,7 @@ def open_to_read(path: Path, schema: Schema) -> Database:
             f"the history {path} is of version {version}, this qwq reads version {schema.version}, and it "
             f"may not be written to bring it up to date. {_COPY_IT}"
         )
-    return Database(connection, path, has_index=_has_index(connection))
+    return Database(connection, path)
 
 
 # Opening
@@ -235,12 +234,12 @@ def _opened(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
         if version < schema.version:
             copy = _copy(connection, path, version)
             steps = (step for each in range(version, schema.version) for step in schema.migrations[each])
-            _run(Database(connection, path, has_index=False), steps, schema.version)
+            _run(Database(connection, path), steps, schema.version)
             connection.close()  # SQLite reads the changed tables when it connects
             notice = f"the history is of version {schema.version} now; {copy} is as it was before."
             return _opened(path, schema)[0], (notice,)
         connection.execute("PRAGMA journal_mode = WAL")
-        return Database(connection, path, has_index=_has_index(connection, schema.index)), ()
+        return Database(connection, path), ()
     except BaseException:
         connection.close()
         raise
@@ -268,7 +267,7 @@ def _connected(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
     )
-    connection.text_factory = _decoded
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")  # some bytes may be damaged
     # What is removed shall be gone from the file too.
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -292,11 +291,6 @@ def _connected_to_read(path: Path, schema: Schema) -> sqlite3.Connection:
         return _checked(path, "ro&immutable=1", schema)
 
 
-def _decoded(text: bytes) -> str:
-    """The text, also if some of its bytes are damaged."""
-    return text.decode("utf-8", "replace")
-
-
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
@@ -313,9 +307,8 @@ def _made(connection: sqlite3.Connection, path: Path | None, schema: Schema) -> 
     # Before the first table, or not at all: so the file shrinks when conversations are removed.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
-    database = Database(connection, path, has_index=False)
+    database = Database(connection, path)
     _run(database, schema.tables, schema.version)
-    database.has_index = _has_index(connection, schema.index)
     return database
 
 
@@ -362,38 +355,6 @@ def _set_aside(path: Path) -> Path:
     return kept
 
 
-def _has_index(connection: sqlite3.Connection, definition: str = "") -> bool:
-    """Whether there is an index of the search that this SQLite can use; with its definition it is made."""
-    try:
-        connection.execute(definition)
-        connection.execute("SELECT 1 FROM finds LIMIT 0")
-    except sqlite3.DatabaseError as error:
-        if definition and error_code(error) in DAMAGED_CODES:
-            _drop_index(connection)
-            connection.execute(definition)
-            return True
-        if error_code(error) not in (sqlite3.SQLITE_ERROR, *DAMAGED_CODES):
-            raise
-        return False  # it is damaged, or there is no FTS5 or no trigram tokenizer
-    except UnicodeDecodeError:  # in a message of SQLite's that quotes what it found
-        return False
-    return True
-
-
-def _drop_index(connection: sqlite3.Connection) -> None:
-    """Remove an index that is too damaged for DROP TABLE, which would read it first."""
-    connection.execute("PRAGMA writable_schema = ON")
-    try:
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("DELETE FROM sqlite_master WHERE name = 'finds'")
-            for part in ("data", "idx", "docsize", "config"):
-                connection.execute(f"DROP TABLE IF EXISTS finds_{part}")
-            connection.execute("UPDATE turns SET is_indexed = 0")
-    finally:
-        connection.execute("PRAGMA writable_schema = RESET")
-
-
 # Checks
 
 
@@ -409,27 +370,15 @@ def _check(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
         )
     mark = _beside(path, ".suspect")
     if mark.exists():
-        if harm := _harm(connection, schema):
-            raise _Damaged(squeezed(harm[0], _MAX_REASON))
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise _Damaged(squeezed(found, _MAX_REASON))
         with suppress(OSError):  # where nothing may be written it stays
             mark.unlink(missing_ok=True)
     if has_tables and version not in (schema.version, *schema.migrations):
         raise _Damaged(f"version {version} never was")
     if version == schema.version and not _has_columns(connection, schema):
         raise _Damaged("its tables are not as they should be")
-
-
-def _harm(connection: sqlite3.Connection, schema: Schema) -> list[str]:
-    """What SQLite finds wrong with the tables; the index of the search can be made again."""
-    try:
-        found = connection.execute("PRAGMA quick_check(100)").fetchall()
-    except sqlite3.OperationalError as error:
-        if error_code(error) != sqlite3.SQLITE_ERROR:
-            raise
-        # The index's definition is not understood; SQLite 3.44 and later try to.
-        checks = [f"PRAGMA quick_check({name})" for name in schema.columns]
-        found = [row for check in checks for row in connection.execute(check)]
-    return [line for (line,) in found if line != "ok" and "fts5" not in line.lower()]
 
 
 def _has_columns(connection: sqlite3.Connection, schema: Schema) -> bool:

@@ -35,16 +35,13 @@ from qwq_local.history.records import (
     AnswerPart,
     ConversationRecord,
     ThinkingPart,
-    TokenRun,
     ToolCallPart,
     ToolResultPart,
     TurnPart,
     TurnRecord,
 )
-from qwq_local.history.rows import kind_of, storable
+from qwq_local.history.rows import kind_of, part_fields, storable
 
-JSON_FORMAT = "qwq-conversation"
-JSON_VERSION = 1
 _CODE = ("fence", "code_block")
 _AFTER = "after"
 # Nothing between backticks or after a backslash is a tag: CommonMark 0.31, 2.4 and 6.1.
@@ -109,8 +106,8 @@ def to_json(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> st
     Times are ISO 8601 in UTC. Of the token ids only the counts are there.
     """
     content = {
-        "format": JSON_FORMAT,
-        "version": JSON_VERSION,
+        "format": "qwq-conversation",
+        "version": 1,
         **asdict(conversation),
         "created_at": _moment(conversation.created_at),
         "changed_at": _moment(conversation.changed_at),
@@ -148,9 +145,7 @@ def _turn_object(turn: TurnRecord) -> dict[str, object]:
 
 
 def _part_object(part: TurnPart) -> dict[str, object]:
-    values = asdict(replace(part, tokens=TokenRun()))
-    del values["tokens"]
-    return {"kind": kind_of(part), **values, "n_tokens": len(part.tokens.ids)}
+    return {"kind": kind_of(part), **part_fields(part), "n_tokens": len(part.tokens.ids)}
 
 
 def _moment(seconds: float) -> str:
@@ -161,8 +156,8 @@ def _moment(seconds: float) -> str:
 
 
 def _to_markdown(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
-    """The conversation as a Markdown document."""
-    paragraphs = [f"# {_plain(title_of(conversation))}", _facts(conversation, turns)]
+    facts = " · ".join(map(_plain, _facts(conversation, turns)))
+    paragraphs = [f"# {_plain(title_of(conversation))}", facts]
     if conversation.system.strip():
         paragraphs += _folded("System prompt", [_body(conversation.system)])
     for turn in turns:
@@ -171,7 +166,6 @@ def _to_markdown(conversation: ConversationRecord, turns: Sequence[TurnRecord]) 
 
 
 def _turn_paragraphs(turn: TurnRecord) -> list[str]:
-    """A turn as paragraphs of Markdown."""
     paragraphs = [f"## {turn.number}", _quoted(turn.question)]
     if turn.files:
         paragraphs.append("Files: " + ", ".join(map(_plain, turn.files)))
@@ -182,15 +176,17 @@ def _turn_paragraphs(turn: TurnRecord) -> list[str]:
     return paragraphs
 
 
-def _facts(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
-    facts = (model_of(conversation, turns), conversation.profile, minute_of(conversation.created_at))
-    return " · ".join(_plain(fact) for fact in facts if fact)
+def _facts(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> Iterator[str]:
+    model, day = model_of(conversation, turns), minute_of(conversation.created_at)
+    return filter(None, (model, conversation.profile, day))
 
 
 def _part_paragraphs(part: TurnPart, turn: TurnRecord) -> list[str]:
     match part:
         case ThinkingPart():
-            return _folded(thought_line(turn), _thought(part)) if part.text.strip() else []
+            pieces = steered_parts(part.text, part.steered)
+            thought = [_quoted(f"**You:** {_body(text)}") if yours else _body(text) for text, yours in pieces]
+            return _folded(thought_line(turn), thought) if part.text.strip() else []
         case AnswerPart():
             return [_body(part.text)]
         case ToolCallPart() | ToolResultPart():
@@ -199,12 +195,7 @@ def _part_paragraphs(part: TurnPart, turn: TurnRecord) -> list[str]:
             return _folded(_plain(summary), [f"```json\n{content}\n```" if is_json else _body(content)])
 
 
-def _thought(part: ThinkingPart) -> Iterator[str]:
-    for text, is_steered in steered_parts(part.text, part.steered):
-        yield _quoted(f"**You:** {_body(text)}") if is_steered else _body(text)
-
-
-def _folded(summary: str, paragraphs: Sequence[str] | Iterator[str]) -> list[str]:
+def _folded(summary: str, paragraphs: Sequence[str]) -> list[str]:
     return [f"<details>\n<summary>{summary}</summary>", *paragraphs, "</details>"]
 
 
@@ -239,11 +230,11 @@ def _with_tags_shown(lines: Sequence[str], tag: re.Pattern[str] = _SPAN) -> Iter
         part = "\n".join(lines[number] for number in numbers)
         # After the mark of a quotation a tab is narrower, and would no longer indent code.
         part = part.expandtabs(4) if kind == "code_block" else part
-        yield part if kind else _FIRST.sub(r"\1&lt;", tag.sub(_escaped, part))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return "&lt;" if found["tag"] else found.group()
+        yield (
+            part
+            if kind
+            else _FIRST.sub(r"\1&lt;", tag.sub(lambda found: "&lt;" if found["tag"] else found.group(), part))
+        )
 
 
 def _has_html(body: str) -> bool:
@@ -276,16 +267,14 @@ def _plain(text: str) -> str:
 
 
 def _to_html(conversation: ConversationRecord, turns: Sequence[TurnRecord]) -> str:
-    """The conversation as a whole HTML document."""
     title = _text(title_of(conversation))
-    facts = (model_of(conversation, turns), conversation.profile, minute_of(conversation.created_at))
     lines = [
         "<!DOCTYPE html>",
         '<html lang="">',
         '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>{title}</title><style>{_STYLE}</style></head>",
         f"<body><h1>{title}</h1>",
-        f'<p class="facts">{_text(" · ".join(filter(None, facts)))}</p>',
+        f'<p class="facts">{_text(" · ".join(_facts(conversation, turns)))}</p>',
     ]
     if conversation.system.strip():
         lines.append(_details("System prompt", _text(conversation.system)))
@@ -309,7 +298,10 @@ def _part_html(part: TurnPart, turn: TurnRecord) -> str:
     match part:
         case ThinkingPart():
             pieces = steered_parts(part.text.strip(), part.steered)
-            content = "".join(_mark(text) if is_steered else _text(text) for text, is_steered in pieces)
+            content = "".join(
+                f'<mark title="yours">{_text(text)}</mark>' if yours else _text(text)
+                for text, yours in pieces
+            )
             return _details(thought_line(turn), content) if content else ""
         case AnswerPart():
             return f'<div class="answer">{_markdown().render(_CONTROL.sub("", part.text))}</div>'
@@ -320,10 +312,6 @@ def _part_html(part: TurnPart, turn: TurnRecord) -> str:
 
 def _details(summary: str, content: str) -> str:
     return f'<details><summary>{_text(summary)}</summary><div class="thinking">{content}</div></details>'
-
-
-def _mark(sentence: str) -> str:
-    return f'<mark title="yours">{_text(sentence)}</mark>'
 
 
 def _text(text: str) -> str:

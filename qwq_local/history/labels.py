@@ -33,7 +33,8 @@ _SEQUENCE = re.compile(
 def squeezed(text: str, max_chars: int) -> str:
     """The text on one line, printable, with at most `max_chars` characters; a cut is shown as …"""
     # The start of a long text is enough for a line.
-    line = " ".join(_printable(text[: 4 * max_chars + 1]).split())
+    shown = _SEQUENCE.sub("", text[: 4 * max_chars + 1])
+    line = " ".join("".join(each if each.isprintable() else " " for each in shown).split())
     if len(line) <= max_chars and len(text) <= 4 * max_chars:
         return line
     return line[: max_chars - 1].rstrip() + "…"
@@ -44,7 +45,8 @@ def clean_name(text: str) -> str:
     line = squeezed(text, 2 * NAME_CELLS)
     cells = 0
     for end, character in enumerate(line):
-        cells += _cells(character)
+        is_wide = unicodedata.east_asian_width(character) in "WF"
+        cells += 2 if is_wide else unicodedata.category(character) not in ("Mn", "Me", "Cf")
         if cells > NAME_CELLS:
             return line[:end].rstrip()
     return line
@@ -97,14 +99,3 @@ def steered_parts(thinking: str, steered: Sequence[str]) -> Iterator[tuple[str, 
         position = found + len(sentence)
     if position < len(thinking):
         yield thinking[position:], False
-
-
-def _printable(text: str) -> str:
-    shown = _SEQUENCE.sub("", text)
-    return "".join(character if character.isprintable() else " " for character in shown)
-
-
-def _cells(character: str) -> int:
-    if unicodedata.east_asian_width(character) in "WF":
-        return 2
-    return 0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else 1

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from qwq_local.errors import HistoryError
-from qwq_local.events import Event, Finished, FinishReason, Generated, Prefill, Steered, Thinking
+from qwq_local.events import Event, Finished, Generated, Prefill, Steered, Thinking
 from qwq_local.history.database import HistoryBusy
-from qwq_local.history.records import RunningTurn, TurnEvent, TurnRecord, TurnState
+from qwq_local.history.records import RunningTurn, TurnEvent, TurnRecord
 
 # With the quarter of a second that token ids may come later than their text, less than one second is lost.
 WRITE_EVERY_S = 0.7
@@ -34,12 +34,10 @@ class TurnRecorder:
         begun: TurnRecord,
         append: Callable[[int, Sequence[Event], float, float], None],
         end: Callable[[TurnRecord, float], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.turn_id = begun.id
         self._append = append
         self._end = end
-        self._clock = clock
         self._turn = RunningTurn(begun)
         self._seen_at: float | None = None  # when the last of the thinking came
         self._unwritten: list[TurnEvent] = []
@@ -68,7 +66,7 @@ class TurnRecorder:
             if isinstance(event, Prefill) and self._turn.has_prefilled:
                 return  # only the first one says what was cached before
             if isinstance(event, Thinking | Steered):
-                now = self._clock()
+                now = time.monotonic()
                 self._turn.thinking_s += 0.0 if self._seen_at is None else now - self._seen_at
                 self._seen_at = now
             self._turn.take(event)
@@ -88,7 +86,7 @@ class TurnRecorder:
         with self._lock:
             self._is_closed = True
             if not self._turn.has_ended:
-                self._turn.stop(TurnState.STOPPED, FinishReason.INTERRUPTED)
+                self._turn.stop()
         self._write()
 
     def give_up(self) -> None:

@@ -1,4 +1,4 @@
-"""What the history holds, as values: conversations, their turns, and what a search finds.
+"""What the history holds, as values: conversations and their turns.
 
 The turns of a conversation form a tree: a turn that is regenerated or undone stays. The head is the turn at
 which the conversation stands. The path from the first turn to the head is what the model sees.
@@ -39,14 +39,6 @@ class TurnState(StrEnum):
     DONE = "done"
     STOPPED = "stopped"  # interrupted, or cut at a limit: it can be continued
     LOST = "lost"  # its process died: it can be continued
-
-
-class TextKind(StrEnum):
-    """The three texts of a turn that can be searched."""
-
-    QUESTION = "question"
-    THINKING = "thinking"
-    ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,20 +233,6 @@ class TurnStart:
     origin: TurnOrigin | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SearchHit:
-    """A text of a turn in which a search found its words; `excerpt` is one line around the first of them.
-
-    `turn` is the turn's id and `number` its place on its path.
-    """
-
-    conversation: ConversationRecord
-    turn: int
-    number: int
-    part: TextKind
-    excerpt: str
-
-
 TurnEvent = Planned | Prompted | Prefill | Thinking | Steered | Answer | Generated | ThinkingClosed | Finished
 """The events that change a turn's record."""
 
@@ -264,27 +242,19 @@ _CUT = frozenset({FinishReason.INTERRUPTED, FinishReason.MAX_TOKENS, FinishReaso
 class RunningTurn:
     """Takes events and gives the turn as it stands.
 
-    Thinking and answer after the last part of a tool grow, the parts before stay. A turn that is continued
-    keeps its plan and its origin; its seconds are added. `thinking_s` is set from outside: events do not
-    carry the time.
+    A turn that is continued keeps its plan and its origin; its seconds are added. `thinking_s` is set from
+    outside: events do not carry the time.
     """
 
     def __init__(self, begun: TurnRecord) -> None:
-        n_kept = 1 + max(
-            (i for i, part in enumerate(begun.parts) if isinstance(part, ToolCallPart | ToolResultPart)),
-            default=-1,
-        )
         self._begun = begun
-        self._kept = begun.parts[:n_kept]
-        rest = replace(begun, parts=begun.parts[n_kept:])
-        self._n_kept_tokens = len(begun.generated) - len(rest.generated)
-        self._thinking, self._answer, self._steered = [rest.thinking], [rest.answer], list(rest.steered)
+        self._thinking, self._answer, self._steered = [begun.thinking], [begun.answer], list(begun.steered)
         self._tokens, self._n_thinking = TokenRun(), 0
-        for part in rest.parts:
+        for part in begun.parts:
             self._tokens = self._tokens.followed_by(part.tokens)
             if isinstance(part, ThinkingPart):
                 self._n_thinking = len(self._tokens.ids)
-        self._thinking_tokens: int | None = None  # unknown before the first ids
+        self._is_counted = False  # before the first ids
         self._record = begun
         self.has_prefilled = False
         self.thinking_s = begun.thinking_s
@@ -309,15 +279,17 @@ class RunningTurn:
                 self.has_prefilled = True
             case Prompted():
                 self._change(prompt=event.tokens)
-            case Thinking():
+            case Thinking() | Steered():
                 self._thinking.append(event.text)
-            case Steered():
-                self._thinking.append(event.text)
-                self._steered.append(event.text)
+                if isinstance(event, Steered):
+                    self._steered.append(event.text)
             case Answer():
                 self._answer.append(event.text)
             case Generated():
-                self._take_tokens(event)
+                new = TokenRun(event.tokens, event.sampled or None, event.logprobs)
+                self._tokens = self._tokens.part(0, event.start).followed_by(new)
+                self._n_thinking = event.thinking
+                self._is_counted = True
             case ThinkingClosed():
                 self.thinking_s = self._begun.thinking_s + event.elapsed_s
                 self._change(closed=event.reason)
@@ -328,12 +300,10 @@ class RunningTurn:
                     reason=event.reason,
                     stats=_added(self._begun.stats, event.stats),
                 )
-            case _:
-                pass
 
-    def stop(self, state: TurnState, reason: FinishReason | None) -> None:
+    def stop(self) -> None:
         """End it without Finished."""
-        self._change(stats=self._stats, state=state, reason=reason)
+        self._change(stats=self._stats, state=TurnState.STOPPED, reason=FinishReason.INTERRUPTED)
 
     @property
     def record(self) -> TurnRecord:
@@ -342,24 +312,18 @@ class RunningTurn:
             "".join(self._thinking), tuple(self._steered), self._tokens.part(0, self._n_thinking)
         )
         answer = AnswerPart("".join(self._answer), self._tokens.part(self._n_thinking))
-        grown = tuple(part for part in (thinking, answer) if part.text or part.tokens.ids)
+        parts = tuple(part for part in (thinking, answer) if part.text or part.tokens.ids)
         stats = self._record.stats if self.has_ended else self._stats
-        return replace(self._record, parts=self._kept + grown, stats=stats, thinking_s=self.thinking_s)
+        return replace(self._record, parts=parts, stats=stats, thinking_s=self.thinking_s)
 
     @property
     def _stats(self) -> TurnStats:
         stats = self._begun.stats
         stats = replace(stats, prompt_tokens=len(self._record.prompt) or stats.prompt_tokens)
-        if self._thinking_tokens is None:
+        if not self._is_counted:
             return stats
-        n_answer = self._n_kept_tokens + len(self._tokens.ids) - self._thinking_tokens
-        return replace(stats, thinking_tokens=self._thinking_tokens, answer_tokens=max(0, n_answer))
-
-    def _take_tokens(self, event: Generated) -> None:
-        new = TokenRun(event.tokens, event.sampled or None, event.logprobs)
-        self._tokens = self._tokens.part(0, event.start - self._n_kept_tokens).followed_by(new)
-        self._thinking_tokens = event.thinking
-        self._n_thinking = max(0, event.thinking - self._n_kept_tokens)
+        n_answer = max(0, len(self._tokens.ids) - self._n_thinking)
+        return replace(stats, thinking_tokens=self._n_thinking, answer_tokens=n_answer)
 
     def _complete_origin(self, **known: Any) -> None:
         if self._record.origin is not None:

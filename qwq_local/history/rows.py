@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import sys
-from array import array
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -40,8 +39,6 @@ CONVERSATIONS = f"""
     LEFT JOIN turns AS first ON first.id = head.root"""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TOKEN = "I"  # four bytes on every platform that CPython runs on
-_TOKEN_BYTES = 4
 _SAMPLED = (False, True, None)  # one byte for each token: forced, sampled, not recorded
 _KINDS: Mapping[str, type[TurnPart]] = {
     "thinking": ThinkingPart,
@@ -59,19 +56,12 @@ def storable(text: str) -> str:
 
 def packed_tokens(tokens: Sequence[int]) -> bytes:
     """Token ids as unsigned little-endian numbers of four bytes each."""
-    numbers = array(_TOKEN, tokens)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
+    return struct.pack(f"<{len(tokens)}I", *tokens)
 
 
 def unpacked_tokens(packed: bytes) -> tuple[int, ...]:
     """The token ids again; bytes after the last whole one are dropped."""
-    numbers = array(_TOKEN)
-    numbers.frombytes(packed[: len(packed) // _TOKEN_BYTES * _TOKEN_BYTES])
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return tuple(numbers)
+    return struct.unpack_from(f"<{len(packed) // 4}I", packed)
 
 
 def packed_json(value: object) -> str:
@@ -124,11 +114,14 @@ def kind_of(part: TurnPart) -> str:
     return next(kind for kind, of in _KINDS.items() if isinstance(part, of))
 
 
+def part_fields(part: TurnPart) -> dict[str, Any]:
+    """What a part holds beside its tokens."""
+    return {field.name: getattr(part, field.name) for field in fields(part) if field.name != "tokens"}
+
+
 def part_values(part: TurnPart) -> tuple[object, ...]:
     """The columns of a part: `kind`, `text`, `details`, `tokens`, `sampled` and `logprobs`."""
-    tokens = part.tokens
-    details = {field.name: getattr(part, field.name) for field in fields(part)}
-    del details["tokens"]
+    tokens, details = part.tokens, part_fields(part)
     return (
         kind_of(part),
         storable(details.pop("text", "")),

@@ -1,8 +1,7 @@
 """The tables of the history, their version, and the steps from older versions.
 
 A running turn appends its events to `journal`, so that a second of it costs the same however long it is. At
-its end they become rows of `parts` and are removed. `finds` is the index of the search, without a copy of the
-texts: https://www.sqlite.org/fts5.html#external_content_tables.
+its end they become rows of `parts` and are removed. The search reads `turn_texts`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _TEXT_OF_PARTS = (
     "(SELECT text FROM parts WHERE turn = turns.id AND kind = '{}' ORDER BY position)), '')"
 )
 _TEXTS = (
-    "CREATE VIEW turn_texts AS SELECT id, conversation, number, is_indexed, question, "
+    "CREATE VIEW turn_texts AS SELECT id, conversation, number, question, "
     f"{_TEXT_OF_PARTS.format('thinking')} AS thinking, {_TEXT_OF_PARTS.format('answer')} AS answer FROM turns"
 )
 
@@ -78,21 +77,15 @@ TABLES = (
         plan TEXT NOT NULL DEFAULT '{}',
         stats TEXT NOT NULL DEFAULT '{}',
         thinking_s REAL NOT NULL DEFAULT 0,
-        created_at REAL NOT NULL,
-        is_indexed INTEGER NOT NULL DEFAULT 0)""",
+        created_at REAL NOT NULL)""",
     "CREATE INDEX turns_of_conversation ON turns (conversation)",
     "CREATE INDEX turns_of_parent ON turns (parent)",
     "CREATE INDEX turns_of_an_owner ON turns (id) WHERE owner <> ''",
-    "CREATE INDEX turns_to_index ON turns (id) WHERE is_indexed = 0",
     _PARTS,
     _JOURNAL,
     _JOURNAL_INDEX,
     _TEXTS,
 )
-
-# Only where this SQLite has the tokenizer; the rest works without it.
-INDEX = """CREATE VIRTUAL TABLE IF NOT EXISTS finds USING fts5 (
-    question, thinking, answer, content = 'turn_texts', content_rowid = 'id', tokenize = 'trigram')"""
 
 Step = str | Callable[[sqlite3.Connection], None]
 """A statement, or a function that runs inside the transaction of the migration."""
@@ -144,11 +137,7 @@ def _thinking_ids(figures: Mapping[str, object], n_ids: int, *, is_loop: bool) -
 
 
 MIGRATIONS: Mapping[int, tuple[Step, ...]] = {
-    1: (
-        "ALTER TABLE conversations ADD COLUMN forked_from INTEGER",
-        "ALTER TABLE turns ADD COLUMN is_indexed INTEGER NOT NULL DEFAULT 0",
-        "CREATE INDEX turns_to_index ON turns (id) WHERE is_indexed = 0",
-    ),
+    1: ("ALTER TABLE conversations ADD COLUMN forked_from INTEGER",),
     2: (
         "ALTER TABLE conversations ADD COLUMN command TEXT NOT NULL DEFAULT 'chat'",
         _PARTS,
@@ -159,10 +148,11 @@ MIGRATIONS: Mapping[int, tuple[Step, ...]] = {
         _JOURNAL,
         _JOURNAL_INDEX,
         _TEXTS,
-        # The index stays as it is: the texts of each turn are the same, they are only kept elsewhere.
+        # The index of the search, also where this SQLite does not know it and cannot drop it.
         "PRAGMA writable_schema = ON",
-        "UPDATE sqlite_master SET sql = replace(sql, 'content = ''turns''', 'content = ''turn_texts''') "
-        "WHERE name = 'finds'",
+        "DELETE FROM sqlite_master WHERE name = 'finds'",
+        *(f"DROP TABLE IF EXISTS finds_{name}" for name in ("data", "idx", "docsize", "config")),
+        "DROP INDEX IF EXISTS turns_to_index",
         "PRAGMA writable_schema = OFF",
     ),
 }
@@ -171,11 +161,10 @@ MIGRATIONS: Mapping[int, tuple[Step, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a database of this program looks like: version, tables, index of the search, and steps to it."""
+    """What a database of this program looks like: its version, its tables, and the steps to it."""
 
     version: int = VERSION
     tables: tuple[str, ...] = TABLES
-    index: str = INDEX
     migrations: Mapping[int, tuple[Step, ...]] = field(default_factory=lambda: MIGRATIONS)
 
     @property

@@ -15,11 +15,9 @@ from pathlib import Path
 
 from qwq_local.errors import HistoryError
 from qwq_local.files import LockHeld, lock_file
-from qwq_local.history.database import Database
 from qwq_local.history.records import RunningTurn, TurnOrigin, TurnRecord, TurnStart, TurnState
 from qwq_local.history.rows import packed_json, packed_tokens, part_values, storable, turn_of
 from qwq_local.history.schema import INSERT_PART
-from qwq_local.history.search import add_to_index
 from qwq_local.paths import make_private
 from qwq_local.wire import event_of
 
@@ -155,9 +153,8 @@ def _assembled(connection: sqlite3.Connection, row: sqlite3.Row, *, with_tokens:
     return running.record
 
 
-def settle_turn(database: Database, turn: TurnRecord) -> None:
+def settle_turn(connection: sqlite3.Connection, turn: TurnRecord) -> None:
     """Write a turn that has ended into its row and its parts; its journal goes. In a transaction."""
-    connection = database.connection
     connection.execute(
         "UPDATE turns SET prompt = ?, origin = ?, plan = ?, stats = ?, thinking_s = ?, closed = ?, "
         "state = ?, reason = ?, owner = iif(? = 'lost', owner, '') WHERE id = ?",
@@ -178,7 +175,6 @@ def settle_turn(database: Database, turn: TurnRecord) -> None:
     connection.execute("DELETE FROM parts WHERE turn = ?", (turn.id,))
     rows = [(turn.id, position, *part_values(part)) for position, part in enumerate(turn.parts)]
     connection.executemany(INSERT_PART, rows)
-    add_to_index(database, [turn.id])
 
 
 def set_origin(connection: sqlite3.Connection, turn: int, origin: TurnOrigin) -> None:

@@ -121,7 +121,7 @@ def test_a_failed_migration_leaves_the_old_version_unchanged(path: Path) -> None
     with pytest.raises(HistoryError, match="nowhere"):
         Archive.open(path, broken)
     assert values(path, "PRAGMA user_version") == [(1,)]
-    assert "is_indexed" not in [row[1] for row in values(path, "PRAGMA table_info(turns)")]
+    assert "forked_from" not in [row[1] for row in values(path, "PRAGMA table_info(conversations)")]
     with Archive.open(path) as archive:
         assert archive.find("Physics").n_turns == 2
 

@@ -21,7 +21,6 @@ from qwq_local.history.export import Format, exported, format_of, save_text, to_
 from qwq_local.history.records import (
     AnswerPart,
     ConversationRecord,
-    TextKind,
     ThinkingPart,
     TokenRun,
     ToolCallPart,
@@ -30,6 +29,7 @@ from qwq_local.history.records import (
     TurnRecord,
     TurnState,
 )
+from qwq_local.history.search import TextKind
 
 CONVERSATION = ConversationRecord(
     id=7,

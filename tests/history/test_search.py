@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,9 @@ from hypothesis import strategies as st
 
 from qwq_local.events import Finished, FinishReason, TurnStats
 from qwq_local.history.archive import Archive
-from qwq_local.history.records import TextKind, TurnStart
-from qwq_local.history.schema import Schema
-from qwq_local.history.search import EXCERPT_CHARS, excerpt, words_of
+from qwq_local.history.records import TurnStart
+from qwq_local.history.search import EXCERPT_CHARS, TextKind, excerpt, words_of
 
-WITHOUT_INDEX = replace(Schema(), index="CREATE VIRTUAL TABLE finds USING fts5 (a, tokenize = 'nonesuch')")
 TEXTS = (
     ("什么是量子纠缠?", "我们讨论量子纠缠的问题。" * 20, "Two particles share a state."),
     ("What is 2+2?", 'The user wants "2+2" OR more: a*b, 100%, snake_case, C:\\dir.', "It is 4."),
@@ -42,9 +37,9 @@ def filled(archive: Archive) -> Archive:
     return archive
 
 
-@pytest.fixture(params=[Schema(), WITHOUT_INDEX], ids=["indexed", "scanned"])
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
-    with Archive.open(tmp_path / "history.sqlite3", request.param) as archive:
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    with Archive.open(tmp_path / "history.sqlite3") as archive:
         yield filled(archive)
 
 
@@ -119,14 +114,9 @@ def test_removed_turns_are_not_found(archive: Archive) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Archive, Archive]]:
-    """The same turns with an index and without one."""
-    folder = tmp_path_factory.mktemp("search")
-    with (
-        Archive.open(folder / "one.sqlite3") as one,
-        Archive.open(folder / "other.sqlite3", WITHOUT_INDEX) as other,
-    ):
-        yield filled(one), filled(other)
+def kept_archive() -> Iterator[Archive]:
+    with Archive.private() as archive:
+        yield filled(archive)
 
 
 QUERIES = st.one_of(
@@ -143,23 +133,15 @@ QUERIES = st.one_of(
 
 @settings(max_examples=150)
 @given(query=QUERIES)
-def test_no_typed_text_is_an_operator_and_the_index_finds_every_match(
-    two_archives: tuple[Archive, Archive], query: str
-) -> None:
+def test_no_typed_text_is_an_operator_and_every_match_is_found(kept_archive: Archive, query: str) -> None:
     """The oracle is Python: every turn that has all the words, and no other."""
-    one, other = two_archives
     words = [word.casefold() for word in query.replace("\0", " ").split()]
     expected = {
         number
         for number, texts in enumerate(TEXTS, 1)
         if words and all(any(word in part.casefold() for part in texts) for word in words)
     }
-    assert {hit.turn for hit in one.search(query)} == expected
-    assert one.search(query) == [replace_record(hit, one) for hit in other.search(query)]
-
-
-def replace_record(hit: object, archive: Archive) -> object:
-    return replace(hit, conversation=archive.conversation(1))  # type: ignore[type-var]
+    assert {hit.turn for hit in kept_archive.search(query)} == expected
 
 
 def test_words_are_bounded() -> None:
@@ -182,71 +164,7 @@ def test_an_excerpt_shows_the_word_in_its_surroundings() -> None:
     assert excerpt("the needle", ["needle"]) == "the needle"
 
 
-def test_a_missing_index_is_built(tmp_path: Path) -> None:
-    path = tmp_path / "history.sqlite3"
-    with Archive.open(path, WITHOUT_INDEX) as archive:
-        filled(archive)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT count(*) FROM turns WHERE is_indexed").fetchone() == (0,)
-    with Archive.open(path) as archive:
-        assert len(archive.search("量子纠缠")) == 2
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT count(*) FROM turns WHERE is_indexed").fetchone() == (4,)
-        connection.execute("INSERT INTO finds (finds, rank) VALUES ('integrity-check', 1)")
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        lambda archive: archive.search("量子纠缠"),
-        lambda archive: archive.remove(archive.fork(1, 1)),
-        lambda archive: ask(archive, 1, None, ("More?", "More.", "More.")),
-    ],
-    ids=["search", "remove", "record"],
-)
-@pytest.mark.parametrize("damaged", ["> 10", "= 10"], ids=["words", "structure"])
-def test_a_damaged_index_costs_only_time(
-    tmp_path: Path, work: Callable[[Archive], object], damaged: str
-) -> None:
-    path = tmp_path / "history.sqlite3"
-    with Archive.open(path) as archive:
-        filled(archive)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"UPDATE finds_data SET block = x'ffffffffffffffffffffff' WHERE id {damaged}")
-        connection.commit()
-    with Archive.open(path) as archive:
-        work(archive)
-        assert [hit.turn for hit in archive.search("量子纠缠")] == [1, 1]
-    with Archive.open(path) as archive:
-        assert archive.notices == ()
-        assert [hit.turn for hit in archive.search("量子纠缠")] == [1, 1]
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("INSERT INTO finds (finds, rank) VALUES ('integrity-check', 1)")
-
-
-@pytest.mark.parametrize(
-    "definition",
-    [
-        "CREATE VIRTUAL TABLE finds USING fts9 (question)",
-        "CREATE VIRTUAL TABLE finds USING fts5 (question, tokenize = 'nonesuch')",
-    ],
-)
-def test_an_index_unknown_to_this_sqlite_is_left_alone(tmp_path: Path, definition: str) -> None:
-    path = tmp_path / "history.sqlite3"
-    with Archive.open(path) as archive:
-        filled(archive)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'finds'", (definition,))
-        connection.commit()
-    with Archive.open(path) as archive:
-        assert archive.notices == ()
-        assert [hit.turn for hit in archive.search("量子纠缠")] == [1, 1]
-        archive.remove(archive.fork(1, 1))
-        assert ask(archive, 1, None, ("More?", "More.", "More.")) == 6
-
-
-def test_the_index_agrees_with_the_turns_after_any_changes(tmp_path: Path) -> None:
+def test_changed_turns_are_found_as_they_are_now(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     with Archive.open(path) as archive:
         filled(archive)
@@ -256,7 +174,3 @@ def test_the_index_agrees_with_the_turns_after_any_changes(tmp_path: Path) -> No
         archive.resume_turn(3).close()
         assert [hit.turn for hit in archive.search("Anders.")] == [8, 2]
         assert archive.search("snake_case") == []
-    with closing(sqlite3.connect(path)) as connection:
-        # SQLite's own check of the index against the texts
-        connection.execute("INSERT INTO finds (finds, rank) VALUES ('integrity-check', 1)")
-        assert connection.execute("SELECT count(*) FROM turns WHERE NOT is_indexed").fetchone() == (0,)

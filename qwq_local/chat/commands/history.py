@@ -10,7 +10,8 @@ from qwq_local.chat.events import ChatEvent, Completion, Recalled, Shown, TextTa
 from qwq_local.chat.session import Session, thought_numbers
 from qwq_local.errors import UsageError
 from qwq_local.history.labels import NOT_STANDING, minute_of
-from qwq_local.history.records import ConversationRecord, SearchHit, TextKind, TurnRecord
+from qwq_local.history.records import ConversationRecord, TurnRecord
+from qwq_local.history.search import SearchHit, TextKind
 from qwq_local.text import plural
 
 _LISTED = 20
