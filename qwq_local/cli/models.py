@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -20,7 +21,7 @@ from qwq_local.cli import completion
 from qwq_local.cli.environment import Environment, process_environment
 from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile, measured_fit, model_places
-from qwq_local.cli.screen import WorkScreen, drained
+from qwq_local.cli.screen import WorkScreen
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
 from qwq_local.models.architecture import check_architecture, file_type
@@ -281,13 +282,15 @@ def _check_whole(part: Path) -> None:
 
 def _hashed(path: Path, environment: Environment) -> str:
     output = Output.of(environment.stderr, environment.variables)
-    label = f"checking {path.name[:40]}"
+    label, running = f"checking {path.name[:40]}", hashlib.sha256()
     with closing(WorkScreen(output)) as screen:
         try:
             screen.start(path.stat().st_size)
-            return drained(hash_file(path, "sha256"), lambda done: screen.update(label, done))
+            for done in hash_file(path, running):
+                screen.update(label, done)
         except OSError as error:
             raise QwqError(f"{path} cannot be read ({error.strerror}).") from None
+    return running.hexdigest()
 
 
 def _shape_or_reason(path: Path) -> ModelShape | str:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,6 @@ STALE_AFTER_S = 14 * 24 * 3600
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _DIGEST_FORMS = {"sha256": re.compile(r"[0-9a-f]{64}"), "git-sha1": re.compile(r"[0-9a-f]{40}")}
 
-Algorithm = Literal["sha256", "git-sha1"]
-
 
 @dataclass(frozen=True, slots=True)
 class Digest:
@@ -40,36 +38,34 @@ class Digest:
     (git-hash-object(1)). The hub's ETag is this digest, and names the file in the cache.
     """
 
-    algorithm: Algorithm
+    algorithm: Literal["sha256", "git-sha1"]
     hex: str
 
     def __post_init__(self) -> None:
         if not _DIGEST_FORMS[self.algorithm].fullmatch(self.hex):
             raise ValueError(f"{self.hex[:80]!r} is no {self.algorithm}")
 
+    def running(self, n_bytes: int) -> hashlib._Hash:
+        """A hash of this kind, to be updated with a content of `n_bytes`."""
+        if self.algorithm == "sha256":
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
+
     def matches(self, content: bytes) -> bool:
         """Whether this is the digest of `content`."""
-        running = new_hash(self.algorithm, len(content))
+        running = self.running(len(content))
         running.update(content)
         return running.hexdigest() == self.hex
 
 
-def new_hash(algorithm: Algorithm, n_bytes: int) -> hashlib._Hash:
-    """A running hash for a file of `n_bytes`."""
-    if algorithm == "sha256":
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
-
-
-def hash_file(path: Path, algorithm: Algorithm) -> Generator[int, None, str]:
-    """The hexadecimal hash of a file; yields the number of bytes hashed, after each block. Raises OSError."""
+def hash_file(path: Path, running: hashlib._Hash) -> Iterator[int]:
+    """Hash a file's content; yields the number of bytes hashed, after each block. Raises OSError."""
+    done = 0
     with path.open("rb", buffering=0) as file:
-        running, done = new_hash(algorithm, path.stat().st_size), 0
         while block := file.read(BLOCK_BYTES):
             running.update(block)
             done += len(block)
             yield done
-    return running.hexdigest()
 
 
 def is_repository(name: str) -> bool:
@@ -157,7 +153,6 @@ class HubCache:
 
     def remove_stale(self, now: float) -> None:
         """Delete everything that was not touched for two weeks. Only for a cache of our own."""
-        self.remove_stale_partials(now)
         for path in self.root.glob("models--*/blobs/*"):
             with suppress(OSError):
                 if now - path.stat().st_mtime > STALE_AFTER_S:

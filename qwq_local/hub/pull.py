@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwq_local.errors import PullError
 from qwq_local.files import allocated_bytes, free_bytes
-from qwq_local.hub.cache import Digest, HubCache, hash_file, new_hash, partial_path
+from qwq_local.hub.cache import Digest, HubCache, hash_file, partial_path
 from qwq_local.hub.client import Hub, Listing
 from qwq_local.hub.partial import PartialBlob
 from qwq_local.hub.source import RemoteFile, Source
@@ -169,21 +169,16 @@ def _is_complete(puller: Puller, path: Path, file: RemoteFile) -> Generator[Pull
     if path.stat().st_size == file.n_bytes:
         if puller.is_verified(path):
             return True
-        if (yield from _hash_of(path, file.digest)) == file.digest.hex:
+        running = file.digest.running(file.n_bytes)
+        try:
+            for done in hash_file(path, running):
+                yield BytesHashed(done)
+        except OSError as error:
+            raise PullError(f"{path} cannot be read ({error.strerror}).") from None
+        if running.hexdigest() == file.digest.hex:
             return True
     yield DownloadRestarted(f"{file.name} is here, but damaged")
     return False
-
-
-def _hash_of(path: Path, digest: Digest) -> Generator[PullEvent, None, str]:
-    hashing = hash_file(path, digest.algorithm)
-    try:
-        while True:
-            yield BytesHashed(next(hashing))
-    except StopIteration as finished:
-        return str(finished.value)
-    except OSError as error:
-        raise PullError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def _fetch(
@@ -193,7 +188,7 @@ def _fetch(
     blob = PartialBlob(puller.cache.blob(listing.repo, file.digest.hex), file.n_bytes)
     try:
         for is_last in (False, True):
-            yield FileStarted(file.name, started.index, started.count, file.n_bytes, blob.done.n_bytes)
+            yield replace(started, here=blob.done.n_bytes)
             source = puller.hub.source(listing, file, blob.etag)
             try:
                 if (yield from _download(source, blob, file.digest, puller.settings)):
@@ -257,7 +252,7 @@ def _download_whole(
     failures, next_report = 0, time.monotonic() + PROGRESS_S
     while True:
         blob.restart()
-        running, done = new_hash(digest.algorithm, blob.n_bytes), 0
+        running, done = digest.running(blob.n_bytes), 0
         try:
             with source.open_whole() as chunks:
                 for chunk in chunks:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from qwq_local.errors import PullError
-from qwq_local.hub.cache import BLOCK_BYTES, Digest, new_hash
+from qwq_local.hub.cache import BLOCK_BYTES, Digest
 from qwq_local.hub.partial import PartialBlob
 from qwq_local.hub.source import Source
 from qwq_local.hub.transfer import (
@@ -54,7 +54,7 @@ class DownloadWorkers:
         self._max_running = settings.connections
         self._n_waiting = 0
         self._waits: list[RetryWait] = []
-        self._hash = new_hash(digest.algorithm, blob.n_bytes)
+        self._hash = digest.running(blob.n_bytes)
         self._hasher = self._thread(self._hash_blocks, "hash")
         self.n_hashed = 0
         self.failure: BaseException | None = None

@@ -28,22 +28,13 @@ _WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A kind of GPU, and the command that installs llama-cpp-python for it."""
+    """A kind of GPU, and the build of llama-cpp-python for it."""
 
     name: str
-    reinstall: str
+    build: str
 
 
-def _wheel(build: str) -> str:
-    return (
-        f"pip install --force-reinstall --no-deps --only-binary :all: llama-cpp-python=={TESTED_VERSION} "
-        f"--extra-index-url {_WHEELS}/{build}"
-    )
-
-
-CUDA = Gpu("an NVIDIA GPU", _wheel("cu124"))
-METAL = Gpu("an Apple GPU", _wheel("metal"))
-ROCM = Gpu("an AMD GPU", _wheel("rocm72"))
+CUDA, METAL, ROCM = Gpu("an NVIDIA GPU", "cu124"), Gpu("an Apple GPU", "metal"), Gpu("an AMD GPU", "rocm72")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +162,8 @@ def idle_gpu_notice(gpu: Gpu | None, *, can_offload: bool) -> str | None:
     """One line when the installed library cannot use the GPU, with the command that changes that."""
     if gpu is None or can_offload:
         return None
-    return f"{gpu.name} is here, but the installed llama-cpp-python only uses the CPU. Run: {gpu.reinstall}"
+    return (
+        f"{gpu.name} is here, but the installed llama-cpp-python only uses the CPU. Run: pip install "
+        f"--force-reinstall --no-deps --only-binary :all: llama-cpp-python=={TESTED_VERSION} "
+        f"--extra-index-url {_WHEELS}/{gpu.build}"
+    )

@@ -84,12 +84,12 @@ def read_header(path: Path) -> Header:
 def header_of(parts: Sequence[GgufHeader]) -> Header:
     """The header of a GGUF whose parts have been read. Raises ModelFileError when it contradicts itself."""
     first, path = parts[0], parts[0].path
+    n_tokens = first.array_length(TOKENS_KEY)
     try:
-        if (length := first.array_length(TOKENS_KEY)) is not None:
-            twice = length - first.n_distinct(TOKENS_KEY)
-            if twice:
-                # llama.cpp asserts that no token is there twice.
-                raise ModelFileError(f"{path} is damaged: {twice} tokens are there twice. Fetch it again.")
+        n_twice = 0 if n_tokens is None else n_tokens - first.n_distinct(TOKENS_KEY)
     except ConvertError as error:
         raise ModelFileError(str(error)) from None
+    if n_twice:
+        # llama.cpp asserts that no token is there twice.
+        raise ModelFileError(f"{path} is damaged: {n_twice} tokens are there twice. Fetch it again.")
     return Header(path, {tensor.name: tensor for part in parts for tensor in part.tensors}, tuple(parts))

@@ -22,7 +22,6 @@ FORMAT = 1
 MAX_BYTES = 4 * 2**20
 MAX_RECORDS = 1000
 LOCK_TIMEOUT_S = 20.0
-_ALLOWED: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,11 @@ class ModelRecord:
     verified_at: float = 0.0
     added_at: float = 0.0
     last_used: float = 0.0
+
+
+_KINDS = {
+    each.name: {"str": str, "int": int}.get(str(each.type), (int, float)) for each in fields(ModelRecord)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +135,9 @@ class Registry:
 
 def _record(entry: Any) -> ModelRecord | None:
     """A record from JSON, without keys of other versions; None when a value has the wrong type."""
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or not entry.get("path"):
         return None
-    kept: dict[str, Any] = {}
-    for known in fields(ModelRecord):
-        value = entry.get(known.name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, _ALLOWED[str(known.type)]):
-            return None
-        kept[known.name] = value
-    return ModelRecord(**kept) if kept.get("path") else None
+    kept = {key: value for key, value in entry.items() if key in _KINDS and value is not None}
+    if any(isinstance(value, bool) or not isinstance(value, _KINDS[key]) for key, value in kept.items()):
+        return None
+    return ModelRecord(**kept)
