@@ -14,7 +14,7 @@ from typing import Any, TextIO, Union, get_args, get_origin, get_type_hints
 
 from qwq_local.events import Event, Generated, Prompted, TurnStats
 
-VERSION = 1
+VERSION = 2
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 

@@ -130,7 +130,7 @@ def test_jsonl_writes_every_step_and_nothing_else(folder: Path, tmp_path: Path) 
     ran = run(tmp_path, str(folder), "Q8_0", "--jsonl")
     assert (ran.status, ran.stderr) == (0, "")
     planned, *done, finished = events_of(ran.stdout)
-    assert planned == {"v": 1, "event": "planned", "count": 27, "bytes_total": 111104, "unweighted": []}
+    assert planned == {"v": 2, "event": "planned", "count": 27, "bytes_total": 111104, "unweighted": []}
     assert {event["event"] for event in done} == {"tensor_done"}
     assert [event["index"] for event in done] == list(range(1, 28))
     assert set(done[0]) == {
@@ -143,7 +143,7 @@ def test_jsonl_writes_every_step_and_nothing_else(folder: Path, tmp_path: Path) 
         "bytes_total",
         "n_nonfinite",
     }
-    assert finished == {"v": 1, "event": "finished", "paths": ["model-Q8_0.gguf"], "n_bytes": 118880}
+    assert finished == {"v": 2, "event": "finished", "paths": ["model-Q8_0.gguf"], "n_bytes": 118880}
 
 
 def test_dry_run_shows_types_size_and_time_and_writes_nothing(folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_event_comes_back_from_its_object(event: Event) -> None:
 
 def test_unknown_fields_are_ignored_and_missing_ones_have_their_default() -> None:
     stats = {"prompt_tokens": 5, "later": [1]}
-    value = {"event": "finished", "reason": "stop", "stats": stats, "thinking": "a", "answer": "b", "v": 1}
+    value = {"event": "finished", "reason": "stop", "stats": stats, "thinking": "a", "answer": "b", "v": 2}
     assert event_of(value) == Finished(FinishReason.STOP, TurnStats(prompt_tokens=5), "a", "b")
 
 
@@ -79,7 +79,7 @@ def test_token_ids_with_log_probabilities_are_a_line() -> None:
     logprobs = (TokenLogprob(3, -0.123456, ((3, -0.123456), (4, -2.5))), None)
     line = event_line(Generated(5, (3, 9), 7, (True, False), logprobs))
     assert json.loads(line) == {
-        "v": 1,
+        "v": 2,
         "event": "generated",
         "start": 5,
         "tokens": [3, 9],
