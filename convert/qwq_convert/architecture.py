@@ -86,27 +86,19 @@ class ModelShape:
         """Values of a token's key, and of its value, in one layer."""
         return self.head_dim * self.n_kv_heads
 
-    @property
-    def heads_per_kv_head(self) -> int:
-        """How many query heads share a key-value head."""
-        return self.n_heads // self.n_kv_heads
-
     def tensors(self) -> Iterator[ExpectedTensor]:
         """Every tensor that a model of this shape may have, first those outside the layers."""
         arch = self.architecture
-        for spec in arch.outer_tensors:
-            yield self._expected(spec, "", "", -1)
-        for layer in range(self.n_layers):
-            for spec in arch.layer_tensors:
-                yield self._expected(spec, f"{arch.source_layers}.{layer}.", f"blk.{layer}.", layer)
+        for layer in range(-1, self.n_layers):
+            specs = arch.outer_tensors if layer < 0 else arch.layer_tensors
+            source, name = ("", "") if layer < 0 else (f"{arch.source_layers}.{layer}.", f"blk.{layer}.")
+            for spec in specs:
+                shape = tuple(SIZES[word](self) for word in spec.shape)
+                yield ExpectedTensor(source + spec.source, name + spec.name, layer, shape, spec.is_optional)
 
     def figures(self) -> dict[str, int]:
         """The figures by GGUF key, without the architecture's name, in the order of llama.cpp's converter."""
         return {figure.key: getattr(self, figure.field) for figure in FIGURES}
-
-    def _expected(self, spec: TensorSpec, source: str, name: str, layer: int) -> ExpectedTensor:
-        shape = tuple(SIZES[word](self) for word in spec.shape)
-        return ExpectedTensor(source + spec.source, name + spec.name, layer, shape, spec.is_optional)
 
 
 SIZES: Mapping[str, Callable[[ModelShape], int]] = MappingProxyType(

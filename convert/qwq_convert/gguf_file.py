@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import mmap
-import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +22,7 @@ from typing import NoReturn
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from qwq_convert.disk import InputFile
-from qwq_convert.file_types import BLOCKS, QuantType, block_bytes, block_size, tensor_bytes
+from qwq_convert.file_types import BLOCKS, QuantType, tensor_bytes
 from qwq_convert.strict_json import named, shown
 from qwq_local.errors import ConvertError
 
@@ -50,7 +50,6 @@ WORD = struct.Struct("<I")
 # Whole blocks of every type, and so large that handing a chunk to a thread costs little.
 CHUNK_ELEMENTS = 2**20
 NUMBERS = frozenset(int(kind) for kind in QuantType)
-_SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 
@@ -131,6 +130,10 @@ class GgufHeader:
         numbers = list(struct.unpack_from(f"<{field.count}{code}", self._content, field.start))
         return numbers if field.item is not None else numbers[0]
 
+    def get(self, key: str) -> Value | None:
+        """The value under `key`, or None. Raises ConvertError for invalid UTF-8."""
+        return self.value(key) if key in self._fields else None
+
 
 def read_header(path: Path) -> GgufHeader:
     """The header of the GGUF at `path`. Raises ConvertError when it is cut, damaged or of another version."""
@@ -164,7 +167,7 @@ class _Reader:
         n_tensors, n_fields = self._count(least_bytes=32), self._count(least_bytes=13)
         fields = self._read_fields(n_fields)
         alignment = self._alignment(fields)
-        tensors = self._read_tensors(n_tensors, alignment)
+        tensors = tuple(self._read_tensors(n_tensors, alignment).values())
         data_start = -(-self._at // alignment) * alignment
         header = bytes(self._content[: self._at])
         self._check_placement(tensors, data_start)
@@ -212,7 +215,7 @@ class _Reader:
             self._fail(f"general.alignment {alignment} is no power of two")
         return alignment
 
-    def _read_tensors(self, n_tensors: int, alignment: int) -> tuple[TensorEntry, ...]:
+    def _read_tensors(self, n_tensors: int, alignment: int) -> dict[str, TensorEntry]:
         tensors: dict[str, TensorEntry] = {}
         for _ in range(n_tensors):
             name = self._text(MAX_NAME_BYTES)
@@ -229,7 +232,7 @@ class _Reader:
             if not 0 < n_elements <= I64_MAX or shape[-1] % block or offset % alignment:
                 self._fail(f"tensor {name!r} has an impossible shape or offset")
             tensors[name] = TensorEntry(name, kind, shape, offset, n_elements // block * block_bytes)
-        return tuple(tensors.values())
+        return tensors
 
     def _check_placement(self, tensors: tuple[TensorEntry, ...], data_start: int) -> None:
         position = 0
@@ -253,10 +256,9 @@ class _Reader:
         n_bytes = self._long()
         if n_bytes > most_bytes:
             self._fail(f"a name has {n_bytes} bytes, at most {most_bytes} are allowed")
-        start = self._at
         self._advance(n_bytes)
         try:
-            return self._content[start : self._at].decode("utf-8")
+            return self._content[self._at - n_bytes : self._at].decode("utf-8")
         except UnicodeDecodeError:
             self._fail("a name is not UTF-8 text")
 
@@ -266,15 +268,13 @@ class _Reader:
             self._fail(f"{count} entries do not fit in {self._end} bytes")
         return count
 
-    def _word(self) -> int:
-        self._advance(WORD.size)
-        value: int = WORD.unpack_from(self._content, self._at - WORD.size)[0]
+    def _word(self, form: struct.Struct = WORD) -> int:
+        self._advance(form.size)
+        value: int = form.unpack_from(self._content, self._at - form.size)[0]
         return value
 
     def _long(self) -> int:
-        self._advance(LENGTH.size)
-        value: int = LENGTH.unpack_from(self._content, self._at - LENGTH.size)[0]
-        return value
+        return self._word(LENGTH)
 
     def _advance(self, n_bytes: int) -> None:
         self._at += n_bytes
@@ -305,7 +305,12 @@ def read_parts(path: Path) -> tuple[GgufHeader, ...]:
     first = read_header(path)
     parts = [first]
     owners = {tensor.name: path for tensor in first.tensors}
-    for number, sibling in _siblings(path, first):
+    count = _number(first, "split.count") or 1
+    ending = f"-00001-of-{count:05}.gguf"
+    if count > 1 and (not path.name.endswith(ending) or _number(first, "split.no") != 0):
+        raise ConvertError(f"{path} is one of {count} parts: name the first, ending in {ending}.")
+    for number in range(1, count):
+        sibling = path.with_name(f"{path.name.removesuffix(ending)}-{number + 1:05}-of-{count:05}.gguf")
         part = read_header(sibling)
         if (stated := _number(part, "split.no")) != number:
             raise ConvertError(f"{sibling}: says it is part {stated}, should be {number}. Fetch it again.")
@@ -313,33 +318,14 @@ def read_parts(path: Path) -> tuple[GgufHeader, ...]:
             if (owner := owners.setdefault(tensor.name, sibling)) != sibling:
                 raise ConvertError(f"{sibling}: {tensor.name!r} is in {owner.name} too. Fetch both again.")
         parts.append(part)
-    _check_count(first, len(owners))
+    stated = _number(first, "split.tensors.count")
+    if stated is not None and stated != len(owners):
+        raise ConvertError(f"{path}: its parts hold {len(owners)} tensors, it says {stated}. Fetch them.")
     return tuple(parts)
 
 
-def _siblings(path: Path, first: GgufHeader) -> Iterator[tuple[int, Path]]:
-    """The other parts, numbered from 1. Raises ConvertError when `path` is not the first part."""
-    count = _number(first, "split.count")
-    if count is None or count <= 1:
-        return
-    match = _SPLIT_NAME.match(path.name)
-    is_first = match is not None and int(match["part"]) == 1 and int(match["count"]) == count
-    if match is None or not is_first or _number(first, "split.no") != 0:
-        raise ConvertError(
-            f"{path} is one of {count} parts: name the first, ending in -00001-of-{count:05}.gguf."
-        )
-    for number in range(1, count):
-        yield number, path.with_name(f"{match['stem']}-{number + 1:05}-of-{count:05}.gguf")
-
-
-def _check_count(first: GgufHeader, n_tensors: int) -> None:
-    stated = _number(first, "split.tensors.count")
-    if stated is not None and stated != n_tensors:
-        raise ConvertError(f"{first.path}: its parts hold {n_tensors} tensors, it says {stated}. Fetch them.")
-
-
 def _number(header: GgufHeader, key: str) -> int | None:
-    value = header.value(key) if key in header.keys else None
+    value = header.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -357,45 +343,28 @@ class TensorChunk:
         """The bytes of the values in the file."""
         return tensor_bytes(self.tensor.kind, self.n_elements)
 
-    @property
-    def completes_tensor(self) -> bool:
-        """Whether this is the tensor's last chunk."""
-        return tensor_bytes(self.tensor.kind, self.start) + self.n_bytes == self.tensor.n_bytes
+
+@contextmanager
+def tensor_data(parts: Sequence[GgufHeader]) -> Iterator[Callable[[TensorChunk], bytes]]:
+    """A function that reads a chunk from a GGUF or its parts; several threads may call it at once.
+
+    It raises ConvertError when the disk fails or the file was cut meanwhile.
+    """
+    with ExitStack() as opened:
+        files = [opened.enter_context(InputFile(part.path)) for part in parts]
+
+        def read(chunk: TensorChunk) -> bytes:
+            start = tensor_bytes(chunk.tensor.kind, chunk.start)
+            at = parts[chunk.part].data_start + chunk.tensor.offset + start
+            return files[chunk.part].read(chunk.n_bytes, at)
+
+        yield read
 
 
-class TensorData:
-    """The tensor data of a GGUF and of its parts; several threads may read at once. A context manager."""
-
-    def __init__(self, parts: Sequence[GgufHeader]) -> None:
-        self._parts = parts
-        self._files: list[InputFile] = []
-
-    def __enter__(self) -> TensorData:
-        try:
-            for part in self._parts:
-                self._files.append(InputFile(part.path))
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def read(self, chunk: TensorChunk) -> bytes:
-        """The bytes of a chunk. Raises ConvertError when the disk fails or the file was cut meanwhile."""
-        part = self._parts[chunk.part]
-        at = part.data_start + chunk.tensor.offset + tensor_bytes(chunk.tensor.kind, chunk.start)
-        return self._files[chunk.part].read(chunk.n_bytes, at)
-
-    def _close(self) -> None:
-        for file in self._files:
-            file.close()
-
-
-def chunks_of(part: int, tensor: TensorEntry) -> Iterator[TensorChunk]:
-    """The tensor in chunks of whole blocks, first to last."""
-    n_blocks = tensor.n_bytes // block_bytes(tensor.kind)
-    n_elements = n_blocks * block_size(tensor.kind)
-    for start in range(0, n_elements, CHUNK_ELEMENTS):
-        yield TensorChunk(part, tensor, start, min(CHUNK_ELEMENTS, n_elements - start))
+def chunks_of(parts: Sequence[GgufHeader]) -> Iterator[TensorChunk]:
+    """All tensors in chunks of whole blocks, first to last."""
+    for number, part in enumerate(parts):
+        for tensor in part.tensors:
+            n_elements = math.prod(tensor.shape)
+            for start in range(0, n_elements, CHUNK_ELEMENTS):
+                yield TensorChunk(number, tensor, start, min(CHUNK_ELEMENTS, n_elements - start))

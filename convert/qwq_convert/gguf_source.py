@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from qwq_convert.architectures import find_architecture, supported
 from qwq_convert.disk import InputFile
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.gguf_file import GgufHeader, read_parts
-from qwq_convert.key_values import KeyValues
+from qwq_convert.key_values import KeyValues, split_keys
 from qwq_convert.model_config import NamedTensor
 from qwq_convert.safetensors import SourceTensor
 from qwq_local.errors import ConvertError
@@ -35,13 +34,13 @@ class GgufSource:
         self._path = path
         self._headers = read_parts(path)
         self._first = self._headers[0]
-        name = self._read(Keys.General.ARCHITECTURE)
+        name = self._first.get(Keys.General.ARCHITECTURE)
         architecture = find_architecture(name)
         if architecture is None:
             raise ConvertError(f"{path}: architecture {name!r} is not supported, only {supported()}.")
         self._architecture = architecture
-        self._tensors = {tensor.name: tensor for header in self._headers for tensor in _sources(header)}
-        if not self._tensors:
+        self.tensors = {tensor.name: tensor for header in self._headers for tensor in _sources(header)}
+        if not self.tensors:
             raise ConvertError(f"{path}: holds no tensors. Use the GGUF with the weights, or the checkpoint.")
         with ExitStack() as opened:
             files = [opened.enter_context(InputFile(header.path)) for header in self._headers]
@@ -53,11 +52,6 @@ class GgufSource:
 
     def __exit__(self, *_: object) -> None:
         self._open_files.close()
-
-    @property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor of every part, by name."""
-        return self._tensors
 
     @property
     def identity(self) -> str:
@@ -72,8 +66,8 @@ class GgufSource:
     def named_tensors(self) -> tuple[NamedTensor, ...]:
         """The tensors in llama-quantize's order. Those that are not quantized keep their types."""
         named = [
-            NamedTensor(name, _layer(name), source, QuantType[source.dtype])
-            for name, source in self._tensors.items()
+            NamedTensor(name, int(m[1]) if (m := _LAYER.match(name)) else -1, source, QuantType[source.dtype])
+            for name, source in self.tensors.items()
         ]
         return tuple(sorted(named, key=lambda tensor: (tensor.layer, tensor.name)))
 
@@ -82,16 +76,15 @@ class GgufSource:
         figures = {}
         for figure in FIGURES:
             key = self._architecture.key(figure.key)
-            value = self._read(key)
+            value = self._first.get(key)
             if not isinstance(value, int) or not 0 < value <= figure.most:
                 raise ConvertError(f"{self._path}: {key} is {value!r}. Download it again.")
             figures[figure.field] = value
-        head_dim = self._read(self._architecture.key(KEY_LENGTH))
+        stated = self._first.get(self._architecture.key(KEY_LENGTH))
+        head_dim = stated if isinstance(stated, int) else None
         n_vocab = self._first.array_length(Keys.Tokenizer.LIST) or 0
         try:
-            return shape_of(
-                self._architecture, figures, head_dim if isinstance(head_dim, int) else None, n_vocab
-            )
+            return shape_of(self._architecture, figures, head_dim, n_vocab)
         except ValueError as error:
             raise ConvertError(f"{self._path}: {error}.") from None
 
@@ -99,7 +92,8 @@ class GgufSource:
         """Every key-value but those of the layout of its files; `name` replaces general.name."""
         header, values = self._first, KeyValues()
         for key in header.keys:
-            if key in _LAYOUT_KEYS:
+            # The new file has its own layout, with the format's default alignment.
+            if key == Keys.General.ALIGNMENT or key in split_keys(0, 1, 0):
                 continue
             kind, item = header.kinds(key)
             if item is not None and not header.array_length(key):
@@ -110,18 +104,6 @@ class GgufSource:
         if name is not None:
             values[Keys.General.NAME] = GGUFValue(name, GGUFValueType.STRING)
         return values
-
-    def _read(self, key: str) -> object:
-        return self._first.value(key) if key in self._first.keys else None
-
-
-# The new file has its own layout, with the format's default alignment.
-_LAYOUT_KEYS = (
-    Keys.General.ALIGNMENT,
-    Keys.Split.LLM_KV_SPLIT_NO,
-    Keys.Split.LLM_KV_SPLIT_COUNT,
-    Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT,
-)
 
 
 def _sources(header: GgufHeader) -> list[SourceTensor]:
@@ -137,8 +119,3 @@ def _sources(header: GgufHeader) -> list[SourceTensor]:
             SourceTensor(tensor.name, tensor.kind.name, tensor.shape, header.path.name, start, tensor.n_bytes)
         )
     return sources
-
-
-def _layer(name: str) -> int:
-    match = _LAYER.match(name)
-    return int(match[1]) if match else -1

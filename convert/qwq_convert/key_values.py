@@ -62,13 +62,13 @@ def parse_override(text: str) -> Override:
     if key.startswith(FIXED_KEYS):
         raise ConvertError(f"--override-key {key}: the file's layout hangs on it, it cannot be overridden.")
     kind, colon, value = rest.partition(":")
-    is_guessed = not colon or kind not in KINDS
-    if is_guessed:
-        kind, value = _guess(rest), rest
-    return Override(key, GGUFValue(_parse(key, kind, value), KINDS[kind]), rest if is_guessed else None)
+    if colon and kind in KINDS:
+        return Override(key, GGUFValue(_parse(key, kind, value), KINDS[kind]))
+    kind = _guess(rest)
+    return Override(key, GGUFValue(_parse(key, kind, rest), KINDS[kind]), rest)
 
 
-def apply_override(key_values: KeyValues, override: Override) -> None:
+def _apply(key_values: KeyValues, override: Override) -> None:
     """Set a key. It moves to the end, and whole numbers become 32-bit unsigned, as in llama-quantize.
 
     Raises ConvertError when the model's value is of another kind: no program would load such a file.
@@ -82,13 +82,18 @@ def apply_override(key_values: KeyValues, override: Override) -> None:
                 f"--override-key {override.key}: the model's own value is of type {kind}, not {_kind(new)}."
             )
         new = GGUFValue(_parse(override.key, kind, override.text), KINDS[kind])
-    set_last(key_values, override.key, new)
+    key_values.pop(override.key, None)
+    key_values[override.key] = new
 
 
-def set_last(key_values: KeyValues, key: str, value: GGUFValue) -> None:
-    """Set `key` and move it to the end."""
+def _set_last(key_values: KeyValues, key: str, value: str | int) -> None:
+    """Set `key` and move it to the end. A text is cut to what llama.cpp holds."""
     key_values.pop(key, None)
-    key_values[key] = value
+    if isinstance(value, str):
+        text = value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
+        key_values[key] = GGUFValue(text, GGUFValueType.STRING)
+    else:
+        key_values[key] = GGUFValue(value, GGUFValueType.UINT32)
 
 
 def stretch(key_values: KeyValues, yarn: Yarn) -> KeyValues:
@@ -106,11 +111,10 @@ def stretch(key_values: KeyValues, yarn: Yarn) -> KeyValues:
             f"--yarn {yarn.factor:g}: expected a factor above 1, such as 4 for 131,072 tokens."
         )
     scaling = {
-        Keys.Rope.SCALING_TYPE: GGUFValue("yarn", GGUFValueType.STRING),
-        Keys.Rope.SCALING_FACTOR: GGUFValue(yarn.factor, GGUFValueType.FLOAT32),
-        Keys.Rope.SCALING_ORIG_CTX_LEN: GGUFValue(origin, GGUFValueType.UINT32),
+        Keys.Rope.SCALING_TYPE.format(arch=arch): GGUFValue("yarn", GGUFValueType.STRING),
+        Keys.Rope.SCALING_FACTOR.format(arch=arch): GGUFValue(yarn.factor, GGUFValueType.FLOAT32),
+        Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch): GGUFValue(origin, GGUFValueType.UINT32),
     }
-    scaling = {name.format(arch=arch): value for name, value in scaling.items()}
     stretched: KeyValues = {}
     for key, value in key_values.items():
         if key == Keys.Rope.FREQ_BASE.format(arch=arch):
@@ -127,23 +131,18 @@ def finish(
     imatrix: tuple[str, ImportanceMatrix] | None,
 ) -> None:
     """Add the keys that llama-quantize sets last: version, file type, overrides, origin of the imatrix."""
-    version = GGUFValue(gguf.GGML_QUANT_VERSION, GGUFValueType.UINT32)
-    set_last(key_values, Keys.General.QUANTIZATION_VERSION, version)
-    set_last(key_values, Keys.General.FILE_TYPE, GGUFValue(file_type.number, GGUFValueType.UINT32))
+    _set_last(key_values, Keys.General.QUANTIZATION_VERSION, gguf.GGML_QUANT_VERSION)
+    _set_last(key_values, Keys.General.FILE_TYPE, file_type.number)
     for override in overrides:
-        apply_override(key_values, override)
+        _apply(key_values, override)
     if imatrix is None:
         return
     name, matrix = imatrix
     texts = {"file": name, "dataset": matrix.datasets[0] if matrix.datasets else ""}
-    for what, text in texts.items():
-        if text:
-            set_last(key_values, f"quantize.imatrix.{what}", GGUFValue(_cut(text), GGUFValueType.STRING))
-    counts = {"entries": len(matrix.sums), "chunks": matrix.chunk_count}
-    for what, count in counts.items():
-        if count > 0:
-            value = GGUFValue(count, GGUFValueType.UINT32)
-            set_last(key_values, f"quantize.imatrix.{what}_count", value)
+    counts = {"entries_count": len(matrix.sums), "chunks_count": matrix.chunk_count}
+    for what, value in (texts | counts).items():
+        if value:
+            _set_last(key_values, f"quantize.imatrix.{what}", value)
 
 
 def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
@@ -157,13 +156,9 @@ def split_keys(number: int, n_files: int, n_tensors: int) -> KeyValues:
 
 def _kind(value: GGUFValue) -> str:
     """The kind of a value, as `KEY=TYPE:VALUE` calls it."""
-    others = {
-        GGUFValueType.BOOL: "bool",
-        GGUFValueType.STRING: "str",
-        GGUFValueType.FLOAT32: "float",
-        GGUFValueType.FLOAT64: "float",
-    }
-    return others.get(value.type, "int")
+    if value.type == GGUFValueType.FLOAT64:
+        return "float"
+    return next((kind for kind, value_type in KINDS.items() if value_type == value.type), "int")
 
 
 def _guess(text: str) -> str:
@@ -197,7 +192,3 @@ def _parse(key: str, kind: str, text: str) -> str | int | float | bool:
     if not math.isfinite(number) or abs(number) > 3.4e38:
         raise ConvertError(f"{place} is no 32-bit number.")
     return number
-
-
-def _cut(text: str) -> str:
-    return text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

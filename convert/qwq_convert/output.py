@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from qwq_convert.disk import partial_path, write_errors
 from qwq_convert.layout import PlannedFile, PlannedTensor
 from qwq_local.errors import ConvertError
 from qwq_local.files import BINARY, PartialFile, allocated_bytes, append, sync_folder
+from qwq_local.files import free_bytes as free_bytes_of
 
 GIB, MIB = 2**30, 2**20
 JOURNAL_VERSION = 1
@@ -36,7 +36,7 @@ def journal_path(files: Sequence[PlannedFile]) -> Path:
 
 
 def check_output(
-    files: Sequence[PlannedFile], fingerprint: str, free_bytes: Callable[[Path], int] | None = None
+    files: Sequence[PlannedFile], fingerprint: str, free_bytes: Callable[[Path], int] = free_bytes_of
 ) -> None:
     """Raises ConvertError when the files' names are taken or their folder lacks room for them."""
     folder = files[0].path.parent
@@ -45,14 +45,13 @@ def check_output(
     if not _only_names_are_missing(read_journal(journal_path(files)), files, fingerprint):
         _check_names(files)
     # The run continues or overwrites what an interrupted one left.
-    free = (free_bytes or _free_bytes)(folder)
-    free += sum(allocated_bytes(path) for file in files for path in (partial_path(file.path), file.path))
-    free += sum(allocated_bytes(path) for path in _split_differently(files))
+    reused = [path for file in files for path in (partial_path(file.path), file.path)]
+    free = free_bytes(folder) + sum(map(allocated_bytes, [*reused, *_split_differently(files)]))
     needed = sum(file.n_bytes for file in files)
     if free < needed:
+        sizes = [f"{n / GIB:.1f} GiB" if n >= GIB else f"{n / MIB:.1f} MiB" for n in (needed, free)]
         raise ConvertError(
-            f"{folder}: needs {_size_text(needed)}, {_size_text(free)} free. "
-            "Free some space or write to another disk."
+            f"{folder}: needs {sizes[0]}, {sizes[1]} free. Free some space or write to another disk."
         )
 
 
@@ -71,7 +70,8 @@ class ConversionOutput:
         self._partials: list[tuple[PlannedFile, PartialFile]] = []
         self._journal: Journal | None = None
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._syncing: Future[None] | None = None
+        self._syncing: Future[None] = Future()
+        self._syncing.set_result(None)
         self._unsynced: list[str] = []
         self._may_record = True
         self._last_sync = time.monotonic()
@@ -95,9 +95,8 @@ class ConversionOutput:
     @property
     def paths(self) -> tuple[Path, ...]:
         """Where the files are now."""
-        return tuple(
-            path if (path := partial_path(file.path)).exists() else file.path for file in self._files
-        )
+        partials = [partial_path(file.path) for file in self._files]
+        return tuple(p if p.exists() else file.path for p, file in zip(partials, self._files, strict=True))
 
     def writer_of(self, number: int, tensor: PlannedTensor) -> Callable[[int, ggml.Bytes], None]:
         """A function that writes bytes at a place of `tensor` in file `number`; threads may share it."""
@@ -113,9 +112,8 @@ class ConversionOutput:
     def mark_finished(self, name: str) -> None:
         """Note that the tensor `name` is written whole; the journal names it when the disk has it."""
         self._unsynced.append(name)
-        idle = self._syncing is None or self._syncing.done()
-        if idle and time.monotonic() - self._last_sync >= self._record_every_s:
-            self._wait()
+        if self._syncing.done() and time.monotonic() - self._last_sync >= self._record_every_s:
+            self._syncing.result()
             self._syncing = self._syncer.submit(self._sync, self._unsynced)
             self._unsynced, self._last_sync = [], time.monotonic()
 
@@ -126,7 +124,7 @@ class ConversionOutput:
         _check_names([planned for planned, _ in self._partials])
         if self._journal is not None:
             with write_errors(self._journal.path):
-                self._journal.whole()
+                self._journal.append({"whole": True})
         # The first part last: it is the one that people open.
         for planned, partial in reversed(self._partials):
             with write_errors(partial.path):
@@ -148,34 +146,32 @@ class ConversionOutput:
         # From here on no other process writes. One that wrote until now may have changed the journal.
         if read_journal(path) != record:
             raise ConvertError(f"{path}: another process was writing it. Run the same command again.")
+        names = frozenset(tensor.name for file in self._files for tensor in file.layout.tensors)
         if only_names_are_missing:
-            self.finished = self._names
+            self.finished = names
             return
         _check_names(self._files)
-        if record is not None and self._continues(record):
-            self.finished = record.finished & self._names
+        is_same = record is not None and record.conversion == self._fingerprint
+        is_whole = all(planned.n_bytes == partial.n_bytes for planned, partial in self._partials)
+        if record is not None and is_same and record.finished and is_whole:
+            self.finished = record.finished & names
             with write_errors(path):
                 self._journal = Journal(path, self._fingerprint, is_new=False)
             return
-        self.started_over = was_there and (record is None or record.conversion != self._fingerprint)
+        self.started_over = was_there and not is_same
         # The new journal first: the old one names bytes that are about to be overwritten.
         with write_errors(path):
             self._journal = Journal(path, self._fingerprint, is_new=True)
+        # Each file is its header and zeros: old content is gone, and padding need not be written.
         for planned, partial in self._partials:
-            _begin(planned, partial)
+            with write_errors(partial.path):
+                partial.truncate(0)
+                partial.truncate(planned.n_bytes)
+                partial.write(planned.header, 0)
         for other in _split_differently(self._files):
             _locked(other).remove()
             other.with_suffix(".partial.journal").unlink(missing_ok=True)
             self.started_over = True
-
-    @property
-    def _names(self) -> frozenset[str]:
-        return frozenset(tensor.name for file in self._files for tensor in file.layout.tensors)
-
-    def _continues(self, record: JournalRecord) -> bool:
-        """Whether the partial files hold finished tensors of this same conversion, and so its headers."""
-        same = record.conversion == self._fingerprint and bool(record.finished)
-        return same and all(planned.n_bytes == partial.n_bytes for planned, partial in self._partials)
 
     def _sync(self, names: Sequence[str]) -> None:
         if not names or self._journal is None or not self._may_record:
@@ -186,16 +182,11 @@ class ConversionOutput:
             with write_errors(partial.path):
                 partial.sync()
         with write_errors(self._journal.path):
-            self._journal.finished(names)
+            self._journal.append(*({"tensor": name} for name in names))
         self._may_record = True
 
-    def _wait(self) -> None:
-        if self._syncing is not None:
-            syncing, self._syncing = self._syncing, None
-            syncing.result()
-
     def _sync_all(self) -> None:
-        self._wait()
+        self._syncing.result()
         names, self._unsynced = self._unsynced, []
         self._sync(names)
 
@@ -259,32 +250,21 @@ class Journal:
         self._fd = os.open(path, flags, 0o666)
         try:
             if is_new:
-                self._append([{"version": JOURNAL_VERSION, "conversion": conversion}])
-            else:
-                self._drop_torn_line()
+                self.append({"version": JOURNAL_VERSION, "conversion": conversion})
+            else:  # drop a torn line
+                os.ftruncate(self._fd, path.read_bytes().rfind(b"\n") + 1)
         except BaseException:
             self.close()
             raise
 
-    def finished(self, names: Iterable[str]) -> None:
-        """Note tensors whose bytes are on the disk for good. Raises OSError."""
-        self._append([{"tensor": name} for name in names])
-
-    def whole(self) -> None:
-        """Note that everything is on the disk and verified. Raises OSError."""
-        self._append([{"whole": True}])
+    def append(self, *entries: Mapping[str, object]) -> None:
+        """Add lines, and wait until the disk has them. Raises OSError."""
+        checked = (_checked(self._conversion, entry) for entry in entries)
+        append(self._fd, b"".join(json.dumps(entry).encode() + b"\n" for entry in checked), sync=True)
 
     def close(self) -> None:
         """Close the file and keep it."""
         os.close(self._fd)
-
-    def _append(self, entries: list[dict[str, object]]) -> None:
-        checked = (_checked(self._conversion, entry) for entry in entries)
-        append(self._fd, b"".join(json.dumps(entry).encode() + b"\n" for entry in checked), sync=True)
-
-    def _drop_torn_line(self) -> None:
-        content = self.path.read_bytes()
-        os.ftruncate(self._fd, content.rfind(b"\n") + 1)
 
 
 def _checked(conversion: str, entry: Mapping[str, object]) -> dict[str, object]:
@@ -313,14 +293,6 @@ def _locked(path: Path) -> PartialFile:
     return partial
 
 
-def _begin(planned: PlannedFile, partial: PartialFile) -> None:
-    """Make the file its header and zeros: old content is gone, and padding need not be written."""
-    with write_errors(partial.path):
-        partial.truncate(0)
-        partial.truncate(planned.n_bytes)
-        partial.write(planned.header, 0)
-
-
 def _only_names_are_missing(
     record: JournalRecord | None, files: Sequence[PlannedFile], fingerprint: str
 ) -> bool:
@@ -343,18 +315,9 @@ def _split_differently(files: Sequence[PlannedFile]) -> list[Path]:
     folder, name = files[0].path.parent, files[0].path.name
     if len(files) > 1:
         name = _PART.sub("", name)
-    mine = {partial_path(file.path) for file in files}
-    named_so = [path for path in folder.glob("*.partial") if _PART.sub("", path.stem) == name]
-    return [path for path in named_so if path not in mine]
+    others = set(folder.glob("*.partial")) - {partial_path(file.path) for file in files}
+    return sorted(path for path in others if _PART.sub("", path.stem) == name)
 
 
 def _length_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _size_text(n_bytes: int) -> str:
-    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:.1f} MiB"
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

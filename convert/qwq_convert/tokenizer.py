@@ -8,6 +8,7 @@ chat template or without an end token is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,16 +68,12 @@ def read_vocabulary(tokenizer: Fields, tokenizer_config: Fields, vocab_size: int
         texts.append(text)
         types.append(int(kind))
     checked_text("".join(texts), f"{tokenizer.source}: a token")
-    _check_distinct(tokenizer, texts)
-    return TokenTable(texts, types, _merges(model), {entry.text: token for token, entry in added.items()})
-
-
-def _check_distinct(tokenizer: Fields, texts: list[str]) -> None:
-    """llama.cpp ends the process when two tokens are the same text."""
+    # llama.cpp ends the process when two tokens are the same text.
     seen: dict[str, int] = {}
     for token, text in enumerate(texts):
         if (first := seen.setdefault(text, token)) != token:
             tokenizer.fail(f"tokens {first} and {token} are both {shown(text)}. Download the file again.")
+    return TokenTable(texts, types, _merges(model), {entry.text: token for token, entry in added.items()})
 
 
 def _typed(entry: _AddedToken) -> tuple[str, TokenType]:
@@ -148,13 +145,17 @@ def _check_understood(tokenizer: Fields, model: Fields) -> None:
     normalizer = tokenizer.optional_object("normalizer")
     decoder = tokenizer.optional_object("decoder")
     pattern = _split_pattern(tokenizer)
+    processor = tokenizer.optional_object("post_processor")
+    processors = processor.objects("processors") or [processor] if processor else []
     reasons = {
         f"its model is {shown(kind)}": kind != "BPE",
         "its BPE has extras": any(model.values.get(key) for key in bpe_extras),
         "its normalizer is not NFC": normalizer is not None and normalizer.optional_text("type") != "NFC",
         "it splits text in another way": pattern != QWEN2_PATTERN,
         "its decoder is not ByteLevel": decoder is None or decoder.optional_text("type") != "ByteLevel",
-        "its post-processor adds tokens": not _post_processor_adds_nothing(tokenizer),
+        "its post-processor adds tokens": any(
+            step.optional_text("type") != "ByteLevel" for step in processors
+        ),
     }
     for reason, applies in reasons.items():
         if applies:
@@ -174,16 +175,7 @@ def _split_pattern(tokenizer: Fields) -> str | None:
     return pattern.optional_text("Regex")
 
 
-def _post_processor_adds_nothing(tokenizer: Fields) -> bool:
-    processor = tokenizer.optional_object("post_processor")
-    if processor is None:
-        return True
-    steps = processor.objects("processors") or [processor]
-    return all(step.optional_text("type") == "ByteLevel" for step in steps)
-
-
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
-ROLES_WITH_ADD_FLAG = ("bos", "eos", "sep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,59 +211,50 @@ def find_special_tokens(
                 tokens.setdefault(role, token)
     if "eos" not in tokens:
         tokenizer_config.fail("eos_token is missing or no added token. Download the file again.")
-    return SpecialTokens(tokens, _add_flags(tokenizer, tokenizer_config))
+    # A byte-level post-processor, the only kind accepted, adds neither of the two.
+    has_post_processor = tokenizer.values.get("post_processor") is not None
+    flags = {"bos": False, "eos": False} if has_post_processor else {}
+    for role in ("bos", "eos", "sep"):
+        if tokenizer_config.values.get(f"add_{role}_token") is not None:
+            flags.setdefault(role, tokenizer_config.flag(f"add_{role}_token"))
+    return SpecialTokens(tokens, flags)
 
 
 def find_chat_templates(checkpoint: Checkpoint, tokenizer_config: Fields) -> ChatTemplates:
     """The template of tokenizer_config.json, else chat_template.jinja, else chat_template.json."""
+    named: dict[str, str] = {}
     if isinstance(tokenizer_config.values.get("chat_template"), list):
-        named = {
-            _identifier(entry.optional_text("name") or ""): entry.optional_text("template") or ""
-            for entry in tokenizer_config.objects("chat_template")
-        }
+        for entry in tokenizer_config.objects("chat_template"):
+            name = re.sub(r"[^A-Za-z0-9]", "_", entry.optional_text("name") or "")
+            named[name] = entry.optional_text("template") or ""
         named.pop("", None)
-        return _checked(named.pop("default", ""), named)
-    text = tokenizer_config.optional_text("chat_template")
-    if text is None and (content := checkpoint.document("chat_template.jinja")) is not None:
-        text = _decode(content, "chat_template.jinja")
-    if text is None:
-        text = optional_document(checkpoint, "chat_template.json").optional_text("chat_template")
-    return _checked(text or "", {})
+        text = named.pop("default", None)
+    else:
+        text = tokenizer_config.optional_text("chat_template")
+        if text is None and (content := checkpoint.document("chat_template.jinja")) is not None:
+            text = _decode(content, "chat_template.jinja")
+        if text is None:
+            text = optional_document(checkpoint, "chat_template.json").optional_text("chat_template")
+    if text is None or not text.strip():
+        raise ConvertError(
+            "tokenizer_config.json: no chat_template there, in chat_template.jinja or chat_template.json. "
+            "Download the tokenizer's files again."
+        )
+    if empty := [name for name, template in named.items() if not template]:
+        raise ConvertError(f"tokenizer_config.json: chat_template {shown(empty[0])} is empty. Remove it.")
+    return ChatTemplates(text, named)
 
 
 def add_special_tokens(writer: GGUFWriter, special: SpecialTokens, templates: ChatTemplates) -> None:
     """Append the roles, flags and templates to the key-values of `writer`."""
-    add_token = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id,
-        "sep": writer.add_sep_token_id,
-        "pad": writer.add_pad_token_id,
-        "mask": writer.add_mask_token_id,
-    }
-    add_flag = {
-        "bos": writer.add_add_bos_token,
-        "eos": writer.add_add_eos_token,
-        "sep": writer.add_add_sep_token,
-    }
     for role, token in special.tokens.items():
-        add_token[role](token)
+        writer.add_uint32(getattr(Keys.Tokenizer, f"{role.upper()}_ID"), token)
     for role, value in special.add_flags.items():
-        add_flag[role](value)
+        writer.add_bool(getattr(Keys.Tokenizer, f"ADD_{role.upper()}"), value)
     for name, template in templates.named.items():
         writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), template)
     writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, list(templates.named))
     writer.add_chat_template(templates.default)
-
-
-def _add_flags(tokenizer: Fields, tokenizer_config: Fields) -> dict[str, bool]:
-    # A byte-level post-processor, the only kind accepted, adds neither of the two.
-    has_post_processor = tokenizer.values.get("post_processor") is not None
-    flags = {"bos": False, "eos": False} if has_post_processor else {}
-    for role in ROLES_WITH_ADD_FLAG:
-        if tokenizer_config.values.get(f"add_{role}_token") is not None:
-            flags.setdefault(role, tokenizer_config.flag(f"add_{role}_token"))
-    return flags
 
 
 def _text_of(tokenizer_config: Fields, key: str) -> str | None:
@@ -280,22 +263,6 @@ def _text_of(tokenizer_config: Fields, key: str) -> str | None:
         entry = tokenizer_config.optional_object(key)
         return entry.optional_text("content") if entry else None
     return tokenizer_config.optional_text(key)
-
-
-def _identifier(name: str) -> str:
-    return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in name)
-
-
-def _checked(default: str, named: dict[str, str]) -> ChatTemplates:
-    if not default.strip():
-        raise ConvertError(
-            "tokenizer_config.json: no chat_template there, in chat_template.jinja or chat_template.json. "
-            "Download the tokenizer's files again."
-        )
-    empty = [name for name, template in named.items() if not template]
-    if empty:
-        raise ConvertError(f"tokenizer_config.json: chat_template {shown(empty[0])} is empty. Remove it.")
-    return ChatTemplates(default, named)
 
 
 def _decode(content: bytes, source: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from qwq_convert import ggml
 from qwq_convert.file_types import QuantType, block_bytes, block_size, tensor_bytes
 from qwq_convert.ggml import dequantize, is_known
-from qwq_convert.gguf_file import GgufHeader, TensorChunk, TensorData, TensorEntry, chunks_of, read_header
+from qwq_convert.gguf_file import GgufHeader, TensorChunk, TensorEntry, chunks_of, read_header, tensor_data
 from qwq_convert.layout import FileLayout
 from qwq_convert.model_config import NamedTensor
 from qwq_convert.parallel import map_in_order
@@ -30,6 +31,7 @@ NEGLIGIBLE = 128 * 2.0**-25
 # Values at a time, so that both sides stay in the processor's cache.
 SLICE_ELEMENTS = 2**16
 
+Found = TypeVar("Found")
 Read = Callable[[SourceTensor, int, int], bytes]
 """A checkpoint's `read`: bytes of a source tensor; several threads call it."""
 
@@ -46,16 +48,15 @@ class BytesVerified:
 def verify_structure(path: Path, layout: FileLayout) -> None:
     """Raises ConvertError unless the GGUF holds the planned tensors at the planned places."""
     header = read_header(path)
-    for planned, found in zip(layout.tensors, header.tensors, strict=False):
-        expected = TensorEntry(planned.name, planned.kind, planned.shape, planned.offset, planned.n_bytes)
+    planned = [TensorEntry(t.name, t.kind, t.shape, t.offset, t.n_bytes) for t in layout.tensors]
+    for expected, found in zip(planned, header.tensors, strict=False):
         if found != expected:
             raise ConvertError(f"{path}: holds {found}, planned was {expected}. Convert again.")
-    if len(header.tensors) != len(layout.tensors):
-        counts = f"{len(header.tensors)} tensors, planned were {len(layout.tensors)}"
-        raise ConvertError(f"{path}: holds {counts}. Convert again.")
-    if header.file_bytes != header.data_start + layout.n_bytes:
-        sizes = f"{header.file_bytes} bytes, planned were {header.data_start + layout.n_bytes}"
-        raise ConvertError(f"{path}: has {sizes}. Convert again.")
+    n_found, n_bytes = len(header.tensors), header.data_start + layout.n_bytes
+    if n_found != len(planned):
+        raise ConvertError(f"{path}: holds {n_found} tensors, planned were {len(planned)}. Convert again.")
+    if header.file_bytes != n_bytes:
+        raise ConvertError(f"{path}: has {header.file_bytes} bytes, planned were {n_bytes}. Convert again.")
 
 
 def verify_placement(part: GgufHeader) -> None:
@@ -85,33 +86,32 @@ def surplus_bytes(part: GgufHeader) -> int:
 
 def verify_blocks(parts: Sequence[GgufHeader], threads: int) -> Generator[BytesVerified, None, None]:
     """Read every block, and yield the progress. ConvertError names the first block without numbers."""
-    chunks = (
-        chunk
-        for number, part in enumerate(parts)
-        for tensor in part.tensors
-        for chunk in chunks_of(number, tensor)
-    )
+    for chunk, damaged, progress in _each_chunk(parts, _damaged_block, threads):
+        if damaged is not None:
+            raise ConvertError(
+                f"{parts[chunk.part].path}: {chunk.tensor.name} has a damaged block, number "
+                f"{damaged:,}, not made of numbers. Convert or download it again."
+            )
+        yield progress
+
+
+def _each_chunk(
+    parts: Sequence[GgufHeader], check: Callable[[TensorChunk, bytes], Found], threads: int
+) -> Generator[tuple[TensorChunk, Found, BytesVerified], None, None]:
+    """Every chunk with what `check` finds in it and its bytes, and the progress."""
     bytes_total = sum(tensor.n_bytes for part in parts for tensor in part.tensors)
     bytes_done = 0
-    with TensorData(parts) as data:
-
-        def damaged_block(chunk: TensorChunk) -> int | None:
-            return _damaged_block(np.frombuffer(data.read(chunk), dtype=np.uint8), chunk)
-
-        with closing(map_in_order(chunks, damaged_block, threads)) as results:
-            for chunk, damaged in results:
-                if damaged is not None:
-                    raise ConvertError(
-                        f"{parts[chunk.part].path}: {chunk.tensor.name} has a damaged block, number "
-                        f"{damaged:,}, not made of numbers. Convert or download it again."
-                    )
+    with tensor_data(parts) as read:
+        found = map_in_order(chunks_of(parts), lambda chunk: check(chunk, read(chunk)), threads)
+        with closing(found):
+            for chunk, result in found:
                 bytes_done += chunk.n_bytes
-                yield BytesVerified(chunk.tensor.name, bytes_done, bytes_total)
+                yield chunk, result, BytesVerified(chunk.tensor.name, bytes_done, bytes_total)
 
 
-def _damaged_block(content: ggml.Bytes, chunk: TensorChunk) -> int | None:
+def _damaged_block(chunk: TensorChunk, raw: bytes) -> int | None:
     """The number within its tensor of the first block that is not valid; None when all are."""
-    kind = chunk.tensor.kind
+    kind, content = chunk.tensor.kind, np.frombuffer(raw, dtype=np.uint8)
     if ggml.is_valid(content, kind):
         return None
     size, first, last = block_bytes(kind), 0, content.size // block_bytes(kind)
@@ -165,10 +165,8 @@ class TypeReport:
     @property
     def is_plausible(self) -> bool:
         """Whether even the worst tensor is as near to its source as its type allows."""
-        worst = self.worst_deviation
-        if self.kind != QuantType.F32 and worst.max_abs <= NEGLIGIBLE:
-            return True
-        return worst.relative_rms <= self.limit
+        is_negligible = self.kind != QuantType.F32 and self.worst_deviation.max_abs <= NEGLIGIBLE
+        return is_negligible or self.worst_deviation.relative_rms <= self.limit
 
 
 def error_limit(kind: QuantType) -> float:
@@ -194,46 +192,23 @@ def compare(
     """
     sources = {tensor.name: tensor for tensor in named}
     _check_same_tensors(parts, sources)
-    with TensorData(parts) as data:
+    deviations: dict[QuantType, dict[str, Deviation]] = {}
 
-        def deviation(chunk: TensorChunk) -> Deviation:
-            return _deviation(chunk, data.read(chunk), read, sources[chunk.tensor.name])
+    def deviation(chunk: TensorChunk, content: bytes) -> Deviation:
+        return _deviation(chunk, content, read, sources[chunk.tensor.name])
 
-        chunks = (c for number, tensor in _tensors(parts) for c in chunks_of(number, tensor))
-        bytes_total = sum(tensor.n_bytes for _, tensor in _tensors(parts))
-        reports, done = _ReportBuilder(), 0
-        with closing(map_in_order(chunks, deviation, threads)) as results:
-            for chunk, found in results:
-                reports.add(chunk, found)
-                done += chunk.n_bytes
-                yield BytesVerified(chunk.tensor.name, done, bytes_total)
-    return reports.reports()
+    for chunk, found, progress in _each_chunk(parts, deviation, threads):
+        of_kind = deviations.setdefault(chunk.tensor.kind, {})
+        of_kind[chunk.tensor.name] = of_kind.get(chunk.tensor.name, Deviation()) + found
+        yield progress
+    reports = [_report(kind, found) for kind, found in deviations.items()]
+    return tuple(sorted(reports, key=lambda report: -report.n_tensors))
 
 
-@dataclass(slots=True)
-class _ReportBuilder:
-    """Adds up deviations, which come chunk by chunk and tensor by tensor."""
-
-    _tensor: Deviation = field(default_factory=Deviation)
-    _reports: dict[QuantType, TypeReport] = field(default_factory=dict)
-
-    def add(self, chunk: TensorChunk, found: Deviation) -> None:
-        self._tensor += found
-        if not chunk.completes_tensor:
-            return
-        kind, name, tensor = chunk.tensor.kind, chunk.tensor.name, self._tensor
-        self._tensor = Deviation()
-        report = self._reports.get(kind)
-        if report is None:
-            self._reports[kind] = TypeReport(kind, 1, tensor, name, tensor)
-            return
-        worst = (report.worst, report.worst_deviation)
-        if tensor.relative_rms > report.worst_deviation.relative_rms:
-            worst = (name, tensor)
-        self._reports[kind] = TypeReport(kind, report.n_tensors + 1, report.total + tensor, *worst)
-
-    def reports(self) -> tuple[TypeReport, ...]:
-        return tuple(sorted(self._reports.values(), key=lambda report: -report.n_tensors))
+def _report(kind: QuantType, deviations: Mapping[str, Deviation]) -> TypeReport:
+    worst = max(deviations, key=lambda name: deviations[name].relative_rms)
+    total = sum(deviations.values(), Deviation())
+    return TypeReport(kind, len(deviations), total, worst, deviations[worst])
 
 
 def _deviation(chunk: TensorChunk, content: bytes, read: Read, named: NamedTensor) -> Deviation:
@@ -258,15 +233,9 @@ def _squared(values: ggml.Rows) -> float:
     return float(np.einsum("i,i->", values, values, dtype=np.float64))
 
 
-def _tensors(parts: Sequence[GgufHeader]) -> Iterator[tuple[int, TensorEntry]]:
-    for number, part in enumerate(parts):
-        for tensor in part.tensors:
-            yield number, tensor
-
-
 def _check_same_tensors(parts: Sequence[GgufHeader], sources: Mapping[str, NamedTensor]) -> None:
     path = parts[0].path
-    found = {tensor.name: tensor for _, tensor in _tensors(parts)}
+    found = {tensor.name: tensor for part in parts for tensor in part.tensors}
     for name, named in sources.items():
         if name not in found:
             raise ConvertError(f"{path}: lacks {name} of the source: it was made from another one.")

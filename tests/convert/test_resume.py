@@ -218,7 +218,7 @@ def test_a_full_disk_costs_only_what_the_journal_could_not_record(
     n_bytes = path.stat().st_size
     writer = Journal(path, planned(request_).fingerprint, is_new=False)
     with closing(writer), file_size_limit(n_bytes + 10), pytest.raises(OSError, match="File too large"):
-        writer.finished(["blk.1.ffn_up.weight"])
+        writer.append({"tensor": "blk.1.ffn_up.weight"})
     assert path.stat().st_size == n_bytes
     events.close()
     assert_finished_by(convert(request_), request_, expected)
@@ -557,8 +557,7 @@ def as_before_the_names(plan: ConversionPlan, n_named: int) -> list[Path]:
         partial_path(plan.files[0].path).with_suffix(".partial.journal"), plan.fingerprint, is_new=True
     )
     with closing(writer):
-        writer.finished(tensor.name for tensor in plan.tensors)
-        writer.whole()
+        writer.append(*({"tensor": tensor.name} for tensor in plan.tensors), {"whole": True})
     for file, path in zip(plan.files, unnamed, strict=False):
         file.path.rename(path)
     return unnamed

@@ -17,11 +17,11 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from gguf import GGMLQuantizationType as QuantType
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
-from qwq_convert.ggml import GgmlInitParams, declare
+from qwq_convert.file_types import QuantType
+from qwq_convert.ggml import GgmlInitParams, Rows, declare
 from qwq_local.errors import ConvertError, DoesNotFit
 
 Tokens = NDArray[np.int32]
@@ -120,11 +120,6 @@ def weight_name(tensor: GgmlTensor) -> str:
     return (parts[1] if len(parts) > 1 else parts[0]).decode("utf-8", "replace")
 
 
-def is_host(tensor: GgmlTensor) -> bool:
-    """Whether the tensor's numbers are in this process's memory."""
-    return bool(libggml.ggml_backend_buffer_is_host(tensor.buffer))
-
-
 def planes(tensor: GgmlTensor, *, in_memory: bool) -> Iterator[Rows]:
     """The rows of an F32 tensor, plane by plane of the two outer dimensions.
 
@@ -133,6 +128,7 @@ def planes(tensor: GgmlTensor, *, in_memory: bool) -> Iterator[Rows]:
     n_bytes = libggml.ggml_nbytes(ctypes.addressof(tensor))
     if tensor.type != QuantType.F32 or tensor.nb[0] != 4:
         raise ValueError("expected a tensor of 32-bit floats, those of a row side by side")
+    content: NDArray[np.uint8]
     if in_memory:
         content = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(tensor.data))
     else:
@@ -241,14 +237,9 @@ class Collector:
     def tokenize(self, text: bytes) -> Tokens:
         """The tokens of a text, after the beginning token if the model wants one."""
         tokens = np.empty(len(text) + 8, np.int32)
+        room = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         count = llama_cpp.llama_tokenize(
-            self._vocabulary,
-            text,
-            len(text),
-            tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            len(tokens),
-            True,
-            self._settings.parse_special,
+            self._vocabulary, text, len(text), room, len(tokens), True, self._settings.parse_special
         )
         if count < 0:
             raise ConvertError(f"llama.cpp could not tokenize a text of {len(text):,} bytes. Shorten it.")
@@ -271,8 +262,7 @@ class Collector:
         step = STEP_TOKENS // n_chunks
         for start in range(0, chunk_size, step):
             tokens = chunks[:, start : start + step]
-            self._fill(tokens.tolist(), start)
-            self._decode()
+            self._decode(tokens.tolist(), start)
             yield tokens.size
 
     @property
@@ -296,7 +286,7 @@ class Collector:
             )
         return context
 
-    def _fill(self, tokens: Sequence[Sequence[int]], start: int) -> None:
+    def _decode(self, tokens: Sequence[Sequence[int]], start: int) -> None:
         batch, at = self._batch, 0
         for sequence, part in enumerate(tokens):
             for place, token in enumerate(part):
@@ -308,9 +298,7 @@ class Collector:
                 batch.logits[at] = True
                 at += 1
         batch.n_tokens = at
-
-    def _decode(self) -> None:
-        status = llama_cpp.llama_decode(self._context, self._batch)
+        status = llama_cpp.llama_decode(self._context, batch)
         if self._failure is not None:
             raise self._failure
         if self._stop() or status == _ABORTED:
@@ -332,10 +320,9 @@ class Collector:
         if node.op != self._multiplication:
             return not self._settings.process_output and node.name == _LAST_BEFORE_OUTPUT
         weight, rows = (GgmlTensor.from_address(source) for source in node.src[:2])
-        if rows.ne[1] < LEAST_ROWS or rows.type != 0:
-            return False
         name = weight_name(weight)
-        return name.startswith("blk.") or (self._settings.process_output and name == _OUTPUT)
+        is_wanted = name.startswith("blk.") or (self._settings.process_output and name == _OUTPUT)
+        return is_wanted and rows.ne[1] >= LEAST_ROWS and rows.type == QuantType.F32
 
     def _take(self, node: GgmlTensor) -> bool:
         """Whether the graph continues: not into the output layer, whose logits are not needed."""
@@ -345,9 +332,7 @@ class Collector:
         name = weight_name(weight)
         if weight.ne[2] * weight.ne[3] != 1:
             raise ConvertError(f"{name} is a stack of matrices; only dense models can be collected for.")
-        for plane in planes(rows, in_memory=is_host(rows)):
+        in_memory = bool(libggml.ggml_backend_buffer_is_host(rows.buffer))
+        for plane in planes(rows, in_memory=in_memory):
             self._tally.add(name, plane)
         return not self._is_ending
-
-
-Rows = NDArray[np.float32]

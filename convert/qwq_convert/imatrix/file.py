@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from qwq_convert.disk import write_errors
 from qwq_convert.file_types import QuantType
+from qwq_convert.ggml import Rows
 from qwq_convert.gguf_file import MAGIC, MAX_NAME_BYTES, VERSION, GgufHeader, read_header
 from qwq_local.errors import ConvertError
 from qwq_local.files import atomic_file
@@ -35,8 +36,6 @@ MAX_I32 = 2**31 - 1
 # Counts are 64-bit whole numbers in llama.cpp; a larger float is no count.
 MAX_COUNT = 2.0**62
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True)
 class ImportanceMatrix:
@@ -47,13 +46,13 @@ class ImportanceMatrix:
     are means times its count of chunks, not sums over tokens.
     """
 
-    sums: Mapping[str, Floats]
-    counts: Mapping[str, Floats]
+    sums: Mapping[str, Rows]
+    counts: Mapping[str, Rows]
     datasets: tuple[str, ...]
     chunk_count: int
     chunk_size: int
 
-    def importance(self, name: str) -> Floats | None:
+    def importance(self, name: str) -> Rows | None:
         """The weight of each column of `name`, exactly as llama-quantize computes it; None if absent.
 
         load_imatrix in tools/quantize/quantize.cpp: sums over counts; ones where nothing was counted, but in
@@ -66,7 +65,7 @@ class ImportanceMatrix:
         counted = counts[:, None] > 0
         means = per_matrix / np.where(counted, counts[:, None], np.float32(1))
         uncounted = np.float32(1) if self.chunk_size else per_matrix
-        weights: Floats = np.where(counted, means, uncounted).astype(np.float32, copy=False).reshape(-1)
+        weights: Rows = np.where(counted, means, uncounted).astype(np.float32, copy=False).reshape(-1)
         return weights
 
 
@@ -106,7 +105,7 @@ def merge(matrices: Iterable[ImportanceMatrix], chunk_size: int | None = None) -
     matrices = list(matrices)
     if chunk_size is None:
         chunk_size = next((m.chunk_size for m in matrices if m.chunk_size), DEFAULT_CHUNK_SIZE)
-    sums: dict[str, Floats] = {}
+    sums: dict[str, Rows] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for matrix in matrices:
         # A .dat file counts chunks and holds means; scaled, they are tokens and sums.
@@ -155,10 +154,13 @@ def _encoded(matrix: ImportanceMatrix, note: tuple[str, str] | None) -> Iterable
             encoded = values.astype("<f4", copy=False).tobytes()
             n_columns = len(values) // n_matrices
             shape = (n_columns,) if n_matrices == 1 else (n_columns, n_matrices)
-            infos.append(
-                _name(name + suffix)
-                + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, QuantType.F32, offset)
-            )
+            full = name + suffix
+            if len(full.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+                raise ConvertError(
+                    f"{full!r} has more than the {MAX_NAME_BYTES} bytes of a tensor's name in a GGUF."
+                )
+            placed = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, QuantType.F32, offset)
+            infos.append(_text(full) + placed)
             tensors.append(encoded + bytes(-len(encoded) % ALIGNMENT))
             offset += len(tensors[-1])
     header = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(fields)) + b"".join(fields + infos)
@@ -174,17 +176,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _name(name: str) -> bytes:
-    encoded = _text(name)
-    if len(encoded) > MAX_NAME_BYTES + 8:
-        raise ConvertError(f"{name!r} has more than the {MAX_NAME_BYTES} bytes of a tensor's name in a GGUF.")
-    return encoded
-
-
 def _read_gguf(path: Path) -> ImportanceMatrix:
     header = read_header(path)
-    kind = header.value(Keys.General.TYPE) if Keys.General.TYPE in header.keys else None
-    if kind not in (None, "imatrix"):
+    if (kind := header.get(Keys.General.TYPE)) not in (None, "imatrix"):
         raise ConvertError(
             f"{path}: holds a {str(kind)[:40]!r}, not an importance matrix. Name another file."
         )
@@ -200,18 +194,23 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
             _damaged(path, f"{name!r} has a count of {counted.max()}")
         # std::lround of llama.cpp's loader: halves go up.
         counts[name] = np.floor(counted.astype(np.float64) + 0.5).astype(np.float32)
-    return ImportanceMatrix(
-        sums,
-        counts,
-        _datasets(header),
-        _field(header, Keys.IMatrix.CHUNK_COUNT, least=0),
-        _field(header, Keys.IMatrix.CHUNK_SIZE, least=1),
-    )
+    key = Keys.IMatrix.DATASETS
+    datasets = header.get(key)
+    if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+        _damaged(path, f"{key} is missing or no list of texts")
+    numbers = []
+    for key, least in ((Keys.IMatrix.CHUNK_COUNT, 0), (Keys.IMatrix.CHUNK_SIZE, 1)):
+        is_u32 = key in header.keys and header.kinds(key)[0] == ValueType.UINT32
+        value = header.value(key) if is_u32 else None
+        if not isinstance(value, int) or value < least:
+            _damaged(path, f"{key} is {value}, expected a number from {least}")
+        numbers.append(value)
+    return ImportanceMatrix(sums, counts, tuple(map(str, datasets)), *numbers)
 
 
-def _read_tensors(header: GgufHeader, suffix: str) -> dict[str, Floats]:
+def _read_tensors(header: GgufHeader, suffix: str) -> dict[str, Rows]:
     """The tensors whose names end in `suffix`, flat, by the name without it."""
-    found: dict[str, Floats] = {}
+    found: dict[str, Rows] = {}
     with header.path.open("rb") as file:
         for tensor in header.tensors:
             if not tensor.name.endswith(suffix):
@@ -226,22 +225,7 @@ def _read_tensors(header: GgufHeader, suffix: str) -> dict[str, Floats]:
     return found
 
 
-def _datasets(header: GgufHeader) -> tuple[str, ...]:
-    key = Keys.IMatrix.DATASETS
-    names = header.value(key) if header.array_length(key) is not None else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        _damaged(header.path, f"{key} is missing or no list of texts")
-    return tuple(str(name) for name in names)
-
-
-def _field(header: GgufHeader, key: str, least: int) -> int:
-    value = header.value(key) if key in header.keys and header.encoded(key)[0] == ValueType.UINT32 else None
-    if not isinstance(value, int) or value < least:
-        _damaged(header.path, f"{key} is {value}, expected a number from {least}")
-    return value
-
-
-def _checked(path: Path, name: str, content: bytes | memoryview) -> Floats:
+def _checked(path: Path, name: str, content: bytes | memoryview) -> Rows:
     values = np.frombuffer(content, "<f4").astype(np.float32)
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
@@ -270,8 +254,8 @@ class _LegacyReader:
         self._at = 0
 
     def read(self) -> ImportanceMatrix:
-        sums: dict[str, Floats] = {}
-        counts: dict[str, Floats] = {}
+        sums: dict[str, Rows] = {}
+        counts: dict[str, Rows] = {}
         # An entry takes 16 bytes at least: the length of its name, two numbers and a value.
         n_entries = self._number(1, (len(self._content) - I32.size) // 16, "entries")
         for _ in range(n_entries):

@@ -41,7 +41,6 @@ LEAST_CHUNK = 32
 # llama.cpp counts the bytes of a text and the room for tokens in signed 32-bit numbers.
 MAX_TEXT_BYTES = 2**31 - 16
 STATE_KEY = "qwq.imatrix.state"
-MAX_STATE_BYTES = 2**24
 MAX_COUNT = 2**53
 # The samples that a model's digest covers: all 65 GB would take minutes.
 SAMPLES, SAMPLE_BYTES = 64, 2**16
@@ -147,7 +146,7 @@ def prepare(request: ImatrixRequest) -> PreparedCollection:
         raise ConvertError(
             f"a chunk of {settings.chunk_size} tokens is too short. Take {LEAST_CHUNK} or more."
         )
-    with output_held(request.out):
+    with _output_held(request.out):
         pass  # free now; `collect` checks again when the model is loaded
     start = merge(map(read_imatrix, request.earlier), settings.chunk_size) if request.earlier else _NOTHING
     # As llama-imatrix, drop the line end that editors put at the end of a file.
@@ -158,10 +157,10 @@ def prepare(request: ImatrixRequest) -> PreparedCollection:
         )
     options = f"{TESTED_VERSION} {settings.chunk_size} {request.chunks} {settings.process_output} "
     identity = {
-        "model": model_digest(request.model),
-        "text": digest_of([text]),
-        "options": digest_of([options.encode(), str(settings.parse_special).encode()]),
-        "files to merge": digest_of(path.read_bytes() for path in request.earlier),
+        "model": _model_digest(request.model),
+        "text": _digest_of([text]),
+        "options": _digest_of([options.encode(), str(settings.parse_special).encode()]),
+        "files to merge": _digest_of(path.read_bytes() for path in request.earlier),
     }
     return PreparedCollection(request, text, start, identity)
 
@@ -174,40 +173,34 @@ def collect(
     `stop` is called often. When it returns true, the finished chunks are saved and the last event is
     CollectionInterrupted. Raises ConvertError and DoesNotFit.
     """
-    with output_held(prepared.request.out):
-        yield from _collect(prepared, model, stop)
-
-
-def _collect(
-    prepared: PreparedCollection, model: Any, stop: Callable[[], bool]
-) -> Generator[ImatrixEvent, None, None]:
     request, settings = prepared.request, prepared.request.settings
-    with Collector(model, settings, stop) as collector:
-        chunks = cut(collector.tokenize(prepared.text), request)
-        tally, done, starts_over = _start(prepared, len(chunks))
-        yield CollectionPlanned(len(chunks), done, chunks.size, starts_over)
-        saved = done
-        try:
-            while done < len(chunks):
-                group, added = chunks[done : done + settings.n_parallel], tally.copy()
-                tokens_done = done * settings.chunk_size
-                for n_tokens in collector.run(group, added):
-                    tokens_done += n_tokens
-                    yield CollectionProgress(tokens_done, chunks.size)
-                tally, done = added, done + len(group)
-                if done - saved >= request.save_every and done < len(chunks):
+    with _output_held(request.out):
+        with Collector(model, settings, stop) as collector:
+            chunks = _cut(collector.tokenize(prepared.text), request)
+            tally, done, starts_over = _start(prepared, len(chunks))
+            yield CollectionPlanned(len(chunks), done, chunks.size, starts_over)
+            saved = done
+            try:
+                while done < len(chunks):
+                    group, added = chunks[done : done + settings.n_parallel], tally.copy()
+                    tokens_done = done * settings.chunk_size
+                    for n_tokens in collector.run(group, added):
+                        tokens_done += n_tokens
+                        yield CollectionProgress(tokens_done, chunks.size)
+                    tally, done = added, done + len(group)
+                    if done - saved >= request.save_every and done < len(chunks):
+                        _save(prepared, tally, done)
+                        saved = done
+                        yield CollectionSaved(partial_path(request.out), done, len(chunks))
+            except CollectionStopped:
+                if done > saved:
                     _save(prepared, tally, done)
-                    saved = done
-                    yield CollectionSaved(partial_path(request.out), done, len(chunks))
-        except CollectionStopped:
-            if done > saved:
-                _save(prepared, tally, done)
-            yield CollectionInterrupted(partial_path(request.out), done, len(chunks))
-            return
-    yield publish(request.out, prepared.matrix(tally))
+                yield CollectionInterrupted(partial_path(request.out), done, len(chunks))
+                return
+        yield _publish(request.out, prepared.matrix(tally))
 
 
-def publish(out: Path, matrix: ImportanceMatrix) -> CollectionDone:
+def _publish(out: Path, matrix: ImportanceMatrix) -> CollectionDone:
     """Write the file under its final name and remove the partial one."""
     write_imatrix(out, matrix)
     partial_path(out).unlink(missing_ok=True)
@@ -216,22 +209,22 @@ def publish(out: Path, matrix: ImportanceMatrix) -> CollectionDone:
 
 def merge_files(request: ImatrixRequest) -> CollectionDone:
     """Merge the earlier files into one, without text and model, with the first one's chunk size."""
-    with output_held(request.out):
-        return publish(request.out, merge(map(read_imatrix, request.earlier)))
+    with _output_held(request.out):
+        return _publish(request.out, merge(map(read_imatrix, request.earlier)))
 
 
 @contextmanager
-def output_held(out: Path) -> Iterator[None]:
+def _output_held(out: Path) -> Iterator[None]:
     """Within the block the name `out` is free and locked for other runs. Raises ConvertError."""
-    check_output(out)
+    _check_output(out)
     with ExitStack() as held:
         with write_errors(out):
             held.enter_context(lock_beside(out))
-        check_output(out)  # another run may have finished it meanwhile
+        _check_output(out)  # another run may have finished it meanwhile
         yield
 
 
-def check_output(out: Path) -> None:
+def _check_output(out: Path) -> None:
     """Raises ConvertError when the name `out` is taken or its folder is missing."""
     if out.exists() or out.is_symlink():
         raise ConvertError(f"{out}: exists already. Remove it or write to another name (-o).")
@@ -239,7 +232,7 @@ def check_output(out: Path) -> None:
         raise ConvertError(f"{out.parent}: no such folder. Create it or write elsewhere (-o).")
 
 
-def cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
+def _cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
     """The chunks of the text, one per row; a shorter rest is not used. Raises ConvertError for none."""
     chunk_size = request.settings.chunk_size
     n_chunks = len(tokens) // chunk_size
@@ -253,66 +246,40 @@ def cut(tokens: Tokens, request: ImatrixRequest) -> Tokens:
 
 
 def _start(prepared: PreparedCollection, n_chunks: int) -> tuple[ActivationSums, int, str]:
-    """The sums to start with, the number of chunks in them, and why an earlier run is not continued."""
-    saved, reason = resume(prepared.request.out, prepared.identity)
-    if saved is not None and saved.chunks_done <= n_chunks:
-        sums = {name: sums.copy() for name, sums in saved.matrix.sums.items()}
-        return ActivationSums(sums, dict(saved.counts)), saved.chunks_done, ""
+    """The sums to start with, the number of chunks in them, and why an earlier run is not continued.
+
+    The reason is empty when there was no earlier run. No content of its file raises an error.
+    """
+    path, reason = partial_path(prepared.request.out), ""
+    try:
+        if path.exists():
+            matrix, state = read_imatrix(path), _read_state(path)
+            made_of, counts = state.optional_object("identity"), state.optional_object("counts")
+            if made_of is None or counts is None:
+                state.fail("identity and counts are missing.")
+            others = [part for part, it in prepared.identity.items() if made_of.optional_text(part) != it]
+            exact = {name: counts.integer(name, 0, MAX_COUNT) for name in matrix.counts}
+            if any(np.float32(count) != matrix.counts[name][0] for name, count in exact.items()):
+                state.fail("its counts are not those of its sums.")
+            if not others:
+                done = state.integer("chunks_done", 0, n_chunks)
+                return ActivationSums(dict(matrix.sums), exact), done, ""
+            reason = f"{path} was collected with other {others[0]}"
+    except ConvertError as error:
+        reason = f"what an earlier run left cannot be used ({error})"
     start = prepared.start
-    counts = {name: round(float(count[0])) for name, count in start.counts.items()}
-    return ActivationSums({name: sums.copy() for name, sums in start.sums.items()}, counts), 0, reason
+    exact = {name: round(float(count[0])) for name, count in start.counts.items()}
+    return ActivationSums(dict(start.sums), exact), 0, reason
 
 
 def _save(prepared: PreparedCollection, tally: ActivationSums, done: int) -> None:
-    collected = Collected(prepared.matrix(tally), tally.counts, done)
-    save(prepared.request.out, collected, prepared.identity)
+    """Save the sums so far. The counts are exact, where the file's floats may not be."""
+    state = {"chunks_done": done, "counts": tally.counts, "identity": dict(prepared.identity)}
+    note = (STATE_KEY, json.dumps(state))
+    write_imatrix(partial_path(prepared.request.out), prepared.matrix(tally), note)
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """The state of a run; `counts` are exact where the file's floats may not be."""
-
-    matrix: ImportanceMatrix
-    counts: Mapping[str, int]
-    chunks_done: int
-
-
-def save(out: Path, collected: Collected, identity: Mapping[str, str]) -> None:
-    """Save the sums so far. Raises ConvertError when they cannot be written."""
-    state = {
-        "chunks_done": collected.chunks_done,
-        "counts": dict(collected.counts),
-        "identity": dict(identity),
-    }
-    write_imatrix(partial_path(out), collected.matrix, (STATE_KEY, json.dumps(state)))
-
-
-def resume(out: Path, identity: Mapping[str, str]) -> tuple[Collected | None, str]:
-    """The state that an earlier run of the same identity left, or None and the reason.
-
-    The reason is empty when there was no earlier run. No content of the file raises an error.
-    """
-    path = partial_path(out)
-    if not path.exists():
-        return None, ""
-    try:
-        matrix, state = read_imatrix(path), _read_state(path)
-        made_of = state.optional_object("identity")
-        counts = state.optional_object("counts")
-        if made_of is None or counts is None:
-            state.fail("identity and counts are missing.")
-        for part, digest in identity.items():
-            if made_of.optional_text(part) != digest:
-                return None, f"{path} was collected with other {part}"
-        exact = {name: counts.integer(name, 0, MAX_COUNT) for name in matrix.counts}
-        if any(np.float32(count) != matrix.counts[name][0] for name, count in exact.items()):
-            state.fail("its counts are not those of its sums.")
-        return Collected(matrix, exact, state.integer("chunks_done")), ""
-    except ConvertError as error:
-        return None, f"what an earlier run left cannot be used ({error})"
-
-
-def model_digest(path: Path) -> str:
+def _model_digest(path: Path) -> str:
     """A digest of a model file's length and of samples from all over it, its start included."""
     digest = hashlib.sha256()
     try:
@@ -327,7 +294,7 @@ def model_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_of(parts: Iterable[bytes]) -> str:
+def _digest_of(parts: Iterable[bytes]) -> str:
     """A digest of byte strings, each with its length."""
     digest = hashlib.sha256()
     for part in parts:
@@ -337,10 +304,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 
 def _read_state(path: Path) -> Fields:
-    header = read_header(path)
-    if STATE_KEY not in header.keys:
+    text = read_header(path).get(STATE_KEY)
+    if not isinstance(text, str):
         raise ConvertError(f"{path}: has no {STATE_KEY}.")
-    _, encoded = header.encoded(STATE_KEY)
-    if len(encoded) > MAX_STATE_BYTES:
-        raise ConvertError(f"{path}: {STATE_KEY} has {len(encoded):,} bytes.")
-    return parse_object(encoded[8:], f"{path}: {STATE_KEY}")
+    return parse_object(text.encode(), f"{path}: {STATE_KEY}")
