@@ -6,14 +6,13 @@ over the network implements the same members.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+from qwq_convert.disk import identity_of
 from qwq_convert.safetensors import Shard, SourceTensor
 from qwq_convert.strict_json import Fields, parse_object, shown
 from qwq_local.errors import ConvertError
@@ -55,9 +54,10 @@ class CheckpointFolder:
             what = "is a file" if folder.exists() else "no such file or folder"
             raise ConvertError(f"{folder}: {what}. Give the folder that holds config.json, or a float GGUF.")
         self._folder = folder
+        self.label = label_of(folder)
         self._open_files = ExitStack()
         try:
-            self._shards, self._tensors = self._open_shards()
+            self._shards, self.tensors = self._open_shards()
         except BaseException:
             self._open_files.close()
             raise
@@ -69,28 +69,25 @@ class CheckpointFolder:
         self._open_files.close()
 
     @property
-    def label(self) -> str | None:
-        """The repository id of a cache snapshot, else the folder's name, unless that is a commit hash."""
-        return label_of(self._folder)
-
-    @property
     def identity(self) -> str:
-        """A digest of the shards' names, sizes and times. Reading all 65 GB would take too long."""
-        states = "\n".join(shard.state for shard in self._shards.values())
-        return hashlib.sha256(os.fsencode(states)).hexdigest()
-
-    @property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor of every shard, by name."""
-        return self._tensors
+        """A digest of the shards' names, sizes and times."""
+        return identity_of(self._shards.values())
 
     def document(self, name: str) -> bytes | None:
         """The content of the file `name`; None when it does not exist."""
-        return _read_document(self._folder / name)
+        path = self._folder / name
+        try:
+            if not path.is_file():
+                return None
+            if (n_bytes := path.stat().st_size) > MAX_DOCUMENT_BYTES:
+                raise ConvertError(f"{name}: has {n_bytes} bytes, too many for such a file.")
+            return path.read_bytes()
+        except OSError as error:
+            raise ConvertError(f"{name}: cannot be read ({error.strerror}).") from None
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from its byte `start`."""
-        return self._shards[tensor.shard].read(tensor.place(start, n_bytes), n_bytes)
+        return self._shards[tensor.shard].read(n_bytes, tensor.place(start, n_bytes))
 
     def _open_shards(self) -> tuple[dict[str, Shard], dict[str, SourceTensor]]:
         index = self._read_index()
@@ -169,15 +166,3 @@ def _check_index(index: Fields, tensors: Mapping[str, SourceTensor]) -> None:
     lost = [name for name in index.values if name not in tensors]
     if lost:
         raise ConvertError(f"{index.values[lost[0]]}: {shown(lost[0])} is missing. Download the file again.")
-
-
-def _read_document(path: Path) -> bytes | None:
-    try:
-        if not path.is_file():
-            return None
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_DOCUMENT_BYTES:
-            raise ConvertError(f"{path.name}: has {n_bytes} bytes, too many for such a file.")
-        return path.read_bytes()
-    except OSError as error:
-        raise ConvertError(f"{path.name}: cannot be read ({error.strerror}).") from None

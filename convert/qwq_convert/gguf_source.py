@@ -5,8 +5,6 @@ To the pipeline it looks like a checkpoint (`tensors` and `read`), with key-valu
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +13,7 @@ from gguf import GGUFValue, GGUFValueType, Keys
 
 from qwq_convert.architecture import FIGURES, KEY_LENGTH, ModelShape, shape_of
 from qwq_convert.architectures import find_architecture, supported
-from qwq_convert.disk import InputFile
+from qwq_convert.disk import InputFile, identity_of
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
 from qwq_convert.gguf_file import GgufHeader, read_parts
 from qwq_convert.key_values import KeyValues, split_keys
@@ -56,8 +54,7 @@ class GgufSource:
     @property
     def identity(self) -> str:
         """A digest of the files' names, sizes and times; it differs when a part was changed."""
-        states = "\n".join(file.state for file in self._files.values())
-        return hashlib.sha256(os.fsencode(states)).hexdigest()
+        return identity_of(self._files.values())
 
     def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
         """`n_bytes` of `tensor` from its byte `start`; several threads may call it at once."""

@@ -23,8 +23,6 @@ from qwq_convert.model_config import NamedTensor
 from qwq_convert.safetensors import SourceTensor
 from qwq_local.errors import ConvertError
 
-# The package wants a NumPy type, and ignores it when a GGUF type is given.
-_UNUSED = np.dtype(np.float32)
 MAX_FILES = 2**16 - 1  # split.count has 16 bits
 
 
@@ -94,14 +92,9 @@ def plan_files(out: Path, layouts: Sequence[FileLayout], key_values: KeyValues) 
     files = []
     for number, layout in enumerate(layouts):
         keys = (key_values if number == 0 else {}) | split_keys(number, n_files, n_tensors)
-        files.append(PlannedFile(part_name(out, number, n_files), encode_header(keys, layout), layout))
+        name = f"{out.name.removesuffix('.gguf')}-{number + 1:05}-of-{n_files:05}.gguf"
+        files.append(PlannedFile(out.with_name(name), encode_header(keys, layout), layout))
     return tuple(files)
-
-
-def part_name(out: Path, number: int, n_files: int) -> Path:
-    """NAME-00001-of-0000N.gguf for part `number` (from 0) of NAME.gguf."""
-    stem = out.name.removesuffix(".gguf")
-    return out.with_name(f"{stem}-{number + 1:05}-of-{n_files:05}.gguf")
 
 
 def encode_header(key_values: KeyValues, layout: FileLayout) -> bytes:
@@ -109,9 +102,10 @@ def encode_header(key_values: KeyValues, layout: FileLayout) -> bytes:
     writer = GGUFWriter(None, arch="")
     writer.kv_data = [key_values]
     for tensor in layout.tensors:
-        # The package does not know every type, but it writes the number.
+        # The package does not know every type, but it writes the number, and ignores the NumPy type.
         kind = cast(GGMLQuantizationType, tensor.kind)
-        writer.add_tensor_info(tensor.name, tensor.shape, _UNUSED, tensor.n_bytes, raw_dtype=kind)
+        unused = np.dtype(np.float32)
+        writer.add_tensor_info(tensor.name, tensor.shape, unused, tensor.n_bytes, raw_dtype=kind)
     content = io.BytesIO()
     writer.fout, writer.state = [cast(io.BufferedWriter, content)], WriterState.EMPTY
     writer.write_header_to_file()

@@ -31,7 +31,7 @@ def convert(
     with open_source(request.source) if checkpoint is None else nullcontext(checkpoint) as source:
         plan = plan_conversion(source, request)
         check_output(plan.files, plan.fingerprint)
-        count, bytes_total = len(plan.tensors), plan.tensor_bytes
+        count, bytes_total = len(plan.tensors), plan.bytes_of()
         yield ConversionPlanned(count, bytes_total, plan.unweighted)
 
         with ConversionOutput(plan.files, plan.fingerprint, request.record_every_s) as output:

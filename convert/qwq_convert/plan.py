@@ -79,18 +79,13 @@ class ConversionPlan:
         return tuple(tensor for file in self.files for tensor in file.layout.tensors)
 
     @property
-    def tensor_bytes(self) -> int:
-        """The size of all tensors without padding."""
-        return sum(tensor.n_bytes for tensor in self.tensors)
-
-    @property
     def n_bytes(self) -> int:
         """The size of all files."""
         return sum(file.n_bytes for file in self.files)
 
-    def bytes_of(self, names: Container[str]) -> int:
-        """The size of the tensors with these names."""
-        return sum(tensor.n_bytes for tensor in self.tensors if tensor.name in names)
+    def bytes_of(self, names: Container[str] | None = None) -> int:
+        """The size of the tensors with these names, or of all, without padding."""
+        return sum(tensor.n_bytes for tensor in self.tensors if names is None or tensor.name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +123,20 @@ def plan_conversion(source: Source, request: ConvertRequest) -> ConversionPlan:
     file_type = find_file_type(request.file_type)
     if not request.out.name:
         raise ConvertError(f"{request.out}: is a folder. Give the name of the file to write.")
-    matrix = None if request.imatrix is None else read_imatrix(request.imatrix)
+    matrix, named = None, None
+    if request.imatrix is not None:
+        matrix = read_imatrix(request.imatrix)
+        named = (request.imatrix.name, matrix)
     model = describe(source, request.name)
     kinds = choose_types(model.tensors, file_type, model.shape, request.types, matrix is not None)
     importance = {} if matrix is None else _importance(matrix, model.tensors)
     _check_importance(model.tensors, kinds, file_type, importance)
 
-    key_values = model.key_values
-    if request.yarn is not None:
-        key_values = stretch(key_values, request.yarn)
-    named = None if matrix is None or request.imatrix is None else (request.imatrix.name, matrix)
+    key_values = model.key_values if request.yarn is None else stretch(model.key_values, request.yarn)
     finish(key_values, file_type, request.overrides, named)
     files = plan_files(request.out, lay_out(model.tensors, kinds, request.split_max_bytes), key_values)
-    unweighted = _unweighted(model.tensors, kinds, importance) if matrix is not None else ()
+    quantized = [t.name for t, kind in zip(model.tensors, kinds, strict=True) if kind not in FLOAT_TYPES]
+    unweighted = tuple(name for name in quantized if matrix is not None and name not in importance)
     return ConversionPlan(file_type, files, importance, unweighted, _fingerprint(source, files, importance))
 
 
@@ -159,12 +155,9 @@ def sizes(model: Description) -> list[TypeSize]:
             rows.append(TypeSize(file_type.name, None, 0.0, needs_imatrix=False))
             continue
         n_bytes = lay_out(model.tensors, kinds)[0].n_bytes
-        needs = any(
-            needs_imatrix(tensor.name, kind, file_type)
-            for tensor, kind in zip(model.tensors, kinds, strict=True)
-        )
-        bits = 8 * n_bytes / n_elements
-        rows.append(TypeSize(file_type.name, header_bytes + n_bytes, bits, needs_imatrix=needs))
+        typed = zip(model.tensors, kinds, strict=True)
+        needs = any(needs_imatrix(tensor.name, kind, file_type) for tensor, kind in typed)
+        rows.append(TypeSize(file_type.name, header_bytes + n_bytes, 8 * n_bytes / n_elements, needs))
     return rows
 
 
@@ -206,16 +199,6 @@ def _check_importance(
                 f"{file_type.name}: {tensor.name} as {kind.name} needs an importance matrix, and {lack}. "
                 "Make one with `qwq imatrix MODEL.gguf TEXT` and give it as --imatrix."
             )
-
-
-def _unweighted(
-    tensors: tuple[NamedTensor, ...], kinds: list[QuantType], importance: Mapping[str, ggml.Rows]
-) -> tuple[str, ...]:
-    return tuple(
-        tensor.name
-        for tensor, kind in zip(tensors, kinds, strict=True)
-        if kind not in FLOAT_TYPES and tensor.name not in importance
-    )
 
 
 def _fingerprint(source: Source, files: tuple[PlannedFile, ...], importance: Mapping[str, ggml.Rows]) -> str:

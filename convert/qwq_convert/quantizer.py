@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from qwq_convert import ggml
 from qwq_convert.file_types import FLOAT_TYPES, QuantType, block_size, tensor_bytes
 from qwq_convert.layout import PlannedTensor
 from qwq_convert.parallel import map_in_order
-from qwq_convert.plan import ConversionPlan
-from qwq_convert.safetensors import SourceTensor
+from qwq_convert.plan import ConversionPlan, Source
 from qwq_local.errors import ConvertError
 
 # Below 64k values a chunk costs more to hand to a thread than to quantize; 256k floats stay in the cache.
@@ -28,13 +26,6 @@ THREADS_THAT_WAIT = 1
 # The trial that estimates the time: its weights, and its seconds for all types together.
 TRIAL_ELEMENTS = 2**14
 TRIAL_S = 1.0
-
-
-class TensorReader(Protocol):
-    """The part of a source that the quantizer needs."""
-
-    def read(self, tensor: SourceTensor, start: int, n_bytes: int) -> bytes:
-        """`n_bytes` of a tensor from its byte `start`; several threads call it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +56,10 @@ class FinishedRows:
 @dataclass(frozen=True, slots=True)
 class _RowChunk:
     job: TensorJob
+    n_per_row: int
     first_row: int
     n_rows: int
     is_last: bool
-
-    @property
-    def n_per_row(self) -> int:
-        return self.job.tensor.shape[-1]
 
 
 def available_threads() -> int:
@@ -81,9 +69,7 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def quantized(
-    source: TensorReader, jobs: Sequence[TensorJob], threads: int
-) -> Generator[FinishedRows, None, None]:
+def quantized(source: Source, jobs: Sequence[TensorJob], threads: int) -> Generator[FinishedRows, None, None]:
     """Make every tensor, in order. ConvertError names a tensor whose values cannot be used."""
     finish = partial(_finish, source)
     with closing(map_in_order(_chunks(jobs), finish, threads + THREADS_THAT_WAIT)) as results:
@@ -98,15 +84,14 @@ def _chunks(jobs: Sequence[TensorJob]) -> Iterator[_RowChunk]:
         step = max(1, CHUNK_ELEMENTS // n_per_row)
         for first_row in range(0, n_rows, step):
             count = min(step, n_rows - first_row)
-            yield _RowChunk(job, first_row, count, first_row + count == n_rows)
+            yield _RowChunk(job, n_per_row, first_row, count, first_row + count == n_rows)
 
 
-def _finish(source: TensorReader, chunk: _RowChunk) -> FinishedRows:
+def _finish(source: Source, chunk: _RowChunk) -> FinishedRows:
     tensor = chunk.job.tensor
     source_kind = QuantType[tensor.source.dtype]
-    start = tensor_bytes(source_kind, chunk.first_row * chunk.n_per_row)
-    n_bytes = tensor_bytes(source_kind, chunk.n_rows * chunk.n_per_row)
-    content = source.read(tensor.source, start, n_bytes)
+    row_bytes = tensor_bytes(source_kind, chunk.n_per_row)
+    content = source.read(tensor.source, chunk.first_row * row_bytes, chunk.n_rows * row_bytes)
     finished, n_nonfinite = _converted(chunk, content, source_kind)
     chunk.job.write(chunk.first_row * tensor_bytes(tensor.kind, chunk.n_per_row), finished)
     return FinishedRows(tensor, finished.nbytes, n_nonfinite, chunk.is_last)
@@ -127,20 +112,17 @@ def _converted(chunk: _RowChunk, content: bytes, source_kind: QuantType) -> tupl
         if kind not in FLOAT_TYPES:
             rows = np.where(finite, rows, np.float32(0))
     finished = ggml.quantize(rows, chunk.n_per_row, kind, job.importance)
-    if not ggml.is_valid(finished, kind) and not (n_nonfinite and _keeps_all(finished, kind, n_nonfinite)):
-        source = job.tensor.source
-        raise ConvertError(
-            f"{source.shard}: {source.name} has values too large for {kind.name}. Choose BF16 or F32."
-        )
-    return finished, n_nonfinite
-
-
-def _keeps_all(finished: ggml.Bytes, kind: QuantType, n_nonfinite: int) -> bool:
-    """Whether `finished` has only those non-numbers that the source has too."""
-    if kind not in FLOAT_TYPES:
-        return False
-    rows = ggml.dequantize(finished.tobytes(), kind)
-    return bool(rows.size - np.count_nonzero(np.isfinite(rows)) == n_nonfinite)
+    if ggml.is_valid(finished, kind):
+        return finished, n_nonfinite
+    if n_nonfinite and kind in FLOAT_TYPES:
+        # Right when it has only those non-numbers that the source has too.
+        finite = np.isfinite(ggml.dequantize(finished.tobytes(), kind))
+        if finite.size - np.count_nonzero(finite) == n_nonfinite:
+            return finished, n_nonfinite
+    source = job.tensor.source
+    raise ConvertError(
+        f"{source.shard}: {source.name} has values too large for {kind.name}. Choose BF16 or F32."
+    )
 
 
 def _count_nonfinite(chunk: _RowChunk, rows: ggml.Rows) -> int:
@@ -165,9 +147,8 @@ def estimate_seconds(plan: ConversionPlan, threads: int) -> float:
     for tensor in plan.tensors:
         if tensor.source.dtype != tensor.kind.name:
             amounts[tensor.kind] += tensor.source.n_elements
-    budget_s = TRIAL_S / max(1, len(amounts))
-    core_seconds = sum(count * _seconds_per_element(kind, budget_s) for kind, count in amounts.items())
-    return core_seconds / threads
+    core_seconds = (n * _seconds_per_element(kind, TRIAL_S / len(amounts)) for kind, n in amounts.items())
+    return sum(core_seconds) / threads
 
 
 def _seconds_per_element(kind: QuantType, budget_s: float) -> float:

@@ -19,14 +19,10 @@ from qwq_local.errors import ConvertError
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
 DTYPE_BYTES = {
-    dtype: n_bytes
-    for n_bytes, dtypes in {
-        8: ("F64", "I64", "U64"),
-        4: ("F32", "I32", "U32"),
-        2: ("F16", "BF16", "I16", "U16"),
-        1: ("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
-    }.items()
-    for dtype in dtypes
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
 }
 
 
@@ -53,53 +49,43 @@ class SourceTensor:
         return self.offset + start
 
 
-class Shard:
+class Shard(InputFile):
     """An open safetensors file. Its header has been read and agrees with the file's length."""
 
     def __init__(self, path: Path) -> None:
         """Open `path` and read its header. Raises ConvertError when the file is missing, cut or damaged."""
+        super().__init__(path)
         self.name = path.name
-        self._file = InputFile(path)
         try:
             self.tensors = self._read_header()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Shard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. A second call does nothing."""
-        self._file.close()
-
-    @property
-    def state(self) -> str:
-        """Name, size and time of change; a changed file has another state."""
-        return self._file.state
-
-    def read(self, offset: int, n_bytes: int) -> bytes:
-        """Exactly `n_bytes` from `offset`; several threads may read at once."""
-        return self._file.read(n_bytes, offset)
-
     def _read_header(self) -> tuple[SourceTensor, ...]:
-        n_bytes = self._file.n_bytes
+        n_bytes = self.n_bytes
         if n_bytes < 8:
             raise ConvertError(f"{self.name}: has {n_bytes} bytes, too few. Download the file again.")
-        header_bytes = int.from_bytes(self.read(0, 8), "little")
+        header_bytes = int.from_bytes(self.read(8, 0), "little")
         if header_bytes > min(n_bytes - 8, MAX_HEADER_BYTES):
             raise ConvertError(
                 f"{self.name}: asks for a header of {header_bytes} bytes and has {n_bytes} in all. "
                 "It is cut or no safetensors file: download it again."
             )
-        header = parse_object(self.read(8, header_bytes), self.name)
-        entries = {name: value for name, value in header.values.items() if name != "__metadata__"}
         start = 8 + header_bytes
-        tensors = [self._read_entry(name, value, start) for name, value in entries.items()]
-        self._check_coverage(tensors, start, n_bytes)
+        header = parse_object(self.read(header_bytes, 8), self.name).values
+        tensors = [self._read_entry(name, header[name], start) for name in header if name != "__metadata__"]
+        position = start
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
+            if tensor.offset != position:
+                kind = "overlaps another" if tensor.offset < position else "leaves a gap before it"
+                place = f"{self.name}: tensor {shown(tensor.name)}"
+                raise ConvertError(f"{place} {kind}. Download the file again.")
+            position += tensor.n_bytes
+        if position != n_bytes:
+            raise ConvertError(
+                f"{self.name}: has {n_bytes} bytes, its header describes {position}. Download the file again."
+            )
         return tuple(tensors)
 
     def _read_entry(self, name: str, value: object, start: int) -> SourceTensor:
@@ -118,19 +104,6 @@ class Shard:
         if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
             entry.fail(f"has {end - begin} bytes, which do not fit its shape. Download the file again.")
         return SourceTensor(name, dtype, shape, self.name, start + begin, end - begin)
-
-    def _check_coverage(self, tensors: list[SourceTensor], start: int, n_bytes: int) -> None:
-        position = start
-        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
-            if tensor.offset != position:
-                kind = "overlaps another" if tensor.offset < position else "leaves a gap before it"
-                place = f"{self.name}: tensor {shown(tensor.name)}"
-                raise ConvertError(f"{place} {kind}. Download the file again.")
-            position += tensor.n_bytes
-        if position != n_bytes:
-            raise ConvertError(
-                f"{self.name}: has {n_bytes} bytes, its header describes {position}. Download the file again."
-            )
 
 
 def _sizes(entry: Fields, key: str) -> list[int]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qwq_local.errors import ConvertError
 
@@ -41,20 +41,18 @@ class Fields:
 
     def optional_integer(self, key: str, least: int = 0, most: int = U32_MAX) -> int | None:
         """The same as `integer`, but None when it is absent."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            self.fail(f"{key} is {shown(value)}, expected a whole number from {least} to {most}.")
+        value: int | None = self._checked(
+            key,
+            f"a whole number from {least} to {most}",
+            lambda value: type(value) is int and least <= value <= most,
+        )
         return value
 
     def optional_number(self, key: str) -> float | None:
         """The finite number under `key` that a 32-bit float can hold, or None."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= F32_MAX:
-            self.fail(f"{key} is {shown(value)}, expected a number.")
+        value: float | None = self._checked(
+            key, "a number", lambda value: type(value) in (int, float) and abs(value) <= F32_MAX
+        )
         return value
 
     def positive(self, key: str) -> float:
@@ -68,39 +66,21 @@ class Fields:
 
     def flag(self, key: str) -> bool:
         """Whether `key` holds true. Raises ConvertError for a value that is neither true nor false."""
-        value = self.values.get(key)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            self.fail(f"{key} is {shown(value)}, expected true or false.")
-        return value
+        return bool(self._checked(key, "true or false", lambda value: isinstance(value, bool)))
 
     def optional_text(self, key: str) -> str | None:
         """The text under `key`, or None."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            self.fail(f"{named(key)} is {shown(value)}, expected a text.")
-        return checked_text(value, f"{self.source}: {named(key)}")
+        value = self._checked(key, "a text", lambda value: isinstance(value, str))
+        return None if value is None else checked_text(value, f"{self.source}: {named(key)}")
 
     def optional_object(self, key: str) -> Fields | None:
         """The fields of the object under `key`, or None."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            self.fail(f"{named(key)} is {shown(value)}, expected an object.")
-        return Fields(f"{self.source}: {named(key)}", value)
+        value = self._checked(key, "an object", lambda value: isinstance(value, dict))
+        return None if value is None else Fields(f"{self.source}: {named(key)}", value)
 
     def items(self, key: str) -> list[object]:
         """The list under `key`; an empty one when it is absent."""
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            self.fail(f"{key} is {shown(value)}, expected a list.")
-        return value
+        return self._checked(key, "a list", lambda value: isinstance(value, list)) or []
 
     def objects(self, key: str) -> list[Fields]:
         """The objects in the list under `key`."""
@@ -110,6 +90,12 @@ class Fields:
                 self.fail(f"{key}[{place}] is {shown(value)}, expected an object.")
             found.append(Fields(f"{self.source}: {key}[{place}]", value))
         return found
+
+    def _checked(self, key: str, expected: str, is_right: Callable[[Any], bool]) -> Any:
+        value = self.values.get(key)
+        if value is not None and not is_right(value):
+            self.fail(f"{named(key)} is {shown(value)}, expected {expected}.")
+        return value
 
 
 def parse_object(content: bytes, source: str) -> Fields:

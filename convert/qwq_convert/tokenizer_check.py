@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Protocol
+from typing import Any
 
 from gguf import TokenType
 
@@ -29,17 +29,6 @@ Encode = Callable[[str, bool], Sequence[int]]
 
 class TokenizersMissing(ConvertError):
     """The `tokenizers` library is not installed."""
-
-
-class _Encoding(Protocol):
-    @property
-    def ids(self) -> list[int]: ...
-
-
-class _Reference(Protocol):
-    encode_special_tokens: bool
-
-    def encode(self, sequence: str, /) -> _Encoding: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,12 @@ def compare_tokenizers(encode: Encode, tokenizer: bytes, token_types: Sequence[i
     # First the converter's own reading, which refuses what the library would choke on.
     document = parse_object(tokenizer, TOKENIZER)
     added = read_vocabulary(document, Fields(TOKENIZER, {}), len(token_types)).added
-    reference = _reference(_typed_as_the_gguf(document, token_types))
+    # In the reference, the GGUF's control tokens are the special ones.
+    typed = [
+        {**entry.values, "special": token_types[entry.integer("id")] == TokenType.CONTROL}
+        for entry in document.objects("added_tokens")
+    ]
+    reference = _reference({**document.values, "added_tokens": typed})
     plain = [(about, text) for about, texts in corpus().items() for text in texts]
     special = [(token, text) for token in added for text in texts_with(token)]
     differences = []
@@ -83,16 +77,7 @@ def compare_tokenizers(encode: Encode, tokenizer: bytes, token_types: Sequence[i
     return TokenizerReport(len(plain), len(special), tuple(differences))
 
 
-def _typed_as_the_gguf(document: Fields, token_types: Sequence[int]) -> dict[str, object]:
-    """tokenizer.json in which the GGUF's control tokens are the special ones."""
-    added = [
-        {**entry.values, "special": token_types[entry.integer("id")] == TokenType.CONTROL}
-        for entry in document.objects("added_tokens")
-    ]
-    return {**document.values, "added_tokens": added}
-
-
-def _reference(document: object) -> _Reference:
+def _reference(document: object) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -101,11 +86,10 @@ def _reference(document: object) -> _Reference:
             "Run: pip install tokenizers"
         ) from None
     try:
-        reference: _Reference = Tokenizer.from_str(json.dumps(document))
+        return Tokenizer.from_str(json.dumps(document))
     except Exception as error:
         # The library raises bare Exceptions for whatever it cannot read.
         raise ConvertError(f"{TOKENIZER}: the tokenizers library refuses it ({error}).") from None
-    return reference
 
 
 @cache

@@ -161,7 +161,7 @@ class RemoteCheckpoint:
             if self._is_stopped:
                 raise ShardsStopped
             shard = self._here[tensor.shard]
-        return shard.read(tensor.place(start, n_bytes), n_bytes)
+        return shard.read(n_bytes, tensor.place(start, n_bytes))
 
     @property
     def is_starved(self) -> bool:

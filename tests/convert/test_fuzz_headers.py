@@ -131,7 +131,7 @@ def read_gguf(path: Path) -> None:
 def read_shard(path: Path) -> None:
     with Shard(path) as shard:
         for tensor in shard.tensors:
-            shard.read(tensor.offset, tensor.n_bytes)
+            shard.read(tensor.n_bytes, tensor.offset)
 
 
 def outcome(read: Callable[[Path], None], path: Path) -> str:

@@ -417,8 +417,8 @@ def test_after_a_crash_between_renames_only_the_names_are_missing(
     events = list(convert(request))
     count = len(plan.tensors)
     assert events == [
-        ConversionPlanned(count, plan.tensor_bytes),
-        ConversionResumed(count, plan.tensor_bytes),
+        ConversionPlanned(count, plan.bytes_of()),
+        ConversionResumed(count, plan.bytes_of()),
         ConversionDone(tuple(file.path for file in plan.files), sum(map(len, expected))),
     ]
     assert [file.path.read_bytes() for file in plan.files] == expected
