@@ -70,8 +70,7 @@ class ConversionOutput:
         self._partials: list[tuple[PlannedFile, PartialFile]] = []
         self._journal: Journal | None = None
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._syncing: Future[None] = Future()
-        self._syncing.set_result(None)
+        self._syncing: Future[None] | None = None
         self._unsynced: list[str] = []
         self._may_record = True
         self._last_sync = time.monotonic()
@@ -112,8 +111,9 @@ class ConversionOutput:
     def mark_finished(self, name: str) -> None:
         """Note that the tensor `name` is written whole; the journal names it when the disk has it."""
         self._unsynced.append(name)
-        if self._syncing.done() and time.monotonic() - self._last_sync >= self._record_every_s:
-            self._syncing.result()
+        is_idle = self._syncing is None or self._syncing.done()
+        if is_idle and time.monotonic() - self._last_sync >= self._record_every_s:
+            self._wait()
             self._syncing = self._syncer.submit(self._sync, self._unsynced)
             self._unsynced, self._last_sync = [], time.monotonic()
 
@@ -185,8 +185,14 @@ class ConversionOutput:
             self._journal.append(*({"tensor": name} for name in names))
         self._may_record = True
 
+    def _wait(self) -> None:
+        """Wait for the sync in the background, whose error is raised once."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
+
     def _sync_all(self) -> None:
-        self._syncing.result()
+        self._wait()
         names, self._unsynced = self._unsynced, []
         self._sync(names)
 

@@ -40,8 +40,8 @@ class ActiveContext:
 
     def within(self, plan: Plan) -> Plan:
         """The budgets of another plan in this context."""
-        shares = replace(plan.shares, n_ctx=self.plan.n_ctx)
-        return replace(plan, shares=shares, placement=self.plan.placement, uses=self.plan.uses)
+        n_ctx, placement = self.plan.n_ctx, self.plan.placement
+        return replace(plan, n_ctx=n_ctx, placement=placement, uses=self.plan.uses)
 
 
 class Contexts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +42,9 @@ def ggml() -> Any:
     llama_cpp = library()
     # These two are beside llama_cpp's library and named by the same rules, so its loader finds them.
     from llama_cpp._ctypes_extensions import load_shared_library
+    from qwq_convert.ggml import GgmlInitParams
 
+    text = ctypes.c_char_p
     folder = Path(str(llama_cpp.__file__)).parent / "lib"
     registry, base = (load_shared_library(name, folder) for name in ("ggml", "ggml-base"))
     declared = {}
@@ -52,18 +55,27 @@ def ggml() -> Any:
         (base, "ggml_backend_dev_name", ctypes.c_char_p, _pointer),
         (base, "ggml_backend_buft_get_device", _pointer, _pointer),
         (base, "ggml_backend_buft_is_host", ctypes.c_bool, _pointer),
+        (base, "gguf_init_empty", _pointer),
+        (base, "gguf_free", None, _pointer),
+        (base, "gguf_set_val_str", None, _pointer, text, text),
+        (base, "gguf_set_val_u32", None, _pointer, text, ctypes.c_uint32),
+        (base, "gguf_set_val_f32", None, _pointer, text, ctypes.c_float),
+        (base, "gguf_add_tensor", None, _pointer, _pointer),
+        (base, "ggml_init", _pointer, GgmlInitParams),
+        (base, "ggml_free", None, _pointer),
+        (base, "ggml_tensor_overhead", ctypes.c_size_t),
+        (base, "ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
+        (base, "ggml_set_name", _pointer, _pointer, text),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
         declared[name] = function
-    return SimpleNamespace(base=base, **declared)
+    return SimpleNamespace(**declared)
 
 
 def list_devices() -> tuple[Device, ...]:
     """Every device in ggml's order; the free memory of the CPU is wrong there (see machine/memory.py)."""
-    lib = ggml()
-    handles = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
-    return tuple(_device(lib, handle)[0] for handle in handles)
+    return tuple(device for device, _ in _devices())
 
 
 def offload_devices() -> tuple[Device, ...]:
@@ -71,11 +83,9 @@ def offload_devices() -> tuple[Device, ...]:
 
     A GPU that two backends list counts once (llama.cpp, llama_prepare_model_devices).
     """
-    lib = ggml()
     by_kind: dict[DeviceKind, list[Device]] = {DeviceKind.GPU: [], DeviceKind.INTEGRATED: []}
     seen = set()
-    for index in range(lib.ggml_backend_dev_count()):
-        device, identity = _device(lib, lib.ggml_backend_dev_get(index))
+    for device, identity in _devices():
         if device.kind not in by_kind or (identity and identity in seen):
             continue
         seen.add(identity)
@@ -83,19 +93,16 @@ def offload_devices() -> tuple[Device, ...]:
     return tuple(by_kind[DeviceKind.GPU] or by_kind[DeviceKind.INTEGRATED])
 
 
-def _device(lib: Any, handle: int) -> tuple[Device, str]:
-    """The device, and an identity that is equal in every backend that lists it."""
-    found = _Properties()
-    lib.ggml_backend_dev_get_props(handle, ctypes.byref(found))
-    kind = _KINDS[found.type] if found.type < len(_KINDS) else DeviceKind.OTHER
-    device = Device(
-        name=_text(found.name),
-        description=_text(found.description),
-        kind=kind,
-        free_bytes=found.memory_free,
-        total_bytes=found.memory_total,
-    )
-    return device, _text(found.device_id)
+def _devices() -> Iterator[tuple[Device, str]]:
+    """Each device, and an identity that is equal in every backend that lists it."""
+    lib = ggml()
+    for index in range(lib.ggml_backend_dev_count()):
+        found = _Properties()
+        lib.ggml_backend_dev_get_props(lib.ggml_backend_dev_get(index), ctypes.byref(found))
+        kind = _KINDS[found.type] if found.type < len(_KINDS) else DeviceKind.OTHER
+        name, description = _text(found.name), _text(found.description)
+        device = Device(name, description, kind, found.memory_free, found.memory_total)
+        yield device, _text(found.device_id)
 
 
 def _text(raw: bytes | None) -> str:

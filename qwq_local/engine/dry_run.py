@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from qwq_convert.architecture import KEY_LENGTH, VALUE_LENGTH, ModelShape
@@ -30,7 +29,6 @@ from qwq_local.engine.model import tensor_split
 from qwq_local.planning.memory import Placement
 
 TensorKinds = Mapping[str, tuple[int, tuple[int, ...]]]
-_pointer = ctypes.c_void_p
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
 _WORD = ctypes.c_size_t
 _NODE_WORDS = 8  # three pointers, a colour, the key, three sizes
@@ -58,9 +56,11 @@ class _MapLayout:
 
 
 # libstdc++: comparator, then a header node whose parent is the root; nodes are colour, parent, left, right.
-_LIBSTDCXX = _MapLayout(map_words=6, root=2, children=(2, 3))
-# libc++: first node, then the end node, whose left child is the root; nodes are left, right, parent, colour.
-_LIBCXX = _MapLayout(map_words=3, root=1, children=(0, 1))
+_LAYOUT = _MapLayout(map_words=6, root=2, children=(2, 3))
+if sys.platform == "darwin":
+    # libc++: first node, then the end node, whose left child is the root. Nodes are left, right, parent,
+    # colour.
+    _LAYOUT = _MapLayout(map_words=3, root=1, children=(0, 1))
 
 
 def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
@@ -68,38 +68,29 @@ def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
     ask = _function()
     if ask is None:
         return None
-    layout = _layout()
-    found = ask(handle)
     sums: dict[str, list[int]] = {}
-    for buffer_type, *sizes in _nodes(found.words[layout.root], layout):
+    for buffer_type, *sizes in _nodes(ask(handle).words[_LAYOUT.root]):
         held = sums.setdefault(_device_name(buffer_type), [0, 0, 0])
         for index, size in enumerate(sizes):
             held[index] += size
     return tuple(HeldBytes(name, *sizes) for name, sizes in sums.items())
 
 
-def _layout() -> _MapLayout:
-    return _LIBCXX if sys.platform == "darwin" else _LIBSTDCXX
-
-
 @cache
 def _function() -> Any:
     if sys.platform == "win32":
         return None
-    from llama_cpp._ctypes_extensions import load_shared_library
-
-    lib = load_shared_library("llama", Path(str(library().__file__)).parent / "lib")
-    function = getattr(lib, _SYMBOL, None)
+    function = getattr(library().llama_cpp._lib, _SYMBOL, None)
     if function is None:
         return None
-    fields = (("words", _WORD * _layout().map_words),)
+    fields = (("words", _WORD * _LAYOUT.map_words),)
     # Larger than two registers, so it comes back through memory, as a class with a destructor does.
     function.restype = type("Map", (ctypes.Structure,), {"_fields_": fields})
     function.argtypes = [ctypes.c_void_p]
     return function
 
 
-def _nodes(root: int, layout: _MapLayout) -> Iterator[tuple[int, int, int, int]]:
+def _nodes(root: int) -> Iterator[tuple[int, int, int, int]]:
     """Key and sizes of every node. The tree is not freed: a hundred bytes per call."""
     pending = [root]
     count = 0
@@ -108,8 +99,8 @@ def _nodes(root: int, layout: _MapLayout) -> Iterator[tuple[int, int, int, int]]
             continue
         count += 1
         words = (_WORD * _NODE_WORDS).from_address(address)
-        pending += [words[child] for child in layout.children]
-        key, weights, kv_cache, compute = words[layout.value : layout.value + 4]
+        pending += [words[child] for child in _LAYOUT.children]
+        key, weights, kv_cache, compute = words[_LAYOUT.value : _LAYOUT.value + 4]
         yield key, weights, kv_cache, compute
 
 
@@ -135,12 +126,14 @@ class DryRun:
     def compute_bytes(self, placement: Placement) -> tuple[int, ...] | None:
         """The compute buffers: one figure per GPU, the CPU's last; None where llama.cpp will not say."""
         if placement not in self._known:
-            held = self.held(placement)
-            self._known[placement] = None if held is None else self._by_device(held)
+            held = self._held(placement)
+            compute = dict.fromkeys((*self._gpus, "CPU"), 0)
+            for part in held or ():
+                compute[part.device if part.device in compute else "CPU"] += part.compute
+            self._known[placement] = None if held is None else tuple(compute.values())
         return self._known[placement]
 
-    def held(self, placement: Placement) -> tuple[HeldBytes, ...] | None:
-        """Everything that a context of this placement would hold, by device."""
+    def _held(self, placement: Placement) -> tuple[HeldBytes, ...] | None:
         lib = library()
         if self._model is None or self._split != placement.split:
             self.close()
@@ -172,19 +165,9 @@ class DryRun:
             library().llama_model_free(self._model)
         self._model = None
 
-    def _by_device(self, held: tuple[HeldBytes, ...]) -> tuple[int, ...]:
-        compute = dict.fromkeys(self._gpus, 0)
-        host = 0
-        for part in held:
-            if part.device in compute:
-                compute[part.device] += part.compute
-            else:
-                host += part.compute
-        return (*compute.values(), host)
-
     def _made(self, split: tuple[int, ...]) -> Any:
         """A model of this shape without a byte of weights; None when llama.cpp refuses."""
-        lib, gguf = library(), _gguf()
+        lib, gguf = library(), ggml()
         metadata = gguf.gguf_init_empty()
         tensors = gguf.ggml_init(
             GgmlInitParams(gguf.ggml_tensor_overhead() * (len(self._tensors) + 1), None, True)
@@ -219,27 +202,4 @@ class DryRun:
 
 
 # llama.cpp calls it for each tensor whose content it wants.
-_NOTHING_TO_SET = ctypes.CFUNCTYPE(None, _pointer, _pointer)(lambda _tensor, _data: None)
-
-
-@cache
-def _gguf() -> Any:
-    """The functions of libggml-base that describe a model, their types declared."""
-    base = ggml().base
-    text = ctypes.c_char_p
-    for name, result, *arguments in (
-        ("gguf_init_empty", _pointer),
-        ("gguf_free", None, _pointer),
-        ("gguf_set_val_str", None, _pointer, text, text),
-        ("gguf_set_val_u32", None, _pointer, text, ctypes.c_uint32),
-        ("gguf_set_val_f32", None, _pointer, text, ctypes.c_float),
-        ("gguf_add_tensor", None, _pointer, _pointer),
-        ("ggml_init", _pointer, GgmlInitParams),
-        ("ggml_free", None, _pointer),
-        ("ggml_tensor_overhead", ctypes.c_size_t),
-        ("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
-        ("ggml_set_name", _pointer, _pointer, text),
-    ):
-        function = getattr(base, name)
-        function.restype, function.argtypes = result, arguments
-    return base
+_NOTHING_TO_SET = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda _tensor, _data: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from types import MappingProxyType
 
 from qwq_local.errors import DoesNotFit, PromptTooLong, UsageError
@@ -40,8 +41,9 @@ def plan_or_explain(request: Request) -> Plan:
     try:
         return make_plan(request)
     except NothingFits as failed:
-        message = f"{_shortage(failed.least)} {_offer(request, failed.least)}"
-        raise DoesNotFit(message) from None
+        offers = enumerate(islice(_offers(request, failed.least), MOST), 1)
+        fitting = "; ".join(f"({number}) {offer}" for number, offer in offers)
+        raise DoesNotFit(f"{_shortage(failed.least)} What would fit: {fitting}.") from None
 
 
 def _shortage(least: Plan) -> str:
@@ -71,15 +73,6 @@ def _short_of(uses: tuple[DeviceUse, ...]) -> DeviceUse:
     )
 
 
-def _offer(request: Request, least: Plan) -> str:
-    offers: list[str] = []
-    for offer in _offers(request, least):
-        offers.append(f"({len(offers) + 1}) {offer}")
-        if len(offers) == MOST:
-            break
-    return f"What would fit: {'; '.join(offers)}."
-
-
 def _offers(request: Request, least: Plan) -> Iterator[str]:
     """Nearest first: fewer settings, a smaller context, a shorter prompt, smaller files, more memory."""
     choices, needs = request.choices, request.needs
@@ -88,17 +81,21 @@ def _offers(request: Request, least: Plan) -> Iterator[str]:
     free_layers = replace(request, choices=replace(choices, n_gpu_layers=None))
     if choices.n_gpu_layers is not None and _works(free_layers):
         yield "--set n_gpu_layers=auto"
-    if needs.n_ctx is not None and (n_ctx := _largest_context(request)):
-        yield f"--set n_ctx={n_ctx}"
-    if needs.n_ctx is None and (prompt := _largest_prompt(request)):
+    if needs.n_ctx is not None:
+        if n_ctx := _largest_fit(request, needs.n_ctx, lambda tokens: replace(needs, n_ctx=tokens)):
+            yield f"--set n_ctx={n_ctx}"
+    elif prompt := _largest_fit(
+        request, needs.prompt_tokens, lambda tokens: replace(needs, prompt_tokens=tokens)
+    ):
         yield f"a prompt of at most {prompt:,} tokens, not {needs.prompt_tokens:,}"
     too_large = []
     for file_type, model in _smaller_files(request.target.model):
         tried = replace(request, target=replace(request.target, model=model))
-        if (lacking := _lacking(tried)) is None:
+        try:
+            make_plan(tried)
             yield f"{file_type} (about {binary_size(model.total_bytes)})"
-        else:
-            too_large.append(f"{file_type} and {_more(lacking)}")
+        except NothingFits as failed:
+            too_large.append(f"{file_type} and {_more(failed.least.uses)}")
     yield _more(least.uses)
     yield from reversed(too_large)
 
@@ -106,15 +103,6 @@ def _offers(request: Request, least: Plan) -> Iterator[str]:
 def _more(uses: tuple[DeviceUse, ...]) -> str:
     short = _short_of(uses)
     return f"{binary_size(-short.free)} more free {short.name} memory"
-
-
-def _lacking(request: Request) -> tuple[DeviceUse, ...] | None:
-    """What the least demanding plan would hold, None when a plan fits."""
-    try:
-        make_plan(request)
-    except NothingFits as failed:
-        return failed.least.uses
-    return None
 
 
 def _works(request: Request) -> bool:
@@ -125,19 +113,7 @@ def _works(request: Request) -> bool:
     return True
 
 
-def _largest_context(request: Request) -> int:
-    """The largest n_ctx that fits, 0 when none does; rounded down."""
-    needs = request.needs
-    return _most(request, needs.n_ctx or 0, lambda tokens: replace(needs, n_ctx=tokens))
-
-
-def _largest_prompt(request: Request) -> int:
-    """The longest prompt that fits, in tokens, 0 when none does; rounded down."""
-    needs = request.needs
-    return _most(request, needs.prompt_tokens, lambda tokens: replace(needs, prompt_tokens=tokens))
-
-
-def _most(request: Request, limit: int, needs_for: Callable[[int], Needs]) -> int:
+def _largest_fit(request: Request, limit: int, needs_for: Callable[[int], Needs]) -> int:
     """The largest number of tokens up to the limit that fits, in whole granules; 0 is not tried."""
 
     def works(n_granules: int) -> bool:
@@ -148,23 +124,19 @@ def _most(request: Request, limit: int, needs_for: Callable[[int], Needs]) -> in
 
 def _smaller_files(model: ModelSizes) -> Iterator[tuple[str, ModelSizes]]:
     """The model in each smaller file type, largest first, its bytes estimated from the bits of a weight."""
-    bits = BITS.get(model.file_type)
-    if bits is None:
-        return
+    bits = BITS.get(model.file_type, 0.0)
     for file_type, fewer in BITS.items():
         if fewer < bits:
             share = fewer / bits
-            yield (
-                file_type,
-                replace(
-                    model,
-                    layer_bytes=tuple(int(size * share) for size in model.layer_bytes),
-                    input_bytes=int(model.input_bytes * share),
-                    output_bytes=int(model.output_bytes * share),
-                    tied_bytes=int(model.tied_bytes * share),
-                    file_type=file_type,
-                ),
+            smaller = replace(
+                model,
+                layer_bytes=tuple(int(size * share) for size in model.layer_bytes),
+                input_bytes=int(model.input_bytes * share),
+                output_bytes=int(model.output_bytes * share),
+                tied_bytes=int(model.tied_bytes * share),
+                file_type=file_type,
             )
+            yield file_type, smaller
 
 
 class FitLevel(StrEnum):
@@ -196,31 +168,27 @@ class TableRow:
 
 def context_table(request: Request) -> tuple[TableRow, ...]:
     """Rows from an eighth of the native window up to the largest window, each twice the one before."""
-    window = request.window
+    window, asked = request.window, request.choices.kv_type
+    kv_types = [kv_type for kv_type in KV_PREFERENCE if can_store(request.target.model.shape, kv_type)]
+    if asked is not None and asked not in kv_types:
+        kv_types.append(asked)
     n_ctx = max(256, window.native // _SMALLEST)
     rows = []
     while n_ctx <= window.largest:
-        cells = tuple(_cell(request, n_ctx, kv_type) for kv_type in _kv_types(request))
+        cells = tuple(_cell(request, n_ctx, kv_type) for kv_type in kv_types)
         rows.append(TableRow(n_ctx, window.factor_for(n_ctx), cells))
         n_ctx *= 2
     return tuple(rows)
 
 
-def _kv_types(request: Request) -> tuple[str, ...]:
-    asked = request.choices.kv_type
-    shape = request.target.model.shape
-    preferred = tuple(kv_type for kv_type in KV_PREFERENCE if can_store(shape, kv_type))
-    return preferred if asked is None or asked in preferred else (*preferred, asked)
-
-
 def _cell(request: Request, n_ctx: int, kv_type: str) -> TableCell:
     needs = Needs(prompt_tokens=0, thinking_budget=0, answer_reserve=1, n_ctx=n_ctx)
     tried = replace(request, needs=needs, choices=replace(request.choices, kv_type=kv_type))
+    fit = FitLevel.FITS
     try:
         plan = make_plan(tried)
+        if plan.has_gpu and plan.n_gpu_layers < plan.n_offloadable:
+            fit = FitLevel.PARTLY
     except NothingFits as failed:
-        total = sum(use.total for use in failed.least.uses)
-        return TableCell(kv_type, FitLevel.NOT, total, failed.least.n_gpu_layers)
-    is_whole = not plan.has_gpu or plan.n_gpu_layers == plan.n_offloadable
-    total = sum(use.total for use in plan.uses)
-    return TableCell(kv_type, FitLevel.FITS if is_whole else FitLevel.PARTLY, total, plan.n_gpu_layers)
+        plan, fit = failed.least, FitLevel.NOT
+    return TableCell(kv_type, fit, sum(use.total for use in plan.uses), plan.n_gpu_layers)

@@ -45,8 +45,7 @@ class _Arena:
     _free: list[_Stretch] = field(default_factory=lambda: [_Stretch(0, _ENDLESS)])
 
     def take(self, n_bytes: int) -> _Stretch:
-        """A block of that many bytes."""
-        size = self._padded(n_bytes)
+        size = -(-n_bytes // self.alignment) * self.alignment
         fitting = [block for block in self._free[:-1] if block.size >= size]
         # Of blocks of the same size ggml takes the last one.
         block = min(reversed(fitting), key=lambda b: b.size) if fitting else self._free[-1]
@@ -58,42 +57,23 @@ class _Arena:
         self.peak = max(self.peak, taken.start + size)
         return taken
 
-    def free(self, block: _Stretch) -> None:
-        """The block is free again, joined with free neighbours."""
-        if not block.size:
-            return
-        free = sorted([*self._free, block], key=lambda b: b.start)
-        joined = [free[0]]
-        for nxt in free[1:]:
-            last = joined[-1]
-            if last.start + last.size == nxt.start:
-                joined[-1] = _Stretch(last.start, last.size + nxt.size)
+    def free(self, *blocks: _Stretch) -> None:
+        """The blocks are free again, joined with free neighbours."""
+        first, *others = sorted([*self._free, *blocks], key=lambda block: block.start)
+        self._free = [first]
+        for block in others:
+            last = self._free[-1]
+            if last.start + last.size == block.start:
+                last.size += block.size
             else:
-                joined.append(nxt)
-        self._free = joined
+                self._free.append(block)
 
-    def _padded(self, n_bytes: int) -> int:
-        return -(-n_bytes // self.alignment) * self.alignment
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """The inputs of a batch, in bytes."""
-
-    tokens: int
-    positions: int
-    k_indices: int
-    v_indices: int
-    mask: int
-    output_ids: int
-    k_rotation: int
-    v_rotation: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        one_by_one = (self.tokens, self.positions, self.k_indices, self.v_indices, self.mask)
-        return sum((*one_by_one, self.output_ids, self.k_rotation, self.v_rotation))
+    def move(self, block: _Stretch, n_bytes: int, times: int = 1) -> _Stretch:
+        """The result of operations that do not work in place, each of which frees what it read."""
+        for _ in range(times):
+            read, block = block, self.take(n_bytes)
+            self.free(read)
+        return block
 
 
 def described_compute(model: ModelSizes, machine: Machine) -> ComputeBytes:
@@ -103,7 +83,7 @@ def described_compute(model: ModelSizes, machine: Machine) -> ComputeBytes:
     def compute(placement: Placement) -> tuple[int, ...]:
         context = placement.context
         row = shape.hidden * context.n_tokens * _F32
-        inputs = _inputs(shape, context).total
+        inputs = sum(_inputs(shape, context).values())
         copies = (inputs + row) * (_PIPELINE_COPIES - 1) if len(machine.gpus) > 1 else 0
         one_gpu = compute_bytes(shape, context, on_gpu=True) + copies
         is_all_there = placement.n_gpu_layers == model.n_offloadable
@@ -120,14 +100,10 @@ def compute_bytes(model: ModelShape, context: ContextShape, *, on_gpu: bool = Fa
     """
     arena = _Arena(_GPU_ALIGNMENT if on_gpu else _CPU_ALIGNMENT, on_gpu)
     inputs = _inputs(model, context)
-    tokens = arena.take(inputs.tokens)
+    tokens = arena.take(inputs.pop("tokens"))
     row = model.hidden * context.n_tokens * _F32
     arena.take(row)  # for embeddings given instead of tokens; never used, never freed
-    positions = arena.take(inputs.positions)
-    rotations = [arena.take(size) for size in (inputs.k_rotation, inputs.v_rotation) if size]
-    indices = [arena.take(inputs.k_indices), arena.take(inputs.v_indices)]
-    mask = arena.take(inputs.mask)
-    output_ids = arena.take(inputs.output_ids)
+    *read_by_attention, output_ids = [arena.take(size) for size in inputs.values() if size]
     residual = arena.take(row)
     arena.free(tokens)
     layers = min(model.n_layers, _LAYERS_THAT_DIFFER)
@@ -135,10 +111,10 @@ def compute_bytes(model: ModelShape, context: ContextShape, *, on_gpu: bool = Fa
         is_last = layer == layers - 1
         attended = _attention(arena, model, context)
         if is_last:
-            for block in (positions, *rotations, *indices, mask):
-                arena.free(block)
+            arena.free(*read_by_attention)
+            # The last token's row is the only one that the output needs.
             row = model.hidden * _F32
-            attended, residual = _chosen(arena, attended, row), _chosen(arena, residual, row)
+            attended, residual = arena.move(attended, row), arena.move(residual, row)
             arena.free(output_ids)
         arena.free(residual)
         residual = _feed_forward(arena, model, attended, row, 1 if is_last else context.n_tokens)
@@ -148,72 +124,46 @@ def compute_bytes(model: ModelShape, context: ContextShape, *, on_gpu: bool = Fa
     return before if arena.peak == before else arena.peak + arena.peak * _LOGITS_MARGIN // 100
 
 
-def _inputs(model: ModelShape, context: ContextShape) -> _Inputs:
+def _inputs(model: ModelShape, context: ContextShape) -> dict[str, int]:
+    """The bytes of each input of a batch, in llama.cpp's order."""
     n = context.n_tokens
     # Without flash attention V is stored transposed, and each of its values has an index of its own.
     v_indices = n if context.flash_attention else n * model.kv_width
     mask_value = 2 if context.flash_attention else _F32
-    return _Inputs(
-        tokens=n * _F32,
-        positions=n * _F32,
-        k_indices=n * _INDEX,
-        v_indices=v_indices * _INDEX,
-        mask=context.padded_n_ctx * n * mask_value,
-        output_ids=_F32,
-        k_rotation=_rotation_bytes(model, context.kv_type_k, model.head_dim),
-        v_rotation=_rotation_bytes(model, context.kv_type_v, 64),
-    )
+    # Keys are rotated by the largest Hadamard matrix whose size divides the head, a power of two.
+    k_rotation = model.head_dim & -model.head_dim if _is_rotated(model, context.kv_type_k) else 0
+    v_rotation = 64 if _is_rotated(model, context.kv_type_v) else 0
+    return {
+        "tokens": n * _F32,
+        "positions": n * _F32,
+        "k_rotation": k_rotation**2 * _F32,
+        "v_rotation": v_rotation**2 * _F32,
+        "k_indices": n * _INDEX,
+        "v_indices": v_indices * _INDEX,
+        "mask": context.padded_n_ctx * n * mask_value,
+        "output_ids": _F32,
+    }
 
 
-def _rotation_bytes(model: ModelShape, kv_type: str, largest: int) -> int:
-    """Quantized keys and values are rotated by a Hadamard matrix when the heads divide by 64."""
-    if not is_rotated(model, kv_type):
-        return 0
-    size = 64
-    while size * 2 <= largest and model.head_dim % (size * 2) == 0:
-        size *= 2
-    return size * size * _F32
-
-
-def is_rotated(model: ModelShape, kv_type: str) -> bool:
+def _is_rotated(model: ModelShape, kv_type: str) -> bool:
     """Whether llama.cpp rotates what it stores in this type (src/llama-kv-cache.cpp)."""
     return is_quantized(kv_type) and model.head_dim % 64 == 0
-
-
-def _chosen(arena: _Arena, block: _Stretch, row: int) -> _Stretch:
-    """The last token's row, the only one that the output needs."""
-    chosen = arena.take(row)
-    arena.free(block)
-    return chosen
 
 
 def _attention(arena: _Arena, model: ModelShape, context: ContextShape) -> _Stretch:
     """The output of one layer's attention; norm and bias work in place."""
     n = context.n_tokens
     wide, narrow = model.q_width * n * _F32, model.kv_width * n * _F32
-    rotates_k, rotates_v = is_rotated(model, context.kv_type_k), is_rotated(model, context.kv_type_v)
+    rotates_k, rotates_v = _is_rotated(model, context.kv_type_k), _is_rotated(model, context.kv_type_v)
     normed = arena.take(model.hidden * n * _F32)
-    query = _moved(arena, arena.take(wide), wide, 1 + rotates_k)
-    value = _moved(arena, arena.take(narrow), narrow, int(rotates_v))
+    query = arena.move(arena.take(wide), wide, 1 + rotates_k)  # RoPE, and the rotation
+    value = arena.move(arena.take(narrow), narrow, int(rotates_v))
     key = arena.take(narrow)
     arena.free(normed)
-    key = _moved(arena, key, narrow, 1 + rotates_k)
-    arena.free(key)
-    arena.free(value)
+    key = arena.move(key, narrow, 1 + rotates_k)
+    arena.free(key, value)
     attend = _flash if context.flash_attention else _unfused
-    mixed = attend(arena, model, context, query)
-    out = arena.take(model.hidden * n * _F32)
-    arena.free(mixed)
-    return out
-
-
-def _moved(arena: _Arena, block: _Stretch, n_bytes: int, times: int) -> _Stretch:
-    """The block after operations that do not work in place: RoPE, and the rotation of quantized values."""
-    for _ in range(times):
-        moved = arena.take(n_bytes)
-        arena.free(block)
-        block = moved
-    return block
+    return arena.move(attend(arena, model, context, query), model.hidden * n * _F32)
 
 
 def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stretch) -> _Stretch:
@@ -224,20 +174,14 @@ def _flash(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stre
     # CUDA puts f16 copies of quantized keys and values behind the result (ggml-cuda/fattn.cu).
     copies = as_f16 * sum(map(is_quantized, kv_types)) if arena.on_gpu else 0
     mixed = arena.take(wide + copies)
-    for block in (query, *casts):
-        arena.free(block)
-    return _moved(arena, mixed, wide, int(is_rotated(model, context.kv_type_v)))
+    arena.free(query, *casts)
+    return arena.move(mixed, wide, int(_is_rotated(model, context.kv_type_v)))
 
 
 def _unfused(arena: _Arena, model: ModelShape, context: ContextShape, query: _Stretch) -> _Stretch:
     wide = model.q_width * context.n_tokens * _F32
-    scores = arena.take(context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
-    arena.free(query)
-    mixed = arena.take(wide)
-    arena.free(scores)
-    merged = arena.take(wide)
-    arena.free(mixed)
-    return merged
+    scores = arena.move(query, context.padded_n_ctx * context.n_tokens * model.n_heads * _F32)
+    return arena.move(scores, wide, 2)
 
 
 def _feed_forward(arena: _Arena, model: ModelShape, entered: _Stretch, row: int, n_tokens: int) -> _Stretch:
@@ -247,9 +191,7 @@ def _feed_forward(arena: _Arena, model: ModelShape, entered: _Stretch, row: int,
     gate, up = arena.take(inner), arena.take(inner)
     arena.free(normed)
     activated = arena.take(inner)
-    arena.free(gate)
-    arena.free(up)
-    out = arena.take(row)
-    arena.free(activated)
+    arena.free(gate, up)
+    out = arena.move(activated, row)
     arena.free(entered)
     return out

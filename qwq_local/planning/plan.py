@@ -19,7 +19,6 @@ from qwq_local.planning.memory import DeviceUse, Placement, Target, device_uses,
 from qwq_local.planning.shape import GRANULE, ContextShape, can_store, is_quantized, padded
 from qwq_local.planning.window import (
     Needs,
-    RopeScaling,
     Shares,
     Window,
     share_window,
@@ -60,37 +59,16 @@ class Request:
     choices: Choices = Choices()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Shares):
     """What was decided, and the bytes that each device will hold (`uses`)."""
 
     needs: Needs
-    shares: Shares
     placement: Placement
     uses: tuple[DeviceUse, ...]
     reductions: tuple[Reduction, ...]
     n_offloadable: int
     has_gpu: bool
-
-    @property
-    def n_ctx(self) -> int:
-        """The context in tokens."""
-        return self.shares.n_ctx
-
-    @property
-    def thinking_budget(self) -> int:
-        """Tokens for the thinking."""
-        return self.shares.thinking_budget
-
-    @property
-    def answer_reserve(self) -> int:
-        """Tokens kept for the answer while it thinks."""
-        return self.shares.answer_reserve
-
-    @property
-    def rope(self) -> RopeScaling:
-        """The rope scaling."""
-        return self.shares.rope
 
     @property
     def kv_type(self) -> str:
@@ -124,17 +102,27 @@ def make_plan(request: Request) -> Plan:
             found = replace(found, reductions=(*found.reductions, Reduction.LAYERS))
     if found is None:
         raise NothingFits(search.least())
-    return search.enlarged(found) if request.needs.takes_largest else found
+    return _enlarged(request, found) if request.needs.takes_largest else found
+
+
+def _enlarged(request: Request, plan: Plan) -> Plan:
+    """The same plan with the largest native context that fits without further reduction."""
+    native = request.window.native
+    if plan.rope.is_on or request.needs.n_ctx is not None or plan.n_ctx >= native:
+        return plan
+
+    def with_more(n_granules: int) -> Plan | None:
+        return with_context(request, plan, plan.n_ctx + n_granules * GRANULE)
+
+    count = largest((native - plan.n_ctx) // GRANULE, lambda n: with_more(n) is not None)
+    return with_more(count or 0) or plan
 
 
 def with_context(request: Request, plan: Plan, n_ctx: int) -> Plan | None:
     """The same plan with another context and the layers where they are; None when it does not fit."""
-    context = replace(plan.placement.context, n_ctx=n_ctx)
-    placement = replace(plan.placement, context=context)
+    placement = replace(plan.placement, context=replace(plan.placement.context, n_ctx=n_ctx))
     uses = device_uses(request.target, placement)
-    if not fits(request.target, uses):
-        return None
-    return replace(plan, shares=replace(plan.shares, n_ctx=n_ctx), placement=placement, uses=uses)
+    return replace(plan, n_ctx=n_ctx, placement=placement, uses=uses) if fits(request.target, uses) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,24 +138,27 @@ class _Search:
     """Searches the least reduction that fits, for a number of GPU layers."""
 
     def __init__(self, request: Request) -> None:
-        self._request = request
+        self._needs, self._window = request.needs, request.window
+        self._target, self._choices = request.target, request.choices
         self._shape = request.target.model.shape
         # Raises before it looks at memory when the tokens do not fit the window.
         self._full = share_window(request.needs, request.window)
+        self._floor = thinking_floor(request.needs, request.window)
+        self._smallest = self._shares(self._floor)
+        self._steps = tuple(self._each_step())
 
     def all_layers(self) -> int:
         """The layers that can be on GPUs, or as many as the user asked for."""
-        if not self._request.target.machine.gpus:
+        if not self._target.machine.gpus:
             return 0
-        most = self._request.target.model.n_offloadable
-        wanted = self._request.choices.n_gpu_layers
+        most, wanted = self._target.model.n_offloadable, self._choices.n_gpu_layers
         return most if wanted is None or wanted < 0 else min(wanted, most)
 
     def on_layers(self, n_layers: int) -> Plan | None:
         """The plan that reduces least with this many layers on GPUs, None when none fits."""
-        for step in self._steps():
+        for step in self._steps:
             if not step.shrinks:
-                found = self._tried(self._full, step, n_layers)
+                found = self._fitting(self._full, step, n_layers)
             else:
                 found = self._with_largest_budget(step, n_layers)
             if found is not None:
@@ -176,113 +167,81 @@ class _Search:
 
     def gpus_hold(self, n_layers: int) -> bool:
         """Whether the GPUs can hold this many layers when everything else is reduced."""
-        placement = self._placement(self._smallest(), self._last_step(), n_layers)
-        if placement is None:
-            return False
-        return all(use.free >= 0 for use in device_uses(self._request.target, placement)[:-1])
+        plan = self._planned(self._smallest, self._steps[-1], n_layers)
+        return plan is not None and all(use.free >= 0 for use in plan.uses[:-1])
 
     def least(self) -> Plan:
         """The least demanding plan, whether it fits or not."""
         n_layers = self.all_layers()
-        if self._request.choices.n_gpu_layers is None:
+        if self._choices.n_gpu_layers is None:
             n_layers = largest(n_layers, self.gpus_hold) or 0
-        return self._planned(self._smallest(), self._last_step(), n_layers)
+        shares, step = self._smallest, self._steps[-1]
+        # All layers on the first GPU when they cannot be split; this only serves the message.
+        first = (n_layers, *(0,) * (len(self._target.machine.gpus) - 1))
+        return self._planned(shares, step, n_layers) or self._placed(shares, step, first)
 
-    def enlarged(self, plan: Plan) -> Plan:
-        """The same plan with the largest native context that fits without further reduction."""
-        native = self._request.window.native
-        if plan.rope.is_on or self._request.needs.n_ctx is not None or plan.n_ctx >= native:
-            return plan
-
-        def with_more(n_granules: int) -> Plan | None:
-            return with_context(self._request, plan, plan.n_ctx + n_granules * GRANULE)
-
-        most = (native - plan.n_ctx) // GRANULE
-        count = largest(most, lambda n: with_more(n) is not None)
-        return (with_more(count) if count else None) or plan
-
-    def _steps(self) -> Iterator[_Step]:
+    def _each_step(self) -> Iterator[_Step]:
         reductions: tuple[Reduction, ...] = ()
-        shrinks = self._request.needs.n_ctx is None
-        for kv_type in self._kv_types():
-            if kv_type == "q4_0" and self._request.choices.kv_type is None:
-                reductions = (*reductions, Reduction.KV_Q4)
-            elif kv_type == "q8_0" and self._request.choices.kv_type is None:
-                reductions = (*reductions, Reduction.KV_Q8)
+        reduction_of = {"q4_0": Reduction.KV_Q4, "q8_0": Reduction.KV_Q8}
+        kv_types = self._kv_types()
+        for kv_type in kv_types:
+            if self._choices.kv_type is None and kv_type in reduction_of:
+                reductions = (*reductions, reduction_of[kv_type])
             yield _Step(kv_type, False, reductions)
             # The budget shrinks before q4_0 is tried, and after q8_0 where that is possible.
-            if shrinks and (kv_type != "f16" or len(self._kv_types()) == 1):
+            if self._needs.n_ctx is None and (kv_type != "f16" or len(kv_types) == 1):
                 yield _Step(kv_type, True, reductions)
 
-    def _last_step(self) -> _Step:
-        return list(self._steps())[-1]
-
     def _kv_types(self) -> tuple[str, ...]:
-        choices = self._request.choices
-        if choices.kv_type is not None:
-            return (choices.kv_type,)
-        if choices.flash_attention is False:
+        if self._choices.kv_type is not None:
+            return (self._choices.kv_type,)
+        if self._choices.flash_attention is False:
             return ("f16",)
         return tuple(kv_type for kv_type in KV_PREFERENCE if can_store(self._shape, kv_type))
 
-    def _smallest(self) -> Shares:
-        """The shares with the thinking at its floor."""
-        needs, window = self._request.needs, self._request.window
-        return share_window(replace(needs, thinking_budget=thinking_floor(needs, window)), window)
+    def _shares(self, thinking_budget: int) -> Shares:
+        return share_window(replace(self._needs, thinking_budget=thinking_budget), self._window)
 
     def _with_largest_budget(self, step: _Step, n_layers: int) -> Plan | None:
-        needs, window = self._request.needs, self._request.window
-        floor = thinking_floor(needs, window)
-        steps = (self._full.thinking_budget - floor) // GRANULE
-
         def with_steps(count: int) -> Plan | None:
-            shares = share_window(replace(needs, thinking_budget=floor + count * GRANULE), window)
-            return self._tried(shares, step, n_layers)
+            return self._fitting(self._shares(self._floor + count * GRANULE), step, n_layers)
 
+        steps = (self._full.thinking_budget - self._floor) // GRANULE
         count = largest(steps, lambda n: with_steps(n) is not None)
         return with_steps(count) if count is not None else None
 
-    def _tried(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
-        placement = self._placement(shares, step, n_layers)
-        if placement is None:
-            return None
-        plan = self._at(shares, step, placement)
-        return plan if fits(self._request.target, plan.uses) else None
+    def _fitting(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
+        plan = self._planned(shares, step, n_layers)
+        return plan if plan is not None and fits(self._target, plan.uses) else None
 
-    def _planned(self, shares: Shares, step: _Step, n_layers: int) -> Plan:
-        gpus = len(self._request.target.machine.gpus)
-        placement = self._placement(shares, step, n_layers)
-        if placement is None:
-            # This only serves the message: all layers on the first GPU.
-            placement = Placement(self._context(shares, step), (n_layers, *(0,) * (gpus - 1)))
-        return self._at(shares, step, placement)
+    def _planned(self, shares: Shares, step: _Step, n_layers: int) -> Plan | None:
+        split = split_layers(self._target, self._context(shares, step), n_layers)
+        return None if split is None else self._placed(shares, step, split)
 
-    def _at(self, shares: Shares, step: _Step, placement: Placement) -> Plan:
-        target = self._request.target
+    def _placed(self, shares: Shares, step: _Step, split: tuple[int, ...]) -> Plan:
+        placement = Placement(self._context(shares, step), split)
         reductions = step.reductions
         if shares.thinking_budget < self._full.thinking_budget:
             reductions = tuple(sorted({*reductions, Reduction.THINKING}, key=list(Reduction).index))
         return Plan(
-            needs=self._request.needs,
-            shares=shares,
+            n_ctx=shares.n_ctx,
+            thinking_budget=shares.thinking_budget,
+            answer_reserve=shares.answer_reserve,
+            rope=shares.rope,
+            needs=self._needs,
             placement=placement,
-            uses=device_uses(target, placement),
+            uses=device_uses(self._target, placement),
             reductions=reductions,
-            n_offloadable=target.model.n_offloadable,
-            has_gpu=bool(target.machine.gpus),
+            n_offloadable=self._target.model.n_offloadable,
+            has_gpu=bool(self._target.machine.gpus),
         )
 
-    def _placement(self, shares: Shares, step: _Step, n_layers: int) -> Placement | None:
-        context = self._context(shares, step)
-        split = split_layers(self._request.target, context, n_layers)
-        return Placement(context, split) if split is not None else None
-
     def _context(self, shares: Shares, step: _Step) -> ContextShape:
-        choices = self._request.choices
+        choices = self._choices
         wanted = choices.flash_attention
         if wanted is None:
             # CPUs always can; CUDA has no kernel for smaller heads. A quantized V cache needs it.
-            wanted = not self._request.target.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
+            wanted = not self._target.machine.gpus or self._shape.head_dim >= _FLASH_HEAD_DIM
         flash = wanted or is_quantized(step.kv_type)
         n_batch = min(choices.n_batch, padded(shares.n_ctx))
         n_ubatch = min(choices.n_ubatch, n_batch)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwq_local.events import Ledger, Planned, TurnStats
-from qwq_local.planning.memory import DeviceUse
 from qwq_local.planning.plan import Plan, Reduction
 from qwq_local.text import binary_size
 
 
 def plan_line(plan: Plan) -> str:
     """The plan on one line: context, scaling, KV type, place, budget, memory."""
+    held = [
+        f"{use.name} {binary_size(use.total)} of {binary_size(use.usable)}" for use in plan.uses if use.total
+    ]
     parts = [f"context {plan.n_ctx:,}", _scaling(plan), f"{plan.kv_type} KV", _place(plan)]
-    parts += [f"thinking {plan.thinking_budget:,}", ", ".join(_memory(use) for use in plan.uses if use.total)]
+    parts += [f"thinking {plan.thinking_budget:,}", ", ".join(held)]
     if plan.reductions:
         parts.append(f"given up: {', '.join(reduction_texts(plan))}")
     return " · ".join(part for part in parts if part)
@@ -21,7 +23,14 @@ def plan_line(plan: Plan) -> str:
 
 def reduction_texts(plan: Plan) -> tuple[str, ...]:
     """What the plan reduces, in words."""
-    return tuple(_reduction_text(plan, reduction) for reduction in plan.reductions)
+    n_left = plan.n_offloadable - plan.n_gpu_layers
+    texts = {
+        Reduction.KV_Q8: "f16 KV for q8_0",
+        Reduction.THINKING: f"thinking of {plan.needs.thinking_budget:,} for {plan.thinking_budget:,}",
+        Reduction.KV_Q4: "q8_0 KV for q4_0",
+        Reduction.LAYERS: f"{n_left} of {plan.n_offloadable} GPU layers",
+    }
+    return tuple(texts[reduction] for reduction in plan.reductions)
 
 
 def shortage_line(plan: Plan) -> str:
@@ -57,26 +66,19 @@ def choice_rows(planned: Planned) -> Iterator[tuple[str, str]]:
     scaling = f"factor {planned.yarn_factor:g} over {planned.yarn_origin:,}"
     yield "YaRN", scaling if planned.yarn_factor > 1 else "off: it fits the native window"
     yield "KV cache", f"{planned.kv_type}, flash attention {'on' if planned.flash_attention else 'off'}"
-    yield "layers", f"{_layers(planned)}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
+    layers = f"{planned.n_gpu_layers} on the GPU" if planned.n_gpu_layers else "all on the CPU"
+    yield "layers", f"{layers}; batches of {planned.n_batch}, {planned.n_ubatch} at once"
     if planned.reductions:
         yield "given up", ", ".join(planned.reductions)
 
 
-def _layers(planned: Planned) -> str:
-    return f"{planned.n_gpu_layers} on the GPU" if planned.n_gpu_layers else "all on the CPU"
-
-
 def ledger_line(ledger: Ledger, n_ctx: int) -> str:
     """Who has the context, in tokens."""
-    parts = [
-        f"system {ledger.system:,}",
-        f"files {ledger.files:,}",
-        f"history {ledger.history:,}",
-        f"prompt {ledger.prompt:,}",
-        f"free {ledger.free:,}",
-    ]
-    dropped = f" · thinking spared {ledger.thinking_dropped:,}"
-    return f"context {n_ctx:,} tok: {' + '.join(parts)}{dropped}"
+    return (
+        f"context {n_ctx:,} tok: system {ledger.system:,} + files {ledger.files:,} + history "
+        f"{ledger.history:,} + prompt {ledger.prompt:,} + free {ledger.free:,} · thinking spared "
+        f"{ledger.thinking_dropped:,}"
+    )
 
 
 def stats_line(stats: TurnStats) -> str:
@@ -106,19 +108,3 @@ def _place(plan: Plan) -> str:
     place = f"{plan.n_gpu_layers} of {plan.n_offloadable} layers on the GPU"
     split = plan.placement.split
     return f"{place}s ({'+'.join(map(str, split))})" if len(split) > 1 else place
-
-
-def _memory(use: DeviceUse) -> str:
-    return f"{use.name} {binary_size(use.total)} of {binary_size(use.usable)}"
-
-
-def _reduction_text(plan: Plan, reduction: Reduction) -> str:
-    match reduction:
-        case Reduction.KV_Q8:
-            return "f16 KV for q8_0"
-        case Reduction.THINKING:
-            return f"thinking of {plan.needs.thinking_budget:,} for {plan.thinking_budget:,}"
-        case Reduction.KV_Q4:
-            return "q8_0 KV for q4_0"
-        case Reduction.LAYERS:
-            return f"{plan.n_offloadable - plan.n_gpu_layers} of {plan.n_offloadable} GPU layers"

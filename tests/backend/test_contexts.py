@@ -174,10 +174,7 @@ class _Failing(Planner):
 
     def plan(self, prompt_tokens: int, n_gpu_layers: int | None = None) -> Plan:
         plan = super().plan(prompt_tokens, n_gpu_layers)
-        if not self.fails:
-            return plan
-        shares = replace(plan.shares, n_ctx=1 << 22)
-        return replace(plan, shares=shares)
+        return replace(plan, n_ctx=1 << 22) if self.fails else plan
 
     def note_failure(self, plan: Plan) -> None:
         self.fails = False

@@ -217,6 +217,12 @@ def test_a_prompt_can_open_the_thinking_of_a_model_that_does_not() -> None:
         assert len(opened.notices) == notices
 
 
+def test_a_small_template_that_opens_the_thinking_is_not_said_to_leave_it_out() -> None:
+    assert encoded([QUESTION]).notices == ()
+    (notice,) = encoded([QUESTION], SIMPLE.replace("<think>\\n", "")).notices
+    assert "does not open the thinking" in notice
+
+
 def test_deepseek_continues_after_a_result() -> None:
     result = Message(Role.TOOL, "3")
     messages = [QUESTION, Message(Role.ASSISTANT, "", CALLS), result]

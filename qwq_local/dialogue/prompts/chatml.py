@@ -77,18 +77,17 @@ class Earlier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatML:
-    """A model's kind of ChatML; `notices` say where it is not what the chat template asks for."""
+    """A model's kind of ChatML; `notices` say where it is not what the chat template asks for.
+
+    `thinks`: the model was trained to think before it answers.
+    """
 
     default_system: str = ""
     earlier: Earlier = Earlier.ANSWER
     tool_text: ToolText | None = _QWQ_TOOLS
     notices: tuple[str, ...] = ()
     controls: tuple[str, ...] = (_START.text, _END.text)
-
-    @property
-    def thinks(self) -> bool:
-        """Whether the model was trained to think before it answers."""
-        return self.earlier is not Earlier.WHOLE
+    thinks: bool = True
 
     @property
     def keeps_thinking(self) -> bool:
@@ -202,10 +201,12 @@ def match_chatml(template: str, name: str) -> ChatML | None:
         earlier = Earlier.RECENT_THINKING
     else:
         earlier = Earlier.ANSWER if is_qwq or "</think>" in template else Earlier.WHOLE
+    opens_thinking = _OPENS_THINKING.search(template) is not None
     if not is_qwq:
-        return ChatML(default_system, earlier, tool_text)
+        thinks = opens_thinking or earlier is not Earlier.WHOLE
+        return ChatML(default_system, earlier, tool_text, thinks=thinks)
     notices = []
-    if not _OPENS_THINKING.search(template):
+    if not opens_thinking:
         notices.append("The chat template does not open the thinking with <think>; it was opened.")
     elif "enable_thinking" in template:
         notices.append("The chat template closes the thinking unless enable_thinking is set; it was set.")
