@@ -15,7 +15,7 @@ from gguf import GGUFValueType as ValueType
 from qwq_convert.architecture import KEY_LENGTH, VALUE_LENGTH
 from qwq_convert.checkpoint import Checkpoint, optional_document, required_document
 from qwq_convert.key_values import KeyValues
-from qwq_convert.model_config import ModelConfig, RopeParameters
+from qwq_convert.model_config import ModelConfig
 from qwq_convert.strict_json import Fields, checked_text, shown
 from qwq_convert.tokenizer import (
     add_special_tokens,
@@ -78,28 +78,18 @@ def _add_figures(writer: GGUFWriter, config: ModelConfig) -> None:
     key = config.shape.architecture.key
     for name, value in config.shape.figures().items():
         writer.add_uint32(key(name), value)
-    if config.rope_scaling is not None:
-        _add_rope_scaling(writer, config.rope_scaling)
+    if (scaling := config.rope_scaling) is not None:
+        writer.add_rope_scaling_type(RopeScalingType(scaling.kind))
+        writer.add_rope_scaling_factor(scaling.factor)
+        if scaling.original_context is not None:
+            writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
+        for name, number in scaling.details.items():
+            writer.add_float32(name.format(arch=writer.arch), number)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.states_head_dim:
         writer.add_uint32(key(KEY_LENGTH), config.shape.head_dim)
         writer.add_uint32(key(VALUE_LENGTH), config.shape.head_dim)
-
-
-def _add_rope_scaling(writer: GGUFWriter, scaling: RopeParameters) -> None:
-    writer.add_rope_scaling_type(RopeScalingType(scaling.kind))
-    writer.add_rope_scaling_factor(scaling.factor)
-    if scaling.original_context is not None:
-        writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
-    for value, add in (
-        (scaling.extrapolation_factor, writer.add_rope_scaling_yarn_ext_factor),
-        (scaling.attention_factor, writer.add_rope_scaling_yarn_attn_factor),
-        (scaling.beta_fast, writer.add_rope_scaling_yarn_beta_fast),
-        (scaling.beta_slow, writer.add_rope_scaling_yarn_beta_slow),
-    ):
-        if value is not None and scaling.kind == "yarn":
-            add(value)
 
 
 def _add_sampling(writer: GGUFWriter, generation: Fields) -> None:
@@ -139,15 +129,9 @@ def _add_description(
         description.set_gguf_meta_model(writer)
     except Exception as error:  # the heuristics raise many kinds for odd front matter
         raise ConvertError(f"{MODEL_CARD}: cannot be made sense of ({error}). Mend or remove it.") from None
-    _check_description(writer)
-
-
-def _check_description(writer: GGUFWriter) -> None:
     for key, field in writer.kv_data[0].items():
-        if field.type not in (ValueType.STRING, ValueType.ARRAY):
-            continue
-        texts = [field.value] if field.type == ValueType.STRING else field.value
-        for text in texts:
+        is_text = field.type == ValueType.STRING
+        for text in [field.value] if is_text else field.value if field.type == ValueType.ARRAY else ():
             if not isinstance(text, str):
                 raise ConvertError(f"{MODEL_CARD}: {key} is {shown(text)}, expected a text. Quote it.")
             checked_text(text, f"{MODEL_CARD}: {key}")

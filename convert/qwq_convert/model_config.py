@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gguf import Keys
+
 from qwq_convert.architecture import FIGURES, Architecture, ExpectedTensor, ModelShape, shape_of
 from qwq_convert.architectures import architectures
 from qwq_convert.file_types import FLOAT_TYPES, QuantType
@@ -18,19 +20,27 @@ from qwq_local.errors import ConvertError
 MAX_HEAD_DIM = 1 << 14
 MAX_VOCABULARY = 1 << 22
 OUTPUT = "output.weight"
+# The names of YaRN's details in config.json, and their keys in a GGUF, in llama.cpp's order.
+YARN_KEYS = {
+    "extrapolation_factor": Keys.Rope.SCALING_YARN_EXT_FACTOR,
+    "attention_factor": Keys.Rope.SCALING_YARN_ATTN_FACTOR,
+    "attn_factor": Keys.Rope.SCALING_YARN_ATTN_FACTOR,
+    "beta_fast": Keys.Rope.SCALING_YARN_BETA_FAST,
+    "beta_slow": Keys.Rope.SCALING_YARN_BETA_SLOW,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class RopeParameters:
-    """How the checkpoint stretches its positions: `kind` is "linear" or "yarn"."""
+    """How the checkpoint stretches its positions: `kind` is "linear" or "yarn".
+
+    `original_context` and the `details`, by GGUF key, are YaRN's.
+    """
 
     kind: str
     factor: float
     original_context: int | None
-    extrapolation_factor: float | None
-    attention_factor: float | None
-    beta_fast: float | None
-    beta_slow: float | None
+    details: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,10 @@ class ModelConfig:
 def read_config(config: Fields) -> ModelConfig:
     """Read `config`. Raises ConvertError for another architecture or figures that contradict each other."""
     architecture = _architecture(config)
-    _check_supported(config)
+    if config.values.get("quantization_config") is not None:
+        config.fail("the weights are quantized already. Use the original F32, F16 or BF16 checkpoint.")
+    if (activation := config.optional_text("hidden_act")) not in (None, "silu"):
+        config.fail(f"hidden_act {shown(activation)} is not supported, only silu is.")
     figures = {figure.field: config.integer(figure.config_key, 1, figure.most) for figure in FIGURES}
     head_dim = config.optional_integer("head_dim", 1, MAX_HEAD_DIM)
     n_vocab = config.integer("vocab_size", 1, MAX_VOCABULARY)
@@ -60,11 +73,13 @@ def read_config(config: Fields) -> ModelConfig:
     except ValueError as error:
         config.fail(f"{error}.")
     rope = config.optional_object("rope_parameters") or config.optional_object("rope_scaling")
+    # transformers 5 moved rope_theta from the root into rope_parameters.
+    with_theta = config if rope is None or rope.values.get("rope_theta") is None else rope
     return ModelConfig(
         shape=shape,
         states_head_dim=head_dim is not None,
         rms_norm_eps=config.positive("rms_norm_eps"),
-        rope_theta=_rope_theta(config, rope),
+        rope_theta=with_theta.positive("rope_theta"),
         rope_scaling=_rope_scaling(config, rope),
         tied=config.flag("tie_word_embeddings"),
     )
@@ -73,28 +88,10 @@ def read_config(config: Fields) -> ModelConfig:
 def _architecture(config: Fields) -> Architecture:
     names = config.items("architectures")
     by_class_name = {architecture.class_name: architecture for architecture in architectures()}
-    match names:
-        case [str() as class_name] if class_name in by_class_name:
-            return by_class_name[class_name]
-        case [other]:
-            text = shown(other)
-        case _:
-            text = shown(names)
-    return config.fail(f"architecture {text} is not supported, only {', '.join(by_class_name)}.")
-
-
-def _check_supported(config: Fields) -> None:
-    if config.values.get("quantization_config") is not None:
-        config.fail("the weights are quantized already. Use the original F32, F16 or BF16 checkpoint.")
-    if (activation := config.optional_text("hidden_act")) not in (None, "silu"):
-        config.fail(f"hidden_act {shown(activation)} is not supported, only silu is.")
-
-
-def _rope_theta(config: Fields, rope: Fields | None) -> float:
-    # transformers 5 moved rope_theta from the root into rope_parameters.
-    if rope is not None and rope.values.get("rope_theta") is not None:
-        return rope.positive("rope_theta")
-    return config.positive("rope_theta")
+    stated = names[0] if len(names) == 1 else names
+    if isinstance(stated, str) and stated in by_class_name:
+        return by_class_name[stated]
+    return config.fail(f"architecture {shown(stated)} is not supported, only {', '.join(by_class_name)}.")
 
 
 def _rope_scaling(config: Fields, rope: Fields | None) -> RopeParameters | None:
@@ -110,18 +107,13 @@ def _rope_scaling(config: Fields, rope: Fields | None) -> RopeParameters | None:
         original = config.optional_integer("original_max_position_embeddings", 1)
     if kind == "yarn" and original is None:
         rope.fail("original_max_position_embeddings is missing; for QwQ-32B it is 32768.")
-    attention_factor = rope.optional_number("attention_factor")
-    if attention_factor is None:
-        attention_factor = rope.optional_number("attn_factor")
-    return RopeParameters(
-        kind=kind,
-        factor=rope.positive("factor"),
-        original_context=original if kind == "yarn" else None,
-        extrapolation_factor=rope.optional_number("extrapolation_factor"),
-        attention_factor=attention_factor,
-        beta_fast=rope.optional_number("beta_fast"),
-        beta_slow=rope.optional_number("beta_slow"),
-    )
+    details: dict[str, float] = {}
+    for name, key in YARN_KEYS.items():
+        if (value := rope.optional_number(name)) is not None:
+            details.setdefault(key, value)
+    if kind != "yarn":
+        original, details = None, {}
+    return RopeParameters(kind, rope.positive("factor"), original, details)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,22 +45,14 @@ class HeldBytes:
     compute: int
 
 
-@dataclass(frozen=True, slots=True)
-class _MapLayout:
-    """The map object in words: its size, the pointer to the root; in a node, the children and the value."""
-
-    map_words: int
-    root: int
-    children: tuple[int, int]
-    value: int = 4
-
-
-# libstdc++: comparator, then a header node whose parent is the root; nodes are colour, parent, left, right.
-_LAYOUT = _MapLayout(map_words=6, root=2, children=(2, 3))
+# The map in words: its size, and the place of the pointer to the root; in a node, the places of the children.
 if sys.platform == "darwin":
-    # libc++: first node, then the end node, whose left child is the root. Nodes are left, right, parent,
-    # colour.
-    _LAYOUT = _MapLayout(map_words=3, root=1, children=(0, 1))
+    # libc++: first node, then the end node, whose left child is the root. Nodes: left, right, parent, colour.
+    _MAP_WORDS, _ROOT, _CHILDREN = 3, 1, (0, 1)
+else:
+    # libstdc++: comparator, then a header node whose parent is the root. Nodes: colour, parent, left, right.
+    _MAP_WORDS, _ROOT, _CHILDREN = 6, 2, (2, 3)
+_VALUE = 4  # the place of the key in a node; the sizes follow it
 
 
 def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
@@ -69,7 +61,7 @@ def held_bytes(handle: Any) -> tuple[HeldBytes, ...] | None:
     if ask is None:
         return None
     sums: dict[str, list[int]] = {}
-    for buffer_type, *sizes in _nodes(ask(handle).words[_LAYOUT.root]):
+    for buffer_type, *sizes in _nodes(ask(handle).words[_ROOT]):
         held = sums.setdefault(_device_name(buffer_type), [0, 0, 0])
         for index, size in enumerate(sizes):
             held[index] += size
@@ -83,7 +75,7 @@ def _function() -> Any:
     function = getattr(library().llama_cpp._lib, _SYMBOL, None)
     if function is None:
         return None
-    fields = (("words", _WORD * _LAYOUT.map_words),)
+    fields = (("words", _WORD * _MAP_WORDS),)
     # Larger than two registers, so it comes back through memory, as a class with a destructor does.
     function.restype = type("Map", (ctypes.Structure,), {"_fields_": fields})
     function.argtypes = [ctypes.c_void_p]
@@ -99,8 +91,8 @@ def _nodes(root: int) -> Iterator[tuple[int, int, int, int]]:
             continue
         count += 1
         words = (_WORD * _NODE_WORDS).from_address(address)
-        pending += [words[child] for child in _LAYOUT.children]
-        key, weights, kv_cache, compute = words[_LAYOUT.value : _LAYOUT.value + 4]
+        pending += [words[child] for child in _CHILDREN]
+        key, weights, kv_cache, compute = words[_VALUE:]
         yield key, weights, kv_cache, compute
 
 

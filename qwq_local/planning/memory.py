@@ -112,22 +112,21 @@ def device_uses(target: Target, placement: Placement) -> tuple[DeviceUse, ...]:
     compute = target.compute(placement)
     kv = kv_layer_bytes(model.shape, placement.context)
     parts = (*model.layer_bytes, model.output_bytes + model.tied_bytes)
+
+    def use(name: str, held: range, buffer: int, free_bytes: int) -> DeviceUse:
+        layers = sum(i < len(model.layer_bytes) for i in held)
+        usable = max(0, free_bytes - target.reserve_bytes)
+        return DeviceUse(name, sum(parts[i] for i in held), layers * kv, buffer, usable)
+
     first = len(parts) - placement.n_gpu_layers
+    cpu = use("CPU", range(first), compute[-1], machine.available_bytes)
+    # On the CPU a tied output is the embedding itself.
+    again = 0 if placement.n_gpu_layers else model.tied_bytes
     uses = []
     for gpu, count, buffer in zip(machine.gpus, placement.split, compute[:-1], strict=True):
-        mine = range(first, first + count)
-        weights = sum(parts[i] for i in mine)
-        layers = sum(i < len(model.layer_bytes) for i in mine)
-        usable = max(0, gpu.free_bytes - target.reserve_bytes)
-        uses.append(DeviceUse(gpu.name, weights, layers * kv, buffer, usable))
+        uses.append(use(gpu.name, range(first, first + count), buffer, gpu.free_bytes))
         first += count
-    left = range(len(parts) - placement.n_gpu_layers)
-    weights = model.input_bytes + sum(parts[i] for i in left)
-    # On the CPU a tied output is the embedding itself.
-    weights -= model.tied_bytes if len(left) == len(parts) else 0
-    layers = sum(i < len(model.layer_bytes) for i in left)
-    usable = max(0, machine.available_bytes - target.reserve_bytes)
-    return (*uses, DeviceUse("CPU", weights, layers * kv, compute[-1], usable))
+    return (*uses, replace(cpu, weights=cpu.weights + model.input_bytes - again))
 
 
 def fits(target: Target, uses: tuple[DeviceUse, ...]) -> bool:
@@ -154,16 +153,14 @@ def split_layers(target: Target, context: ContextShape, n_gpu_layers: int) -> tu
 def _room(target: Target, context: ContextShape, n_gpu_layers: int) -> list[int]:
     """How many layers each GPU could take, filled one after the other beside its compute buffer."""
     model, machine = target.model, target.machine
-    even = tuple(
-        n_gpu_layers // len(machine.gpus) + (i < n_gpu_layers % len(machine.gpus))
-        for i in range(len(machine.gpus))
-    )
+    each, more = divmod(n_gpu_layers, len(machine.gpus))
+    even = tuple(each + (i < more) for i in range(len(machine.gpus)))
     compute = target.compute(Placement(context, even))
     kv = kv_layer_bytes(model.shape, context)
     # The largest layer stands for all: it is not known yet which ones a GPU gets.
     layer = max(model.layer_bytes) + kv
-    aside = target.reserve_bytes
-    spare = [gpu.free_bytes - aside - buffer for gpu, buffer in zip(machine.gpus, compute[:-1], strict=True)]
+    buffers = zip(machine.gpus, compute[:-1], strict=True)
+    spare = [gpu.free_bytes - target.reserve_bytes - buffer for gpu, buffer in buffers]
     room = [max(0, left // layer) for left in spare]
     # The last GPU holds the output besides.
     output = model.output_bytes + model.tied_bytes

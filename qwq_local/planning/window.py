@@ -81,10 +81,8 @@ class Window:
 
     def factor_for(self, n_tokens: int) -> float:
         """The smallest allowed factor whose window holds this many tokens, else the largest."""
-        for factor in self.allowed_factors:
-            if n_tokens <= self.tokens(factor):
-                return factor
-        return self.allowed_factors[-1]
+        factors = self.allowed_factors
+        return next((factor for factor in factors if n_tokens <= self.tokens(factor)), factors[-1])
 
     def scaling(self, factor: float) -> RopeScaling:
         """The rope scaling of a factor."""
@@ -121,11 +119,8 @@ def share_window(needs: Needs, window: Window) -> Shares:
         return Shares(n_ctx, needs.thinking_budget, needs.answer_reserve, rope)
     floor = thinking_floor(needs, window)
     reserve_floor = min(min(limit, window.native) // _FLOOR, needs.answer_reserve)
-    reserve = needs.answer_reserve
-    thinking = limit - taken - reserve
-    if thinking < floor:
-        thinking = floor
-        reserve = limit - taken - thinking
+    thinking = max(floor, limit - taken - needs.answer_reserve)
+    reserve = limit - taken - thinking
     if reserve < reserve_floor:
         raise _too_long(needs, window, limit, taken + floor + reserve_floor)
     return Shares(limit, thinking, reserve, rope)
@@ -148,23 +143,18 @@ def _too_long(needs: Needs, window: Window, limit: int, least: int) -> PromptToo
     """`least` is what prompt, smallest thinking and smallest answer take together."""
     factor = window.factor_for(limit)
     stretched = f" (factor {factor:g} over {window.native:,})" if factor > 1 else ""
-    if not needs.prompt_tokens:
-        return PromptTooLong(
-            f"a little thinking and answer take {least:,} tokens, whatever is asked; the window holds "
-            f"{limit:,}{stretched}.{_advice(needs, window, least)}"
-        )
-    return PromptTooLong(
-        f"the prompt has {needs.prompt_tokens:,} tokens and needs {least:,} with a little thinking and "
-        f"answer; the window holds {limit:,}{stretched}.{_advice(needs, window, least)}"
+    what = (
+        f"the prompt has {needs.prompt_tokens:,} tokens and needs {least:,} with a little thinking and answer"
+        if needs.prompt_tokens
+        else f"a little thinking and answer take {least:,} tokens, whatever is asked"
     )
-
-
-def _advice(needs: Needs, window: Window, least: int) -> str:
     if needs.n_ctx is not None and needs.n_ctx < window.largest:
-        return f" Leave n_ctx out, or raise it up to {window.largest:,}."
-    over = least - window.largest
-    shorter = f" Shorten it by {over:,} tokens, or ask it in parts: qwq ask --split."
-    return larger_factor(least, window) or shorter
+        advice = f" Leave n_ctx out, or raise it up to {window.largest:,}."
+    else:
+        over = least - window.largest
+        shorter = f" Shorten it by {over:,} tokens, or ask it in parts: qwq ask --split."
+        advice = larger_factor(least, window) or shorter
+    return PromptTooLong(f"{what}; the window holds {limit:,}{stretched}.{advice}")
 
 
 def larger_factor(tokens: int, window: Window) -> str:
