@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from qwq_local.engine.api import (
 from qwq_local.engine.constraint import ConstraintMatcher
 from qwq_local.engine.context import CachedSequence, LlamaContext, Rows, SequenceState
 from qwq_local.engine.model import LoadedModel
+from qwq_local.engine.sampler import SamplerChain
 from qwq_local.engine.scheduler import GenerationJob, Scheduler, logprob_of
 from qwq_local.errors import AbortFlag, EngineError, PromptTooLong
 from qwq_local.events import Event, Finished, FinishReason, TokenLogprob
@@ -752,3 +754,61 @@ def test_closing_waits_for_the_step_of_another_thread(model: LoadedModel, four: 
         assert not thread.is_alive()
     assert len(errors) == 1
     assert len(generation.generated) == 3
+
+
+class NotedChain(SamplerChain):
+    """A chain that notes what penalties look back at."""
+
+    remembered: ClassVar[list[list[int]]] = []
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        self.remembered.append(list(tokens))
+        super().remember(tokens)
+
+
+class NotedContext(LlamaContext):
+    chain_class = NotedChain
+
+
+def test_penalties_look_back_at_what_was_generated_before_forced_and_not_cut(model: LoadedModel) -> None:
+    prompt = prompt_of(model, "tree")
+    with closing(NotedContext(model, SETTINGS)) as context:
+        NotedChain.remembered.clear()
+        generation = Counted(6, [Force((5, 6))], generated=[8, 9])
+        stream = Scheduler(context).submit(generation, job((*prompt, 8, 9)))
+        while len(generation.generated) < 5:
+            next(stream)
+        assert NotedChain.remembered == [[8, 9], [8, 9, 5, 6]]
+        before = generation.generated[:-1]
+        generation.steps.append(CutBack(len(prompt) + len(before)))
+        list(stream)
+        assert NotedChain.remembered[2:] == [before]
+
+
+class SlowlySamplingContext(LlamaContext):
+    """A context that notes in which threads it samples and moves a clock meanwhile."""
+
+    clock: SteppingClock
+    threads: set[str]
+
+    def sample(self, chain: SamplerChain, row: int, matcher: ConstraintMatcher | None = None) -> int:
+        self.threads.add(threading.current_thread().name)
+        self.clock.now += self.clock.token_s
+        return super().sample(chain, row, matcher)
+
+
+@pytest.mark.parametrize("sample_s", [1e-5, 1e-3])
+def test_slow_rows_are_sampled_in_threads_and_fast_ones_at_once(model: LoadedModel, sample_s: float) -> None:
+    prompts = [prompt_of(model, word) for word in WORDS[:2]]
+    with closing(SlowlySamplingContext(model, replace(SETTINGS, n_slots=2))) as context:
+        context.clock, context.threads = SteppingClock(sample_s), set()
+        scheduler = Scheduler(context, clock=context.clock)
+        generations = [Counted(12), Counted(12)]
+        streams = [
+            scheduler.submit(each, job(prompt)) for each, prompt in zip(generations, prompts, strict=True)
+        ]
+        for stream in streams:
+            list(stream)
+        scheduler.close()
+    assert any(name.startswith("sample") for name in context.threads) == (sample_s > 1e-4)
+    assert [each.generated for each in generations] == [alone(model, prompt, 12) for prompt in prompts]
