@@ -49,7 +49,8 @@ class Chat:
         return self._run(self._started())
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
-        """Run a line: ask the model, or run a /command. Errors come out as Said."""
+        """Run a line: ask the model, or run a /command. Errors come out as Said. `stop` is now for it."""
+        self._session.running.begin_line()
         return self._run(self._events(line))
 
     def complete(self, before_cursor: str) -> Sequence[Completion]:

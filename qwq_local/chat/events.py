@@ -171,16 +171,16 @@ class Completion:
 
 
 class Talk(Protocol):
-    """A chat as a front end sees it. What `submit` returns runs in one thread; any may call the rest."""
+    """A chat as a front end sees it. What `submit` returns runs in one thread; any may call the methods."""
 
     def start(self) -> Iterator[ChatEvent]:
         """What to show before the first line: a resumed conversation, notices, an offer to continue."""
 
     def submit(self, line: str) -> Iterator[ChatEvent]:
-        """Run a line: ask the model, or run a /command. Errors come out as Said."""
+        """Run a line: ask the model, or run a /command. Errors come out as Said. `stop` is now for it."""
 
     def stop(self) -> None:
-        """End the running turn; what came stays."""
+        """End the running turn, or the one that the line is about to begin; what came stays."""
 
     def answer_now(self) -> None:
         """End the thinking and answer."""

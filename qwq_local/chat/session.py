@@ -17,7 +17,9 @@ from qwq_local.history.records import TurnRecord
 
 
 class LiveTurn:
-    """The turn that runs now, if any. Any thread may call its methods; without a turn they do nothing."""
+    """The turn that runs now, if any, for any thread. Without a turn only `stop` matters: it stops the next
+    turn of the line.
+    """
 
     def __init__(self) -> None:
         # A signal handler may come in between on the thread that holds it.
@@ -26,10 +28,14 @@ class LiveTurn:
         self._control = ReplyControl()  # that of the turn, or one that nothing reads
         self._is_stopped = False
 
+    def begin_line(self) -> None:
+        """A new line begins; an earlier stop does not concern it."""
+        self._is_stopped = False
+
     def begin(self, backend: Backend) -> ReplyControl:
         """Start a turn; returns the control for its question."""
         with self._lock:
-            self._backend, self._control, self._is_stopped = backend, ReplyControl(), False
+            self._backend, self._control = backend, ReplyControl()
             return self._control
 
     def end(self) -> None:
@@ -38,16 +44,16 @@ class LiveTurn:
             self._backend, self._control = None, ReplyControl()
 
     def began(self) -> None:
-        """The first event is there. A stop that came before it may be lost, so it is repeated."""
+        """The first event is there. A backend may forget a stop that came before it, so it is repeated."""
         with self._lock:
             if self._is_stopped and self._backend is not None:
                 self._backend.stop()
 
     def stop(self) -> None:
-        """End the turn."""
+        """End the turn, or the one that this line is about to begin."""
         with self._lock:
+            self._is_stopped = True
             if self._backend is not None:
-                self._is_stopped = True
                 self._backend.stop()
 
     def answer_now(self) -> None:

@@ -36,7 +36,7 @@ from qwq_local.paths import directories
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import TOKENS, ProgressBar
+from qwq_local.terminal.progress import SHARE, TOKENS, WorkLine
 from qwq_local.terminal.sanitizer import one_line
 
 # Some 60 million tokens: days of work for a model of 32 billion parameters.
@@ -93,7 +93,6 @@ class ImatrixScreen(WorkScreen):
     def __init__(self, output: Output, request: ImatrixRequest) -> None:
         super().__init__(output)
         self._request = request
-        self._bar: ProgressBar | None = None
 
     def show(self, event: ImatrixEvent) -> None:
         """Shows one event."""
@@ -115,16 +114,15 @@ class ImatrixScreen(WorkScreen):
 
     def draw(self, label: str, total: float, done: float) -> None:
         """Draws the bar: amounts are tokens, or parts of 1."""
-        if self._bar is None:
-            unit = TOKENS if total > 1 else None
-            self._bar = ProgressBar(self._output, label, total, self._clock, unit)
-        self._bar.update(done)
+        if self._line is None:
+            unit = TOKENS if total > 1 else SHARE
+            self._line = WorkLine(self._output, total, self._clock, done, unit, is_logged=False)
+        self._line.update(label, done)
 
     def close(self) -> None:
-        """Erases the bar."""
-        if self._bar is not None:
-            self._bar.finish()
-            self._bar = None
+        """Erases the bar: the next work draws its own."""
+        super().close()
+        self._line = None
 
     def _show_plan(self, event: CollectionPlanned) -> None:
         if event.starts_over:

@@ -14,8 +14,8 @@ from qwq_local.planning.summary import ledger_line
 from qwq_local.planning.window import Window, larger_factor
 from qwq_local.profiles.keys import Profile
 from qwq_local.terminal.ask_screen import AskScreen, Think
+from qwq_local.terminal.chat_lines import planned_lines
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.plan_view import planned_lines
 from qwq_local.terminal.sanitizer import one_line
 from qwq_local.wire import event_line, write_line
 

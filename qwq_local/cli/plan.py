@@ -16,9 +16,8 @@ from qwq_local.machine.description import read_machine
 from qwq_local.paths import directories
 from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import profile_folders, resolve
-from qwq_local.terminal.chat_lines import choice_lines
+from qwq_local.terminal.chat_lines import choice_lines, device_lines, table_lines
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.plan_view import device_lines, table_lines
 from qwq_local.utf8 import check_utf8
 from qwq_local.wire import json_line, readable, write_line
 

@@ -24,7 +24,7 @@ from qwq_local.events import (
 )
 from qwq_local.terminal.chat_lines import CLOSED_BY, NOTICE_CELLS, thought_line
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.progress import TOKENS, Clock, ProgressBar, StatusLine
+from qwq_local.terminal.progress import SHARE, TOKENS, Clock, StatusLine, Unit, WorkLine
 from qwq_local.terminal.sanitizer import Sanitizer, one_line
 from qwq_local.text import duration, plural, time_left
 
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 Think = Literal["show", "hide"]
 
-_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+def _dim(text: str, output: Output) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if output.is_live else text
 
 
-class ExactText:
+class _ExactText:
     """Model text as generated, for pipes and files."""
 
     def __init__(self, output: Output) -> None:
@@ -44,7 +46,6 @@ class ExactText:
         self._is_mid_line = False
 
     def feed(self, text: str) -> None:
-        """Write the piece unchanged."""
         if text:
             self._output.write(text)
             self._is_mid_line = not text.endswith("\n")
@@ -53,31 +54,30 @@ class ExactText:
         """Nothing to do: stderr does not interrupt this stream."""
 
     def close(self) -> None:
-        """End the last line if the model did not."""
         if self._is_mid_line:
             self.feed("\n")
 
 
-class PlainText:
+class _PlainText:
     """Model text on a terminal: sanitized, optionally dim, without blank lines at its ends."""
 
     def __init__(self, output: Output, is_dim: bool = False) -> None:
         self._output = output
-        self._before, self._after = (_DIM, _PLAIN) if is_dim and output.is_live else ("", "")
+        self._is_dim = is_dim
         self._sanitizer = Sanitizer()
         self._held_newlines = ""
         self._has_text = False
         self._is_mid_line = False
 
     def feed(self, text: str) -> None:
-        """Write the piece. Its style ends with it, so an interruption leaves no style behind."""
+        # The style ends with the piece, so an interruption leaves no style behind.
         text = self._held_newlines + self._sanitizer.feed(text)
         if not self._has_text:
             text = text.lstrip("\n")
         shown = text.rstrip("\n")
         self._held_newlines = text[len(shown) :]
         if shown:
-            self._output.write(f"{self._before}{shown}{self._after}")
+            self._output.write(_dim(shown, self._output) if self._is_dim else shown)
             self._has_text = self._is_mid_line = True
 
     def suspend(self) -> None:
@@ -88,7 +88,6 @@ class PlainText:
             self._held_newlines = self._held_newlines[1:]
 
     def close(self) -> None:
-        """End the last line."""
         self._held_newlines = ""
         self.suspend()
 
@@ -102,18 +101,12 @@ class AskScreen:
         self._err = err
         self._clock = clock
         self._shows_thinking = think == "show" or (think is None and err.is_terminal)
-        self._bar: ProgressBar | None = None
-        self._thinking: PlainText | ExactText | None = None
+        self._bar: WorkLine | None = None
+        self._thinking: _PlainText | _ExactText | None = None
         self._thinking_status: StatusLine | None = None
         self._thinking_since = 0.0
-        self._answer: ExactText | PlainText | MarkdownWriter | None = None
+        self._answer: _ExactText | _PlainText | MarkdownWriter | None = None
         self._is_broken = False
-
-    def __enter__(self) -> AskScreen:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def number(self, thought: int) -> None:
         """Give the thought its number in the conversation."""
@@ -146,10 +139,11 @@ class AskScreen:
         if not isinstance(event, Loading | Prefill | Notice):
             self._erase_bar()
         match event:
-            case Loading():
-                self._show_loading(event)
-            case Prefill():
-                self._show_prefill(event)
+            case Loading(model, fraction):
+                self._show_work(f"loading {one_line(model, 60)}", SHARE, 1.0, 0.0, fraction)
+            case Prefill(done, total, cached):
+                if total > cached and not (self._answer or self._thinking):
+                    self._show_work("reading", TOKENS, total, cached, done)
             case Thinking(text) | Steered(text):
                 self._show_thinking(text)
             case ThinkingClosed():
@@ -163,32 +157,24 @@ class AskScreen:
             case Planned():
                 self._show_plan(event)
 
-    def _show_loading(self, event: Loading) -> None:
-        if self._bar is None:
-            self._bar = ProgressBar(self._err, f"loading {one_line(event.model, 60)}", 1.0, self._clock)
-        self._bar.update(event.fraction)
+    def _show_work(self, label: str, unit: Unit, total: float, start: float, done: float) -> None:
+        if self._bar is None or self._bar.unit is not unit:
+            self._erase_bar()
+            self._bar = WorkLine(self._err, total, self._clock, start, unit, is_logged=False)
+        self._bar.update(label, done)
 
     def _show_plan(self, event: Planned) -> None:
         """Write the plan on one line, on a terminal only."""
         if self._err.is_terminal and event.line:
             line = one_line(f"▸ {event.line}", max(NOTICE_CELLS, self._err.size()[0]))
             self._make_room()
-            self._err.write(f"{_DIM}{line}{_PLAIN}\n" if self._err.is_live else f"{line}\n")
-
-    def _show_prefill(self, event: Prefill) -> None:
-        if self._answer or self._thinking or event.total <= event.cached:
-            return
-        if self._bar is None or not self._bar.counts(TOKENS):
-            self._erase_bar()
-            self._bar = ProgressBar(self._err, "reading", event.total, self._clock, TOKENS)
-            self._bar.update(event.cached)
-        self._bar.update(event.done)
+            self._err.write(f"{_dim(line, self._err)}\n")
 
     def _show_thinking(self, text: str) -> None:
         if self._shows_thinking:
             if self._thinking is None:
                 is_terminal = self._err.is_terminal
-                self._thinking = PlainText(self._err, is_dim=True) if is_terminal else ExactText(self._err)
+                self._thinking = _PlainText(self._err, is_dim=True) if is_terminal else _ExactText(self._err)
             self._thinking.feed(text)
         elif self._err.is_terminal:
             if self._thinking_status is None:
@@ -206,30 +192,25 @@ class AskScreen:
         if not event.tokens:
             return
         line = "▸ " + thought_line(self._thought, event.elapsed_s, event.tokens, CLOSED_BY[event.reason])
-        styled = f"{_DIM}{line}{_PLAIN}" if self._err.is_live else line
         # A blank row separates thinking and answer where both are on the screen.
         is_above_answer = self._shows_thinking and self._err.is_terminal and self._out.is_terminal
-        self._err.write(styled + ("\n\n" if is_above_answer else "\n"))
+        self._err.write(_dim(line, self._err) + ("\n\n" if is_above_answer else "\n"))
 
     def _show_answer(self, text: str) -> None:
         if self._answer is None:
             self._end_thinking()
-            self._answer = self._open_answer()
+            if self._out.is_live:
+                from qwq_local.terminal.markdown import MarkdownWriter
+
+                self._answer = MarkdownWriter(self._out, self._clock)
+            else:
+                self._answer = _PlainText(self._out) if self._out.is_terminal else _ExactText(self._out)
         self._answer.feed(text)
-
-    def _open_answer(self) -> ExactText | PlainText | MarkdownWriter:
-        if not self._out.is_terminal:
-            return ExactText(self._out)
-        if self._out.is_dumb:
-            return PlainText(self._out)
-        from qwq_local.terminal.markdown import MarkdownWriter
-
-        return MarkdownWriter(self._out, self._clock)
 
     def _make_room(self) -> None:
         """Bring the cursor to the start of an empty line."""
         if self._bar:
-            self._bar.finish()
+            self._bar.erase()
         if self._thinking_status:
             self._thinking_status.erase()
         if self._thinking:
@@ -239,7 +220,7 @@ class AskScreen:
 
     def _erase_bar(self) -> None:
         if self._bar:
-            self._bar.finish()
+            self._bar.erase()
             self._bar = None
 
     def _end_thinking(self) -> None:
@@ -275,24 +256,24 @@ class SplitScreen:
             case SplitPlanned():
                 self._screen.note(plan_line(event))
             case PartStarted():
-                self._begin(AskScreen(self._err, self._err, self._clock, self._think), is_part=True)
-                self._line(f"{place_of(event)}{_left(event)}")
+                self._begin(self._err, is_part=True)
+                left = event.seconds_left
+                self._line(place_of(event) + ("" if left is None else f" · about {time_left(left)} left"))
             case PartDone():
                 self._screen.close()
                 if not self._shows_answers and event.answer.strip():
                     self._hidden.append(event)
             case Joining(answers):
-                self._begin(AskScreen(self._out, self._err, self._clock, self._think), is_part=False)
+                self._begin(self._out, is_part=False)
                 self._line(f"the last pass: over {plural(answers, 'answer')}")
-            case Planned() if event.line == self._plan_line:
-                pass
-            case Answer() if self._is_part and not self._shows_answers:
-                pass
-            case Finished() if self._is_part:
-                pass
+            case Planned():
+                if event.line != self._plan_line:
+                    self._screen.show(event)
+                self._plan_line = event.line
+            case Answer() | Finished() if self._is_part:
+                if isinstance(event, Answer) and self._shows_answers:
+                    self._screen.show(event)
             case _:
-                if isinstance(event, Planned):
-                    self._plan_line = event.line
                 self._screen.show(event)
 
     def show_hidden(self) -> None:
@@ -305,14 +286,14 @@ class SplitScreen:
         """Write the rest. A second call does nothing."""
         self._screen.close()
 
-    def _begin(self, screen: AskScreen, *, is_part: bool) -> None:
+    def _begin(self, answers: Output, *, is_part: bool) -> None:
         self._screen.close()
-        self._screen, self._is_part = screen, is_part
+        self._screen = AskScreen(answers, self._err, self._clock, self._think)
+        self._is_part = is_part
 
     def _line(self, text: str) -> None:
         """Write a line about a pass, after a blank row if text was shown."""
-        before, after = (_DIM, _PLAIN) if self._err.is_live else ("", "")
-        self._err.write(f"{self._between}{before}▸ {text}{after}\n")
+        self._err.write(f"{self._between}{_dim(f'▸ {text}', self._err)}\n")
         self._between = "\n" if self._shows_answers else ""
 
 
@@ -331,7 +312,3 @@ def place_of(event: PartStarted | PartDone) -> str:
     if event.round == 1:
         return f"part {event.part:,} of {event.parts:,}"
     return f"round {event.round}, group {event.part:,} of {event.parts:,}"
-
-
-def _left(event: PartStarted) -> str:
-    return f" · about {time_left(event.seconds_left)} left" if event.seconds_left is not None else ""

@@ -105,15 +105,6 @@ def make_row(prefix: str, text: Text, has_color: bool) -> Row:
     return Row("".join(written), cell_len(prefix) + cell_len(text.plain))
 
 
-def pad(text: Text, width: int, align: str) -> Text:
-    """The text with spaces around it, `width` cells wide; wider text is left as it is."""
-    missing = max(0, width - cell_len(text.plain))
-    left = {"right": missing, "center": missing // 2}.get(align, 0)
-    padded = Text(" " * left)
-    padded.append_text(text)
-    return padded.append(" " * (missing - left))
-
-
 BLANK = Row("", 0)
 BOLD, DIM, RED = "1", "2", "31"
 TAB = 4

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Literal
 
 PARAGRAPH_LIMIT = 4000
 """A paragraph or line ends after this many characters: the open part is redrawn in every frame."""
@@ -51,12 +52,15 @@ class BlockKind(Enum):
     ROW = auto()
 
 
+Align = Literal["left", "center", "right"]
+
+
 @dataclass(frozen=True, slots=True)
 class MarkdownTable:
-    """A table's head: cells, alignments (`left`, `right`, `center`), and the rows that set its widths."""
+    """A table's head: cells, alignments, and the rows that set its widths."""
 
     header: tuple[str, ...]
-    aligns: tuple[str, ...]
+    aligns: tuple[Align, ...]
     rows: tuple[tuple[str, ...], ...] = ()
 
 
@@ -134,8 +138,7 @@ class BlockReader:
 
     def close(self) -> list[MarkdownBlock]:
         """The blocks that the end of the text finishes."""
-        self._close_leaf()
-        self._flush_marker()
+        self._leave_leaf()
         return self._take_blocks()
 
     def _take_blocks(self) -> list[MarkdownBlock]:
@@ -151,8 +154,7 @@ class BlockReader:
         quote = _QUOTE.match(text)
         depth = quote.group().count(">") if quote else 0
         if depth != self._depth:
-            self._close_leaf()
-            self._flush_marker()
+            self._leave_leaf()
             self._inner.clear()
             self._depth = depth
         if quote:
@@ -169,22 +171,21 @@ class BlockReader:
     def _leave_items(self, items: list[_Item], indent: int) -> None:
         """Close the items that a line of this indent is outside of; two columns are enough to be inside."""
         while items and indent < items[-1].marker_indent + 2:
-            self._close_leaf()
-            self._flush_marker()
+            self._leave_leaf()
             items.pop()
             if items is self._outer:
                 self._inner.clear()
 
     def _open_item(self, marker: str, indent: int) -> None:
-        self._close_leaf()
-        self._flush_marker()
+        self._leave_leaf()
         self._marker = f"{marker} " if marker[0].isdigit() else "• "
         items = self._inner if self._depth else self._outer
         items.append(_Item(indent, indent + len(marker) + 1, len(self._marker)))
 
-    def _flush_marker(self) -> None:
+    def _leave_leaf(self) -> None:
+        self._close_leaf()
         if self._marker:
-            self._emit(self._start(BlockKind.PARAGRAPH))
+            self._emit(BlockKind.PARAGRAPH)
 
     def _start(self, kind: BlockKind, text: str = "", info: str = "") -> MarkdownBlock:
         """A block that begins here: takes the pending list marker and the pending blank row."""
@@ -195,8 +196,8 @@ class BlockReader:
         self._marker, self._gap, self._is_first = "", False, False
         return block
 
-    def _emit(self, block: MarkdownBlock) -> None:
-        self._blocks.append(block)
+    def _emit(self, kind: BlockKind, text: str = "", info: str = "") -> None:
+        self._blocks.append(self._start(kind, text, info))
 
     # Leaves: what stands inside the containers.
 
@@ -208,20 +209,17 @@ class BlockReader:
         elif fence := _FENCE.match(text):
             self._close_leaf()
             mark, info = (fence[1], fence[2]) if fence[1] else (fence[3], fence[4])
-            self._emit(self._start(BlockKind.FENCE_OPEN, text, info.strip().partition(" ")[0]))
+            self._emit(BlockKind.FENCE_OPEN, text, info.strip().partition(" ")[0])
             self._fence = _Fence(mark, indent)
         elif heading := _HEADING.match(text):
             self._close_leaf()
-            self._emit(
-                self._start(
-                    BlockKind.HEADING, _CLOSING_HASHES.sub("", heading[2] or ""), str(len(heading[1]))
-                )
-            )
+            text = _CLOSING_HASHES.sub("", heading[2] or "")
+            self._emit(BlockKind.HEADING, text, str(len(heading[1])))
         elif self._opens_table(text):
             return
         elif _RULE.match(text):
             self._close_leaf()
-            self._emit(self._start(BlockKind.RULE))
+            self._emit(BlockKind.RULE)
         elif (marker := _MARKER.match(text)) and (marker[2] or not self._paragraph):
             self._open_item(marker[1], indent)
             if marker[2]:
@@ -230,9 +228,9 @@ class BlockReader:
         elif math_end := _unclosed_math(text):
             self._close_leaf()
             self._math_end = math_end
-            self._emit(self._start(BlockKind.MATH, text))
+            self._emit(BlockKind.MATH, text)
         elif indent >= 4 and not (self._paragraph or self._outer or self._inner):
-            self._emit(self._start(BlockKind.CODE, " " * (indent - 4) + text))
+            self._emit(BlockKind.CODE, " " * (indent - 4) + text)
         else:
             self._add_to_paragraph(text)
 
@@ -241,16 +239,16 @@ class BlockReader:
         mark = text.strip()
         if len(mark) >= len(fence.mark) and not mark.strip(fence.mark[0]):
             self._fence = None
-            self._emit(self._start(BlockKind.FENCE_CLOSE, mark))
-            return
-        self._emit(self._start(BlockKind.CODE, text))
+            self._emit(BlockKind.FENCE_CLOSE, mark)
+        else:
+            self._emit(BlockKind.CODE, text)
 
     def _read_math(self, line: str) -> None:
         items = self._inner or self._outer
         text = self._without_containers(line.expandtabs(4), items[-1].content_indent if items else 0)
         if self._math_end in text:
             self._math_end = ""
-        self._emit(self._start(BlockKind.MATH, text.rstrip()))
+        self._emit(BlockKind.MATH, text.rstrip())
 
     def _without_containers(self, line: str, indent: int) -> str:
         """The line without the marks of the open quotations and at most `indent` spaces."""
@@ -276,13 +274,11 @@ class BlockReader:
     def _close_leaf(self) -> None:
         """Emit the open paragraph or table."""
         if self._paragraph:
-            start = self._paragraph_start
-            text = "\n".join(self._paragraph)
-            self._emit(MarkdownBlock(BlockKind.PARAGRAPH, text, start.first, start.rest, start.gap))
+            self._blocks.append(replace(self._paragraph_start, text="\n".join(self._paragraph)))
             self._paragraph = []
         if self._table:
             if self._table_start.kind is BlockKind.TABLE:
-                self._emit(self._with_table(self._table_start, self._table))
+                self._blocks.append(replace(self._table_start, table=self._table))
             self._table = None
 
     # Tables.
@@ -300,7 +296,7 @@ class BlockReader:
             self._close_leaf()
             start = self._start(BlockKind.PARAGRAPH)
         self._table = MarkdownTable(header, tuple(map(_align, delimiters)))
-        self._table_start = MarkdownBlock(BlockKind.TABLE, "", start.first, start.rest, start.gap)
+        self._table_start = replace(start, kind=BlockKind.TABLE)
         return True
 
     def _is_row(self, text: str) -> bool:
@@ -313,20 +309,15 @@ class BlockReader:
         cells += ("",) * (n_columns - len(cells))
         # Cells beyond the last column are kept in it: no text is hidden.
         cells = (*cells[: n_columns - 1], " | ".join(cells[n_columns - 1 :]))
-        grown = MarkdownTable(table.header, table.aligns, (*table.rows, cells))
+        grown = replace(table, rows=(*table.rows, cells))
         if start.kind is BlockKind.ROW:
-            one_row = MarkdownTable(table.header, table.aligns, (cells,))
-            self._emit(self._with_table(start, one_row))
+            self._blocks.append(replace(start, table=replace(table, rows=(cells,))))
         elif len(grown.rows) < TABLE_SAMPLE:
             self._table = grown
         else:
-            self._emit(self._with_table(start, grown))
+            self._blocks.append(replace(start, table=grown))
             self._table = grown
-            self._table_start = MarkdownBlock(BlockKind.ROW, "", start.rest, start.rest)
-
-    @staticmethod
-    def _with_table(start: MarkdownBlock, table: MarkdownTable) -> MarkdownBlock:
-        return MarkdownBlock(start.kind, start.text, start.first, start.rest, start.gap, table=table)
+            self._table_start = MarkdownBlock(BlockKind.ROW, first=start.rest, rest=start.rest)
 
 
 def _unclosed_math(text: str) -> str:
@@ -346,7 +337,7 @@ def _cells(row: str) -> tuple[str, ...]:
     return tuple(cell.strip().replace("\\|", "|") for cell in _CELL_BORDER.split(inner))
 
 
-def _align(delimiter: str) -> str:
+def _align(delimiter: str) -> Align:
     if delimiter.startswith(":") and delimiter.endswith(":"):
         return "center"
     return "right" if delimiter.endswith(":") else "left"

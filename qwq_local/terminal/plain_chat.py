@@ -13,18 +13,14 @@ from qwq_local.chat.events import (
     Asking,
     ChatEvent,
     ChatStatus,
-    CommandHelp,
-    ContextUse,
     Copy,
     Edit,
-    KeyHelp,
     Leave,
-    NextPlan,
     Page,
     Recalled,
     Said,
+    Shown,
     Talk,
-    TextTable,
     ThinkView,
     ViewChanged,
 )
@@ -97,7 +93,8 @@ class PlainChat:
         self._is_busy, self._is_stopping = True, False
         think: Think | None = "hide" if self._view is ThinkView.OFF else "show"
         try:
-            with AskScreen(self._out, self._err, self._clock, think if self._view else None) as screen:
+            screen = AskScreen(self._out, self._err, self._clock, think if self._view else None)
+            with closing(screen):
                 for event in events:
                     self._show_one(event, screen)
         finally:
@@ -105,7 +102,7 @@ class PlainChat:
 
     def _show_one(self, event: ChatEvent, screen: AskScreen) -> None:
         match event:
-            case Said() | TextTable() | CommandHelp() | KeyHelp() | ContextUse() | NextPlan():
+            case _ if isinstance(event, Shown):
                 self._has_failed |= isinstance(event, Said) and event.is_error
                 self._lines(screen, lines_of(event))
             case Page(title, text):
@@ -114,9 +111,8 @@ class PlainChat:
                 self._lines(screen, (f"{PROMPT}{question}", f"▸ thought {thought}", *answer.split("\n")))
             case Copy() | Edit():
                 self._has_failed = True
+                self._unedited = isinstance(event, Edit)
                 self._lines(screen, ("that needs a terminal that can draw.",))
-                if isinstance(event, Edit):
-                    self._unedited = True
             case Finished(FinishReason.INTERRUPTED):
                 screen.show(event)
                 self._lines(screen, (f"■ stopped{' · /continue goes on' if self._can_continue else ''}",))

@@ -23,19 +23,27 @@ BAR_CELLS = 24
 MIN_BAR_CELLS = 8
 PLAIN_EVERY_S = 30.0
 RATE_OVER_S = 20.0
-"""The rate of a WorkLine is that of the last seconds: tensors of different types take different times."""
+"""The rate is that of the last seconds: tensors of different types take different times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """How amounts are written: one amount, the name after two of them, and an amount per second."""
+    """How amounts are written: done and total, an amount per second if that is shown, the gap before them."""
 
-    name: str
-    amount: Callable[[float], str]
-    rate: Callable[[float], str]
+    amounts: Callable[[float, float], str]
+    rate: Callable[[float], str] | None = None
+    gap: str = " "
 
 
-TOKENS = Unit("tokens", lambda amount: f"{amount:,.0f}", lambda rate: f"{rate:,.0f} tok/s")
+def _percents(done: float, total: float) -> int:
+    return int(done / total * 100)  # rounded down: 100 % is shown only when everything is there
+
+
+SHARE = Unit(lambda done, total: f"{_percents(done, total)}%")
+TOKENS = Unit(lambda done, total: f"{done:,.0f} / {total:,.0f} tokens", lambda rate: f"{rate:,.0f} tok/s")
+BYTES = Unit(
+    lambda done, total: f"{_percents(done, total)} %", lambda rate: f"{rate / 1e6:,.1f} MB/s", gap=" · "
+)
 
 
 class StatusLine:
@@ -72,143 +80,77 @@ class StatusLine:
 
 
 class Progress:
-    """Progress to `total` as text: a bar and percents, or with a unit amounts, rate and time left."""
+    """How far some work is; `done` of `total` is there at the start."""
 
-    def __init__(self, label: str, total: float, clock: Clock, unit: Unit | None = None) -> None:
-        self._label = label
-        self._total = total
+    def __init__(self, total: float, clock: Clock, unit: Unit = SHARE, done: float = 0.0) -> None:
+        self.unit = unit
+        self.started_at = clock()
+        self._total = total or 1
         self._clock = clock
-        self._unit = unit
-        self._started_at = clock()
-        self._started_with: float | None = None
-        self._done = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the work began."""
-        return self._clock() - self._started_at
+        self._done = done
+        self._marks = deque([(self.started_at, done)])
 
     def update(self, done: float) -> None:
-        """Set how much is done in all. The amount of the first call counts as done before the start."""
-        if self._started_with is None:
-            self._started_with, self._started_at = done, self._clock()
-        self._done = min(max(done, 0.0), self._total)
-
-    def counts(self, unit: Unit) -> bool:
-        """Whether amounts of this unit are shown."""
-        return self._unit is unit
-
-    def text(self, columns: int, has_bar: bool = True) -> str:
-        """The line for a window of this width. Amounts are never cut; the bar shrinks."""
-        if self._unit is None:
-            return self._percents(columns, has_bar)
-        return f"{self._label} {self._amounts(self._unit)}"
-
-    def text_with_bar(self, columns: int) -> str:
-        """The line with a bar before the amounts; where these do not fit, a word and percents."""
-        amounts = self._amounts(self._unit) if self._unit else f"{int(self._share * 100)}%"
-        room = columns - cell_width(self._label) - cell_width(amounts) - 2
-        if room < -1:
-            return f"{self._label.partition(' ')[0]} {int(self._share * 100)}%"
-        return " ".join(filter(None, [self._label, self._bar(min(BAR_CELLS, room)), amounts]))
-
-    def _bar(self, cells: int) -> str:
-        """A bar of this many cells; empty if they are too few to read."""
-        full = int(self._share * cells)
-        return f"{'█' * full}{'░' * (cells - full)}" if cells >= MIN_BAR_CELLS else ""
-
-    @property
-    def _share(self) -> float:
-        return self._done / self._total if self._total > 0 else 1.0
-
-    def _percents(self, columns: int, has_bar: bool) -> str:
-        # Rounded down: 100 % is shown only when everything is there.
-        percents = f"{int(self._share * 100):3d}%"
-        room = columns - cell_width(self._label) - len(percents) - 5
-        bar = self._bar(min(BAR_CELLS, room)) if has_bar else ""
-        if not bar:
-            return f"{one_line(self._label, room + 2) if room < 0 else self._label} {percents}"
-        return f"{self._label} {bar} {percents}"
-
-    def _amounts(self, unit: Unit) -> str:
-        parts = [f"{unit.amount(self._done)} / {unit.amount(self._total)} {unit.name}"]
-        computed = self._done - (self._started_with or 0.0)
-        if self.elapsed_s > 0 and computed > 0:
-            rate = computed / self.elapsed_s
-            parts.append(unit.rate(rate))
-            parts.append(f"{time_left((self._total - self._done) / rate)} left")
-        return " · ".join(parts)
-
-
-class ProgressBar:
-    """Progress on a line of its own."""
-
-    def __init__(
-        self, output: Output, label: str, total: float, clock: Clock, unit: Unit | None = None
-    ) -> None:
-        self._line = StatusLine(output, clock)
-        self._output = output
-        self._progress = Progress(label, total, clock, unit)
-
-    def update(self, done: float) -> None:
-        """Set how much is done in all. The amount of the first call counts as done before the start."""
-        self._progress.update(done)
-        if self._line.is_due:
-            self._line.draw(self._progress.text(self._output.size()[0], not self._output.is_dumb))
-
-    def counts(self, unit: Unit) -> bool:
-        """Whether the bar shows amounts of this unit."""
-        return self._progress.counts(unit)
-
-    def finish(self) -> None:
-        """Erase the line."""
-        self._line.erase()
-
-
-class WorkLine:
-    """Progress to `total` bytes, of which `done` are there at the start."""
-
-    def __init__(self, output: Output, total: int, clock: Clock, done: int = 0) -> None:
-        self._output = output
-        self._line = StatusLine(output, clock)
-        self._clock = clock
-        self._total = max(1, total)
-        self._marks: deque[tuple[float, int]] = deque([(clock(), done)])
-        self._next_plain = clock() + PLAIN_EVERY_S
-
-    def update(self, label: str, done: int) -> None:
-        """Set what is being worked on and how many bytes are done in all."""
-        now = self._clock()
+        """Set how much is done in all."""
+        now, self._done = self._clock(), min(done, self._total)
         if now - self._marks[-1][0] >= 0.5:
             self._marks.append((now, done))
             while now - self._marks[0][0] > RATE_OVER_S and len(self._marks) > 2:
                 self._marks.popleft()
-        if self._output.is_live:
+
+    def figures(self) -> str:
+        """The amounts, the rate and the time left."""
+        parts = [self.unit.amounts(self._done, self._total)]
+        start, done_then = self._marks[0]
+        elapsed = self._clock() - start
+        if self.unit.rate and elapsed > 0 and self._done > done_then:
+            rate = (self._done - done_then) / elapsed
+            parts += [self.unit.rate(rate), f"{time_left((self._total - self._done) / rate)} left"]
+        return " · ".join(parts)
+
+    def text(self, label: str, columns: int) -> str:
+        """The line for a window of this width: first the bar gives way, then the label, then the figures."""
+        figures = self.figures()
+        room = columns - cell_width(figures) - len(self.unit.gap)
+        cells = min(BAR_CELLS, room - cell_width(label) - 1)
+        if room < -len(self.unit.gap):
+            return f"{label.partition(' ')[0]} {_percents(self._done, self._total)}%"
+        if cells < MIN_BAR_CELLS:
+            return figures if room < MIN_BAR_CELLS else f"{one_line(label, room)}{self.unit.gap}{figures}"
+        full = int(self._done / self._total * cells)
+        return f"{label} {'█' * full}{'░' * (cells - full)}{self.unit.gap}{figures}"
+
+
+class WorkLine:
+    """Progress on a line of its own. With `is_logged`, files and dumb terminals get a line now and then."""
+
+    def __init__(
+        self,
+        output: Output,
+        total: float,
+        clock: Clock,
+        done: float = 0.0,
+        unit: Unit = BYTES,
+        is_logged: bool = True,
+    ) -> None:
+        self.unit = unit
+        self._output = output
+        self._line = StatusLine(output, clock)
+        self._clock = clock
+        self._progress = Progress(total, clock, unit, done)
+        self._is_logged = is_logged
+        self._next_plain = clock() + PLAIN_EVERY_S
+
+    def update(self, label: str, done: float) -> None:
+        """Set what is being worked on and how much is done in all."""
+        self._progress.update(done)
+        if self._output.is_live or not self._is_logged:
             if self._line.is_due:
-                self._line.draw(self._drawn(label, done))
-        elif now >= self._next_plain:
-            self._next_plain = now + PLAIN_EVERY_S
-            self._output.write(one_line(f"{label} · {self._amounts(done)}", 500) + "\n")
+                self._line.draw(self._progress.text(label, self._output.size()[0] - 1))
+        elif self._clock() >= self._next_plain:
+            self._next_plain = self._clock() + PLAIN_EVERY_S
+            self._output.write(one_line(f"{label} · {self._progress.figures()}", 500) + "\n")
 
     def erase(self) -> None:
         """Erase the line, to write something in its place. The next update draws it again."""
         self._line.erase()
-
-    def _drawn(self, label: str, done: int) -> str:
-        amounts = self._amounts(done)
-        room = self._output.size()[0] - 1 - cell_width(amounts) - 3
-        cells = min(BAR_CELLS, room - cell_width(label) - 1)
-        if cells < MIN_BAR_CELLS:
-            return amounts if room < MIN_BAR_CELLS else f"{one_line(label, room)} · {amounts}"
-        full = int(done / self._total * cells)
-        return f"{label} {'█' * full}{'░' * (cells - full)} · {amounts}"
-
-    def _amounts(self, done: int) -> str:
-        # Rounded down: 100 % is shown only when everything is there.
-        parts = [f"{int(min(done, self._total) / self._total * 100)} %"]
-        start, done_then = self._marks[0]
-        elapsed = self._clock() - start
-        if elapsed > 0 and done > done_then:
-            rate = (done - done_then) / elapsed
-            parts += [f"{rate / 1e6:,.1f} MB/s", f"{time_left((self._total - done) / rate)} left"]
-        return " · ".join(parts)

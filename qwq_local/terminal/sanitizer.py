@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from enum import Enum, auto
 
 SEQUENCE_LIMIT = 256
 """Characters that an unfinished CSI or ESC sequence may swallow."""
@@ -18,124 +17,49 @@ SEQUENCE_LIMIT = 256
 STRING_LIMIT = 4096
 """Characters that an unfinished OSC, DCS, APC, PM or SOS string may swallow."""
 
-_ESC, _BEL, _CSI, _ST = "\x1b", "\x07", "\x9b", "\x9c"
-_STRING_OPENERS = frozenset("\x90\x98\x9d\x9e\x9f")  # DCS, SOS, OSC, PM, APC as single characters
-_NEWLINES = frozenset("\r\x0b\x0c\x85\u2028\u2029")
-
 # Bidirectional marks, embeddings and isolates; zero-width characters but the joiners that emoji and some
 # scripts need; deprecated and interlinear format characters; tags, which carry invisible text.
 _HIDDEN = (
     r"\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
     r"\U000e0000-\U000e007f"
 )
-_SPECIAL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff" + _HIDDEN
-_PLAIN_RUN = re.compile(f"[^{_SPECIAL}]+")
+_NEWLINES = r"\r\x0b\x0c\x85\u2028\u2029"
+_SPECIAL = rf"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_HIDDEN}"
 _SPECIAL_CHARACTER = re.compile(f"[{_SPECIAL}]")
 
-
-class _EscapeState(Enum):
-    TEXT = auto()
-    ESCAPE = auto()
-    ESCAPE_INTERMEDIATE = auto()
-    CSI = auto()
-    STRING = auto()
-    STRING_ESCAPE = auto()
+# A group is empty only while the sequence may continue.
+_UNIT = re.compile(
+    # CSI, and ESC with intermediate characters: parameters, then the last character.
+    rf"(?:\x1b\[|\x9b)[ -?]{{0,{SEQUENCE_LIMIT - 1}}}([ -~])?"
+    rf"|\x1b[ -/][ -/]{{0,{SEQUENCE_LIMIT - 1}}}([ -~])?"
+    # A string (DCS, SOS, OSC, PM, APC) ends with BEL, ST, CAN, SUB, with its line, or where an ESC begins.
+    rf"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x1b\n{_NEWLINES}\x07\x9c\x18\x1a]{{0,{STRING_LIMIT - 1}}}"
+    rf"([^\x1b\n{_NEWLINES}])?"
+    r"|\x1b([0-~])?"
+    rf"|(\r\n|[{_NEWLINES}])|([{_SPECIAL}])"
+)
 
 
 class Sanitizer:
-    """Strips one text that arrives in pieces; keeps a state and no text between them."""
+    """Strips one text that arrives in pieces."""
 
     def __init__(self) -> None:
-        self._state = _EscapeState.TEXT
-        self._swallowed = 0
+        self._unfinished = ""
         self._after_cr = False
 
     def feed(self, text: str) -> str:
         """What may be shown of the next piece."""
-        shown: list[str] = []
-        position = 0
-        while position < len(text):
-            character = text[position]
-            if self._state is not _EscapeState.TEXT:
-                position += self._swallow(character)
-            elif self._after_cr and character == "\n":
-                self._after_cr = False
-                position += 1
-            elif run := _PLAIN_RUN.match(text, position):
-                self._after_cr = False
-                shown.append(run.group())
-                position = run.end()
-            else:
-                shown.append(self._special(character))
-                position += 1
-        return "".join(shown)
+        if text:
+            text = self._unfinished + (text.removeprefix("\n") if self._after_cr else text)
+            self._unfinished, self._after_cr = "", text.endswith("\r")
+        return _UNIT.sub(self._shown, text)
 
-    def _special(self, character: str) -> str:
-        """What stands for a special character; may begin a sequence."""
-        self._after_cr = character == "\r"
-        if character in _NEWLINES:
+    def _shown(self, unit: re.Match[str]) -> str:
+        if unit.lastindex is None and unit.end() == len(unit.string):
+            self._unfinished = unit.group()
+        if unit[5]:
             return "\n"
-        if character == _ESC:
-            self._enter(_EscapeState.ESCAPE)
-        elif character == _CSI:
-            self._enter(_EscapeState.CSI)
-        elif character in _STRING_OPENERS:
-            self._enter(_EscapeState.STRING)
-        return "\ufffd" if "\ud800" <= character <= "\udfff" else ""
-
-    def _enter(self, state: _EscapeState) -> None:
-        self._state = state
-        self._swallowed = 0
-
-    def _swallow(self, character: str) -> bool:
-        """Take one character of a sequence; False when it ends the sequence and belongs to the text."""
-        self._swallowed += 1
-        match self._state:
-            case _EscapeState.ESCAPE:
-                return self._after_escape(character)
-            case _EscapeState.CSI | _EscapeState.ESCAPE_INTERMEDIATE:
-                return self._within_sequence(character)
-            case _EscapeState.STRING:
-                return self._within_string(character)
-            case _:
-                if character == "\\":
-                    self._enter(_EscapeState.TEXT)
-                    return True
-                self._enter(_EscapeState.ESCAPE)
-                return False
-
-    def _after_escape(self, character: str) -> bool:
-        if character == "[":
-            self._enter(_EscapeState.CSI)
-        elif character in "]PX^_":
-            self._enter(_EscapeState.STRING)
-        elif " " <= character <= "/":
-            self._enter(_EscapeState.ESCAPE_INTERMEDIATE)
-        elif character != _ESC:
-            self._enter(_EscapeState.TEXT)
-            return "0" <= character <= "~"
-        return True
-
-    def _within_sequence(self, character: str) -> bool:
-        last_parameter = "?" if self._state is _EscapeState.CSI else "/"
-        if character == _ESC:
-            self._enter(_EscapeState.ESCAPE)
-        elif not " " <= character <= last_parameter:
-            self._enter(_EscapeState.TEXT)
-            return " " <= character <= "~"
-        elif self._swallowed >= SEQUENCE_LIMIT:
-            self._enter(_EscapeState.TEXT)
-        return True
-
-    def _within_string(self, character: str) -> bool:
-        if character == _ESC:
-            self._enter(_EscapeState.STRING_ESCAPE)
-        elif character == "\n" or character in _NEWLINES:
-            self._enter(_EscapeState.TEXT)
-            return False
-        elif character in (_BEL, _ST, "\x18", "\x1a") or self._swallowed >= STRING_LIMIT:
-            self._enter(_EscapeState.TEXT)
-        return True
+        return "\ufffd" if "\ud800" <= (unit[6] or "") <= "\udfff" else ""
 
 
 def sanitize(text: str) -> str:

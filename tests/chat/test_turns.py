@@ -212,6 +212,15 @@ def test_a_stop_before_the_first_event_is_not_lost(talk: Talking) -> None:
     assert [event.reason for event in events if isinstance(event, Finished)] == [FinishReason.INTERRUPTED]
 
 
+def test_a_stop_before_the_turn_begins_is_not_lost(talk: Talking) -> None:
+    talk.chat.stop()  # between lines: it stops nothing
+    talk.backend.scripts.extend([stopped_while(), says()])
+    events = talk.chat.submit("One?")
+    talk.chat.stop()
+    assert [event.reason for event in events if isinstance(event, Finished)] == [FinishReason.INTERRUPTED]
+    assert [event.text for event in talk.chat.submit("Two?") if isinstance(event, Answer)]
+
+
 def test_user_requests_reach_the_control_of_the_running_turn(talk: Talking) -> None:
     seen: list[object] = []
 

@@ -81,6 +81,9 @@ class QueuedTalk:
         self._note("submit", line)
         self._is_stopped = self._answers = False
         self._wished.clear()
+        return self._run(line)
+
+    def _run(self, line: str) -> Iterator[ChatEvent]:
         command, _, rest = line.partition(" ")
         match command:
             case "/exit":

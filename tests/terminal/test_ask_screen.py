@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -35,7 +36,7 @@ TURN: list[Event] = [Thinking("I co"), Thinking("unt.\n\n"), CLOSED, Answer("**3
 
 def show(events: list[Event], out: Output, err: Output, think: Think | None = None) -> None:
     clock = Clock()
-    with AskScreen(out, err, clock, think) as screen:
+    with closing(AskScreen(out, err, clock, think)) as screen:
         for event in events:
             screen.show(event)
             clock.now += 0.2
@@ -136,7 +137,7 @@ def test_prefill_draws_a_bar_and_erases_it() -> None:
     terminal = Terminal()
     steps: list[Event] = [Prefill(done, 8000, 1000) for done in (1000, 2000, 3000, 4000)]
     show([*steps, *TURN], terminal.output(), terminal.output())
-    assert "reading 4,000 / 8,000 tokens · 5,000 tok/s · 1 s left" in terminal.written
+    assert f"reading {'█' * 12}{'░' * 12} 4,000 / 8,000 tokens · 5,000 tok/s · 1 s left" in terminal.written
     assert terminal.lines()[0] == "I count."
 
 

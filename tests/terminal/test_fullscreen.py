@@ -12,8 +12,7 @@ import pytest
 
 from qwq_local.chat.events import Page
 from qwq_local.errors import QwqError
-from qwq_local.terminal.repl.clipboard import MAX_OSC_BYTES, copy
-from qwq_local.terminal.repl.fullscreen import EditorProcess, editor_command
+from qwq_local.terminal.repl.fullscreen import MAX_OSC_BYTES, EditorProcess, copy, editor_command
 from qwq_local.terminal.repl.pager import PagerText
 from tests.terminal.repl_terminal import (
     BACKSPACE,

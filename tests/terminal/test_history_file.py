@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_local.terminal.repl.history_file import MAX_ENTRIES, MAX_ENTRY_BYTES, HistoryFile
+from qwq_local.terminal.repl.input_line import MAX_ENTRIES, MAX_ENTRY_BYTES, HistoryFile
 from tests.command import ROOT
 
 
@@ -65,7 +65,7 @@ def test_processes_that_write_at_once_lose_nothing(file: HistoryFile, tmp_path: 
     path = tmp_path / "chat_history"
     path.write_text("".join(json.dumps([f"old {n}"]) + "\n" for n in range(MAX_ENTRIES + 550)))
     program = (
-        "import sys, pathlib\nfrom qwq_local.terminal.repl.history_file import HistoryFile\n"
+        "import sys, pathlib\nfrom qwq_local.terminal.repl.input_line import HistoryFile\n"
         f"file = HistoryFile(pathlib.Path({str(path)!r}))\n"
         "file.load()\nfor n in range(100): file.append([f'{sys.argv[1]} {n}'])\n"
     )

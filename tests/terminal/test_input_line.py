@@ -11,8 +11,7 @@ from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
 
 from qwq_local.terminal.repl.input_line import block_content, is_block_open
-from qwq_local.terminal.repl.keyboard import RUN, PasteParser
-from qwq_local.terminal.repl.paste import MAX_CHARACTERS, MAX_INPUT, MAX_LINES, Pastes
+from qwq_local.terminal.repl.paste import MAX_CHARACTERS, MAX_INPUT, MAX_LINES, RUN, PasteParser, Pastes
 from tests.terminal.repl_terminal import (
     ALT_ENTER,
     BACKSPACE,

@@ -25,13 +25,10 @@ from qwq_local.errors import QwqError
 from qwq_local.terminal.layout import Row
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import Clock
-from qwq_local.terminal.repl.clipboard import copy
-from qwq_local.terminal.repl.fullscreen import Fullscreen
-from qwq_local.terminal.repl.history_file import HistoryFile
-from qwq_local.terminal.repl.input_line import STYLE, InputLine, TalkCompleter
+from qwq_local.terminal.repl.fullscreen import Fullscreen, copy
+from qwq_local.terminal.repl.input_line import STYLE, InputLine
 from qwq_local.terminal.repl.key_bindings import ESCAPE_S, KeyActions, bindings, waits_s
-from qwq_local.terminal.repl.keyboard import TerminalInput
-from qwq_local.terminal.repl.paste import Pastes
+from qwq_local.terminal.repl.paste import Pastes, TerminalInput
 from qwq_local.terminal.repl.queue import EntryQueue, LineEnded, TalkFailed, TalkThread
 from qwq_local.terminal.repl.renderer import BottomArea, InlineRenderer, QuietOutput
 from qwq_local.terminal.repl.turn_view import TurnView
@@ -84,9 +81,10 @@ class Repl:
         self._bottom = BottomArea(options.output, options.clock, self._waiting_rows, self._hint_changed)
         self._thread = TalkThread(talk, self._wake)
         self._queue = EntryQueue(self._thread, self._view, self._pastes, self._bottom)
-        file = HistoryFile(options.history) if options.history else None
-        self._line = InputLine(options.output, self._pastes, file, TalkCompleter(talk.complete))
-        self._actions = KeyActions(self._line, self._queue, self._view, self._bottom, self, options.clock)
+        self._line = InputLine(options.output, self._pastes, options.history, talk.complete)
+        self._actions = KeyActions(
+            self._line, self._queue, self._view, self._bottom, options.clock, self.leave, self.edit_input
+        )
         source = TerminalInput(options.stdin)
         self._quiet = QuietOutput(options.output, options.environ.get("TERM", ""))
         self._fullscreen = Fullscreen(options.output, options.environ, source, self._quiet)
@@ -138,7 +136,7 @@ class Repl:
     def edit_input(self) -> None:
         """Open the editor with the text of the input line."""
         if not self._fullscreen.is_open:
-            self._start_task(self._edit_input())
+            self._app.create_background_task(self._edit_input())
 
     # The loop.
 
@@ -169,7 +167,7 @@ class Repl:
                     async with asyncio.timeout(TICK_S if is_running else None):
                         await self._woken.wait()
                 self._woken.clear()
-                self._thread.begin_look()
+                self._thread.is_awake = False
                 self._has_news = self._drain()
                 if self._thread.events and not self._fullscreen.is_open:
                     self._woken.set()
@@ -203,13 +201,13 @@ class Repl:
             case TalkFailed(error):
                 raise error
             case Page():
-                self._start_task(self._away(self._fullscreen.read(self._app, event)))
+                self._app.create_background_task(self._away(self._fullscreen.read(self._app, event)))
             case Copy(text, what):
                 self._is_paused = True  # later events wait for the result
-                self._start_task(self._copy(text, what))
+                self._app.create_background_task(self._copy(text, what))
             case Edit(text):
                 self._is_paused = True
-                self._start_task(self._edit(text))
+                self._app.create_background_task(self._edit(text))
             case Leave():
                 self.leave(0)
             case _:
@@ -246,9 +244,6 @@ class Repl:
 
     # Background tasks.
 
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        self._app.create_background_task(work)
-
     async def _away(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for the program that has the terminal, then draw the events since."""
         try:
@@ -267,27 +262,23 @@ class Repl:
     async def _edit_input(self) -> None:
         try:
             text = await self._away(self._fullscreen.edit(self._app, self._pastes.expand(self._line.text)))
-        except QwqError as error:
-            self._say(str(error), True)
-        else:
             if text is not None:
                 self._line.put(self._pastes.take_in(text, 0))
-
-    async def _edit(self, text: str) -> None:
-        edited: str | None = None
-        try:
-            edited = await self._away(self._fullscreen.edit(self._app, text))
         except QwqError as error:
             self._say(str(error), True)
-        else:
-            if not (edited and edited.strip()):
+
+    async def _edit(self, text: str) -> None:
+        edited = ""
+        try:
+            saved = await self._away(self._fullscreen.edit(self._app, text))
+            edited = saved or ""
+            if not edited.strip():
                 self._say("nothing was sent.")
+        except QwqError as error:
+            self._say(str(error), True)
         finally:
             self._is_paused = False
-            if edited and edited.strip():
-                self._queue.enter(self._pastes.take_in(edited, 0), is_first=True)
-            else:
-                self._queue.give_up_edit()
+            self._queue.enter_edited(self._pastes.take_in(edited, 0))
 
     def _say(self, line: str, is_error: bool = False) -> None:
         self._view.show(Said((line,), is_error))

@@ -1,18 +1,21 @@
-"""Programs that take the whole terminal for a while: the pager and the user's editor.
+"""Programs outside the chat: the clipboard's, and those that take the whole terminal, pager and editor.
 
-The input line is erased before and drawn again afterwards, with everything that the conversation said
-meanwhile.
+Before pager and editor the input line is erased; afterwards it is drawn again, with everything that the
+conversation said meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,81 @@ from prompt_toolkit.input import Input
 from qwq_local.chat.events import Page
 from qwq_local.errors import QwqError
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.repl.clipboard import copy
 from qwq_local.terminal.repl.pager import Pager
 from qwq_local.terminal.repl.renderer import QuietOutput
+
+MAX_OSC_BYTES = 100_000
+"""The longest text for a terminal, in bytes: several terminals cut or refuse longer ones."""
+
+TIMEOUT_S = 3.0
+
+# Since 3.3 tmux neither passes sequences on nor accepts OSC 52 by default; this command always works.
+_TMUX = ["tmux", "load-buffer", "-w", "-"]
+_INTO_TMUX = " to tmux and, if it may, to the clipboard"
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """What was done, and the sequence to write to the terminal, if any."""
+
+    line: str
+    sequence: str = ""
+    is_error: bool = False
+
+
+def copy(text: str, what: str, environ: Mapping[str, str]) -> _Copied:
+    """Put the text into the clipboard; `what` names it."""
+    size = f"{len(text):,} characters"
+    for command in _programs(environ):
+        if _fed(command, text, environ):
+            where = _INTO_TMUX if command is _TMUX else ""
+            return _Copied(f"copied {what} ({size}){where}.")
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > MAX_OSC_BYTES:
+        fix = "Install wl-copy, xclip or pbcopy, or use /save."
+        return _Copied(f"{what} ({size}) is too long for a terminal's clipboard. {fix}", is_error=True)
+    sequence = f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07"
+    if environ.get("TMUX"):
+        # A tmux before 3.2 passes on only what is in its own envelope, with each ESC doubled.
+        sequence = "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+    return _Copied(f"copied {what} ({size}) through the terminal, if it allows that.", sequence)
+
+
+def _programs(environ: Mapping[str, str]) -> list[list[str]]:
+    """The programs that reach the clipboard of this terminal's display."""
+    commands = []
+    if environ.get("WAYLAND_DISPLAY"):
+        commands.append(["wl-copy"])
+    if environ.get("DISPLAY"):
+        commands += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
+    # Over a network, the clipboard of the machine that runs this program is not the user's.
+    if not environ.get("SSH_CONNECTION"):
+        if sys.platform == "darwin":
+            commands.append(["pbcopy"])
+        if environ.get("WSL_DISTRO_NAME"):
+            commands.append(["clip.exe"])
+    if environ.get("TMUX"):
+        commands.append(_TMUX)
+    return [command for command in commands if shutil.which(command[0], path=environ.get("PATH"))]
+
+
+def _fed(command: list[str], text: str, environ: Mapping[str, str]) -> bool:
+    """Whether the program took the text."""
+    encoding = "utf-16-le" if command[0] == "clip.exe" else "utf-8"
+    try:
+        # xclip stays in the background to serve the clipboard: a pipe for its output would never end.
+        result = subprocess.run(
+            command,
+            input=text.encode(encoding, "replace"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            env=dict(environ),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0
+
 
 MAX_BYTES = 16 * 1024 * 1024
 _USUAL = ("nano", "vim", "vi")
@@ -103,8 +178,7 @@ class Fullscreen:
         self._environ = environ
         self._source = source
         self._quiet = quiet
-        self._pager: Pager | None = None
-        self._editing: EditorProcess | None = None
+        self._running: Pager | EditorProcess | None = None
 
     def read(self, app: Application[Any], page: Page) -> Coroutine[Any, Any, None]:
         """Show a page until the user leaves it. `is_open` is true from the call on."""
@@ -121,30 +195,24 @@ class Fullscreen:
         # An Escape that follows at once must not be taken for the start of a key of the chat.
         await asyncio.sleep(app.ttimeoutlen)
         async with self._away(app):
-            self._pager = Pager(page, self._source, self._quiet, self._copied, self._output.has_color)
-            try:
-                await self._pager.run()
-            finally:
-                self._pager = None
+            pager = Pager(page, self._source, self._quiet, self._copied, self._output.has_color)
+            self._running = pager
+            await pager.run()
 
     async def _edit(self, app: Application[Any], editing: EditorProcess) -> str | None:
-        self._editing = editing
-        try:
-            async with self._away(app):
-                return await asyncio.get_running_loop().run_in_executor(None, editing.run)
-        finally:
-            self._editing = None
+        self._running = editing
+        async with self._away(app):
+            return await asyncio.get_running_loop().run_in_executor(None, editing.run)
 
     def interrupt(self) -> None:
         """Ctrl-C as a signal: ends the pager. An editor gets the signal itself."""
-        if self._pager:
-            self._pager.end()
+        if isinstance(self._running, Pager):
+            self._running.end()
 
     def end(self) -> None:
         """End the program that has the terminal."""
-        self.interrupt()
-        if self._editing:
-            self._editing.end()
+        if self._running:
+            self._running.end()
 
     @asynccontextmanager
     async def _away(self, app: Application[Any]) -> AsyncIterator[None]:

@@ -6,8 +6,13 @@ takes the place of the first.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
 
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import Buffer
@@ -17,7 +22,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
-from prompt_toolkit.layout import ConditionalContainer, Dimension, HSplit, Layout, Window
+from prompt_toolkit.layout import ConditionalContainer, Dimension, DynamicContainer, HSplit, Layout, Window
 from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.layout.menus import CompletionsMenuControl
 from prompt_toolkit.layout.processors import (
@@ -35,9 +40,10 @@ from prompt_toolkit.widgets import SearchToolbar
 
 from qwq_local.chat.events import Completion
 from qwq_local.errors import QwqError
+from qwq_local.files import atomic_file, lock_open_file
+from qwq_local.paths import make_private
 from qwq_local.terminal.layout import TAB
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.repl.history_file import HistoryFile
 from qwq_local.terminal.repl.paste import Pastes, has_marker, incoming, is_marker
 from qwq_local.terminal.sanitizer import drop_special, one_line
 
@@ -75,14 +81,13 @@ MAX_OFFERS = 200
 MEANING_CELLS = 60
 
 
-class TalkCompleter(Completer):
+class _TalkCompleter(Completer):
     """Offers completions at the cursor."""
 
     def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
         self._complete = complete
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Offer]:
-        """The completions for the text before the cursor, likeliest first."""
         try:
             found = self._complete(document.text_before_cursor)
         except (QwqError, OSError, ValueError):
@@ -118,26 +123,98 @@ STYLE: BaseStyle = Style.from_dict(
 )
 
 
-class EntryHistory(History):
+MAX_ENTRIES = 5000
+"""The number of entries in the file, at most."""
+
+MAX_ENTRY_BYTES = 64 * 1024
+"""The longest line in bytes; a longer entry is not written."""
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Only this many bytes at the end of the file are read."""
+
+_SLACK = 500
+
+
+class HistoryFile:
+    """Entries of earlier runs: a private file with one entry a line, shared by every `qwq chat`.
+
+    A line is a JSON array in ASCII: typed text and pasted text in turns, typed text first. Lines that cannot
+    be read, for example after a crash, are skipped. An entry is appended with one write, behind an empty line
+    in case a crash cut the one before. A file that has grown too long is rewritten with the newest entries. A
+    disk error loses history, nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> list[list[str]]:
+        """Every entry as its parts, oldest first. Shortens a file that has grown too long."""
+        entries: list[list[str]] = []
+        with suppress(OSError, QwqError), self._open() as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_BYTES))
+            lines = b"".join(iter(lambda: file.read(1 << 20), b"")).split(b"\n")
+            lines = [line for line in lines if line]
+            newest = lines[-MAX_ENTRIES - _SLACK :]
+            entries = [parts for line in newest if (parts := _parts(line)) is not None][-MAX_ENTRIES:]
+            if len(lines) > MAX_ENTRIES + _SLACK or size > MAX_BYTES:
+                with atomic_file(self._path, mode=0o600, sync=False) as new:
+                    new.writelines(json.dumps(parts).encode() + b"\n" for parts in entries)
+        return entries
+
+    def append(self, parts: list[str]) -> None:
+        """Append an entry, given as its parts."""
+        line = json.dumps(parts).encode() + b"\n"
+        if len(line) <= MAX_ENTRY_BYTES:
+            with suppress(OSError, QwqError), self._open() as file:
+                file.write(b"\n" + line)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        """The file, locked, open for reading and appending. It is created for its owner only."""
+        make_private(self._path.parent)
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with open(descriptor, "a+b", buffering=0) as file:  # noqa: PTH123
+                if not lock_open_file(descriptor, self._path, wait=True):
+                    continue  # rewritten by another process while this one waited for the lock
+                if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+                    os.fchmod(descriptor, 0o600)
+                yield file
+                return
+
+
+def _parts(line: bytes) -> list[str] | None:
+    """The parts of a line, or None if it is not an entry."""
+    if not 2 < len(line) <= MAX_ENTRY_BYTES:
+        return None
+    try:
+        parts = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts):
+        return parts
+    return None
+
+
+class _EntryHistory(History):
     """Entries of this run and of earlier ones, with pastes as markers."""
 
-    def __init__(self, pastes: Pastes, file: HistoryFile | None) -> None:
+    def __init__(self, pastes: Pastes, path: Path | None) -> None:
         super().__init__()
         self._pastes = pastes
-        self._file = file
+        self._file = HistoryFile(path) if path else None
 
     def load_history_strings(self) -> Iterable[str]:
-        """The entries of earlier runs, newest first."""
         entries = self._file.load() if self._file else []
         return [self._pastes.joined(parts) for parts in reversed(entries)]
 
     def store_string(self, string: str) -> None:
-        """Write an entry for later runs."""
         if self._file:
             self._file.append(self._pastes.parts(string))
 
 
-class MarkedPastes(Processor):
+class _MarkedPastes(Processor):
     """Shows the character of a paste as a marker."""
 
     def __init__(self, pastes: Pastes) -> None:
@@ -171,7 +248,11 @@ class InputLine:
     """The input line and its layout."""
 
     def __init__(
-        self, output: Output, pastes: Pastes, file: HistoryFile | None, completer: Completer
+        self,
+        output: Output,
+        pastes: Pastes,
+        history: Path | None,
+        complete: Callable[[str], Sequence[Completion]],
     ) -> None:
         self.is_steering = False
         self._output = output
@@ -179,9 +260,9 @@ class InputLine:
         self.buffer = Buffer(
             name="input",
             multiline=True,
-            history=EntryHistory(pastes, file),
+            history=_EntryHistory(pastes, history),
             auto_suggest=AutoSuggestFromHistory(),
-            completer=ThreadedCompleter(completer),
+            completer=ThreadedCompleter(_TalkCompleter(complete)),
             complete_while_typing=Condition(self._is_command),
         )
         self.steering = Buffer(name="steer", multiline=False)
@@ -255,39 +336,31 @@ class InputLine:
                 HighlightSelectionProcessor(),
                 AppendAutoSuggestion(),
                 TabsProcessor(tabstop=TAB, char1=" ", char2=" "),
-                MarkedPastes(self._pastes),
+                _MarkedPastes(self._pastes),
             ],
             include_default_input_processors=False,
             search_buffer_control=self._search.control if buffer is self.buffer else None,
             preview_search=True,
         )
-
-        def prefix(line: int, wraps: int) -> StyleAndTextTuples:
-            first = line == 0 and wraps == 0
-            return [("class:prompt", prompt if first else "  ")]
-
         return Window(
             control,
             height=self._height,
             wrap_lines=True,
-            get_line_prefix=prefix,
+            get_line_prefix=lambda line, wraps: [("class:prompt", "  " if line or wraps else prompt)],
             dont_extend_height=True,
         )
 
     def _layout(self) -> Layout:
-        usual, steering = self._windows
-        is_steering = Condition(lambda: self.is_steering)
         menu = Window(
             CompletionsMenuControl(), height=Dimension(min=1, max=MENU_ROWS), dont_extend_height=True
         )
         return Layout(
             HSplit(
                 [
-                    ConditionalContainer(usual, ~is_steering),
-                    ConditionalContainer(steering, is_steering),
-                    ConditionalContainer(menu, has_completions & ~is_steering),
+                    DynamicContainer(lambda: self._windows[self.is_steering]),
+                    ConditionalContainer(menu, has_completions),
                     self._search,
                 ]
             ),
-            focused_element=usual,
+            focused_element=self._windows[0],
         )

@@ -6,7 +6,6 @@ Editing keys are prompt_toolkit's own, those of Emacs and readline.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
 from prompt_toolkit.key_binding import (
@@ -23,23 +22,12 @@ from prompt_toolkit.keys import Keys
 from qwq_local.chat.events import ThinkView
 from qwq_local.terminal.progress import Clock
 from qwq_local.terminal.repl.input_line import InputLine, is_block_open
-from qwq_local.terminal.repl.keyboard import RUN
-from qwq_local.terminal.repl.paste import incoming
+from qwq_local.terminal.repl.paste import RUN, incoming
 from qwq_local.terminal.repl.queue import EntryQueue
 from qwq_local.terminal.repl.renderer import HINT_S, BottomArea
 from qwq_local.terminal.repl.turn_view import TurnView
 
 VIEW_HINT_S = 1.0
-
-
-class ReplActions(Protocol):
-    """What keys need from the application."""
-
-    def leave(self, status: int) -> None:
-        """End the chat."""
-
-    def edit_input(self) -> None:
-        """Open the editor with the text of the input line."""
 
 
 class KeyActions:
@@ -51,12 +39,14 @@ class KeyActions:
         queue: EntryQueue,
         view: TurnView,
         bottom: BottomArea,
-        screen: ReplActions,
         clock: Clock,
+        leave: Callable[[int], None],
+        edit_input: Callable[[], None],
     ) -> None:
         self.line = line
         self.queue = queue
-        self.screen = screen
+        self.leave = leave
+        self._edit_input = edit_input
         self._view = view
         self._bottom = bottom
         self._clock = clock
@@ -70,7 +60,7 @@ class KeyActions:
     @property
     def can_take_back(self) -> bool:
         """Whether the line is empty and entries wait."""
-        return not self.line.is_steering and self.is_empty and self.queue.has_waiting
+        return not self.line.is_steering and self.is_empty and bool(self.queue.waiting)
 
     def enter(self) -> None:
         """Send the entry, take the marked completion, or begin a new line in an open block."""
@@ -98,7 +88,7 @@ class KeyActions:
         elif self.line.text:
             self.line.put("")
         elif self._clock() < self._leaves_until:
-            self.screen.leave(0)
+            self.leave(0)
         else:
             self._leaves_until = self._clock() + HINT_S
             self._bottom.hint("Ctrl-C again leaves", HINT_S)
@@ -126,7 +116,7 @@ class KeyActions:
 
     def take_back(self) -> None:
         """Move the entry that waits last back into the line."""
-        self.line.put(self.queue.take_last())
+        self.line.put(self.queue.waiting.pop())
 
     def complete(self) -> None:
         """Complete the text before the cursor."""
@@ -136,7 +126,7 @@ class KeyActions:
     def edit(self) -> None:
         """Edit the line in the editor."""
         if not self.line.is_steering:
-            self.screen.edit_input()
+            self._edit_input()
 
 
 ESCAPE_S = 0.1
@@ -166,7 +156,7 @@ def bindings(actions: KeyActions) -> KeyBindingsBase:
     on("escape", "enter", does=actions.newline)
     on("c-j", does=actions.newline)
     on("c-c", does=actions.interrupt)
-    on("c-d", does=lambda: actions.screen.leave(0), when=is_empty & usual)
+    on("c-d", does=lambda: actions.leave(0), when=is_empty & usual)
     on("c-g", does=actions.queue.answer_now)
     on("c-s", does=actions.steer)
     on("c-t", does=actions.change_view)

@@ -15,7 +15,7 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.bindings.named_commands import get_by_name
-from prompt_toolkit.layout import ConditionalContainer, HSplit, Layout, Window
+from prompt_toolkit.layout import DynamicContainer, HSplit, Layout, Window
 from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl
 from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth, Output
@@ -140,7 +140,7 @@ class Pager:
         self._app.ttimeoutlen, self._app.timeoutlen = 0.1, 0.1
 
     async def run(self) -> None:
-        """Show the page until the user leaves it."""
+        """Return when the user leaves the page."""
         await self._app.run_async(handle_sigint=False, set_exception_handler=False)
 
     def end(self) -> None:
@@ -149,14 +149,11 @@ class Pager:
             self._app.exit()
 
     def _layout(self) -> Layout:
-        is_searching = Condition(lambda: self._is_searching)
         self._text = Window(FormattedTextControl(self._shown, focusable=True, show_cursor=False))
         status = Window(FormattedTextControl(self._status), height=1, style="class:status")
-        control = BufferControl(self._words, input_processors=[BeforeInput("/")])
-        search = Window(control, height=1)
-        self._search = search
-        bottom = [ConditionalContainer(status, ~is_searching), ConditionalContainer(search, is_searching)]
-        return Layout(HSplit([self._text, *bottom]), focused_element=self._text)
+        self._search = Window(BufferControl(self._words, input_processors=[BeforeInput("/")]), height=1)
+        below = DynamicContainer(lambda: self._search if self._is_searching else status)
+        return Layout(HSplit([self._text, below]), focused_element=self._text)
 
     def _shown(self) -> StyleAndTextTuples:
         """The visible rows."""
@@ -223,8 +220,8 @@ class Pager:
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
-        reads = Condition(lambda: not self._is_searching)
         searches = Condition(lambda: self._is_searching)
+        reads = ~searches
 
         def scrolls(names: tuple[str, ...], rows: Callable[[], int]) -> None:
             def scroll(_: KeyPressEvent) -> None:
@@ -259,9 +256,10 @@ class Pager:
         for name in ("escape", "c-c", "c-g"):
             keys.add(name, filter=searches)(lambda _: self._leave_search())
         keys.add("backspace", filter=searches)(get_by_name("backward-delete-char"))
-        for name in ("c", "y"):
-            keys.add(name, filter=reads)(lambda _: self._say(self._copy(self._page.text)))
-        return keys
 
-    def _say(self, line: str) -> None:
-        self._said = line
+        @keys.add("c", filter=reads)
+        @keys.add("y", filter=reads)
+        def _(_: KeyPressEvent) -> None:
+            self._said = self._copy(self._page.text)
+
+        return keys

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qwq_local.chat.events import COMMAND, ChatEvent, Said, Talk
-from qwq_local.events import Loading, Planned, Prefill
 from qwq_local.terminal.layout import DIM, Row, RowLayout, RowStyle
 from qwq_local.terminal.repl.input_line import block_content
 from qwq_local.terminal.repl.paste import Pastes
@@ -39,15 +38,15 @@ class TalkFailed:
 class TalkThread:
     """Runs the lines of a Talk one after the other, in a thread that calls `wake` when there are new events.
 
-    It calls `wake` once and then not until `begin_look`, however many events come in between.
+    It calls `wake` once and then not until `is_awake` is reset, however many events come in between.
     """
 
     def __init__(self, talk: Talk, wake: Callable[[], None]) -> None:
         self.events: deque[ChatEvent | LineEnded | TalkFailed] = deque()
         self.talk = talk
+        self.is_awake = False
         self._wake = wake
-        self._is_awake = False
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[Iterator[ChatEvent] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="talk", daemon=True)
 
     def begin(self) -> None:
@@ -56,11 +55,7 @@ class TalkThread:
 
     def submit(self, line: str) -> None:
         """Run a line after those before it."""
-        self._lines.put(line)
-
-    def begin_look(self) -> None:
-        """The screen takes the events now; the next one wakes it again."""
-        self._is_awake = False
+        self._lines.put(self.talk.submit(line))
 
     @property
     def is_done(self) -> bool:
@@ -75,21 +70,19 @@ class TalkThread:
 
     def _run(self) -> None:
         try:
-            self._run_line(self.talk.start())
-            while (line := self._lines.get()) is not None:
-                self._run_line(self.talk.submit(line))
+            line: Iterator[ChatEvent] | None = self.talk.start()
+            while line is not None:
+                for event in line:
+                    self._add(event)
+                self._add(LineEnded())
+                line = self._lines.get()
         except BaseException as error:  # every error belongs to the thread that can show it
             self._add(TalkFailed(error))
 
-    def _run_line(self, events: Iterator[ChatEvent]) -> None:
-        for event in events:
-            self._add(event)
-        self._add(LineEnded())
-
     def _add(self, event: ChatEvent | LineEnded | TalkFailed) -> None:
         self.events.append(event)
-        if not self._is_awake:
-            self._is_awake = True
+        if not self.is_awake:
+            self.is_awake = True
             self._wake()
 
 
@@ -102,7 +95,7 @@ class EntryQueue:
         self._view = view
         self._pastes = pastes
         self._bottom = bottom
-        self._waiting: deque[str] = deque()
+        self.waiting: deque[str] = deque()
         self._command = ""  # of a key that was pressed while a finished turn was being written
         self._is_stopping = self._is_leaving = False
         self._is_silent = False  # the running line has produced no event yet
@@ -114,25 +107,22 @@ class EntryQueue:
         runs = self._view.is_busy or self._is_silent
         return runs and not self._is_stopping and not self._thread.is_done
 
-    @property
-    def has_waiting(self) -> bool:
-        """Whether entries wait."""
-        return bool(self._waiting)
-
     def begin(self) -> None:
         """Start the Talk."""
         self.is_busy = True
         self._thread.begin()
 
-    def enter(self, entry: str, is_first: bool = False) -> None:
-        """Run an entry now, or after those that wait; `is_first`: before those that wait."""
+    def enter(self, entry: str) -> None:
+        """Run an entry now, or after those that wait."""
         text = block_content(entry)
         if self._pastes.expand(text).strip():
-            self._add(text, is_first)
+            self.waiting.append(text)
+            self._run_next()
 
-    def give_up_edit(self) -> None:
-        """Tell the Talk that nothing came back from the editor: the next question is a new one."""
-        self._add("", is_first=True)
+    def enter_edited(self, text: str) -> None:
+        """Run a text from the editor before those that wait; an empty one ends the editing in the Talk."""
+        self.waiting.appendleft(block_content(text))
+        self._run_next()
 
     def look_up(self, command: str) -> None:
         """Run the command of a key, unless a turn runs."""
@@ -145,8 +135,6 @@ class EntryQueue:
     def show(self, event: ChatEvent) -> None:
         """Draw an event of the running line."""
         self._is_silent = False
-        if self._is_stopping and isinstance(event, Loading | Planned | Prefill):
-            self._talk.stop()  # a stop that came before the turn began has stopped nothing
         self._view.show(event)
 
     def end_line(self) -> None:
@@ -159,11 +147,9 @@ class EntryQueue:
         """Stop the running line. Returns the entries that waited, to stand in the input line again."""
         self._is_stopping = True
         self._talk.stop()
-        return self._take_all()
-
-    def take_last(self) -> str:
-        """Remove and return the entry that waits last; an empty text if none waits."""
-        return self._waiting.pop() if self._waiting else ""
+        text = "\n\n".join(self.waiting)
+        self.waiting.clear()
+        return text
 
     def answer_now(self) -> None:
         """End the thinking and answer."""
@@ -189,44 +175,27 @@ class EntryQueue:
     def leave(self) -> None:
         """Stop the running line and forget the entries that wait."""
         self._is_leaving = True
-        self._waiting.clear()
+        self.waiting.clear()
         if self.is_busy:
             self._talk.go_on()
             self._talk.stop()
 
     def rows(self, columns: int, has_color: bool) -> list[Row]:
         """One row for each of the first entries that wait, and a count of the others."""
-        shown = list(self._waiting)
-        left_out = 0
-        if len(shown) > MAX_ROWS:
-            left_out = len(shown) - MAX_ROWS + 1
-            shown = shown[: MAX_ROWS - 1]
         # Only the beginning of a long entry is looked at.
-        lines = [f"⋯ waiting: {self._pastes.shown(text[: 4 * columns])}" for text in shown]
-        if left_out:
-            lines.append(f"⋯ {left_out} more waiting")
+        lines = [f"⋯ waiting: {self._pastes.shown(text[: 4 * columns])}" for text in self.waiting]
+        if len(lines) > MAX_ROWS:
+            lines[MAX_ROWS - 1 :] = [f"⋯ {len(lines) - MAX_ROWS + 1} more waiting"]
         layout = RowLayout(columns, has_color)
         return [layout.row(one_line(line, columns), RowStyle(DIM)) for line in lines]
-
-    def _take_all(self) -> str:
-        text = "\n\n".join(self._waiting)
-        self._waiting.clear()
-        return text
-
-    def _add(self, text: str, is_first: bool) -> None:
-        if is_first:
-            self._waiting.appendleft(text)
-        else:
-            self._waiting.append(text)
-        self._run_next()
 
     def _run_next(self) -> None:
         if self.is_busy or self._is_leaving:
             return
         if self._command:
             line, self._command = self._command, ""
-        elif self._waiting:
-            entry = self._waiting.popleft()
+        elif self.waiting:
+            entry = self.waiting.popleft()
             line = self._pastes.expand(entry)
             if COMMAND.fullmatch(entry):
                 # A question is shown by the turn that answers it.

@@ -127,17 +127,13 @@ class InlineRenderer(Renderer):
     @property
     def is_ready(self) -> bool:
         """Whether frames can be drawn: no resize is in progress, and the input is laid out for this width."""
-        return self._is_settled and self._columns == self._terminal.size()[0]
-
-    @property
-    def _is_settled(self) -> bool:
-        return time.monotonic() >= self._settled_at
+        return time.monotonic() >= self._settled_at and self._columns == self._terminal.size()[0]
 
     def render(self, app: Application[Any], layout: Layout, is_done: bool = False) -> None:
         """Lay out the input and draw everything."""
         if is_done:
             return
-        if not self._is_settled:
+        if time.monotonic() < self._settled_at:
             asyncio.get_running_loop().call_later(SETTLE_S, app.invalidate)
             return
         if not self._bracketed_paste_enabled:
@@ -149,7 +145,6 @@ class InlineRenderer(Renderer):
         height = min(layout.container.preferred_height(columns, window_rows).preferred, window_rows)
         place = WritePosition(xpos=0, ypos=0, width=columns, height=height)
         layout.container.write_to_screen(screen, MouseHandlers(), place, "", False, None)
-        screen.draw_all_floats()
         layout.visible_windows = screen.visible_windows
         self._rows = [self._row(screen, y, columns) for y in range(height)]
         at = screen.get_cursor_position(layout.current_window)
@@ -178,7 +173,7 @@ class InlineRenderer(Renderer):
         self.reset()
 
     def clear(self) -> None:
-        """Erase everything, so that it is drawn again. The screen is not cleared."""
+        """Erase everything, so that it is drawn again; the screen is not cleared."""
         self._write(self._region.erase())
 
     def reset(self, _scroll: bool = False, leave_alternate_screen: bool = True) -> None:
@@ -194,7 +189,8 @@ class InlineRenderer(Renderer):
     def _row(self, screen: Screen, y: int, columns: int) -> Row:
         """One row of prompt_toolkit's screen as it is written, without blanks at its end."""
         cells = screen.data_buffer[y]
-        end = max((x + 1 for x, char in cells.items() if self._is_seen(char.char, char.style)), default=0)
+        seen = (x for x, char in cells.items() if char.char != " " or self._code(char.style)[1])
+        end = max(seen, default=-1) + 1
         parts: list[str] = []
         style, width = "", 0
         for x in range(min(end, columns)):
@@ -206,9 +202,6 @@ class InlineRenderer(Renderer):
             parts.append(char.char)
             width += char.width
         return Row("".join(parts) + (_PLAIN if style else ""), width)
-
-    def _is_seen(self, character: str, style: str) -> bool:
-        return character != " " or self._code(style)[1]
 
     def _code(self, style: str) -> tuple[str, bool]:
         """The sequence that begins a style, and whether it shows on a blank."""
@@ -224,17 +217,8 @@ class InlineRenderer(Renderer):
 
 def _code(attrs: Attrs, has_color: bool) -> str:
     """The sequence for the attributes that our styles use: the terminal's own colors, no background."""
-    codes = [
-        code
-        for code, is_on in (
-            ("1", attrs.bold),
-            ("2", attrs.dim),
-            ("3", attrs.italic),
-            ("4", attrs.underline),
-            ("7", attrs.reverse),
-        )
-        if is_on
-    ]
+    styles = {"1": attrs.bold, "2": attrs.dim, "3": attrs.italic, "4": attrs.underline, "7": attrs.reverse}
+    codes = [code for code, is_on in styles.items() if is_on]
     if has_color and attrs.color in FG_ANSI_COLORS:
         codes.append(str(FG_ANSI_COLORS[attrs.color]))
     return f"\x1b[{';'.join(codes)}m" if codes else ""

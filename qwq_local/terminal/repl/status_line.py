@@ -41,10 +41,6 @@ class TokenCounter:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.n_ctx = 0
-        self.thinking_budget = 0
-        self.yarn_factor = 1.0
-        self._prompt_tokens = 0
         self._thinking = self._answer = 0
         self._pieces = 0  # of the thinking or the answer, since the last exact count
         self._is_answering = False
@@ -61,30 +57,17 @@ class TokenCounter:
         return self._answer + (self._pieces if self._is_answering else 0)
 
     @property
-    def used_tokens(self) -> int:
-        """Tokens in the context."""
-        return self._prompt_tokens + self._generated
-
-    @property
-    def _generated(self) -> int:
+    def generated(self) -> int:
+        """Tokens of both."""
         return self._thinking + self._answer + self._pieces
-
-    def plan(self, event: Planned) -> None:
-        """Take the plan."""
-        self.n_ctx, self.thinking_budget = event.n_ctx, event.thinking_budget
-        self.yarn_factor, self._prompt_tokens = event.yarn_factor, event.prompt_tokens
-
-    def prompt(self, n_tokens: int) -> None:
-        """Take the exact length of the prompt."""
-        self._prompt_tokens = n_tokens
 
     def count(self, event: Generated) -> None:
         """Take an exact count."""
-        before = self._generated
+        before = self.generated
         self._thinking = event.thinking
         self._answer = max(0, event.start + len(event.tokens) - event.thinking)
         self._pieces = 0
-        if self._generated < before:
+        if self.generated < before:
             self._marks.clear()  # Tokens were removed: a rate across that is meaningless.
 
     def piece(self, is_answer: bool) -> None:
@@ -94,11 +77,11 @@ class TokenCounter:
             self._pieces, self._is_answering = 0, is_answer
         self._pieces += 1
         if not self._marks:
-            self._marks.append((self._clock(), self._generated))
+            self._marks.append((self._clock(), self.generated))
 
     def rate(self) -> float:
         """Tokens per second over the last seconds; 0 while it is unknown."""
-        now, generated = self._clock(), self._generated
+        now, generated = self._clock(), self.generated
         if not self._marks:
             return 0.0
         if now - self._marks[-1][0] >= MARK_EVERY_S:
@@ -194,11 +177,12 @@ def _parts(figures: StatusFigures) -> dict[str, tuple[str, ...]]:
         "context": _context(figures),
         "yarn": (f"YaRN {figures.yarn_factor:g}",) if figures.yarn_factor > 1 else (),
     }
+    n = figures.attached
     if figures.phase is Phase.IDLE:
         parts = {
             "model": model,
             **context,
-            "files": _files(figures.attached),
+            "files": (f"{n} file{'s' if n != 1 else ''} attached", f"+{n}") if n else (),
             "name": (one_line(figures.conversation, NAME_CELLS), one_line(figures.conversation, 12)),
             "thought": ("^T thought",) if figures.has_thought else (),
             "help": ("/help",),
@@ -252,10 +236,6 @@ def _context(figures: StatusFigures) -> tuple[str, ...]:
     return f"ctx {figures.used_tokens:,}/{figures.n_ctx:,}", f"ctx {share}%"
 
 
-def _files(attached: int) -> tuple[str, ...]:
-    return (f"{attached} file{'s' if attached != 1 else ''} attached", f"+{attached}") if attached else ()
-
-
 _SILENT = (Notice, Generated, Planned, Prompted)
 
 
@@ -266,9 +246,10 @@ class TurnStatus:
         self.phase = Phase.IDLE
         self._clock = clock
         self._since = clock()
-        self._meter = TokenCounter(clock)
+        self._counter = TokenCounter(clock)
+        self._planned: Planned | None = None
+        self._prompt_tokens = 0
         self.standing: ChatStatus | None = None  # between turns
-        self._model = ""
         self._is_turn = False
         self._has_thought = False
 
@@ -287,7 +268,8 @@ class TurnStatus:
             case Steered():
                 self._enter(Phase.THINKING)
             case Asking():
-                self._meter = TokenCounter(self._clock)
+                self._counter = TokenCounter(self._clock)
+                self._planned, self._prompt_tokens = None, 0
                 self._is_turn = True
                 self._enter(Phase.STARTING)
             case Loading(_, fraction):
@@ -311,18 +293,18 @@ class TurnStatus:
 
     def _finish(self) -> None:
         """The turn is over. Writing it to the history may still take time."""
-        if self.standing and self._meter.n_ctx:
-            used, factor = self._meter.used_tokens, self._meter.yarn_factor
+        if self.standing and self._planned:
+            used, n_ctx, factor = self._used_tokens, self._planned.n_ctx, self._planned.yarn_factor
             self.standing = replace(
-                self.standing, n_ctx=self._meter.n_ctx, used_tokens=used, yarn_factor=factor, attached=0
+                self.standing, n_ctx=n_ctx, used_tokens=used, yarn_factor=factor, attached=0
             )
         self._is_turn = False
         self._enter(Phase.SAVING)
 
     def figures(self, view: str) -> StatusFigures:
         """The current figures; `view` is the text for Ctrl-T."""
+        standing = self.standing or ChatStatus("", 0, 0, 1.0)
         if self.phase is Phase.IDLE:
-            standing = self.standing or ChatStatus("", 0, 0, 1.0)
             return StatusFigures(
                 model=standing.model,
                 used_tokens=standing.used_tokens,
@@ -332,37 +314,40 @@ class TurnStatus:
                 attached=standing.attached,
                 has_thought=self._has_thought,
             )
-        meter = self._meter
+        planned, counter = self._planned, self._counter
         thinks, answers = self.phase is Phase.THINKING, self.phase is Phase.ANSWERING
         return StatusFigures(
             self.phase,
             self.elapsed_s,
-            meter.thinking_tokens if thinks else meter.answer_tokens if answers else 0,
-            meter.thinking_budget if thinks else 0,
-            meter.rate() if thinks or answers else 0.0,
-            meter.used_tokens,
-            meter.n_ctx,
-            meter.yarn_factor,
-            self._model or (self.standing.model if self.standing else ""),
+            counter.thinking_tokens if thinks else counter.answer_tokens if answers else 0,
+            planned.thinking_budget if planned and thinks else 0,
+            counter.rate() if thinks or answers else 0.0,
+            self._used_tokens,
+            planned.n_ctx if planned else 0,
+            planned.yarn_factor if planned else 1.0,
+            (planned or standing).model,
             view=view,
         )
 
+    @property
+    def _used_tokens(self) -> int:
+        return self._prompt_tokens + self._counter.generated
+
     def _generate(self, phase: Phase, text: str) -> None:
         if text:
-            self._meter.piece(phase is Phase.ANSWERING)
+            self._counter.piece(phase is Phase.ANSWERING)
         self._enter(phase)
 
     def _note(self, event: ChatEvent) -> None:
         match event:
             case Generated():
-                self._meter.count(event)
+                self._counter.count(event)
             case Planned():
-                self._model = event.model
-                self._meter.plan(event)
+                self._planned, self._prompt_tokens = event, event.prompt_tokens
             case Prompted(tokens):
-                self._meter.prompt(len(tokens))
+                self._prompt_tokens = len(tokens)
             case ChatStatus():
-                self.standing, self._model = event, event.model
+                self.standing = event
         if not self._is_turn and self.phase is not Phase.SAVING and not isinstance(event, _SILENT):
             self._enter(Phase.IDLE)
 

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 
 from qwq_local.chat.events import ThinkView
 from qwq_local.terminal.layout import BLANK, BOLD, DIM, TAB, Row, RowLayout, RowStyle
+from qwq_local.terminal.markdown import LineCutter
 from qwq_local.terminal.sanitizer import Sanitizer, one_line, sanitize
 
 EXCERPT_CHARS = 600
 """The last finished sentence is searched in about this many characters at the end of a thought."""
 
-LINE_LIMIT = 4000
-"""A line is broken after this many characters: the open line is laid out again in every frame."""
-
 STEERED = RowStyle(BOLD, "▏you: ", "▏ ")
 _DIM_BY_COLOR, _DIM_BY_MARK = RowStyle(DIM), RowStyle("", "│ ", "│ ")
+_OPEN = RowStyle(DIM, "▾ ", "  ")
 _SENTENCE_END = re.compile(r"[.!?…][\"')\]”’]*(?=\s)|[。！？][”」』）]*|\n")
 
 
 @dataclass(frozen=True, slots=True)
-class TraceLine:
+class _TraceLine:
     """One sanitized line of a thought; `gap`: a blank row precedes it; `is_steered`: the user wrote it."""
 
     text: str
@@ -33,27 +32,29 @@ class TraceLine:
     is_steered: bool = False
 
 
-class Thought:
-    """A thought as text: feed pieces and the user's sentences, get rows."""
+class ThoughtView:
+    """Shows thought `number`. Once shown in full, it stays so: final rows cannot be folded."""
 
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
+    def __init__(self, number: int, view: ThinkView) -> None:
+        self.is_full = view is ThinkView.FULL
+        self._number = number
+        self._view = view
+        self._is_begun = False
         self._sanitizer = Sanitizer()
-        self._open = ""
-        self._lines: list[TraceLine] = []
+        self._cutter = LineCutter()
+        self._lines: list[_TraceLine] = []
         self._gap = False
         self._n_taken = 0  # lines whose rows are all taken
         self._offset = 0  # characters of the next line whose rows are taken
-        self._memory: dict[int, list[Row]] = {}
-        self._memory_layout = RowLayout(0)
 
     def feed(self, text: str) -> None:
-        """Take the next piece; it is processed when rows are needed."""
-        self._pieces.append(text)
+        """Take the next piece."""
+        for line, _ in self._cutter.feed(self._sanitizer.feed(text)):
+            self._end(line)
 
     def steer(self, text: str) -> None:
         """Take a sentence of the user: lines of its own between blank rows."""
-        self.end_line()
+        self._end_line()
         self._gap = True
         for line in sanitize(text).strip().split("\n"):
             self._end(line, is_steered=True)
@@ -69,16 +70,50 @@ class Thought:
                 text = after
         self.feed(text)
 
-    def end_line(self) -> None:
-        """End the open line, so that something else can follow."""
-        self._read()
-        if self._open:
-            self._read_lines("\n")
+    def choose(self, view: ThinkView) -> None:
+        """Change the view."""
+        self._view = view
+        self.is_full = self.is_full or view is ThinkView.FULL
 
-    def excerpt(self, width: int) -> str:
+    def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
+        """The final rows, and at most `limit` live rows."""
+        if self.is_full:
+            final, live = self._take_full(layout)
+            return self._apart(final, live), live[-limit:]
+        if self._view is ThinkView.OFF:
+            return [], []
+        if self._view is ThinkView.EXCERPT:
+            excerpt = self._excerpt(layout.columns - 2)
+            return [], [layout.row(excerpt or "thinking …", _OPEN)]
+        rows = self._tail(layout, max(1, limit - 1))
+        name = f"thought {self._number} · thinking …"
+        if len(name) + 2 > layout.columns:
+            name = one_line("thinking …", layout.columns - 2)
+        head = [layout.row(name, _OPEN)]
+        return [], [*head, *rows] if limit > 1 else rows or head
+
+    def interrupt(self, layout: RowLayout) -> list[Row]:
+        """The remaining final rows, when something else follows."""
+        if not self.is_full:
+            return []
+        self._end_line()
+        final, _ = self._take_full(layout)
+        return self._apart(final, [])
+
+    def _apart(self, final: list[Row], live: list[Row]) -> list[Row]:
+        """The rows; the very first ones below a blank row."""
+        if self._is_begun or not (final or live):
+            return final
+        self._is_begun = True
+        return [BLANK, *final]
+
+    def _end_line(self) -> None:
+        if self._cutter.partial:
+            self.feed("\n")
+
+    def _excerpt(self, width: int) -> str:
         """The last finished sentence, or the start of the first, in at most `width` cells."""
-        self._read()
-        parts, size = [self._open], len(self._open)
+        parts, size = [self._cutter.partial], len(self._cutter.partial)
         for line in reversed(self._lines):
             if size > EXCERPT_CHARS:
                 break
@@ -91,28 +126,21 @@ class Thought:
                 return one_line(sentence, width)
         return one_line(text, width)
 
-    def tail(self, layout: RowLayout, n_rows: int) -> list[Row]:
-        """The last `n_rows` rows."""
-        self._read()
-        known, self._memory = (self._memory, {}) if layout == self._memory_layout else ({}, {})
-        self._memory_layout = layout
-        is_open = bool(self._open.strip())
-        shown = _line_rows(self._open_line(), layout) if is_open else []
-        for index in range(len(self._lines) - 1, -1, -1):
+    def _tail(self, layout: RowLayout, n_rows: int) -> list[Row]:
+        line = self._open_line()
+        shown = _line_rows(line, layout) if line.text.strip() else []
+        for line in reversed(self._lines):
             if len(shown) >= n_rows:
                 break
-            rows = known.get(index) or _line_rows(self._lines[index], layout)
-            self._memory[index] = rows
-            shown = rows + shown
+            shown = _line_rows(line, layout) + shown
         return shown[max(0, len(shown) - n_rows) :]
 
-    def take(self, layout: RowLayout) -> tuple[list[Row], list[Row]]:
+    def _take_full(self, layout: RowLayout) -> tuple[list[Row], list[Row]]:
         """The final rows that were not taken before, and the rows that may still change.
 
         Rows are broken greedily: text that follows changes only the last. Joined, the final rows do not
         depend on when they are taken, as long as the width stays.
         """
-        self._read()
         final: list[Row] = []
         for line in self._lines[self._n_taken :]:
             final += _line_rows(line, layout, self._offset)
@@ -128,100 +156,26 @@ class Thought:
         self._offset += last
         return final + rows[:-1], rows[-1:]
 
-    def _open_line(self) -> TraceLine:
-        return TraceLine(self._open.expandtabs(TAB), self._has_gap)
+    def _open_line(self) -> _TraceLine:
+        return _TraceLine(self._cutter.partial.expandtabs(TAB), self._has_gap)
 
     @property
     def _has_gap(self) -> bool:
         return self._gap and bool(self._lines)
 
-    def _read(self) -> None:
-        """Process the new pieces."""
-        if self._pieces:
-            text = self._sanitizer.feed("".join(self._pieces))
-            self._pieces.clear()
-            self._read_lines(text)
-
-    def _read_lines(self, text: str) -> None:
-        *ended, self._open = (self._open + text).split("\n")
-        for line in ended:
-            self._end(self._cut(line))
-        self._open = self._cut(self._open)
-
-    def _cut(self, line: str) -> str:
-        """Break a line until the rest is short, at places that do not depend on its pieces."""
-        start = 0
-        while len(line) - start > LINE_LIMIT:
-            self._end(line[start : start + LINE_LIMIT])
-            start += LINE_LIMIT
-        return line[start:]
-
     def _end(self, line: str, is_steered: bool = False) -> None:
         text = line.expandtabs(TAB).rstrip()
         if text:
-            self._lines.append(TraceLine(text, self._has_gap, is_steered))
+            self._lines.append(_TraceLine(text, self._has_gap, is_steered))
         self._gap = not text
 
 
-def _style(line: TraceLine, layout: RowLayout) -> RowStyle:
+def _style(line: _TraceLine, layout: RowLayout) -> RowStyle:
     if line.is_steered:
         return STEERED
     return _DIM_BY_COLOR if layout.has_color else _DIM_BY_MARK
 
 
-def _line_rows(line: TraceLine, layout: RowLayout, offset: int = 0) -> list[Row]:
+def _line_rows(line: _TraceLine, layout: RowLayout, offset: int = 0) -> list[Row]:
     gap = [BLANK] if line.gap and not offset else []
     return gap + layout.rows(line.text[offset:], _style(line, layout))
-
-
-_OPEN = RowStyle(DIM, "▾ ", "  ")
-
-
-class ThoughtView:
-    """Shows thought `number`. Once shown in full, it stays so: final rows cannot be folded."""
-
-    def __init__(self, number: int, view: ThinkView) -> None:
-        self.thought = Thought()
-        self.is_full = view is ThinkView.FULL
-        self._number = number
-        self._view = view
-        self._is_begun = False
-
-    def choose(self, view: ThinkView) -> None:
-        """Change the view."""
-        self._view = view
-        self.is_full = self.is_full or view is ThinkView.FULL
-
-    def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
-        """The final rows, and at most `limit` live rows."""
-        if self.is_full:
-            final, live = self.thought.take(layout)
-            return self._apart(final, live), live[-limit:]
-        if self._view is ThinkView.OFF:
-            return [], []
-        if self._view is ThinkView.EXCERPT:
-            excerpt = self.thought.excerpt(layout.columns - 2)
-            return [], [layout.row(excerpt or "thinking …", _OPEN)]
-        rows = self.thought.tail(layout, max(1, limit - 1))
-        name = f"thought {self._number} · thinking …"
-        head = [
-            layout.row(
-                name if len(name) + 2 <= layout.columns else one_line("thinking …", layout.columns - 2), _OPEN
-            )
-        ]
-        return [], [*head, *rows] if limit > 1 else rows or head
-
-    def interrupt(self, layout: RowLayout) -> list[Row]:
-        """The remaining final rows, when something else follows."""
-        if not self.is_full:
-            return []
-        self.thought.end_line()
-        final, _ = self.thought.take(layout)
-        return self._apart(final, [])
-
-    def _apart(self, final: list[Row], live: list[Row]) -> list[Row]:
-        """The rows; the very first ones below a blank row."""
-        if self._is_begun or not (final or live):
-            return final
-        self._is_begun = True
-        return [BLANK, *final]

@@ -7,20 +7,16 @@ pieces are read when a frame is due, and final text is forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from qwq_local.chat.events import (
     Asking,
     ChatEvent,
-    CommandHelp,
-    ContextUse,
-    KeyHelp,
-    NextPlan,
     Recalled,
     Said,
-    TextTable,
+    Shown,
     ThinkView,
     ViewChanged,
 )
@@ -38,15 +34,14 @@ from qwq_local.events import (
     Thinking,
     ThinkingClosed,
 )
-from qwq_local.terminal.layout import BLANK, Row, RowLayout
-from qwq_local.terminal.markdown import MarkdownRows, live_limit
+from qwq_local.terminal.chat_lines import CLOSED_BY, NOTICE_CELLS, lines_of, thought_line
+from qwq_local.terminal.layout import BLANK, BOLD, DIM, MIN_WIDTH, PLAIN, RED, Row, RowLayout, RowStyle
+from qwq_local.terminal.markdown import MarkdownRows, live_limit, markdown_rows
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import APPEARS_AFTER_S, TOKENS, Clock, Progress
-from qwq_local.terminal.repl import scrollback
-from qwq_local.terminal.repl.scrollback import with_gap
 from qwq_local.terminal.repl.status_line import Phase, TurnStatus, status_rows
-from qwq_local.terminal.repl.thinking_view import Thought, ThoughtView
-from qwq_local.terminal.sanitizer import one_line
+from qwq_local.terminal.repl.thinking_view import STEERED, ThoughtView
+from qwq_local.terminal.sanitizer import one_line, sanitize
 from qwq_local.text import duration
 
 
@@ -64,49 +59,27 @@ class TurnRows:
 
 HELD_ROWS = 2
 
-LaidOut = Callable[[RowLayout], list[Row]]
+_LaidOut = Callable[[RowLayout], list[Row]]
 """Lays out an event for the width that the window has at that time."""
 
 
-class AnswerRows:
-    """One answer, below a blank row. Events that come meanwhile are held: they must not break a block."""
+class _AnswerRows:
+    """One answer, below a blank row. What is `held` comes below it: it must not break a block."""
 
     def __init__(self, has_color: bool) -> None:
-        self._pieces: list[str] = []
-        self._rows = MarkdownRows(has_color)
-        self._held: list[LaidOut] = []
+        self.text = MarkdownRows(has_color)
+        self.held: list[_LaidOut] = []
         self._is_begun = False
-
-    def feed(self, text: str) -> None:
-        """Take the next piece; it is processed when rows are needed."""
-        self._pieces.append(text)
-
-    @property
-    def has_held(self) -> bool:
-        """Whether something follows below the answer."""
-        return bool(self._held)
-
-    def hold(self, said: LaidOut) -> None:
-        """Show this below the answer, live until the answer ends."""
-        self._held.append(said)
 
     def take(self, layout: RowLayout, limit: int) -> tuple[list[Row], list[Row]]:
         """The final rows, and at most `limit` live rows of the answer and of held events."""
-        self._read()
-        held = _laid_out(self._held[-HELD_ROWS:], layout)[-HELD_ROWS:][: limit // 3]
-        final, live = self._rows.take(layout.columns, limit - len(held))
+        held = _laid_out(self.held[-HELD_ROWS:], layout)[-HELD_ROWS:][: limit // 3]
+        final, live = self.text.take(layout.columns, limit - len(held))
         return self._apart(final, live, layout), [*map(layout.plain, live), *held]
 
     def close(self, layout: RowLayout) -> list[Row]:
-        """The remaining rows, and the held events."""
-        self._read()
-        left = self._apart(self._rows.close(layout.columns), [], layout)
-        return left + with_gap(_laid_out(self._held, layout))
-
-    def _read(self) -> None:
-        if self._pieces:
-            self._rows.feed("".join(self._pieces))
-            self._pieces.clear()
+        left = self._apart(self.text.close(layout.columns), [], layout)
+        return left + _with_gap(_laid_out(self.held, layout))
 
     def _apart(self, final: list[Row], live: list[Row], layout: RowLayout) -> list[Row]:
         rows = [layout.plain(row) for row in final]
@@ -116,7 +89,7 @@ class AnswerRows:
         return [BLANK, *rows]
 
 
-def _laid_out(held: list[LaidOut], layout: RowLayout) -> list[Row]:
+def _laid_out(held: list[_LaidOut], layout: RowLayout) -> list[Row]:
     return [row for rows in held for row in rows(layout)]
 
 
@@ -141,15 +114,15 @@ class TurnView:
         self._can_continue = True
         self._before_s = 0.0  # of a continued thought: the time before
         self._thought: ThoughtView | None = None
-        self._answer: AnswerRows | None = None
+        self._answer: _AnswerRows | None = None
         self._progress: Progress | None = None
+        self._progress_label = ""
         self._final: list[Row] = []
         self._is_blank = True  # there are no final rows yet
         self._is_below_answer = False
         self._shown = TurnRows()
         self._seen: tuple[object, ...] = ()
-        self._status_seen: tuple[object, ...] = ()
-        self._progress_seen: tuple[object, ...] = ()
+        self._figures_seen: tuple[object, ...] = ()
         self._has_news = True
 
     @property
@@ -188,7 +161,7 @@ class TurnView:
                 self._steer(text)
             case ThinkingClosed():
                 self._commit_thought()
-                self._commit(scrollback.closed_rows(event, self._number, self._before_s, self._layout))
+                self._commit(_closed_rows(event, self._number, self._before_s, self._layout))
             case Finished():
                 self._finish(event)
             case _:
@@ -208,13 +181,20 @@ class TurnView:
         seen = (columns, window_rows, int(self._clock() * TICKS_PER_S))
         if seen == self._seen and not self._has_news:
             return self._shown
-        live = self._live(columns, window_rows)
-        if self._progress:
-            live = self._progress_rows(self._progress, seen)
+        live = self._live(window_rows)
+        status = self._shown.status
+        # Figures change a few times a second, and with the phase.
+        is_folded = self._thought is None
+        figures = (*seen, self._progress, self._figures.phase, self._figures.standing, self._view, is_folded)
+        if figures != self._figures_seen:
+            self._figures_seen, status = figures, self._status()
+            live = self._progress_rows(columns) or live
+        elif self._progress:
+            live = self._shown.live
         final, self._final = tuple(self._final), []
-        self._shown = TurnRows((), tuple(live), self._status(seen))
+        self._shown = TurnRows((), tuple(live), status)
         self._seen, self._has_news = seen, False
-        return TurnRows(final, self._shown.live, self._shown.status)
+        return TurnRows(final, self._shown.live, status)
 
     # Live rows and the status line.
 
@@ -222,9 +202,9 @@ class TurnView:
     def _layout(self) -> RowLayout:
         return RowLayout(self._output.size()[0], self._output.has_color)
 
-    def _live(self, columns: int, window_rows: int) -> Sequence[Row]:
-        """The live rows; adds to the final rows."""
-        layout = RowLayout(columns, self._output.has_color)
+    def _live(self, window_rows: int) -> Sequence[Row]:
+        """The live rows of a thought or an answer; adds to the final rows."""
+        layout = self._layout
         live: list[Row] = []
         if self._thought:
             final, live = self._thought.take(layout, max(1, min(THOUGHT_ROWS, window_rows // 3)))
@@ -234,23 +214,14 @@ class TurnView:
             self._commit(final)
         return live
 
-    def _progress_rows(self, progress: Progress, seen: tuple[object, ...]) -> Sequence[Row]:
-        """The row of a load or a prefill, updated a few times a second."""
-        if (progress, *seen) == self._progress_seen:
-            return self._shown.live
-        self._progress_seen = (progress, *seen)
-        if progress.elapsed_s < APPEARS_AFTER_S:
+    def _progress_rows(self, columns: int) -> Sequence[Row]:
+        """The row of a load or a prefill."""
+        progress = self._progress
+        if progress is None or self._clock() < progress.started_at + APPEARS_AFTER_S:
             return []
-        columns = self._output.size()[0]
-        return [self._layout.row(one_line(progress.text_with_bar(columns), columns))]
+        return [self._layout.row(one_line(progress.text(self._progress_label, columns), columns))]
 
-    def _status(self, seen: tuple[object, ...]) -> tuple[str, ...]:
-        """The status line, updated when the phase changes, otherwise a few times a second."""
-        standing = self._figures.standing
-        status_seen = (*seen, self._figures.phase, standing, self._view, self._thought is None)
-        if status_seen == self._status_seen:
-            return self._shown.status
-        self._status_seen = status_seen
+    def _status(self) -> tuple[str, ...]:
         label = f"next {self._view}" if self.is_full and self._view is not ThinkView.FULL else "view"
         return status_rows(self._figures.figures(label), *self._output.size())
 
@@ -260,9 +231,9 @@ class TurnView:
         self._end_texts()
         self._number, self._before_s = event.thought, event.thinking_s
         self._can_continue = event.can_continue
-        rows = scrollback.question_rows(event.question, self._layout)
+        rows = _question_rows(event.question, self._layout)
         if event.continued:
-            rows = scrollback.going_on_rows(event.thought, bool(event.answer), self._layout)
+            rows = _going_on_rows(event.thought, bool(event.answer), self._layout)
         self._commit_apart(rows)
         if event.continued and event.answer:
             self._give(event.answer)
@@ -273,40 +244,41 @@ class TurnView:
         if self._generates or (isinstance(event, Prefill) and event.total <= event.cached):
             return
         if isinstance(event, Loading):
-            if self._progress is None or self._progress.counts(TOKENS):
-                self._progress = Progress(f"loading {one_line(event.model, MODEL_CELLS)}", 1.0, self._clock)
+            if self._progress is None or self._progress.unit is TOKENS:
+                self._progress = Progress(1.0, self._clock)
             self._progress.update(event.fraction)
+            self._progress_label = f"loading {one_line(event.model, MODEL_CELLS)}"
             return
-        if self._progress is None or not self._progress.counts(TOKENS):
-            self._progress = Progress("reading", event.total, self._clock, TOKENS)
-            self._progress.update(event.cached)
+        if self._progress is None or self._progress.unit is not TOKENS:
+            self._progress = Progress(event.total, self._clock, TOKENS, event.cached)
         self._progress.update(event.done)
+        self._progress_label = "reading"
 
     @property
     def _generates(self) -> bool:
         return self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
 
-    def _think(self) -> Thought:
+    def _think(self) -> ThoughtView:
         """The open thought; begins one if there is none."""
         self._progress = None
         self._commit_answer()
         if self._thought is None:
             self._thought = ThoughtView(self._number, self._view)
-        return self._thought.thought
+        return self._thought
 
     def _give(self, text: str) -> None:
         self._progress = None
         if self._thought:
             self._commit_thought()
         if self._answer is None:
-            self._answer = AnswerRows(self._output.has_color)
-        self._answer.feed(text)
+            self._answer = _AnswerRows(self._output.has_color)
+        self._answer.text.feed(text)
 
     def _steer(self, text: str) -> None:
         """Put the sentence into the thought; if that is folded, show the sentence by itself."""
         self._think().steer(text)
         if self._thought and not self._thought.is_full:
-            self._commit(scrollback.steered_rows(text, self._layout))
+            self._commit(_steered_rows(text, self._layout))
 
     def _choose(self, view: ThinkView) -> None:
         self._view = view
@@ -315,31 +287,31 @@ class TurnView:
 
     def _say(self, event: ChatEvent) -> None:
         """Show what is said: below the open answer, or inside a thought that is shown in full."""
-        said: LaidOut | None = None
+        said: _LaidOut | None = None
         match event:
             case Notice(text):
-                said = partial(scrollback.notice_rows, text)
-            case Said() | TextTable() | CommandHelp() | KeyHelp() | ContextUse() | NextPlan():
-                said = partial(scrollback.said_rows, event)
+                said = partial(_notice_rows, text)
+            case _ if isinstance(event, Shown):
+                said = partial(_said_rows, event)
             case Planned() if self._is_new(event):
-                said = partial(scrollback.plan_rows, event)
+                said = partial(_plan_rows, event)
             case Recalled():
-                self._commit_apart(scrollback.recalled_rows(event, self._layout))
+                self._commit_apart(_recalled_rows(event, self._layout))
                 self._is_below_answer = bool(event.answer)
             case ViewChanged(view):
                 self._choose(view)
-                said = partial(scrollback.view_rows, view)
+                said = partial(_view_rows, view)
         if not isinstance(event, Notice | Planned | Prompted | Generated):
             self._progress = None
         rows = said(self._layout) if said else []
         if said and rows and self._answer:
-            self._answer.hold(said)
+            self._answer.held.append(said)
         elif rows:
             if self._thought:
                 self._commit(self._thought.interrupt(self._layout))
             # Without a gap it would look like the end of the answer.
             needs_gap = self._is_below_answer and rows[0] != BLANK
-            self._commit(with_gap(rows) if needs_gap else rows)
+            self._commit(_with_gap(rows) if needs_gap else rows)
 
     def _is_new(self, event: Planned) -> bool:
         """Whether the plan differs from the last one; only then it is shown."""
@@ -362,7 +334,7 @@ class TurnView:
             details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
         self._end_texts()
         if event.reason is FinishReason.INTERRUPTED:
-            self._commit(scrollback.stopped_rows(details, self._can_continue, self._layout))
+            self._commit(_stopped_rows(details, self._can_continue, self._layout))
 
     # Final rows.
 
@@ -381,13 +353,107 @@ class TurnView:
         answer, self._answer = self._answer, None
         if answer:
             self._commit(answer.close(self._layout))
-            self._is_below_answer = not answer.has_held
+            self._is_below_answer = not answer.held
 
     def _commit_apart(self, rows: list[Row]) -> None:
         """Add final rows below a blank one."""
-        self._commit(rows if self._is_blank else with_gap(rows))
+        self._commit(rows if self._is_blank else _with_gap(rows))
 
     def _commit(self, rows: Sequence[Row]) -> None:
         self._final += rows
         self._is_blank = self._is_blank and not rows
         self._is_below_answer = self._is_below_answer and not rows
+
+
+# Rows that stay in the scrollback besides thoughts and answers. Text from outside is sanitized here.
+
+QUESTION_ROWS = 20
+"""Rows of a question that are shown; the rest of a long one is counted."""
+
+_QUESTION = RowStyle(BOLD, "❯ ", "  ")
+_NOTE = RowStyle("", "note: ", "  ")
+_ERROR, _ERROR_WITHOUT_COLOR = RowStyle(RED, "✗ ", "  ", is_for_marks=True), RowStyle("", "error: ", "  ")
+
+
+def _question_rows(question: str, layout: RowLayout) -> list[Row]:
+    """The question as it was written; of a long text the beginning and its size."""
+    question = question.strip("\n")
+    # Only as much is laid out as the rows can hold.
+    head = question[: (QUESTION_ROWS + 1) * (layout.columns + 1)]
+    rows = layout.rows(sanitize(head), _QUESTION)
+    if len(rows) <= QUESTION_ROWS and len(head) == len(question):
+        return rows
+    n_lines = question.count("\n") + 1
+    size = f"{n_lines:,} lines" if n_lines > 1 else f"{len(question):,} characters"
+    return rows[:QUESTION_ROWS] + layout.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
+
+
+def _plan_rows(event: Planned, layout: RowLayout) -> list[Row]:
+    return layout.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
+
+
+def _notice_rows(text: str, layout: RowLayout) -> list[Row]:
+    return layout.rows(one_line(text, NOTICE_CELLS), _NOTE)
+
+
+def _closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: RowLayout) -> list[Row]:
+    """The line of a folded thought; nothing for a thought without tokens."""
+    if not event.tokens:
+        return []
+    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, CLOSED_BY[event.reason], layout)
+
+
+def _said_rows(event: Shown, layout: RowLayout) -> list[Row]:
+    """Lines of the chat; those of an error are marked."""
+    lines = lines_of(event)
+    if isinstance(event, Said) and event.is_error:
+        style = _ERROR if layout.has_color else _ERROR_WITHOUT_COLOR
+        return layout.rows("\n".join(lines), style) if lines else []
+    return [row for text in lines for line in text.split("\n") for row in _hanging_rows(line, layout)]
+
+
+def _recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
+    """An earlier turn, with its thought folded."""
+    rows = _question_rows(event.question, layout)
+    if event.thinking_tokens:
+        rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", layout)
+    answer = map(layout.plain, markdown_rows(event.answer, layout.columns, layout.has_color))
+    return rows + _with_gap(answer)
+
+
+def _steered_rows(text: str, layout: RowLayout) -> list[Row]:
+    return layout.rows(sanitize(text).strip(), STEERED) if text.strip() else []
+
+
+def _stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout) -> list[Row]:
+    hint = ["/continue goes on"] if can_continue else []
+    return layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
+
+
+def _going_on_rows(thought: int, answers: bool, layout: RowLayout) -> list[Row]:
+    what = f"the answer after thought {thought}" if answers else f"thought {thought}"
+    return layout.rows(f"going on with {what}", _mark("▸"))
+
+
+def _view_rows(view: ThinkView, layout: RowLayout) -> list[Row]:
+    return layout.rows(f"thinking is shown: {view.value}", _mark("·"))
+
+
+def _with_gap(rows: Iterable[Row]) -> list[Row]:
+    below = list(rows)
+    return [BLANK, *below] if below else []
+
+
+def _hanging_rows(line: str, layout: RowLayout) -> list[Row]:
+    """A line whose further rows are indented; a single word is only broken."""
+    rest = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    hangs = len(line.split()) > 1 and len(rest) + MIN_WIDTH <= layout.columns
+    return layout.rows(line, RowStyle("", "", rest) if hangs else PLAIN)
+
+
+def _thought_rows(thought: int, elapsed_s: float, tokens: int, end: str, layout: RowLayout) -> list[Row]:
+    return layout.rows(thought_line(f"thought {thought}", elapsed_s, tokens, end), _mark("▸"))
+
+
+def _mark(mark: str) -> RowStyle:
+    return RowStyle(DIM, f"{mark} ", "  ")
