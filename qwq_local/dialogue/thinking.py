@@ -15,20 +15,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
 
 from qwq_local.events import Answer, Thinking
 
 OPEN = "<think>"
 CLOSE = "</think>"
 _TAG = re.compile(r"</?think>")
-
-
-class ThinkingState(Enum):
-    """Which part of the reply the next visible character belongs to."""
-
-    THINKING = "thinking"
-    ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +102,12 @@ class ThinkingParser:
     """Splits a reply that arrives in pieces into thinking and answer.
 
     Parts of one kind, joined, and the places of the Closed markers are the same for every way of cutting
-    the same text. At most seven characters are held back, so the work is linear. `state` is THINKING until
-    `</think>` came; still THINKING after `flush` when it never did.
+    the same text. At most seven characters are held back, so the work is linear. `is_thinking` is true until
+    `</think>` came; still true after `flush` when it never did.
     """
 
-    def __init__(self, state: ThinkingState = ThinkingState.THINKING) -> None:
-        self.state = state
+    def __init__(self, *, is_thinking: bool = True) -> None:
+        self.is_thinking = is_thinking
         self._at_start = True  # nothing visible yet in this part
         self._held = ""  # what may be the beginning of a tag
         self._code = CodeTracker()
@@ -156,20 +148,20 @@ class ThinkingParser:
         if not text:
             return
         self._at_start = False
-        if self.state is ThinkingState.THINKING:
+        if self.is_thinking:
             parts.append(Thinking(text))
         else:
             self._code.feed(text)
             parts.append(Answer(text))
 
     def _take_tag(self, tag: str, parts: list[Part]) -> None:
-        if self.state is ThinkingState.THINKING:
+        if self.is_thinking:
             if tag == CLOSE:
-                self.state, self._at_start = ThinkingState.ANSWER, True
+                self.is_thinking, self._at_start = False, True
                 parts.append(Closed())
         elif self._at_start:
             if tag == OPEN:
-                self.state, self._at_start = ThinkingState.THINKING, True
+                self.is_thinking = self._at_start = True
         elif self._stays(tag):
             self._take_text(tag, parts)
 

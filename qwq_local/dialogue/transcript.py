@@ -13,7 +13,7 @@ from functools import cache
 
 from qwq_local.dialogue.control import Opening
 from qwq_local.dialogue.prompts.segments import encode_plain
-from qwq_local.dialogue.thinking import CLOSE, Closed, ThinkingParser, ThinkingState
+from qwq_local.dialogue.thinking import CLOSE, Closed, ThinkingParser
 from qwq_local.engine.api import Vocabulary
 from qwq_local.events import Answer, CloseReason, Event, Steered, Thinking
 
@@ -101,7 +101,7 @@ class Transcript:
     @property
     def is_thinking(self) -> bool:
         """Whether what comes next belongs to the thinking."""
-        return self._parser.state is ThinkingState.THINKING
+        return self._parser.is_thinking
 
     @property
     def thinking(self) -> str:
@@ -156,7 +156,7 @@ class Transcript:
     def enter_answer(self) -> None:
         """The answer begins here."""
         self.stretch = 0
-        self._parser = ThinkingParser(ThinkingState.ANSWER)
+        self._parser = ThinkingParser(is_thinking=False)
         self._decoder = _utf8_decoder()
 
     def paragraph(self, sentence: str) -> tuple[str, str, str]:

@@ -18,7 +18,6 @@ from qwq_local.dialogue.thinking import (
     CodeTracker,
     Part,
     ThinkingParser,
-    ThinkingState,
 )
 from qwq_local.events import Answer, Thinking
 
@@ -81,8 +80,8 @@ def merge(parts: Iterable[Part]) -> Merged:
     return merged
 
 
-def parse(pieces: Iterable[str], state: ThinkingState = ThinkingState.THINKING) -> Merged:
-    parser = ThinkingParser(state)
+def parse(pieces: Iterable[str], *, is_thinking: bool = True) -> Merged:
+    parser = ThinkingParser(is_thinking=is_thinking)
     parts = [part for piece in pieces for part in parser.feed(piece)]
     return merge(parts + parser.flush())
 
@@ -98,7 +97,7 @@ def test_a_text_parses_the_same_at_every_cut(text: str, expected: Merged) -> Non
             assert parse([text[:first], text[first:second], text[second:]]) == expected
 
 
-Step = tuple[str, list[Part], ThinkingState]
+Step = tuple[str, list[Part], bool]
 
 
 @pytest.mark.parametrize(
@@ -106,30 +105,30 @@ Step = tuple[str, list[Part], ThinkingState]
     [
         pytest.param(
             [
-                ("\n", [], ThinkingState.THINKING),
-                ("So </", [Thinking("So ")], ThinkingState.THINKING),
-                ("think", [], ThinkingState.THINKING),
-                (">", [Closed()], ThinkingState.ANSWER),
-                ("\n\n", [], ThinkingState.ANSWER),
-                ("Yes", [Answer("Yes")], ThinkingState.ANSWER),
+                ("\n", [], True),
+                ("So </", [Thinking("So ")], True),
+                ("think", [], True),
+                (">", [Closed()], False),
+                ("\n\n", [], False),
+                ("Yes", [Answer("Yes")], False),
             ],
             id="a close in three pieces",
         ),
         pytest.param(
             [
-                ("a <", [Thinking("a ")], ThinkingState.THINKING),
-                (" b", [Thinking("< b")], ThinkingState.THINKING),
-                ("<thin", [], ThinkingState.THINKING),
-                ("g>", [Thinking("<thing>")], ThinkingState.THINKING),
+                ("a <", [Thinking("a ")], True),
+                (" b", [Thinking("< b")], True),
+                ("<thin", [], True),
+                ("g>", [Thinking("<thing>")], True),
             ],
             id="what only looked like a tag is given back",
         ),
         pytest.param(
             [
-                ("a</think>", [Thinking("a"), Closed()], ThinkingState.ANSWER),
-                (" <thi", [], ThinkingState.ANSWER),
-                ("nk>\n", [], ThinkingState.THINKING),
-                ("b", [Thinking("b")], ThinkingState.THINKING),
+                ("a</think>", [Thinking("a"), Closed()], False),
+                (" <thi", [], False),
+                ("nk>\n", [], True),
+                ("b", [Thinking("b")], True),
             ],
             id="reopened at the start of the answer",
         ),
@@ -138,7 +137,7 @@ Step = tuple[str, list[Part], ThinkingState]
                 (
                     "a</think>b</think>c",
                     [Thinking("a"), Closed(), Answer("b"), Answer("c")],
-                    ThinkingState.ANSWER,
+                    False,
                 )
             ],
             id="all in one piece",
@@ -147,9 +146,9 @@ Step = tuple[str, list[Part], ThinkingState]
 )
 def test_each_piece_yields_only_certain_parts(steps: list[Step]) -> None:
     parser = ThinkingParser()
-    for text, parts, state in steps:
+    for text, parts, is_thinking in steps:
         assert parser.feed(text) == parts
-        assert parser.state is state
+        assert parser.is_thinking is is_thinking
 
 
 def test_flush_yields_held_text_and_the_thinking_stays_open() -> None:
@@ -157,12 +156,12 @@ def test_flush_yields_held_text_and_the_thinking_stays_open() -> None:
     assert parser.feed("so</thi") == [Thinking("so")]
     assert parser.flush() == [Thinking("</thi")]
     assert parser.flush() == []
-    assert parser.state is ThinkingState.THINKING
+    assert parser.is_thinking
 
 
 def test_a_parser_started_in_the_answer_closes_nothing() -> None:
-    assert parse(["\nYes", ".</think>"], ThinkingState.ANSWER) == [("A", "Yes.")]
-    assert parse(["<think>a</think>b"], ThinkingState.ANSWER) == [("T", "a"), ("C", ""), ("A", "b")]
+    assert parse(["\nYes", ".</think>"], is_thinking=False) == [("A", "Yes.")]
+    assert parse(["<think>a</think>b"], is_thinking=False) == [("T", "a"), ("C", ""), ("A", "b")]
 
 
 # The reference: the same rules over the whole text at once, quadratic and by regular expressions.
