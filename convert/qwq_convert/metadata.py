@@ -17,12 +17,7 @@ from qwq_convert.checkpoint import Checkpoint, optional_document, required_docum
 from qwq_convert.key_values import KeyValues
 from qwq_convert.model_config import ModelConfig
 from qwq_convert.strict_json import Fields, checked_text, shown
-from qwq_convert.tokenizer import (
-    add_special_tokens,
-    find_chat_templates,
-    find_special_tokens,
-    read_vocabulary,
-)
+from qwq_convert.tokenizer import add_chat_templates, add_special_tokens, read_vocabulary
 from qwq_local.errors import ConvertError
 
 MODEL_CARD = "README.md"
@@ -57,9 +52,6 @@ def build_key_values(
     tokenizer = required_document(checkpoint, "tokenizer.json")
     tokenizer_config = required_document(checkpoint, "tokenizer_config.json")
     vocabulary = read_vocabulary(tokenizer, tokenizer_config, config.shape.n_vocab)
-    special = find_special_tokens(tokenizer, tokenizer_config, config_json, vocabulary)
-    templates = find_chat_templates(checkpoint, tokenizer_config)
-
     writer = GGUFWriter(None, config.shape.architecture.name)
     writer.add_type(GGUFType.MODEL)
     _add_sampling(writer, optional_document(checkpoint, "generation_config.json"))
@@ -70,7 +62,8 @@ def build_key_values(
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
-    add_special_tokens(writer, special, templates)
+    add_special_tokens(writer, tokenizer, tokenizer_config, config_json, vocabulary)
+    add_chat_templates(writer, checkpoint, tokenizer_config)
     return writer.kv_data[0]
 
 

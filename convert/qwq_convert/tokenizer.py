@@ -178,26 +178,13 @@ def _split_pattern(tokenizer: Fields) -> str | None:
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatTemplates:
-    """The default chat template and the named ones."""
+def add_special_tokens(
+    writer: GGUFWriter, tokenizer: Fields, tokenizer_config: Fields, config: Fields, vocabulary: TokenTable
+) -> None:
+    """Append the special tokens: those of tokenizer_config.json, then those that only config.json has.
 
-    default: str
-    named: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class SpecialTokens:
-    """Tokens by role and add-token flags by role, in the order of the GGUF."""
-
-    tokens: Mapping[str, int]
-    add_flags: Mapping[str, bool]
-
-
-def find_special_tokens(
-    tokenizer: Fields, tokenizer_config: Fields, config: Fields, vocabulary: TokenTable
-) -> SpecialTokens:
-    """The roles in tokenizer_config.json, then those that only config.json has."""
+    Flags that say whether a token is added to every text follow.
+    """
     tokens: dict[str, int] = {}
     for role in ROLES:
         text = _text_of(tokenizer_config, f"{role}_token")
@@ -217,11 +204,14 @@ def find_special_tokens(
     for role in ("bos", "eos", "sep"):
         if tokenizer_config.values.get(f"add_{role}_token") is not None:
             flags.setdefault(role, tokenizer_config.flag(f"add_{role}_token"))
-    return SpecialTokens(tokens, flags)
+    for role, token in tokens.items():
+        writer.add_uint32(getattr(Keys.Tokenizer, f"{role.upper()}_ID"), token)
+    for role, value in flags.items():
+        writer.add_bool(getattr(Keys.Tokenizer, f"ADD_{role.upper()}"), value)
 
 
-def find_chat_templates(checkpoint: Checkpoint, tokenizer_config: Fields) -> ChatTemplates:
-    """The template of tokenizer_config.json, else chat_template.jinja, else chat_template.json."""
+def add_chat_templates(writer: GGUFWriter, checkpoint: Checkpoint, tokenizer_config: Fields) -> None:
+    """Append the templates of tokenizer_config.json, else chat_template.jinja, else chat_template.json."""
     named: dict[str, str] = {}
     if isinstance(tokenizer_config.values.get("chat_template"), list):
         for entry in tokenizer_config.objects("chat_template"):
@@ -242,19 +232,10 @@ def find_chat_templates(checkpoint: Checkpoint, tokenizer_config: Fields) -> Cha
         )
     if empty := [name for name, template in named.items() if not template]:
         raise ConvertError(f"tokenizer_config.json: chat_template {shown(empty[0])} is empty. Remove it.")
-    return ChatTemplates(text, named)
-
-
-def add_special_tokens(writer: GGUFWriter, special: SpecialTokens, templates: ChatTemplates) -> None:
-    """Append the roles, flags and templates to the key-values of `writer`."""
-    for role, token in special.tokens.items():
-        writer.add_uint32(getattr(Keys.Tokenizer, f"{role.upper()}_ID"), token)
-    for role, value in special.add_flags.items():
-        writer.add_bool(getattr(Keys.Tokenizer, f"ADD_{role.upper()}"), value)
-    for name, template in templates.named.items():
+    for name, template in named.items():
         writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), template)
-    writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, list(templates.named))
-    writer.add_chat_template(templates.default)
+    writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, list(named))
+    writer.add_chat_template(text)
 
 
 def _text_of(tokenizer_config: Fields, key: str) -> str | None:
