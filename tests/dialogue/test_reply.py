@@ -152,6 +152,8 @@ def test_a_loop_in_the_thinking_is_cut_back_closed_and_answered() -> None:
     assert kept.endswith(f"{sentence}\n")
     assert engine.cached_text.count("Wait, is that right?") == 1
     assert f"{sentence}\n{CLOSE}\n\n" in engine.cached_text
+    # What was cut stays counted: it took the budget and the time.
+    assert finished(events).stats.thinking_tokens > len(start) + 2 * len(LOOP)
 
 
 def test_a_loop_in_the_answer_ends_it_and_the_stored_answer_is_cut_before_it() -> None:
@@ -161,6 +163,7 @@ def test_a_loop_in_the_answer_ends_it_and_the_stored_answer_is_cut_before_it() -
     assert finished(events).reason is FinishReason.LOOP
     assert answer(events).count("Wait, is that right?") > 2
     assert finished(events).answer.startswith("So:\nWait, is that right?")
+    assert finished(events).stats.answer_tokens > 3 + 2 * len(LOOP)
     assert finished(events).answer.count("Wait, is that right?") == 1
     assert engine.cached_text.count("Wait, is that right?") == 1
 
