@@ -6,8 +6,7 @@ them. Everything that comes back is checked here before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -68,7 +67,7 @@ class Hub:
     """The hub that HF_ENDPOINT names, or another one that is given."""
 
     def __init__(self, settings: TransferSettings, endpoint: str | None = None) -> None:
-        self._settings = settings
+        self.settings = settings
         self._endpoint = endpoint or constants.ENDPOINT
         self._api = HfApi(endpoint=self._endpoint, library_name="qwq-local", library_version=__version__)
 
@@ -78,7 +77,7 @@ class Hub:
         Raises PullError when the hub does not answer, refuses, or answers nonsense, and UsageError when the
         name is not of the form OWNER/NAME.
         """
-        settings = replace(self._settings, attempts=ATTEMPTS)
+        settings = replace(self.settings, attempts=ATTEMPTS)
         return (yield from with_retries(lambda: self._list_files(repo), settings))
 
     def source(self, listing: Listing, file: RemoteFile, etag: str = "") -> Source:
@@ -101,7 +100,7 @@ class Hub:
                 return b"".join(chunks)
 
         try:
-            return (yield from with_retries(read, self._settings))
+            return (yield from with_retries(read, self.settings))
         except (ContentChanged, NoRangeSupport):
             raise PullError(
                 f"{file.name}: the server sends no parts of files: --convert needs that."
@@ -111,8 +110,13 @@ class Hub:
         host = urlsplit(self._endpoint).hostname or self._endpoint
         try:
             timeout = constants.HF_HUB_ETAG_TIMEOUT
-            with connection_errors(host), self._endpoint_errors():
-                info = self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
+            with connection_errors(host):
+                try:
+                    info = self._api.model_info(repo, revision="main", timeout=timeout, files_metadata=True)
+                except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
+                    raise PullError(
+                        f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST."
+                    ) from None
         except HFValidationError:
             raise UsageError(
                 f"--repo {repo[:100]}: write it as owner/name, such as Qwen/QwQ-32B-GGUF."
@@ -136,13 +140,6 @@ class Hub:
                 "a login page may be in the way."
             ) from None
         return _checked_listing(repo, info)
-
-    @contextmanager
-    def _endpoint_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
-            raise PullError(f"HF_ENDPOINT is {self._endpoint[:100]!r}: give it as https://HOST.") from None
 
     def _no_such(self, repo: str) -> str:
         name = repo.rpartition("/")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwq_local.errors import PullError
@@ -99,7 +99,6 @@ class Puller:
 
     hub: Hub
     cache: HubCache
-    settings: TransferSettings = field(default_factory=TransferSettings)
     is_verified: Callable[[Path], bool] = lambda _path: False
 
 
@@ -125,7 +124,7 @@ def pull_files(
             if not is_reported:
                 yield FileLocked(file.name)
                 is_reported = True
-            puller.settings.sleep(LOCK_RETRY_S)
+            puller.hub.settings.sleep(LOCK_RETRY_S)
     return paths
 
 
@@ -191,7 +190,7 @@ def _fetch(
             yield replace(started, here=blob.done.n_bytes)
             source = puller.hub.source(listing, file, blob.etag)
             try:
-                if (yield from _download(source, blob, file.digest, puller.settings)):
+                if (yield from _download(source, blob, file.digest, puller.hub.settings)):
                     return blob.publish()
                 reason = f"what came has another {file.digest.algorithm} than the hub states"
             except ContentChanged:

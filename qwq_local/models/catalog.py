@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _TYPE = re.compile(r"(?:^|[-._/])((?:I?Q\d|TQ\d)(?:_[A-Z0-9]+)*|BF16|F16|F32|MXFP4)(?=[-.]|$)", re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 # GGUFs that are not language models: vision projectors, importance matrices.
@@ -61,6 +62,13 @@ def parts_of(path: Path) -> tuple[Path, ...]:
         return (path,)
     numbers = range(1, part.count + 1)
     return tuple(path.with_name(f"{part.stem}-{number:05}-of-{part.count:05}.gguf") for number in numbers)
+
+
+def blob_sha256(path: Path) -> str:
+    """The SHA-256 in the name of a file in the caches of Hugging Face and ollama; empty elsewhere."""
+    blob = path.resolve()
+    name = blob.name.removeprefix("sha256-")
+    return name if blob.parent.name == "blobs" and SHA256.fullmatch(name) else ""
 
 
 def is_model(name: str) -> bool:

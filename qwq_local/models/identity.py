@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sys
 import threading
 import time
@@ -19,11 +18,10 @@ from pathlib import Path
 from qwq_local.engine.kv_entry import ModelIdentity
 from qwq_local.errors import QwqError
 from qwq_local.files import write_atomically
+from qwq_local.models.catalog import SHA256, blob_sha256
 from qwq_local.models.header import Header
 from qwq_local.paths import make_private
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_BLOB_FOLDER = "blobs"
 _PIECE_BYTES = 1 << 23
 # After each piece the worker rests this many times as long as the piece took: the machine is answering.
 _REST = 3
@@ -73,14 +71,14 @@ class ModelIdentities:
         return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
 
     def _known(self, path: Path) -> str:
-        if named := _blob_sha256(path):
+        if named := blob_sha256(path):
             return named
         try:
             with (self._folder / _file_key(path)).open("rb") as file:
                 text = file.read(65).decode("ascii", "replace")
         except OSError:
             return ""
-        return text if _SHA256.fullmatch(text) else ""
+        return text if SHA256.fullmatch(text) else ""
 
     def _learn(self, paths: list[Path]) -> None:
         if sys.platform == "linux":
@@ -116,13 +114,6 @@ def header_sha256(header: Header) -> str:
         with part.path.open("rb") as file:
             digest.update(file.read(part.data_start))
     return digest.hexdigest()
-
-
-def _blob_sha256(path: Path) -> str:
-    """The SHA-256 in the name of a file in a cache of blobs; empty elsewhere."""
-    blob = path.resolve()
-    name = blob.name.removeprefix("sha256-")
-    return name if blob.parent.name == _BLOB_FOLDER and _SHA256.fullmatch(name) else ""
 
 
 def _file_key(path: Path) -> str:

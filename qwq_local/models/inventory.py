@@ -24,7 +24,7 @@ from typing import Any
 
 from qwq_local.errors import QwqError, UsageError
 from qwq_local.hub.cache import HubCache
-from qwq_local.models.catalog import Catalog, file_type_of, is_model, part_of, parts_of
+from qwq_local.models.catalog import Catalog, blob_sha256, file_type_of, is_model, part_of, parts_of
 from qwq_local.models.registry import ModelRecord, Registry, RegistryState
 from qwq_local.paths import Directories
 from qwq_local.text import decimal_size
@@ -32,7 +32,6 @@ from qwq_local.text import decimal_size
 MAX_FILES = 5000
 OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 MAX_MANIFEST_BYTES = 2**20
-_SHA256 = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
 _OLLAMA_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ABOUT_QWQ = re.compile(r"qwq", re.IGNORECASE)
 
@@ -74,11 +73,7 @@ class LocalModel:
     @property
     def stated_sha256(self) -> str:
         """The sha256 that the file should have, from its record or its blob's name; empty when unknown."""
-        if self.record.sha256:
-            return self.record.sha256
-        # The Hugging Face cache and ollama name a blob by its content.
-        match = _SHA256.fullmatch(self.path.resolve().name)
-        return match[1] if match else ""
+        return self.record.sha256 or blob_sha256(self.path)
 
 
 @dataclass(frozen=True, slots=True)

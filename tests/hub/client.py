@@ -52,7 +52,7 @@ class Client:
     @property
     def puller(self) -> Puller:
         settings = TransferSettings(self.attempts, self.connections, self._pause)
-        return Puller(Hub(settings, self.endpoint), self.cache, settings)
+        return Puller(Hub(settings, self.endpoint), self.cache)
 
     def list_files(self, repo: str = REPO) -> Listing:
         return self._drained(self.puller.hub.list_files(repo))
