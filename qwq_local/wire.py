@@ -45,20 +45,14 @@ def event_line(event: object) -> str:
     """
     if isinstance(event, Prompted) or (isinstance(event, Generated) and event.logprobs is None):
         return ""
-    return object_line(event_name(type(event)), {name: readable(value) for name, value in _items(event)})
-
-
-def object_line(event: str, fields: Mapping[str, object]) -> str:
-    """A line with `v`, `event` and these fields, which are JSON already."""
-    return json_line({"event": event, **fields})
+    fields = {name: readable(value) for name, value in _items(event)}
+    return json_line({"event": event_name(type(event)), **fields})
 
 
 def json_line(fields: Mapping[str, object]) -> str:
     """An object with `v` and these fields, which are JSON already, on one line."""
-    return (
-        json.dumps({"v": VERSION, **fields}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        + "\n"
-    )
+    line = json.dumps({"v": VERSION, **fields}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return line + "\n"
 
 
 def readable(value: object) -> object:

@@ -37,7 +37,7 @@ from qwq_local.models.header import header_of
 from qwq_local.paths import directories
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import aligned_lines, one_line
-from qwq_local.wire import object_line, plain, write_line
+from qwq_local.wire import json_line, plain, write_line
 
 Value = TypeVar("Value")
 MAX_DIFFERENCES = 20
@@ -243,7 +243,7 @@ class VerifyReport(WorkScreen):
     def _write(self, event: str, fields: object) -> None:
         shown = plain(fields)
         assert isinstance(shown, dict)
-        write_line(self._environment.stdout, object_line(event, shown))
+        write_line(self._environment.stdout, json_line({"event": event, **shown}))
 
 
 def _table_lines(reports: Sequence[TypeReport]) -> Iterator[str]:

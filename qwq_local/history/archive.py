@@ -37,16 +37,14 @@ from qwq_local.history.turns import Owner, insert_turn, read_path, read_turn, se
 from qwq_local.wire import event_object
 
 FILE = "history.sqlite3"
-_OWNERS = "running"
 _MAX_CANDIDATES = 5
-_NEWEST_FIRST = " ORDER BY conversations.changed_at DESC, conversations.id DESC"
 
 
 class Archive:
     """A history, open. Everything may raise HistoryError, and is safe to call from any thread."""
 
     def __init__(self, database: Database, owner: Owner, clock: Callable[[], float] = time.time) -> None:
-        self.notices: tuple[str, ...] = ()
+        self.notices: tuple[str, ...] = (database.notice,) if database.notice else ()
         self.is_private = database.path is None
         """Whether it lives in memory and never on a disk."""
         self._database = database
@@ -62,10 +60,7 @@ class Archive:
 
         Raises HistoryError.
         """
-        database, notices = open_database(path, schema or Schema())
-        archive = cls(database, Owner(path.parent / _OWNERS), clock)
-        archive.notices = notices
-        return archive
+        return cls(open_database(path, schema or Schema()), Owner(path.parent / "running"), clock)
 
     @classmethod
     def to_read(cls, path: Path) -> Archive:
@@ -73,7 +68,7 @@ class Archive:
         try:
             return cls.open(path)
         except HistoryNotWritable:
-            return cls(open_to_read(path, Schema()), Owner(path.parent / _OWNERS))
+            return cls(open_to_read(path, Schema()), Owner(path.parent / "running"))
 
     @classmethod
     def private(cls, clock: Callable[[], float] = time.time) -> Archive:
@@ -118,7 +113,8 @@ class Archive:
 
     def conversations(self, limit: int | None = None) -> list[ConversationRecord]:
         """All conversations, or at most `limit`, the last changed first."""
-        rows = self._database.rows(f"{CONVERSATIONS}{_NEWEST_FIRST} LIMIT ?", -1 if limit is None else limit)
+        newest_first = "ORDER BY conversations.changed_at DESC, conversations.id DESC LIMIT ?"
+        rows = self._database.rows(f"{CONVERSATIONS} {newest_first}", -1 if limit is None else limit)
         return [conversation_of(row) for row in rows]
 
     def latest(self) -> ConversationRecord | None:
@@ -132,16 +128,14 @@ class Archive:
         """
         wanted = clean_name(text)
         named = [record for record in self.conversations() if record.name]
-        folded = wanted.casefold()
-        for matching in (
-            [record for record in named if record.name == wanted],
-            [record for record in named if record.name.casefold() == folded],
-        ):
-            if len(matching) == 1:
-                return matching[0]
+        for fold in (str, str.casefold):
+            same = [record for record in named if fold(record.name) == fold(wanted)]
+            if len(same) == 1:
+                return same[0]
         if wanted.isascii() and wanted.isdigit() and len(wanted) < 19:
             return self.conversation(int(wanted))
-        beginning = [record for record in named if wanted and record.name.casefold().startswith(folded)]
+        folded = wanted.casefold()
+        beginning = [record for record in named if folded and record.name.casefold().startswith(folded)]
         if len(beginning) == 1:
             return beginning[0]
         if not beginning:

@@ -80,10 +80,11 @@ def _failure(error: sqlite3.Error, path: Path | None) -> HistoryError:
 
 
 class Database:
-    """An open history. `path` is None if it lives in memory."""
+    """An open history. `path` is None if it lives in memory; `notice` says what was done to the file."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
         self.path = path
+        self.notice = ""
         self._connection = connection
         self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
@@ -160,16 +161,17 @@ def open_in_memory(schema: Schema) -> Database:
     return _made(_connected(":memory:"), None, schema)
 
 
-def open_database(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
-    """The history at `path`, and what the user should know of how it was opened. Raises HistoryError."""
+def open_database(path: Path, schema: Schema) -> Database:
+    """The history at `path`; its `notice` says what was done to it. Raises HistoryError."""
     make_private(path.parent)
     with _opening(path):
         try:
             return _opened(path, schema)
         except _Damaged as damage:
             kept = _set_aside(path)
-            notice = f"{path.name} was damaged ({damage}), kept as {kept}; a new history begins."
-            return _opened(path, schema)[0], (notice,)
+            database = _opened(path, schema)
+            database.notice = f"{path.name} was damaged ({damage}), kept as {kept}; a new history begins."
+            return database
 
 
 def open_to_read(path: Path, schema: Schema) -> Database:
@@ -222,7 +224,7 @@ def _opening(path: Path) -> Iterator[None]:
             ) from error
 
 
-def _opened(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
+def _opened(path: Path, schema: Schema) -> Database:
     """The history, of the right version. Raises _Damaged, HistoryError, sqlite3.Error, OSError."""
     if not path.exists():
         path.touch(mode=0o600)
@@ -230,16 +232,17 @@ def _opened(path: Path, schema: Schema) -> tuple[Database, tuple[str, ...]]:
     try:
         version = _pragma(connection, "user_version")
         if version == 0:
-            return _made(connection, path, schema), ()
+            return _made(connection, path, schema)
         if version < schema.version:
             copy = _copy(connection, path, version)
             steps = (step for each in range(version, schema.version) for step in schema.migrations[each])
             _run(Database(connection, path), steps, schema.version)
             connection.close()  # SQLite reads the changed tables when it connects
-            notice = f"the history is of version {schema.version} now; {copy} is as it was before."
-            return _opened(path, schema)[0], (notice,)
+            database = _opened(path, schema)
+            database.notice = f"the history is of version {schema.version} now; {copy} is as it was before."
+            return database
         connection.execute("PRAGMA journal_mode = WAL")
-        return Database(connection, path), ()
+        return Database(connection, path)
     except BaseException:
         connection.close()
         raise

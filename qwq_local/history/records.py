@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from qwq_local.events import (
     Answer,
@@ -28,8 +28,6 @@ from qwq_local.events import (
     TurnStats,
 )
 from qwq_local.wire import plain
-
-_Item = TypeVar("_Item")
 
 
 class TurnState(StrEnum):
@@ -83,21 +81,14 @@ class TokenRun:
 
     def followed_by(self, other: TokenRun) -> TokenRun:
         """Both runs as one."""
-        n_ids = len(self.ids), len(other.ids)
+        unknown, other_unknown = (None,) * len(self.ids), (None,) * len(other.ids)
+        sampled = (self.sampled or unknown) + (other.sampled or other_unknown)
+        logprobs = (self.logprobs or unknown) + (other.logprobs or other_unknown)
         return TokenRun(
             self.ids + other.ids,
-            _joined(self.sampled, other.sampled, n_ids),
-            _joined(self.logprobs, other.logprobs, n_ids),
+            None if self.sampled is other.sampled is None else sampled,
+            None if self.logprobs is other.logprobs is None else logprobs,
         )
-
-
-def _joined(
-    first: tuple[_Item, ...] | None, second: tuple[_Item, ...] | None, lengths: tuple[int, int]
-) -> tuple[_Item | None, ...] | None:
-    if first is None and second is None:
-        return None
-    n_first, n_second = lengths
-    return (first or (None,) * n_first) + (second or (None,) * n_second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class Owner:
         if not (path := self._folder / f"{token}.lock").exists():
             return False
         try:
-            with lock_file(path):
+            with lock_file(path, mode=0o600):
                 return False
         except (OSError, LockHeld):
             return True
