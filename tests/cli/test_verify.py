@@ -234,7 +234,7 @@ def test_jsonl_says_the_same_in_objects(verify: Callable[..., Ran], file: Path, 
     ran = verify(file, checkpoint, "--jsonl")
     assert (ran.status, ran.stderr) == (0, "")
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert {line["v"] for line in lines} == {1}
+    assert {line["v"] for line in lines} == {2}
     events = {line["event"]: line for line in lines}
     assert list(events) == ["verifying", "sound", "comparing", "weights", "tokenizer"]
     assert events["sound"]["types"] == {"Q4_K": 13, "F32": 11, "Q6_K": 3}
