@@ -248,6 +248,7 @@ def test_a_prefix_is_shared_with_a_running_generation_and_its_cells_are_counted_
         for generation, prompt in zip(generations[1:], prompts[1:], strict=True)
     ]
     assert [first_prefill(stream).cached >= 250 for stream in streams[1:]] == [True] * 3
+    assert not streams[0].is_done
     assert [list(stream)[-1] for stream in streams] == ["ended"] * 4
     assert [generation.generated for generation in generations] == expected
 
@@ -610,6 +611,19 @@ def test_a_parked_conversation_gets_the_cells_of_idle_ones(model: LoadedModel, f
     for prompt in (kept, other):
         list(scheduler.submit(Counted(1), job(prompt, 1000)))
     assert first_prefill(scheduler.submit(Counted(5), job((*kept, 5), 1000))).cached == 600
+
+
+def test_what_was_parked_first_makes_room_for_the_last(model: LoadedModel, two: LlamaContext) -> None:
+    prompts = [(number, *model.vocabulary.encode_text("one two three " * 9)) for number in (5, 6, 7, 8)]
+    list(Scheduler(two).submit(Counted(1), job(prompts[0])))
+    size = two.sequences[0].state_bytes or two.sequences[1].state_bytes
+    for sequence in two.sequences:
+        sequence.truncate(0)
+    scheduler = Scheduler(two, parked_bytes=2 * size + size // 2)
+    for prompt in prompts:
+        list(scheduler.submit(Counted(1), job(prompt)))
+    # The fourth is in its slot, the third and the second are parked.
+    assert first_prefill(scheduler.submit(Counted(1), job((*prompts[2], 9)))).cached == len(prompts[2])
 
 
 class UnsavedSequence(CachedSequence):
