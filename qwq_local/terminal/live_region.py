@@ -42,7 +42,7 @@ class Region:
         self._drawn: list[Row] = []
         self._cursor = Cursor(0, 0)
         self._columns = 0
-        self._is_doubtful = False
+        self.is_doubtful = False  # the window changed during the last frame: its rows may be narrower
 
     def frame(self, final: Sequence[Row], rows: Sequence[Row], cursor: Cursor) -> str:
         """The text that writes final rows above the others and puts the cursor in its place among these."""
@@ -60,7 +60,7 @@ class Region:
             text += _WRAP_OFF + "\r\n".join(row.written for row in rows) + _WRAP_ON
             text += _move(len(rows) - 1, cursor)
         self._drawn, self._cursor, self._columns = list(rows), cursor, columns
-        self._is_doubtful = False
+        self.is_doubtful = False
         return _HIDE + text + _SHOW
 
     def erase(self) -> str:
@@ -72,11 +72,7 @@ class Region:
     def forget(self) -> None:
         """Forget the drawn rows: the next frame begins where the cursor is."""
         self._drawn, self._cursor, self._columns = [], Cursor(0, 0), 0
-        self._is_doubtful = False
-
-    def doubt(self) -> None:
-        """The window changed while the last frame was written: its rows may be narrower than expected."""
-        self._is_doubtful = True
+        self.is_doubtful = False
 
     def _changes(self, rows: Sequence[Row]) -> str:
         """Redraw each row that differs; the cursor ends in the last row."""
@@ -103,7 +99,7 @@ class Region:
         """Move to the start of the first row."""
         columns, window_rows = self._output.size()
         above = self._drawn[: self._cursor.y]
-        if self._is_doubtful or not self._output.reflows or columns >= self._columns:
+        if self.is_doubtful or not self._output.reflows or columns >= self._columns:
             up = len(above)
         else:
             up = sum(_rows_on_screen(row.written, columns) for row in above)

@@ -44,7 +44,7 @@ from qwq_local.files import atomic_file, lock_open_file
 from qwq_local.paths import make_private
 from qwq_local.terminal.layout import TAB
 from qwq_local.terminal.output import Output
-from qwq_local.terminal.repl.paste import Pastes, has_marker, incoming, is_marker
+from qwq_local.terminal.repl.paste import Pastes, has_marker, incoming
 from qwq_local.terminal.sanitizer import drop_special, one_line
 
 _QUOTES = '"""'
@@ -229,7 +229,7 @@ class _MarkedPastes(Processor):
         places = [0]
         for fragment in explode_text_fragments(fragments):
             style, character = fragment[0], fragment[1]
-            marked = is_marker(character)
+            marked = has_marker(character)
             text = self._pastes.label(character) if marked else character
             shown.append((f"{style} class:paste" if marked else style, text))
             places.append(places[-1] + len(text))
@@ -306,6 +306,8 @@ class InputLine:
     def complete(self) -> None:
         """Offer completions; take the only one, or mark the next one."""
         state = self.buffer.complete_state
+        if self.is_steering:
+            return
         if state is None:
             self.buffer.start_completion(insert_common_part=True)
         elif len(state.completions) == 1:

@@ -118,11 +118,6 @@ class KeyActions:
         """Move the entry that waits last back into the line."""
         self.line.put(self.queue.waiting.pop())
 
-    def complete(self) -> None:
-        """Complete the text before the cursor."""
-        if not self.line.is_steering:
-            self.line.complete()
-
     def edit(self) -> None:
         """Edit the line in the editor."""
         if not self.line.is_steering:
@@ -161,7 +156,7 @@ def bindings(actions: KeyActions) -> KeyBindingsBase:
     on("c-s", does=actions.steer)
     on("c-t", does=actions.change_view)
     on("c-x", "c-e", does=actions.edit)
-    on("c-i", does=actions.complete)
+    on("c-i", does=actions.line.complete)
     on("up", does=actions.take_back, when=can_take_back)
     on("escape", does=actions.take_back, when=can_take_back)
     on("escape", does=actions.end_steering, when=is_steering)

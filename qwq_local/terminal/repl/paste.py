@@ -90,11 +90,6 @@ class Pastes:
         return self._texts[index] if index < len(self._texts) else ""
 
 
-def is_marker(character: str) -> bool:
-    """Whether the character stands for a paste."""
-    return _FIRST <= ord(character) <= _LAST
-
-
 def has_marker(text: str) -> bool:
     """Whether a character of the text stands for a paste."""
     return _MARKER.search(text) is not None

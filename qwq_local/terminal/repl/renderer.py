@@ -161,7 +161,7 @@ class InlineRenderer(Renderer):
         rows = [*above, *self._rows, *self._bottom.below()]
         self._write(self._region.frame(final, rows, Cursor(self._cursor.x, len(above) + self._cursor.y)))
         if self._terminal.size() != size:
-            self._region.doubt()
+            self._region.is_doubtful = True
 
     def erase(self, leave_alternate_screen: bool = True) -> None:
         """Erase everything; after a resize only wait until the size is stable."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 from qwq_local.chat.events import (
     Asking,
@@ -89,6 +90,10 @@ class _AnswerRows:
         return [BLANK, *rows]
 
 
+def _laid_out_as(text: str, style: RowStyle) -> _LaidOut:
+    return lambda layout: layout.rows(text, style)
+
+
 def _laid_out(held: list[_LaidOut], layout: RowLayout) -> list[Row]:
     return [row for rows in held for row in rows(layout)]
 
@@ -99,6 +104,10 @@ TICKS_PER_S = 4
 """How many times a second seconds, rates and bars change."""
 
 _ORDER = tuple(ThinkView)
+_PLAN_KEY = attrgetter(
+    "model", "n_ctx", "yarn_factor", "yarn_origin", "kv_type", "n_gpu_layers", "reductions"
+)
+"""What makes a plan new; only a new one is shown."""
 
 
 class TurnView:
@@ -109,7 +118,7 @@ class TurnView:
         self._clock = clock
         self._view = view
         self._figures = TurnStatus(clock)
-        self._plan: tuple[object, ...] = ()
+        self._plan: object = None
         self._number = 0
         self._can_continue = True
         self._before_s = 0.0  # of a continued thought: the time before
@@ -241,7 +250,8 @@ class TurnView:
             self._think().recall(event.thinking, event.steered)
 
     def _make_progress(self, event: Loading | Prefill) -> None:
-        if self._generates or (isinstance(event, Prefill) and event.total <= event.cached):
+        generates = self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
+        if generates or (isinstance(event, Prefill) and event.total <= event.cached):
             return
         if isinstance(event, Loading):
             if self._progress is None or self._progress.unit is TOKENS:
@@ -253,10 +263,6 @@ class TurnView:
             self._progress = Progress(event.total, self._clock, TOKENS, event.cached)
         self._progress.update(event.done)
         self._progress_label = "reading"
-
-    @property
-    def _generates(self) -> bool:
-        return self._figures.phase in (Phase.THINKING, Phase.ANSWERING)
 
     def _think(self) -> ThoughtView:
         """The open thought; begins one if there is none."""
@@ -278,7 +284,7 @@ class TurnView:
         """Put the sentence into the thought; if that is folded, show the sentence by itself."""
         self._think().steer(text)
         if self._thought and not self._thought.is_full:
-            self._commit(_steered_rows(text, self._layout))
+            self._commit(self._layout.rows(sanitize(text).strip(), STEERED) if text.strip() else [])
 
     def _choose(self, view: ThinkView) -> None:
         self._view = view
@@ -290,17 +296,19 @@ class TurnView:
         said: _LaidOut | None = None
         match event:
             case Notice(text):
-                said = partial(_notice_rows, text)
+                said = _laid_out_as(one_line(text, NOTICE_CELLS), _NOTE)
             case _ if isinstance(event, Shown):
                 said = partial(_said_rows, event)
-            case Planned() if self._is_new(event):
-                said = partial(_plan_rows, event)
+            case Planned():
+                is_new, self._plan = _PLAN_KEY(event) != self._plan, _PLAN_KEY(event)
+                if is_new and event.line:
+                    said = _laid_out_as(one_line(event.line, NOTICE_CELLS), _mark("·"))
             case Recalled():
                 self._commit_apart(_recalled_rows(event, self._layout))
                 self._is_below_answer = bool(event.answer)
             case ViewChanged(view):
                 self._choose(view)
-                said = partial(_view_rows, view)
+                said = _laid_out_as(f"thinking is shown: {view.value}", _mark("·"))
         if not isinstance(event, Notice | Planned | Prompted | Generated):
             self._progress = None
         rows = said(self._layout) if said else []
@@ -312,20 +320,6 @@ class TurnView:
             # Without a gap it would look like the end of the answer.
             needs_gap = self._is_below_answer and rows[0] != BLANK
             self._commit(_with_gap(rows) if needs_gap else rows)
-
-    def _is_new(self, event: Planned) -> bool:
-        """Whether the plan differs from the last one; only then it is shown."""
-        plan = (
-            event.model,
-            event.n_ctx,
-            event.yarn_factor,
-            event.yarn_origin,
-            event.kv_type,
-            event.n_gpu_layers,
-            event.reductions,
-        )
-        is_new, self._plan = plan != self._plan, plan
-        return is_new
 
     def _finish(self, event: Finished) -> None:
         details = []
@@ -388,14 +382,6 @@ def _question_rows(question: str, layout: RowLayout) -> list[Row]:
     return rows[:QUESTION_ROWS] + layout.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
 
 
-def _plan_rows(event: Planned, layout: RowLayout) -> list[Row]:
-    return layout.rows(one_line(event.line, NOTICE_CELLS), _mark("·")) if event.line else []
-
-
-def _notice_rows(text: str, layout: RowLayout) -> list[Row]:
-    return layout.rows(one_line(text, NOTICE_CELLS), _NOTE)
-
-
 def _closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: RowLayout) -> list[Row]:
     """The line of a folded thought; nothing for a thought without tokens."""
     if not event.tokens:
@@ -421,10 +407,6 @@ def _recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
     return rows + _with_gap(answer)
 
 
-def _steered_rows(text: str, layout: RowLayout) -> list[Row]:
-    return layout.rows(sanitize(text).strip(), STEERED) if text.strip() else []
-
-
 def _stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout) -> list[Row]:
     hint = ["/continue goes on"] if can_continue else []
     return layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
@@ -433,10 +415,6 @@ def _stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout)
 def _going_on_rows(thought: int, answers: bool, layout: RowLayout) -> list[Row]:
     what = f"the answer after thought {thought}" if answers else f"thought {thought}"
     return layout.rows(f"going on with {what}", _mark("▸"))
-
-
-def _view_rows(view: ThinkView, layout: RowLayout) -> list[Row]:
-    return layout.rows(f"thinking is shown: {view.value}", _mark("·"))
 
 
 def _with_gap(rows: Iterable[Row]) -> list[Row]:
