@@ -51,7 +51,7 @@ class _ExactText:
             self._is_mid_line = not text.endswith("\n")
 
     def suspend(self) -> None:
-        """Nothing to do: stderr does not interrupt this stream."""
+        pass  # stderr does not interrupt this stream
 
     def close(self) -> None:
         if self._is_mid_line:

@@ -147,7 +147,8 @@ class Repl:
         pump = self._loop.create_task(self._pump())
         try:
             with self._signals():
-                self._queue.begin()
+                self._queue.is_busy = True
+                self._thread.begin()
                 return await self._app.run_async(handle_sigint=False, set_exception_handler=False)
         except EOFError:
             self._is_cut_off = True
@@ -201,6 +202,7 @@ class Repl:
             case TalkFailed(error):
                 raise error
             case Page():
+                self._fullscreen.is_open = True
                 self._app.create_background_task(self._away(self._fullscreen.read(self._app, event)))
             case Copy(text, what):
                 self._is_paused = True  # later events wait for the result

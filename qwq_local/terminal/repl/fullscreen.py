@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,18 +180,8 @@ class Fullscreen:
         self._quiet = quiet
         self._running: Pager | EditorProcess | None = None
 
-    def read(self, app: Application[Any], page: Page) -> Coroutine[Any, Any, None]:
-        """Show a page until the user leaves it. `is_open` is true from the call on."""
-        self.is_open = True
-        return self._read(app, page)
-
-    def edit(self, app: Application[Any], text: str) -> Coroutine[Any, Any, str | None]:
-        """Edit a text. Returns the saved text, or None if it was not saved. Raises QwqError."""
-        editing = EditorProcess(text, self._environ)
-        self.is_open = True
-        return self._edit(app, editing)
-
-    async def _read(self, app: Application[Any], page: Page) -> None:
+    async def read(self, app: Application[Any], page: Page) -> None:
+        """Show a page until the user leaves it; the caller has set `is_open`."""
         # An Escape that follows at once must not be taken for the start of a key of the chat.
         await asyncio.sleep(app.ttimeoutlen)
         async with self._away(app):
@@ -199,8 +189,10 @@ class Fullscreen:
             self._running = pager
             await pager.run()
 
-    async def _edit(self, app: Application[Any], editing: EditorProcess) -> str | None:
-        self._running = editing
+    async def edit(self, app: Application[Any], text: str) -> str | None:
+        """Edit a text. Returns the saved text, or None if it was not saved. Raises QwqError."""
+        self._running = editing = EditorProcess(text, self._environ)
+        self.is_open = True
         async with self._away(app):
             return await asyncio.get_running_loop().run_in_executor(None, editing.run)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,32 +48,19 @@ from qwq_local.terminal.output import Output
 from qwq_local.terminal.repl.paste import Pastes, has_marker, incoming
 from qwq_local.terminal.sanitizer import drop_special, one_line
 
-_QUOTES = '"""'
+# The closing quotes are at the end of the first line that ends with them.
+_BLOCK = re.compile(r'"""(.*?)"""[^\S\n]*(?:\n|\Z)', re.DOTALL)
 
 
 def is_block_open(text: str) -> bool:
     """Whether Enter begins a new line, because a block between three quotes is open."""
-    return text.startswith(_QUOTES) and _end(text) is None
+    return text.startswith('"""') and not _BLOCK.match(text)
 
 
 def block_content(text: str) -> str:
     """The text without the three quotes, where they are around the whole of it."""
-    end = _end(text) if text.startswith(_QUOTES) else None
-    if end is None or text[end + len(_QUOTES) :].strip():
-        return text
-    return text[len(_QUOTES) : end].strip("\n")
-
-
-def _end(text: str) -> int | None:
-    """The offset of the closing quotes: at the end of the first line that ends with them."""
-    start = len(_QUOTES)
-    while (found := text.find(_QUOTES, start)) >= 0:
-        newline = text.find("\n", found)
-        rest = text[found + len(_QUOTES) : newline if newline >= 0 else len(text)]
-        if not rest.strip():
-            return found
-        start = found + 1
-    return None
+    block = _BLOCK.match(text)
+    return block[1].strip("\n") if block and not text[block.end() :].strip() else text
 
 
 MAX_OFFERS = 200

@@ -150,7 +150,8 @@ class PasteParser(Vt100Parser):
                 continue
             character = data[position]
             # Inside a sequence there is no text; an unknown sequence ends by itself.
-            self._is_idle = character != "\x1b" and (self._is_idle or not self._waits(character))
+            continues = character in "[O;?<" or character.isdigit()
+            self._is_idle = character != "\x1b" and (self._is_idle or not continues)
             self._input_parser.send(character)
             position += 1
             if self._in_bracketed_paste:
@@ -158,24 +159,16 @@ class PasteParser(Vt100Parser):
                 return data[position:]
         return ""
 
-    @staticmethod
-    def _waits(character: str) -> bool:
-        """Whether a sequence may continue after the character."""
-        return character in "[O;?<" or character.isdigit()
-
 
 class TerminalInput(Vt100Input):
     """A terminal's keys through the linear parser."""
 
     def __init__(self, stdin: TextIO) -> None:
         super().__init__(stdin)
-        self.vt100_parser = PasteParser(self._buffer_key)
+        self.vt100_parser = PasteParser(lambda key: self._buffer.append(key))
 
     def read_keys(self) -> list[KeyPress]:
         """The keys that have arrived."""
         self.vt100_parser.feed(self.stdin_reader.read(READ_BYTES))
         keys, self._buffer = self._buffer, []
         return keys
-
-    def _buffer_key(self, key: KeyPress) -> None:
-        self._buffer.append(key)

@@ -107,11 +107,6 @@ class EntryQueue:
         runs = self._view.is_busy or self._is_silent
         return runs and not self._is_stopping and not self._thread.is_done
 
-    def begin(self) -> None:
-        """Start the Talk."""
-        self.is_busy = True
-        self._thread.begin()
-
     def enter(self, entry: str) -> None:
         """Run an entry now, or after those that wait."""
         text = block_content(entry)
