@@ -102,7 +102,8 @@ class Region:
         if self.is_doubtful or not self._output.reflows or columns >= self._columns:
             up = len(above)
         else:
-            up = sum(_rows_on_screen(row.written, columns) for row in above)
+            # The terminal has wrapped its rows again.
+            up = sum(max(1, len(chop_cells(_SEQUENCE.sub("", row.written), columns))) for row in above)
             if self._drawn:
                 up += _rows_before(self._drawn[self._cursor.y].written, self._cursor.x, columns)
         up = min(up, window_rows - 1)
@@ -121,11 +122,6 @@ def _move(y: int, to: Cursor) -> str:
     down = to.y - y
     text = "\r" + (f"\x1b[{down}B" if down > 0 else f"\x1b[{-down}A" if down < 0 else "")
     return text + (f"\x1b[{to.x}C" if to.x else "")
-
-
-def _rows_on_screen(written: str, columns: int) -> int:
-    """How many rows a row takes after the terminal has wrapped it again."""
-    return max(1, len(chop_cells(_SEQUENCE.sub("", written), columns)))
 
 
 def _rows_before(written: str, x: int, columns: int) -> int:

@@ -202,7 +202,7 @@ class BlockReader:
     # Leaves: what stands inside the containers.
 
     def _read_leaf(self, text: str, indent: int) -> None:
-        if self._table and not self._is_row(text):
+        if self._table and ("|" not in text or _FENCE.match(text)):
             self._close_leaf()
         if self._table:
             self._add_row(_cells(text))
@@ -298,9 +298,6 @@ class BlockReader:
         self._table = MarkdownTable(header, tuple(map(_align, delimiters)))
         self._table_start = replace(start, kind=BlockKind.TABLE)
         return True
-
-    def _is_row(self, text: str) -> bool:
-        return "|" in text and not _FENCE.match(text)
 
     def _add_row(self, cells: tuple[str, ...]) -> None:
         table, start = self._table, self._table_start

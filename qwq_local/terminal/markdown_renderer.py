@@ -262,7 +262,7 @@ _LOWER_HEADING = Style(bold=True, italic=True)
 
 
 @dataclass(frozen=True, slots=True)
-class ParagraphRows:
+class _ParagraphRows:
     """The rows of a paragraph from some offset on, where each starts and ends, and how far it is settled."""
 
     rows: list[Row]
@@ -304,10 +304,9 @@ class BlockRenderer:
             offset = 0
         return rows
 
-    def paragraph(self, block: MarkdownBlock, columns: int, offset: int) -> ParagraphRows:
+    def paragraph(self, block: MarkdownBlock, columns: int, offset: int) -> _ParagraphRows:
         """A paragraph's rows from a character on; that character starts a row."""
-        inline = render_inline(block.text)
-        return self._wrap(inline, block, columns, offset)
+        return self._wrap(render_inline(block.text), block, columns, offset)
 
     @staticmethod
     def _gap(block: MarkdownBlock, offset: int) -> list[Row]:
@@ -335,17 +334,17 @@ class BlockRenderer:
     def _row(self, prefix: str, text: Text) -> Row:
         return make_row(prefix, text, self.has_color)
 
-    def _wrap(self, inline: Inline, block: MarkdownBlock, columns: int, offset: int) -> ParagraphRows:
+    def _wrap(self, inline: Inline, block: MarkdownBlock, columns: int, offset: int) -> _ParagraphRows:
         width = max(MIN_WIDTH, columns - cell_len(block.rest))
         plain = inline.text.plain
         if offset and offset >= len(plain):
-            return ParagraphRows([], [], inline.settled)
+            return _ParagraphRows([], [], inline.settled)
         spans = [(offset + start, offset + end) for start, end in row_spans(plain[offset:], width)]
         rows = [
             self._row(block.rest if offset or index else block.first, part)
             for index, part in enumerate(cut(inline.text, spans))
         ]
-        return ParagraphRows(rows, spans, inline.settled)
+        return _ParagraphRows(rows, spans, inline.settled)
 
     # Code: one row a line, however long, so that a selection in the terminal copies it unchanged.
 
@@ -373,9 +372,12 @@ class BlockRenderer:
         if block.kind is BlockKind.TABLE:
             self._table = table
         widths = _column_widths(self._table or table, columns - cell_len(block.rest))
-        if widths is None:
-            return self._table_as_text(block, table, columns)
         rows: list[Row] = []
+        if widths is None:
+            # Too wide for the window: each row is a line, its cells between bars.
+            for cells in ([table.header] if block.kind is BlockKind.TABLE else []) + list(table.rows):
+                rows += self._wrap(render_inline(" | ".join(cells)), block, columns, 0).rows
+            return rows
         if block.kind is BlockKind.TABLE:
             rows += self._table_row(block.first, table.header, table, widths, Style(bold=True))
             rows.append(self._row(block.rest, Text("─┼─".join("─" * width for width in widths))))
@@ -405,13 +407,6 @@ class BlockRenderer:
                 line.append_text(cell)
             line.rstrip()
             rows.append(self._row(prefix, line))
-        return rows
-
-    def _table_as_text(self, block: MarkdownBlock, table: MarkdownTable, columns: int) -> list[Row]:
-        """A table that is too wide for the window: each row as a line, its cells between bars."""
-        rows: list[Row] = []
-        for cells in ([table.header] if block.kind is BlockKind.TABLE else []) + list(table.rows):
-            rows += self._wrap(render_inline(" | ".join(cells)), block, columns, 0).rows
         return rows
 
 

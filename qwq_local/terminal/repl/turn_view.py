@@ -170,7 +170,9 @@ class TurnView:
                 self._steer(text)
             case ThinkingClosed():
                 self._commit_thought()
-                self._commit(_closed_rows(event, self._number, self._before_s, self._layout))
+                if event.tokens:
+                    elapsed, end = self._before_s + event.elapsed_s, CLOSED_BY[event.reason]
+                    self._commit(_thought_rows(self._number, elapsed, event.tokens, end, self._layout))
             case Finished():
                 self._finish(event)
             case _:
@@ -242,7 +244,8 @@ class TurnView:
         self._can_continue = event.can_continue
         rows = _question_rows(event.question, self._layout)
         if event.continued:
-            rows = _going_on_rows(event.thought, bool(event.answer), self._layout)
+            what = f"{'the answer after ' if event.answer else ''}thought {event.thought}"
+            rows = self._layout.rows(f"going on with {what}", _mark("▸"))
         self._commit_apart(rows)
         if event.continued and event.answer:
             self._give(event.answer)
@@ -328,7 +331,8 @@ class TurnView:
             details = [f"thought {self._number}", duration(self._before_s + self._figures.elapsed_s), tokens]
         self._end_texts()
         if event.reason is FinishReason.INTERRUPTED:
-            self._commit(_stopped_rows(details, self._can_continue, self._layout))
+            hint = ["/continue goes on"] if self._can_continue else []
+            self._commit(self._layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■")))
 
     # Final rows.
 
@@ -382,13 +386,6 @@ def _question_rows(question: str, layout: RowLayout) -> list[Row]:
     return rows[:QUESTION_ROWS] + layout.rows(f"… {size}", RowStyle(DIM, "  ", "  "))
 
 
-def _closed_rows(event: ThinkingClosed, thought: int, before_s: float, layout: RowLayout) -> list[Row]:
-    """The line of a folded thought; nothing for a thought without tokens."""
-    if not event.tokens:
-        return []
-    return _thought_rows(thought, before_s + event.elapsed_s, event.tokens, CLOSED_BY[event.reason], layout)
-
-
 def _said_rows(event: Shown, layout: RowLayout) -> list[Row]:
     """Lines of the chat; those of an error are marked."""
     lines = lines_of(event)
@@ -405,16 +402,6 @@ def _recalled_rows(event: Recalled, layout: RowLayout) -> list[Row]:
         rows += _thought_rows(event.thought, event.elapsed_s, event.thinking_tokens, "", layout)
     answer = map(layout.plain, markdown_rows(event.answer, layout.columns, layout.has_color))
     return rows + _with_gap(answer)
-
-
-def _stopped_rows(details: Iterable[str], can_continue: bool, layout: RowLayout) -> list[Row]:
-    hint = ["/continue goes on"] if can_continue else []
-    return layout.rows(" · ".join(["stopped", *details, *hint]), _mark("■"))
-
-
-def _going_on_rows(thought: int, answers: bool, layout: RowLayout) -> list[Row]:
-    what = f"the answer after thought {thought}" if answers else f"thought {thought}"
-    return layout.rows(f"going on with {what}", _mark("▸"))
 
 
 def _with_gap(rows: Iterable[Row]) -> list[Row]:
