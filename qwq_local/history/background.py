@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from qwq_local.errors import QwqError
 from qwq_local.events import Answer, Finished, Thinking
@@ -56,8 +55,7 @@ class BackgroundRecorder:
         if not isinstance(event, TurnEvent):
             return
         if self._thread is None:
-            run = partial(self._run, self._origin())
-            self._thread = threading.Thread(target=run, name="background history", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(self._origin(),), daemon=True)
             self._thread.start()
         self._events.put(event)
 

@@ -42,7 +42,6 @@ _ADVICE = {
     sqlite3.SQLITE_IOERR: "its disk did not take or give the data ({}). Move it with QWQ_DATA_DIR.",
 }
 _COPY_IT = "Copy its whole folder to where it may be written, and set QWQ_DATA_DIR to the copy."
-_MAX_REASON = 200
 
 
 class HistoryBusy(HistoryError):
@@ -375,7 +374,7 @@ def _check(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
     if mark.exists():
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise _Damaged(squeezed(found, _MAX_REASON))
+            raise _Damaged(squeezed(found, 200))
         with suppress(OSError):  # where nothing may be written it stays
             mark.unlink(missing_ok=True)
     if has_tables and version not in (schema.version, *schema.migrations):

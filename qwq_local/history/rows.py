@@ -79,8 +79,7 @@ def unpacked_json(kind: Any, packed: str | None) -> Any:
 
 def unpacked_texts(packed: str) -> tuple[str, ...]:
     """The texts of a JSON array."""
-    texts: tuple[str, ...] = unpacked_json(tuple[str, ...], packed) or ()
-    return texts
+    return tuple(unpacked_json(tuple[str, ...], packed) or ())
 
 
 def conversation_of(row: sqlite3.Row) -> ConversationRecord:

@@ -93,7 +93,7 @@ def test_jsonl_writes_every_event_as_documented(cache: Path) -> None:
     lines = events(ran)
     kinds = [line["event"] for line in lines]
 
-    assert all(line["v"] == 1 for line in lines)
+    assert all(line["v"] == 2 for line in lines)
     assert [k for i, k in enumerate(kinds) if i == 0 or kinds[i - 1] != k] == [
         "loading",
         "planned",
@@ -625,7 +625,7 @@ def test_control_characters_of_the_model_never_reach_a_terminal(
 def test_chinese_and_emoji_pass_unchanged(cache: Path) -> None:
     ran = qwq_here(cache, "ask", *GREEDY, "--jsonl", "草莓里有几个🍓？")
     assert ran.status in (0, 6, 7)
-    assert all(line["v"] == 1 for line in events(ran))
+    assert all(line["v"] == 2 for line in events(ran))
 
 
 def test_a_line_of_five_megabytes_is_measured_and_refused(cache: Path) -> None:

@@ -107,7 +107,7 @@ def test_the_lines_of_json_have_every_parts_answer(cache: Path, story: Path) -> 
     assert "".join(str(line["text"]) for line in lines if line["event"] == "answer") == lines[-1]["answer"]
     assert {line["seed"] for line in lines if line["event"] == "planned"} == {7}
     for line in lines:
-        assert line["v"] == 1
+        assert line["v"] == 2
         assert all(f"`{field}`" in documented for field in line), line
 
 
