@@ -32,10 +32,10 @@ def check_utf8(text: str, what: str) -> str:
     return text
 
 
-def decode_utf8(raw: bytes, source: str) -> str:
+def decode_utf8(raw: bytes, source: str, limit: int = MAX_TEXT_BYTES) -> str:
     """Bytes as text, with `\\n` as line end. Raises UsageError when they are not UTF-8 text."""
-    if len(raw) > MAX_TEXT_BYTES:
-        raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB: no context holds it.")
+    if len(raw) > limit:
+        raise UsageError(f"{source} is larger than {limit >> 20} MiB: no context holds it.")
     raw = raw.removeprefix(_BYTE_ORDER_MARK)
     if (at := raw.find(b"\0")) >= 0:
         raise UsageError(f"{source} is not text: byte {at:,} is zero.{_kind(raw)}")

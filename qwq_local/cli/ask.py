@@ -231,7 +231,9 @@ def _read(
     given = _Input(model, task, profile, framing, continued, constraint, trace)
     if flags.each:
         return given
-    question, stdin_text = check_utf8(flags.question, "the question"), _read_stdin(environment)
+    question = check_utf8(flags.question, "the question")
+    raw = b"" if environment.stdin_is_terminal else environment.read_stdin(MAX_TEXT_BYTES + 1)
+    stdin_text = decode_utf8(raw, "standard input")
     framing.messages(question, stdin_text)
     return replace(given, question=question, stdin_text=stdin_text)
 
@@ -242,13 +244,6 @@ def read_attachments(paths: list[Path] | None) -> list[Attachment]:
     if Path("-") in paths:
         raise UsageError("-f -: standard input is read without being named. Leave it out.")
     return [Attachment(str(path), read_text(path)) for path in paths]
-
-
-def _read_stdin(environment: Environment) -> str:
-    """The text that was piped in; empty at a terminal and without standard input."""
-    if environment.stdin_is_terminal:
-        return ""
-    return decode_utf8(environment.read_stdin(MAX_TEXT_BYTES + 1), "standard input")
 
 
 def read_constraint(
@@ -336,12 +331,6 @@ class _PassTotals:
         self.count += 1
         self.last, self.spent = stats, summed(self.spent, stats)
 
-    def lines(self) -> Iterator[str]:
-        """What `--stats` prints."""
-        yield (f"{self.count:,} passes: " if self.is_split else "") + stats_line(self.spent)
-        if self.planned is not None:
-            yield ("last pass: " if self.is_split else "") + final_ledger(self.planned, self.last)
-
 
 def _answer(run: _AskRun) -> int:
     """Asks everything at once. Returns the exit status."""
@@ -382,7 +371,10 @@ def _show(run: _AskRun, events: Iterable[E], show: Callable[[E | Notice], None],
 def _status(run: _AskRun, passes: _PassTotals) -> int:
     """Prints what `--stats` asks for. Returns the exit status."""
     if run.flags.stats:
-        for line in passes.lines():
+        all_passes, last_pass = (f"{passes.count:,} passes: ", "last pass: ") if passes.is_split else ("", "")
+        write_line(run.environment.stderr, f"{all_passes}{stats_line(passes.spent)}\n")
+        if passes.planned is not None:
+            line = f"{last_pass}{final_ledger(passes.planned, passes.last)}"
             write_line(run.environment.stderr, f"{line}\n")
     return STATUS[passes.reason]
 

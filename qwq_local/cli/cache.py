@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile
 from qwq_local.engine.kv_entry import Entry, StateKey, clean_label
 from qwq_local.engine.kv_store import KvFolder, kv_folder
@@ -23,7 +22,10 @@ from qwq_local.text import binary_size, plural
 _AGE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[mhdw])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-app = command_group("cache", "List what was prefilled and is kept for the next question, or clear it.")
+app = typer.Typer(
+    invoke_without_command=True,
+    help="List what was prefilled and is kept for the next question, or clear it.",
+)
 
 
 @app.callback()

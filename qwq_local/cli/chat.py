@@ -20,7 +20,6 @@ from qwq_local.cli.local import local_model_names
 from qwq_local.cli.output import write_note
 from qwq_local.errors import ExitStatus, UsageError
 from qwq_local.history.archive import FILE, Archive
-from qwq_local.history.records import ConversationRecord
 from qwq_local.models.store import MINIATURE
 from qwq_local.paths import Directories, directories, make_private
 from qwq_local.profiles import DEFAULT_MODEL
@@ -59,19 +58,10 @@ def _archive(flags: ChatFlags, places: Directories) -> Archive:
     return Archive.open(make_private(places.data) / FILE)
 
 
-def _resumed(flags: ChatFlags, archive: Archive) -> ConversationRecord | None:
-    """The conversation to continue; None for a new one."""
-    if flags.resume:
-        return archive.find(flags.resume)
-    if not flags.goes_on:
-        return None
-    if (latest := archive.latest()) is None:
-        raise UsageError("there is no conversation yet to go on with. Leave out --continue.")
-    return latest
-
-
 def _setup(environment: Environment, flags: ChatFlags, places: Directories, archive: Archive) -> ChatSetup:
-    resumed = _resumed(flags, archive)
+    resumed = archive.find(flags.resume) if flags.resume else archive.latest() if flags.goes_on else None
+    if flags.goes_on and resumed is None:
+        raise UsageError("there is no conversation yet to go on with. Leave out --continue.")
     folders = profile_folders(places)
 
     def resolved(model: str, profile: str | None, settings: Sequence[str]) -> ResolvedProfile:

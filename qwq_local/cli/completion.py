@@ -23,14 +23,18 @@ def _starting(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
     return complete
 
 
-def _models() -> Iterable[str]:
+@_starting
+def models() -> Iterable[str]:
+    """The names of the models on this machine."""
     from qwq_local.cli.local import local_model_names
     from qwq_local.models.store import MINIATURE
 
     return [MINIATURE, *local_model_names(os.environ)]
 
 
-def _tasks() -> Iterable[str]:
+@_starting
+def tasks() -> Iterable[str]:
+    """The names of the task profiles."""
     from qwq_local.paths import directories
     from qwq_local.profiles.layers import ProfileKind, list_profiles, profile_folders
 
@@ -38,17 +42,14 @@ def _tasks() -> Iterable[str]:
     return [entry.name for entry in list_profiles(folders) if entry.kind is ProfileKind.TASK]
 
 
-def _machines() -> Iterable[str]:
+@_starting
+def machines() -> Iterable[str]:
+    """The names of the described machines."""
     from qwq_local.machine.description import machine_names
     from qwq_local.paths import directories
     from qwq_local.profiles.layers import profile_folders
 
     return machine_names(profile_folders(directories(os.environ)))
-
-
-models = _starting(_models)
-tasks = _starting(_tasks)
-machines = _starting(_machines)
 
 
 def settings(incomplete: str) -> list[tuple[str, str]]:

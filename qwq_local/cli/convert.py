@@ -79,6 +79,7 @@ def _request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
         overrides = tuple(parse_override(text) for text in flags.overrides or ())
     except ConvertError as error:
         raise UsageError(str(error)) from None
+    output, embedding = flags.output_type, flags.embedding_type
     return ConvertRequest(
         source=source,
         file_type=file_type.name,
@@ -86,8 +87,8 @@ def _request_of(flags: ConvertFlags, source: Path) -> ConvertRequest:
         threads=flags.threads,
         types=TypeOptions(
             patterns=tuple(_pattern(text) for text in flags.tensor_types or ()),
-            output=_tensor_type("--output-tensor-type", flags.output_type),
-            embedding=_tensor_type("--token-embedding-type", flags.embedding_type),
+            output=None if output is None else _tensor_type("--output-tensor-type", output),
+            embedding=None if embedding is None else _tensor_type("--token-embedding-type", embedding),
             pure=flags.pure,
             keep_output=flags.leave_output,
         ),
@@ -222,14 +223,10 @@ def _pattern(text: str) -> tuple[re.Pattern[str], QuantType]:
         compiled = re.compile(pattern.lower())
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--tensor-type {pattern[:60]!r}: no regular expression ({error}).") from None
-    if kind is None:
-        raise UsageError(f"--tensor-type {text[:60]!r}: names no type.")
     return compiled, kind
 
 
-def _tensor_type(flag: str, name: str | None) -> QuantType | None:
-    if name is None:
-        return None
+def _tensor_type(flag: str, name: str) -> QuantType:
     kind = find_tensor_type(name)
     if kind not in QUANTIZABLE:
         known = ", ".join(kind.name for kind in QUANTIZABLE)

@@ -8,8 +8,9 @@ next line is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+from typing import BinaryIO
 
 from qwq_local.backend.api import Backend, ReplyRequest
 from qwq_local.cli.environment import Environment, ReplyInterrupt
@@ -22,17 +23,6 @@ from qwq_local.utf8 import MAX_TEXT_BYTES, decode_utf8
 from qwq_local.wire import json_line, readable, write_line
 
 
-@dataclass(frozen=True, slots=True)
-class _EachLine:
-    """A line of input: its number from 1, its id, and the question or what is wrong with it."""
-
-    number: int
-    id: object = None
-    question: str = ""
-    seed: int | None = None
-    problem: str = ""
-
-
 def answer_each(
     environment: Environment,
     framing: Framing,
@@ -43,24 +33,24 @@ def answer_each(
 ) -> int:
     """Answers every line of standard input; 0 when all got an answer, 1 when some did not."""
     status = ExitStatus.ANSWERED
-    for line in _lines(environment):
-        problem = line.problem
-        if not problem:
-            try:
-                question = ReplyRequest(framing.messages(line.question), constraint, line.seed)
-                finished = _finished(interrupt.watch(backend.reply(question)), writer, line.number)
-            except (UsageError, PromptTooLong) as error:
-                problem = str(error)
-            except Aborted:
-                return ExitStatus.INTERRUPTED
-        if problem:
-            failed = {"id": line.id, "line": line.number, "error": problem}
+    for number, raw in enumerate(_lines(environment.stdin or BytesIO()), 1):
+        if not raw.strip():
+            continue
+        given: Mapping[str, object] = {}
+        try:
+            given = _object(raw, f"line {number}")
+            request = _request(given, f"line {number}", framing, constraint)
+            finished = _finished(interrupt.watch(backend.reply(request)), writer, number)
+        except (UsageError, PromptTooLong) as error:
+            failed = {"id": given.get("id"), "line": number, "error": str(error)}
             write_line(environment.stdout, json_line(failed))
             status = ExitStatus.FAILED
             continue
+        except Aborted:
+            return ExitStatus.INTERRUPTED
         fields = ("answer", "thinking", "reason", "stats")
         answered = {name: readable(getattr(finished, name)) for name in fields}
-        write_line(environment.stdout, json_line({"id": line.id, **answered}))
+        write_line(environment.stdout, json_line({"id": given.get("id"), **answered}))
         if finished.reason is FinishReason.INTERRUPTED:
             return ExitStatus.INTERRUPTED
         if finished.reason is not FinishReason.STOP:
@@ -83,40 +73,42 @@ def _finished(events: Iterable[Event], writer: EventWriter, number: int) -> Fini
     raise AssertionError("a turn always ends with Finished")
 
 
-def _lines(environment: Environment) -> Iterator[_EachLine]:
-    if environment.stdin is None:
-        return
-    number = 0
-    while raw := environment.stdin.readline(MAX_TEXT_BYTES + 1):
-        number += 1
+def _lines(stdin: BinaryIO) -> Iterator[bytes]:
+    """The lines of standard input. Of a huge one there is only the beginning."""
+    while raw := stdin.readline(MAX_TEXT_BYTES + 1):
         rest = raw
         while len(rest) > MAX_TEXT_BYTES and not rest.endswith(b"\n"):
-            rest = environment.stdin.readline(MAX_TEXT_BYTES + 1)
-        if raw.strip():
-            yield _parsed(number, raw)
+            rest = stdin.readline(MAX_TEXT_BYTES + 1)
+        yield raw
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _parsed(number: int, raw: bytes) -> _EachLine:
+def _object(raw: bytes, line: str) -> Mapping[str, object]:
+    """The object of a line. Raises UsageError."""
     try:
-        value = json.loads(decode_utf8(raw, f"line {number}"), parse_constant=_refuse_constant)
+        value = json.loads(decode_utf8(raw, line), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UsageError as error:
-        return _EachLine(number, problem=str(error))
     except UnicodeEncodeError:
-        return _EachLine(number, problem=f"line {number} holds half a surrogate pair.")
+        raise UsageError(f"{line} holds half a surrogate pair.") from None
     except (ValueError, RecursionError) as error:
-        return _EachLine(number, problem=f"line {number} is not JSON: {error}")
+        raise UsageError(f"{line} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        return _EachLine(number, problem=f"line {number} is not an object with a question.")
-    given_id, question, seed = value.get("id"), value.get("question"), value.get("seed")
+        raise UsageError(f"{line} is not an object with a question.")
+    return value
+
+
+def _request(
+    given: Mapping[str, object], line: str, framing: Framing, constraint: AnswerConstraint | None
+) -> ReplyRequest:
+    """The question of an object. Raises UsageError."""
+    question, seed = given.get("question"), given.get("seed")
     if not isinstance(question, str) or not question.strip():
-        return _EachLine(number, given_id, problem=f"line {number} has no text under 'question'.")
+        raise UsageError(f"{line} has no text under 'question'.")
     if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**32 - 1):
-        return _EachLine(number, given_id, problem=f"line {number}: the seed must be 0 to {2**32 - 2}.")
-    if unknown := sorted(set(value) - {"id", "question", "seed"}):
-        return _EachLine(number, given_id, problem=f"line {number}: unknown keys {', '.join(unknown)[:200]}.")
-    return _EachLine(number, given_id, question, seed)
+        raise UsageError(f"{line}: the seed must be 0 to {2**32 - 2}.")
+    if unknown := sorted(set(given) - {"id", "question", "seed"}):
+        raise UsageError(f"{line}: unknown keys {', '.join(unknown)[:200]}.")
+    return ReplyRequest(framing.messages(question), constraint, seed)

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.flags import command_group
 from qwq_local.errors import HistoryError
 from qwq_local.history.archive import FILE, Archive
 from qwq_local.history.export import Format, exported, format_of, save_text
@@ -38,7 +37,10 @@ _NOTHING = "No conversation is kept yet; `qwq chat` and `qwq ask` keep every one
 _MAX_TITLE, _MAX_MODEL = 60, 24
 _YOURS = "[yours] "
 
-app = command_group("history", "List the conversations that are kept, or search, show, export, remove them.")
+app = typer.Typer(
+    invoke_without_command=True,
+    help="List the conversations that are kept, or search, show, export, remove them.",
+)
 Which = Annotated[str, typer.Argument(metavar="ID|NAME", help="A conversation, as `qwq history` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
@@ -54,7 +56,7 @@ def list_command(
         return
     environment = process_environment()
     with _archive(environment) as archive:
-        records = archive.conversations() if archive else []
+        records = archive.conversations()
     shown = records[:limit] if limit else records
     if as_json:
         environment.print(_json(shown))
@@ -103,9 +105,9 @@ def search_command(
     environment = process_environment()
     text = " ".join(words)
     with _archive(environment) as archive:
-        hits = archive.search(text, limit) if archive else []
+        hits = archive.search(text, limit)
         found = {hit.conversation.id for hit in hits}
-        standing = frozenset[int]().union(*(_existing(archive).standing(each) for each in found))
+        standing = frozenset[int]().union(*(archive.standing(each) for each in found))
     if as_json:
         environment.print(_json(hits))
         return
@@ -145,7 +147,7 @@ def show_command(
     gone: Set[int] = frozenset()
     if everything:
         with _archive(environment) as archive:
-            every = _existing(archive).every_turn(conversation.id)
+            every = archive.every_turn(conversation.id)
         gone = {turn.id for turn in every} - {turn.id for turn in turns}
         turns = every
     environment.print(*map(sanitize, _conversation_lines(conversation, turns, gone, with_thinking=thinking)))
@@ -173,8 +175,10 @@ def _conversation_lines(
         if turn.thinking.strip():
             yield ""
             yield f"{'▾' if with_thinking else '▸'} {thought_line(turn)}"
-        if with_thinking:
-            yield from _thinking_lines(turn)
+        if with_thinking:  # behind a bar, with the person's own sentences marked
+            pieces = steered_parts(turn.thinking.strip("\n"), turn.steered)
+            text = "".join(_YOURS + piece if is_yours else piece for piece, is_yours in pieces)
+            yield from (f"│ {line}".rstrip() for line in text.split("\n"))
         if turn.answer.strip():
             yield ""
             yield turn.answer.strip("\n")
@@ -214,8 +218,8 @@ def rm_command(
 ) -> None:
     """Remove conversations for good, their thoughts and answers too; says which, and asks."""
     environment = process_environment()
-    with _archive(environment) as archive:
-        found = [_existing(archive).find(each) for each in which]
+    with _archive(environment, must_exist=True) as archive:
+        found = [archive.find(each) for each in which]
         records = list({record.id: record for record in found}.values())
         for record in records:
             turns = plural(record.n_turns, "turn")
@@ -227,44 +231,30 @@ def rm_command(
         if not yes and not environment.agrees(f"Remove {what} for good?", "removes"):
             environment.print("Nothing was removed.")
             return
-        _existing(archive).remove(*(record.id for record in records))
+        archive.remove(*(record.id for record in records))
     what = "1 conversation is" if len(records) == 1 else f"{len(records)} conversations are"
     environment.print(f"{what} removed.")
-
-
-def _thinking_lines(turn: TurnRecord) -> Iterator[str]:
-    """The thinking behind a bar, with the person's own sentences marked."""
-    pieces = steered_parts(turn.thinking.strip("\n"), turn.steered)
-    text = "".join(_YOURS + piece if is_yours else piece for piece, is_yours in pieces)
-    return (f"│ {line}".rstrip() for line in text.split("\n"))
 
 
 def _found(
     environment: Environment, which: str, *, with_tokens: bool = False
 ) -> tuple[ConversationRecord, list[TurnRecord]]:
-    with _archive(environment) as archive:
-        conversation = _existing(archive).find(which)
-        return conversation, _existing(archive).path(conversation.id, with_tokens=with_tokens)
+    with _archive(environment, must_exist=True) as archive:
+        conversation = archive.find(which)
+        return conversation, archive.path(conversation.id, with_tokens=with_tokens)
 
 
 @contextmanager
-def _archive(environment: Environment) -> Iterator[Archive | None]:
-    """The user's history, with the turns of dead processes completed; None while there is no history."""
+def _archive(environment: Environment, *, must_exist: bool = False) -> Iterator[Archive]:
+    """The user's history, with the turns of dead processes completed; an empty one while there is none."""
     path = directories(environment.variables).data / FILE
-    if not path.exists():
-        yield None
-        return
-    with Archive.to_read(path) as archive:
+    if must_exist and not path.exists():
+        raise HistoryError(_NOTHING)
+    with Archive.to_read(path) if path.exists() else Archive.private() as archive:
         for notice in archive.notices:
             write_line(environment.stderr, sanitize(notice) + "\n")
         archive.pick_up()
         yield archive
-
-
-def _existing(archive: Archive | None) -> Archive:
-    if archive is None:
-        raise HistoryError(_NOTHING)
-    return archive
 
 
 def _json(records: Sequence[ConversationRecord] | Sequence[SearchHit]) -> str:

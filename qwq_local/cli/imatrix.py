@@ -38,6 +38,7 @@ from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.progress import SHARE, TOKENS, WorkLine
 from qwq_local.terminal.sanitizer import one_line
+from qwq_local.utf8 import decode_utf8
 
 # Some 60 million tokens: days of work for a model of 32 billion parameters.
 MAX_TEXT_BYTES = 256 << 20
@@ -83,7 +84,10 @@ def _read_texts(environment: Environment, paths: Sequence[Path]) -> tuple[Calibr
     for path in paths:
         name = "standard input" if path == STDIN else str(path)
         raw = _read_stdin(environment) if path == STDIN else _read_file(path)
-        texts.append(CalibrationText(name, _checked(raw, name)))
+        if len(raw) > MAX_TEXT_BYTES:
+            raise UsageError(f"{name} is larger than {MAX_TEXT_BYTES >> 20} MiB. Give a part of it.")
+        decode_utf8(raw, name, MAX_TEXT_BYTES)
+        texts.append(CalibrationText(name, raw))
     return tuple(texts)
 
 
@@ -188,17 +192,3 @@ def _read_stdin(environment: Environment) -> bytes:
     if environment.stdin is None or environment.stdin_is_terminal:
         raise UsageError("- reads standard input, and nothing is piped in.")
     return environment.read_stdin(MAX_TEXT_BYTES + 1)
-
-
-def _checked(raw: bytes, source: str) -> bytes:
-    if len(raw) > MAX_TEXT_BYTES:
-        raise UsageError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MiB. Give a part of it.")
-    if (at := raw.find(b"\0")) >= 0:
-        raise UsageError(f"{source} is not text: byte {at:,} is zero.")
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{source} is not UTF-8 text: byte {error.start:,} is 0x{raw[error.start]:02x}."
-        ) from None
-    return raw

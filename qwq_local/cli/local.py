@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from qwq_local.models.facts import Fit
     from qwq_local.profiles.keys import Profile
 
-# What a plan gives a KV cache when f16 leaves too little room, and what sizes are estimated with.
-USUAL_KV_TYPE = "q8_0"
-
 
 def default_profile(variables: Mapping[str, str]) -> ResolvedProfile:
     """The profile of QwQ-32B without a task."""
@@ -49,5 +46,5 @@ def measured_fit(profile: Profile) -> Fit:
         free_bytes = sum(gpu.free_bytes for gpu in machine.gpus)
         place = " + ".join(gpu.description or gpu.name for gpu in machine.gpus)
     window = int(profile.native_window * max(profile.yarn_factors))
-    kv_type = profile.kv_type or USUAL_KV_TYPE
+    kv_type = profile.kv_type or "q8_0"  # what a plan takes when f16 leaves too little room
     return Fit(free_bytes, place, kv_type, profile.native_window, window)

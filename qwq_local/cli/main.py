@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
@@ -41,7 +42,6 @@ def _application(arguments: Sequence[str], environment: Environment | None) -> t
     """
     app = typer.Typer(
         name="qwq",
-        help="Run QwQ-32B on your own computer, its thinking apart from its answer.",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -74,15 +74,26 @@ def _command(place: str, flags: type, environment: Environment | None) -> Callab
         status: int = _imported(place)(own, given)
         return status
 
+    hints, signature = get_type_hints(flags), inspect.signature(flags)
+    types = {each.name: Annotated[hints[each.name], each.metadata["parameter"]] for each in fields(flags)}
+    parameters = [one.replace(annotation=types[name]) for name, one in signature.parameters.items()]
     run.__doc__ = flags.__doc__
-    run.__annotations__ = get_type_hints(flags, include_extras=True)
-    vars(run)["__signature__"] = inspect.signature(flags, eval_str=True)
+    run.__annotations__ = types
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
     return run
 
 
 def _imported(place: str) -> Any:
-    """What MODULE:NAME names. Raises EngineError where llama_cpp does not load."""
-    _check_hub_address(os.environ.get("HF_ENDPOINT", ""))
+    """What MODULE:NAME names.
+
+    Raises EngineError where llama_cpp does not load, and UsageError where HF_ENDPOINT is no URL: importing
+    huggingface_hub would end in a traceback.
+    """
+    address = os.environ.get("HF_ENDPOINT", "")
+    try:
+        urlsplit(address).port  # noqa: B018
+    except ValueError as error:
+        raise UsageError(f"HF_ENDPOINT is {address[:100]!r} ({error}): give it as https://HOST.") from None
     module, _, name = place.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -112,14 +123,6 @@ def _root(
     """Run QwQ-32B on your own computer, its thinking apart from its answer."""
 
 
-def _check_hub_address(address: str) -> None:
-    """Raises UsageError for an address that is no URL: importing huggingface_hub would end in a traceback."""
-    try:
-        urlsplit(address).port  # noqa: B018
-    except ValueError as error:
-        raise UsageError(f"HF_ENDPOINT is {address[:100]!r} ({error}): give it as https://HOST.") from None
-
-
 def main(arguments: Sequence[str], environment: Environment | None = None) -> int:
     """Runs one command. Returns its exit status, one of ExitStatus.
 
@@ -136,27 +139,19 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
         # The reader of stdout is gone. Typer makes SystemExit of that error, and of no other.
         silence_stdout()
         return ExitStatus.READER_GONE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return ExitStatus.INTERRUPTED
     except OSError as error:
         # A command could not write: to stdout, or to --think-to. Read errors are reported where they occur.
         where = error.filename or "standard output"
         return _report(f"cannot write {where}: {error.strerror or error}.", ExitStatus.FAILED)
     except Exception as error:
-        shown = _usage_error(error)
-        if shown is None:
+        # The argument parser's errors show themselves; any other is a bug.
+        if (show := getattr(error, "show", None)) is None:
             raise
-        return shown
+        show(file=sys.stderr)
+        return ExitStatus.USAGE
     return status if isinstance(status, int) else ExitStatus.ANSWERED
-
-
-def _usage_error(error: Exception) -> int | None:
-    """Shows an error of the argument parser the way the parser does. None for any other error: a bug."""
-    show = getattr(error, "show", None)
-    if show is None:
-        return ExitStatus.INTERRUPTED if type(error).__name__ == "Abort" else None
-    show(file=sys.stderr)
-    return ExitStatus.USAGE
 
 
 def _report(message: str, status: ExitStatus) -> ExitStatus:

@@ -11,23 +11,20 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from qwq_convert.architecture import ModelShape
 
 from qwq_local.cli import completion
 from qwq_local.cli.environment import Environment, process_environment
-from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import default_profile, measured_fit, model_places
 from qwq_local.cli.screen import WorkScreen
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import hash_file
-from qwq_local.models.architecture import check_architecture, file_type
 from qwq_local.models.catalog import file_type_of
-from qwq_local.models.facts import Fit, kv_bytes_per_token
-from qwq_local.models.header import read_header
 from qwq_local.models.inventory import (
     LocalModel,
     ModelOrigin,
@@ -37,7 +34,7 @@ from qwq_local.models.inventory import (
     plan_removal,
     remove_model,
 )
-from qwq_local.models.registry import ModelRecord
+from qwq_local.models.registry import ModelRecord, RegistryState
 from qwq_local.models.store import MINIATURE, default_model, find_model, is_miniature, resolve_name
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.layers import ResolvedProfile
@@ -46,10 +43,16 @@ from qwq_local.terminal.sanitizer import aligned_lines, one_line, sanitize
 from qwq_local.text import decimal_size
 from qwq_local.wire import write_line
 
+if TYPE_CHECKING:
+    from qwq_local.models.header import Header
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
-app = command_group("models", "List the models on this machine, or add, show, verify, remove, choose one.")
+app = typer.Typer(
+    invoke_without_command=True,
+    help="List the models on this machine, or add, show, verify, remove, choose one.",
+)
 Name = Annotated[
     str,
     typer.Argument(
@@ -72,7 +75,8 @@ class _Inventory:
         """The model of that name. Raises ModelNotFound, and UsageError when several match."""
         if is_miniature(name):
             path = find_model(name, self.places.catalog, self.places.directories.cache)
-            return local_model(self.state, name, path, ModelOrigin.BUNDLED, file_type(read_header(path)))
+            kind = _file_type(_header(path))
+            return local_model(self.state, name, path, ModelOrigin.BUNDLED, kind)
         model = resolve_name(name, self.models, self.places.catalog, self.state.default)
         if model is None:
             path = Path(name)
@@ -84,10 +88,6 @@ class _Inventory:
     def remember(self, record: ModelRecord) -> None:
         """Writes a record to the registry."""
         self.places.registry.change(lambda state: state.with_record(record))
-
-    def note(self, line: str) -> None:
-        """Writes a line to stderr."""
-        write_line(self.environment.stderr, f"note: {one_line(line, 1000)}\n")
 
     def print(self, line: str) -> None:
         """Writes a line to stdout; file names in it cannot control the terminal."""
@@ -107,7 +107,10 @@ def list_command(
     chosen = None if comes_with_qwq else default_model(here.models, here.places.catalog, here.state.default)
     fit = measured_fit(here.resolved.profile) if here.models else None
     shapes = [_shape_or_reason(model.path) for model in here.models]
-    contexts = [_context(model, shape, fit) for model, shape in zip(here.models, shapes, strict=True)]
+    contexts = [
+        None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
+        for model, shape in zip(here.models, shapes, strict=True)
+    ]
     if as_json:
         rows = [
             _json_row(model, shape, context, is_default=model is chosen)
@@ -120,7 +123,8 @@ def list_command(
         here.print(f"The default is {here.state.default}, which comes with qwq.")
     for model, shape in zip(here.models, shapes, strict=True):
         if isinstance(shape, str):
-            here.note(f"{model.name} cannot be run: {shape}")
+            note = one_line(f"{model.name} cannot be run: {shape}", 1000)
+            write_line(here.environment.stderr, f"note: {note}\n")
 
 
 def _list_lines(
@@ -132,13 +136,14 @@ def _list_lines(
         return
     rows = [("  NAME", "TYPE", "SIZE", "CONTEXT", "LAST USED", "VERIFIED", "FROM")]
     for model, context in zip(models, contexts, strict=True):
+        used = model.record.last_used
         rows.append(
             (
                 f"{'*' if model is chosen else ' '} {model.name}",
                 model.file_type or "-",
                 decimal_size(model.n_bytes),
                 "-" if context is None else f"{context:,}" if context else "too large",
-                _day(model.record.last_used),
+                datetime.fromtimestamp(used).strftime("%Y-%m-%d") if used else "never",
                 "yes" if model.is_verified else "-",
                 model.origin.value,
             )
@@ -156,8 +161,7 @@ def add_command(
     path = path.expanduser()
     if not path.is_file():
         raise UsageError(f"there is no file {path}.")
-    header = read_header(path)
-    check_architecture(header)
+    header = _header(path)
     alias = name or re.sub(r"-00001-of-\d{5}$", "", path.name.removesuffix(".gguf"))
     if not _NAME.fullmatch(alias) or alias.lower() in (MINIATURE, DEFAULT_MODEL):
         raise UsageError(
@@ -167,14 +171,8 @@ def add_command(
     if taken is not None and not taken.path.samefile(path):
         raise UsageError(f"{alias} is the name of {taken.path} already. Give another with --name.")
     before = here.state.of(path)
-    record = replace(
-        before,
-        alias=alias,
-        origin="add",
-        file_type=file_type_of(path.name) or file_type(header),
-        added_at=time.time(),
-    )
-    here.remember(record)
+    kind = file_type_of(path.name) or _file_type(header)
+    here.remember(replace(before, alias=alias, origin="add", file_type=kind, added_at=time.time()))
     renamed = f", no longer {before.alias}" if before.alias not in ("", alias) else ""
     here.print(f"{alias} is {path}{renamed}; it stays where it is. Try: qwq ask --model {alias} ...")
 
@@ -187,16 +185,17 @@ def rm_command(
     here = _Inventory()
     removal = plan_removal(here.find(name), here.places)
     model = removal.model
+    freed = decimal_size(removal.freed_bytes, 2)
+    done = f"{model.name} is deleted: {freed} freed."
     if removal.only_forgets:
-        here.print(f"{model.name} is forgotten; {model.path} stays.")
-    else:
-        question = f"Delete {model.name}, {model.path}? That frees {decimal_size(removal.freed_bytes, 2)}."
-        if not yes and not here.environment.agrees(one_line(question, 1000), "deletes"):
+        done = f"{model.name} is forgotten; {model.path} stays."
+    elif not yes:
+        question = one_line(f"Delete {model.name}, {model.path}? That frees {freed}.", 1000)
+        if not here.environment.agrees(question, "deletes"):
             here.print("Nothing was deleted.")
             return
     remove_model(removal, here.places)
-    if not removal.only_forgets:
-        here.print(f"{model.name} is deleted: {decimal_size(removal.freed_bytes, 2)} freed.")
+    here.print(done)
 
 
 @app.command("show")
@@ -204,7 +203,10 @@ def show_command(name: Name) -> None:
     """Print what a model is: architecture, window, template, tensors by type, KV cache per token, sha256."""
     here = _Inventory()
     model = here.find(name)
-    header = read_header(model.path)
+    from qwq_local.models.architecture import check_architecture
+    from qwq_local.models.facts import kv_bytes_per_token
+
+    header = _header(model.path)
     shape = check_architecture(header)
     fit = measured_fit(here.resolved.profile)
     kv = kv_bytes_per_token(shape, fit.kv_type)
@@ -243,7 +245,7 @@ def default_command(name: Name) -> None:
         here.print(f"The default is the model that was pulled last again: {last}.")
         return
     model = here.find(name)
-    check_architecture(read_header(model.path))
+    _header(model.path)
     here.places.registry.change(lambda state: replace(state, default=model.name))
     here.print(f"{model.name} is the default now.")
 
@@ -251,6 +253,8 @@ def default_command(name: Name) -> None:
 @app.command("verify")
 def verify_command(name: Name) -> None:
     """Hash a model's files and compare with what the hub, or the name of the blob, states."""
+    from qwq_convert.gguf_file import read_header as read_part
+
     here = _Inventory()
     model = here.find(name)
     for part in model.parts:
@@ -263,21 +267,30 @@ def verify_command(name: Name) -> None:
                 f"{part} is damaged: its sha256 is {found}, should be {expected}. Fetch it again: `qwq pull` "
                 "does so where it came from the hub."
             )
-        _check_whole(part)
-        status = part.stat()
-        known = replace(record, sha256=found, n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-        here.remember(replace(known, verified_at=time.time()))
+        try:
+            read_part(part)
+        except QwqError as error:
+            raise ModelFileError(str(error)) from None
+        here.places.registry.change(partial(RegistryState.with_verified, path=part, sha256=found))
         what = "as stated" if expected else "noted; nobody stated one before"
         here.print(f"{part.name}: sha256 {found}, {what}.")
 
 
-def _check_whole(part: Path) -> None:
-    try:
-        from qwq_convert.gguf_file import read_header as read_part
+# What reads a header imports numpy, which help can do without.
+def _header(path: Path) -> Header:
+    """The header of a GGUF. Raises ModelFileError when qwq cannot run it."""
+    from qwq_local.models.architecture import check_architecture
+    from qwq_local.models.header import read_header
 
-        read_part(part)
-    except QwqError as error:
-        raise ModelFileError(str(error)) from None
+    header = read_header(path)
+    check_architecture(header)
+    return header
+
+
+def _file_type(header: Header) -> str:
+    from qwq_local.models.architecture import file_type
+
+    return file_type(header)
 
 
 def _hashed(path: Path, environment: Environment) -> str:
@@ -295,18 +308,13 @@ def _hashed(path: Path, environment: Environment) -> str:
 
 def _shape_or_reason(path: Path) -> ModelShape | str:
     """The shape of a GGUF, or the reason why qwq cannot run it: one bad file does not hide the others."""
+    from qwq_local.models.architecture import check_architecture
+    from qwq_local.models.header import read_header
+
     try:
         return check_architecture(read_header(path))
     except ModelFileError as error:
         return str(error)
-
-
-def _context(model: LocalModel, shape: ModelShape | str, fit: Fit | None) -> int | None:
-    return None if fit is None or isinstance(shape, str) else fit.context(model.n_bytes, shape)
-
-
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d") if seconds else "never"
 
 
 def _json_row(

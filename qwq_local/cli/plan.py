@@ -14,7 +14,6 @@ from qwq_local.dialogue.conversation import Framing, fence
 from qwq_local.errors import ExitStatus
 from qwq_local.machine.description import read_machine
 from qwq_local.paths import directories
-from qwq_local.profiles.keys import Profile
 from qwq_local.profiles.layers import profile_folders, resolve
 from qwq_local.terminal.chat_lines import choice_lines, device_lines, table_lines
 from qwq_local.terminal.output import Output
@@ -32,7 +31,10 @@ def plan(environment: Environment, flags: PlanFlags) -> int:
     resolved = resolve(flags.model, flags.profile, folders, environment.variables, flags.settings or ())
     machine = read_machine(flags.machine, folders) if flags.machine else None
     request = BackendRequest(flags.model, resolved, places, machine)
-    report = plan_report(request, _question(flags, resolved.profile))
+    attachments, profile = tuple(read_attachments(flags.files)), resolved.profile
+    framing = Framing(check_utf8(profile.system, "the system prompt"), attachments, profile.question_suffix)
+    question = ReplyRequest(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
+    report = plan_report(request, question)
     if flags.as_json:
         write_line(environment.stdout, _plan_line(report))
     else:
@@ -53,12 +55,6 @@ def _plan_line(report: PlanReport) -> str:
             "error": report.problem and str(report.problem),
         }
     )
-
-
-def _question(flags: PlanFlags, profile: Profile) -> ReplyRequest:
-    attachments = tuple(read_attachments(flags.files))
-    framing = Framing(check_utf8(profile.system, "the system prompt"), attachments, profile.question_suffix)
-    return ReplyRequest(framing.messages(QUESTION), files=tuple(map(fence, attachments)))
 
 
 def _lines(report: PlanReport, out: Output) -> Iterator[str]:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from qwq_local.cli.flags import command_group
 from qwq_local.cli.local import local_model_names
 from qwq_local.errors import ModelNotFound
 from qwq_local.paths import directories
@@ -27,7 +26,7 @@ from qwq_local.terminal.sanitizer import aligned_lines, one_line
 
 _VALUE_WIDTH = 32
 
-app = command_group("profiles", "List profiles, or show what one comes to.")
+app = typer.Typer(invoke_without_command=True, help="List profiles, or show what one comes to.")
 
 
 @app.callback()
@@ -50,20 +49,15 @@ def show_command(
 ) -> None:
     """Print every key of a profile, its value, and where that came from."""
     folders = _folders()
-    model_shown, task = shown_names(name, model, folders)
-    check_model(model_shown, folders, lambda: local_model_names(os.environ))
-    resolved = resolve(model_shown, task, folders, os.environ, settings or ())
+    task: str | None = name
+    if folders.has(ProfileKind.MODEL, name) and not folders.has(ProfileKind.TASK, name):
+        model, task = name, None
+    check_model(model, folders, lambda: local_model_names(os.environ))
+    resolved = resolve(model, task, folders, os.environ, settings or ())
     for notice in resolved.notices:
         typer.echo(notice, err=True)
     for line in profile_lines(resolved):
         typer.echo(line)
-
-
-def shown_names(name: str, model: str, folders: ProfileFolders) -> tuple[str, str | None]:
-    """The model and the task of `show NAME --model MODEL`; no task where NAME is a model."""
-    if folders.has(ProfileKind.MODEL, name) and not folders.has(ProfileKind.TASK, name):
-        return name, None
-    return model, name
 
 
 def check_model(model: str, folders: ProfileFolders, local_names: Callable[[], Sequence[str]]) -> None:

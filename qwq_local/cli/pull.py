@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +103,10 @@ def _download(
         screen.say(f"{choice.reason}.")
         offer = choice.offer
     if flags.repo or flags.file:
-        _look_first(puller, listing, offer, screen)
+        # A model that qwq cannot run is refused before gigabytes of it are fetched.
+        first = offer.files[0]
+        if not puller.cache.blob(listing.repo, first.digest.hex).is_file():
+            drained(check_remote_header(puller.hub, listing, first), screen.show)
     paths = drained(pull_files(puller, listing, offer.files), screen.show)
     problem = _problem(paths[0])
     name = _register(places, listing, offer, paths, is_runnable=problem is None)
@@ -116,13 +118,6 @@ def _download(
     size = decimal_size(offer.n_bytes, 2)
     screen.say(f'{name} is ready: {size}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
     return ExitStatus.ANSWERED
-
-
-def _look_first(puller: Puller, listing: Listing, offer: Offer, screen: PullScreen) -> None:
-    """Raises ModelFileError for a model that qwq cannot run, before gigabytes of it are fetched."""
-    first = offer.files[0]
-    if not puller.cache.blob(listing.repo, first.digest.hex).is_file():
-        drained(check_remote_header(puller.hub, listing, first), screen.show)
 
 
 def _problem(path: Path) -> ModelFileError | None:
@@ -144,23 +139,17 @@ def _register(
 
     A model that qwq cannot run does not become the default.
     """
-    now = time.time()
 
     def with_files(state: RegistryState) -> RegistryState:
         for file, path in zip(offer.files, paths, strict=True):
-            status = path.stat()
-            record = replace(
-                state.of(path),
+            state = state.with_verified(
+                path,
                 origin="pull",
                 file_type=offer.file_type,
                 repo=listing.repo,
                 sha256=file.digest.hex,
-                n_bytes=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                verified_at=now,
-                added_at=now if is_runnable else 0.0,
+                added_at=time.time() if is_runnable else 0.0,
             )
-            state = state.with_record(record)
         return state
 
     places.registry.change(with_files)

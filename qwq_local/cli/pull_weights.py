@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from qwq_convert.file_types import find_file_type
@@ -30,7 +29,6 @@ from qwq_local.hub.conversion import ShardsPlanned, WeightsEvent, convert_weight
 from qwq_local.hub.pull import BytesReceived, FileDone, FileStarted, Puller
 from qwq_local.hub.transfer import TransferSettings
 from qwq_local.models.inventory import Places
-from qwq_local.models.registry import RegistryState
 from qwq_local.paths import make_private
 from qwq_local.profiles.layers import ResolvedProfile
 from qwq_local.terminal.output import Output
@@ -61,34 +59,20 @@ def pull_weights(
     except KeyboardInterrupt:
         screen.say("stopped; what came and what is converted is kept. The same command goes on from there.")
         return ExitStatus.INTERRUPTED
-    name = _register(places, repo, file_type, out)
+    name, now = out.stem, time.time()
+    facts = {"alias": name, "origin": "convert", "file_type": file_type, "repo": repo, "added_at": now}
+    registry.change(lambda state: state.with_verified(out, sha256="", **facts))
     screen.say(f'{name} is ready: {out}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
     return ExitStatus.ANSWERED
-
-
-def _register(places: Places, repo: str, file_type: str, out: Path) -> str:
-    """Registers the model, which the converter has verified. Returns its name."""
-    status, now = out.stat(), time.time()
-
-    def with_file(state: RegistryState) -> RegistryState:
-        record = replace(state.of(out), alias=out.stem, origin="convert", file_type=file_type, repo=repo)
-        known = replace(record, sha256="", n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-        return state.with_record(replace(known, verified_at=now, added_at=now))
-
-    places.registry.change(with_file)
-    return out.stem
 
 
 class WeightsScreen(PullScreen):
     """One line for both: how far the conversion is, and which shard is being downloaded."""
 
-    def __init__(self, output: Output) -> None:
-        super().__init__(output)
-        self._planned = ShardsPlanned(0, 0, 0)
-        self._arriving = FileStarted("", 0, 1, 0, 0)
-        self._arrived = 0
-        self._converted = 0
-        self._tensor = ""
+    _planned = ShardsPlanned(0, 0, 0)
+    _arriving = FileStarted("", 0, 1, 0, 0)
+    _arrived = _converted = 0
+    _tensor = "waiting"
 
     def show_weights(self, event: WeightsEvent) -> None:
         """Shows one event."""
@@ -126,4 +110,4 @@ class WeightsScreen(PullScreen):
 
     def _draw(self) -> None:
         shard = f"{self._arriving.name}: {self._arrived / GB:.2f} / {self._arriving.n_bytes / GB:.2f} GB"
-        self.update(f"{self._tensor or 'waiting'} · {shard}", self._converted)
+        self.update(f"{self._tensor} · {shard}", self._converted)

@@ -8,6 +8,7 @@ registry starts empty.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -65,6 +66,12 @@ class RegistryState:
     def with_record(self, record: ModelRecord) -> RegistryState:
         """This state with the record added."""
         return replace(self, records={**self.records, record.path: record})
+
+    def with_verified(self, path: Path, **changes: Any) -> RegistryState:
+        """This state with the file recorded as verified now, as it is on the disk, and with these changes."""
+        status = path.stat()
+        known = replace(self.of(path), n_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        return self.with_record(replace(known, verified_at=time.time(), **changes))
 
     def without(self, path: Path) -> RegistryState:
         """This state without the record of a file."""

@@ -27,7 +27,6 @@ from pathlib import Path
 from qwq_local.errors import ModelFileError, ModelNotFound, QwqError, UsageError
 from qwq_local.hub.cache import HubCache
 from qwq_local.models.catalog import Catalog
-from qwq_local.models.header import read_header
 from qwq_local.models.inventory import LocalModel, ModelOrigin, Places, local_models
 from qwq_local.models.registry import Registry, RegistryState
 from qwq_local.paths import Directories, bundled, make_private
@@ -156,6 +155,8 @@ def converted_miniature(cache: Path, file_type: str) -> Path:
 
     Raises ConvertError for an unknown type. Of two processes at once, each converts; the last rename wins.
     """
+    from qwq_local.models.header import read_header  # imports numpy
+
     source = bundled("miniature")
     folder = make_private(cache / "miniature")
     path = folder / f"miniature-{_fingerprint(source)}-{file_type}.gguf"
