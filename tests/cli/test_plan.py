@@ -57,7 +57,7 @@ def objects(ran: Ran) -> list[dict[str, Any]]:
 
 def test_json_has_machine_table_and_plan(cache: Path) -> None:
     [written] = objects(qwq_here(cache, *MINIATURE, "--json"))
-    assert (written["v"], written["model"], written["error"]) == (1, "QwQ miniature Q8_0", None)
+    assert (written["v"], written["model"], written["error"]) == (2, "QwQ miniature Q8_0", None)
     assert written["machine"]["name"] == "this machine"
     assert [row["n_ctx"] for row in written["table"]] == [256, 512, 1024, 2048, 4096]
     assert [row["yarn_factor"] for row in written["table"]] == [1, 1, 1, 2, 4]
