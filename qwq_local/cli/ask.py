@@ -33,7 +33,6 @@ from qwq_local.cli.output import (
     EventWriter,
     JsonLines,
     ending,
-    event_writer,
     final_ledger,
     write_note,
     write_plan,
@@ -51,7 +50,7 @@ from qwq_local.planning.summary import stats_line
 from qwq_local.profiles import DEFAULT_MODEL
 from qwq_local.profiles.keys import RECORDED_KEYS, Profile
 from qwq_local.profiles.layers import profile_folders, resolve
-from qwq_local.terminal.ask_screen import SplitScreen, place_of, plan_line
+from qwq_local.terminal.ask_screen import AskScreen, SplitScreen, place_of, plan_line
 from qwq_local.terminal.output import Output
 from qwq_local.utf8 import MAX_TEXT_BYTES, check_utf8, decode_utf8, read_text
 from qwq_local.wire import event_line, write_line
@@ -122,7 +121,10 @@ def ask(environment: Environment, flags: AskFlags) -> int:
         given = _read(environment, flags, model, task, resolved.profile, continued)
         if given.trace is not None:
             stack.enter_context(given.trace)
-        writer = stack.enter_context(closing(event_writer(environment, flags.think, jsonl=flags.jsonl)))
+        out = Output.of(environment.stdout, environment.variables)
+        err = Output.of(environment.stderr, environment.variables)
+        screen = AskScreen(out, err, time.monotonic, flags.think)
+        writer = stack.enter_context(closing(JsonLines(environment.stdout) if flags.jsonl else screen))
         request = BackendRequest(model, resolved, places, machine, is_private=flags.private)
         for notice in resolved.notices:
             writer.show(Notice(notice))

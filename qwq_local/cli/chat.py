@@ -42,7 +42,17 @@ def chat(environment: Environment, flags: ChatFlags) -> int:
         if (notice := hardware_notice(talk.backend)) is not None:
             write_note(environment.stderr, notice)
         if environment.stdin_is_terminal and out.is_live:
-            return _draw(environment, talk, out, flags, places)
+            from qwq_local.terminal.repl.app import Repl, ReplOptions
+
+            options = ReplOptions(
+                output=out,
+                stdin=sys.stdin,
+                environ=environment.variables,
+                clock=time.monotonic,
+                history=None if flags.private else make_private(places.data) / "chat_history",
+                view=ThinkView(flags.think or ThinkView.TAIL),
+            )
+            return Repl(talk, options).run()
         view = ThinkView(flags.think) if flags.think else None
         plain = PlainChat(talk, _line_reader(environment, err), out, err, time.monotonic, view)
         with interrupts_call(plain.interrupt):
@@ -104,21 +114,6 @@ def _show_plan(environment: Environment, talk: Talk) -> int:
             if isinstance(event, Shown):
                 environment.print(*lines_of(event))
     return status
-
-
-def _draw(environment: Environment, talk: Talk, out: Output, flags: ChatFlags, places: Directories) -> int:
-    """Runs the full chat screen."""
-    from qwq_local.terminal.repl.app import Repl, ReplOptions
-
-    options = ReplOptions(
-        output=out,
-        stdin=sys.stdin,
-        environ=environment.variables,
-        clock=time.monotonic,
-        history=None if flags.private else make_private(places.data) / "chat_history",
-        view=ThinkView(flags.think or ThinkView.TAIL),
-    )
-    return Repl(talk, options).run()
 
 
 def _line_reader(environment: Environment, err: Output) -> ReadLine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TextIO
 
@@ -13,7 +12,7 @@ from qwq_local.events import Answer, FinishReason, Planned, Thinking, ThinkingCl
 from qwq_local.planning.summary import ledger_line
 from qwq_local.planning.window import Window, larger_factor
 from qwq_local.profiles.keys import Profile
-from qwq_local.terminal.ask_screen import AskScreen, Think
+from qwq_local.terminal.ask_screen import AskScreen
 from qwq_local.terminal.chat_lines import planned_lines
 from qwq_local.terminal.output import Output
 from qwq_local.terminal.sanitizer import one_line
@@ -57,15 +56,6 @@ class JsonLines:
 
 
 EventWriter = JsonLines | AskScreen
-
-
-def event_writer(environment: Environment, think: Think | None, *, jsonl: bool) -> EventWriter:
-    """The writer for `--jsonl`, or the screen."""
-    if jsonl:
-        return JsonLines(environment.stdout)
-    out = Output.of(environment.stdout, environment.variables)
-    err = Output.of(environment.stderr, environment.variables)
-    return AskScreen(out, err, time.monotonic, think)
 
 
 def write_note(stream: TextIO, text: str) -> None:

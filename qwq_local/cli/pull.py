@@ -84,8 +84,10 @@ def _check_together(flags: PullFlags) -> None:
 def _download(
     flags: PullFlags, repo: str, hub: Hub, screen: PullScreen, places: Places, resolved: ResolvedProfile
 ) -> int:
-    registry = places.registry
-    puller = Puller(hub, places.hub_cache, is_verified=registry.read().is_verified)
+    from qwq_local.models.architecture import check_architecture
+    from qwq_local.models.header import read_header
+
+    puller = Puller(hub, places.hub_cache, is_verified=places.registry.read().is_verified)
     try:
         listing = drained(hub.list_files(repo), screen.show)
     except PullError as error:
@@ -108,7 +110,11 @@ def _download(
         if not puller.cache.blob(listing.repo, first.digest.hex).is_file():
             drained(check_remote_header(puller.hub, listing, first), screen.show)
     paths = drained(pull_files(puller, listing, offer.files), screen.show)
-    problem = _problem(paths[0])
+    problem = None
+    try:
+        check_architecture(read_header(paths[0]))
+    except ModelFileError as error:
+        problem = error
     name = _register(places, listing, offer, paths, is_runnable=problem is None)
     if problem is not None:
         raise ModelFileError(
@@ -118,18 +124,6 @@ def _download(
     size = decimal_size(offer.n_bytes, 2)
     screen.say(f'{name} is ready: {size}. Try: qwq ask --model {name} "How many r\'s are in strawberry?"')
     return ExitStatus.ANSWERED
-
-
-def _problem(path: Path) -> ModelFileError | None:
-    """Why qwq cannot run the file; None when it can."""
-    from qwq_local.models.architecture import check_architecture
-    from qwq_local.models.header import read_header
-
-    try:
-        check_architecture(read_header(path))
-    except ModelFileError as error:
-        return error
-    return None
 
 
 def _register(
