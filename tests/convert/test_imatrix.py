@@ -439,7 +439,7 @@ def test_an_abandoned_run_releases_its_output(grouped: Path, tmp_path: Path) -> 
 
 def tokens_done(screen: str) -> int:
     """The first number of the bar; 0 when there is none."""
-    bar = re.search(r"collecting ([\d,]+) /", screen)
+    bar = re.search(r"collecting [█░ ]*([\d,]+) /", screen)
     return int(bar[1].replace(",", "")) if bar else 0
 
 
