@@ -330,12 +330,28 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start waiting generations, in order, while there are slots and cells."""
-        while self._waiting and self._idle and self._waiting[0].job.window <= self._free_cells():
+        while self._waiting and self._idle and self._can_start(self._waiting[0].job):
             submission = self._waiting.popleft()
             try:
                 self._start(submission)
             except Exception as error:
                 self._fail(submission, error)
+
+    def _can_start(self, job: GenerationJob) -> bool:
+        """Whether its whole window has cells now; those of a prefix that it shares count once.
+
+        It waits while a running generation is still reading a beginning that both prompts have.
+        """
+        tokens, n_running, n_other = job.tokens, 0, 0
+        for running in self._running:
+            n_read = common_prefix(running.sequence.tokens, tokens)
+            if not running.is_prefilled and common_prefix(running.job.tokens, tokens) > n_read:
+                return False
+            n_running = max(n_running, n_read)
+        for idle in self._idle:
+            n_other = max(n_other, common_prefix(idle.tokens, tokens))
+        n_shared = n_running if n_running >= max(n_other, self._parked.find(tokens)[1]) else 0
+        return job.window - n_shared <= self._free_cells()
 
     def _free_cells(self) -> int:
         """Cells that no running generation holds or may still need."""
@@ -363,7 +379,7 @@ class Scheduler:
 
     def _take_slot(self, tokens: Sequence[int]) -> CachedSequence:
         """An idle slot that holds as much of the prompt as there is: its own, another slot's, or parked."""
-        sequences = [*self._idle, *(each.sequence for each in self._running)]
+        sequences = [*(each.sequence for each in self._running), *self._idle]
         source = max(sequences, key=lambda each: common_prefix(each.tokens, tokens))
         n_common = common_prefix(source.tokens, tokens)
         parked, n_parked = self._parked.find(tokens)

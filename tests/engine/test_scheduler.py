@@ -205,8 +205,10 @@ def test_a_generation_waits_until_its_whole_window_has_cells(model: LoadedModel,
         scheduler.submit(Counted(10 + 30 * number), job(prompt_of(model, word), window))
         for number, (word, window) in enumerate(zip(WORDS, (500, 500, 500, 100), strict=False))
     )
-    next(first)
-    assert [bool(stream.events) for stream in (second, third, fourth)] == [True, False, False]
+    while not second.events:
+        next(first)
+    assert not first.is_done
+    assert [bool(stream.events) for stream in (third, fourth)] == [False, False]
     list(first)
     while not third.events:
         next(second)
@@ -827,3 +829,25 @@ def test_slow_rows_are_sampled_in_threads_and_fast_ones_at_once(model: LoadedMod
         scheduler.close()
     assert any(name.startswith("sample") for name in context.threads) == (sample_s > 1e-4)
     assert [each.generated for each in generations] == [alone(model, prompt, 12) for prompt in prompts]
+
+
+def test_prompts_submitted_together_read_their_common_beginning_once(
+    model: LoadedModel, four: LlamaContext
+) -> None:
+    """Four windows of 400 fit 1,024 cells only because each counts the 250 shared tokens once."""
+    scheduler = Scheduler(four)
+    book = tuple(model.vocabulary.encode_text("one two three four five six seven eight nine ten " * 20)[:250])
+    prompts = [book + prompt_of(model, word) for word in WORDS[:4]]
+    generations = [Counted(12) for _ in prompts]
+    streams = [
+        scheduler.submit(generation, job(prompt, 400))
+        for generation, prompt in zip(generations, prompts, strict=True)
+    ]
+    first, *others = streams
+    while not others[-1].events:
+        next(first)
+    assert not first.is_done
+    assert [first_prefill(stream).cached >= 250 for stream in others] == [True] * 3
+    for stream, generation, prompt in zip(streams, generations, prompts, strict=True):
+        assert list(stream)[-1] == "ended"
+        assert generation.generated == alone(model, prompt, 12)
