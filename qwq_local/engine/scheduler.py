@@ -41,6 +41,8 @@ _FIRST_CHUNK, _SMALLEST_CHUNK = 64, 16
 _SLOW_TOKEN_S = 0.1
 # Rows are sampled in threads when one takes longer than handing it to a thread.
 _SLOW_SAMPLE_S = 1e-4
+# A chunk is sized for this part of the gap: the next one may take longer than the last.
+_GAP_SHARE = 0.8
 _PAUSE_STEP_S = 0.02
 _PARKED_BYTES = 2 << 30
 _CLOSED = "the scheduler is closed."
@@ -156,7 +158,7 @@ class Scheduler:
         size = min(prefill_chunk, n_batch)
         # Backends that do not ask the abort callback get short batches even when nothing else runs.
         self._alone = _ChunkSize(n_batch, size, prefill_gap, is_adaptive=not context.is_abortable)
-        self._beside = _ChunkSize(n_batch, size, prefill_gap, is_adaptive=True)
+        self._beside = _ChunkSize(n_batch, size, _GAP_SHARE * prefill_gap, is_adaptive=True)
         self._parked = _Parked(parked_bytes if context.settings.n_slots > 1 else 0)
         self._waiting: deque[Submission[Any]] = deque()
         self._running: list[_Running] = []
