@@ -441,7 +441,7 @@ def test_a_prompt_beside_a_running_generation_keeps_each_step_within_the_gap(
         list(reading)
     both = [n_tokens for n_rows, n_tokens in context.sizes if n_rows == 2]
     assert len(both) > 5
-    assert max(both) * token_s <= 0.25
+    assert max(both) * token_s <= 0.26
     assert max(both) * token_s >= 0.18
 
 
