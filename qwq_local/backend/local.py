@@ -37,9 +37,8 @@ from qwq_local.models.identity import header_sha256
 from qwq_local.planning.memory import Machine
 from qwq_local.planning.plan import Plan
 from qwq_local.planning.summary import shortage_line
-from qwq_local.profiles.keys import Profile
+from qwq_local.profiles.keys import MAX_SEED, Profile
 
-_MAX_SEED = 2**32 - 2  # llama.cpp reads the next one as "draw one"
 # Keys that need the weights or the context again; budgets and sampling need neither.
 _WEIGHT_KEYS = frozenset(("use_mmap", "n_gpu_layers"))
 _CONTEXT_KEYS = frozenset(
@@ -323,7 +322,7 @@ class LocalBackend:
         for seed in (request.seed, self._profile.seed):
             if seed is not None:
                 return seed
-        return random.SystemRandom().randrange(_MAX_SEED)
+        return random.SystemRandom().randrange(MAX_SEED + 1)
 
     def _matcher(self, source: AnswerConstraint | None) -> ConstraintMatcher | None:
         """A matcher for one reply. The last constraint stays compiled, for the next reply under it."""

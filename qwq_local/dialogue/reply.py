@@ -1,4 +1,4 @@
-"""One reply as a pure state machine: it says what to do next, is told what was done, and returns events.
+"""One reply as a pure state machine: it names the next step, takes its result and returns events.
 
 Thinking, closing, answer, budgets, loop guard, steering and continuing live here. The scheduler samples and
 decodes; nothing here knows llama.cpp. A reply is never empty: it has an answer, or Finished says why not.
@@ -128,17 +128,6 @@ class Reply:
     def is_over(self) -> bool:
         """Whether there is nothing left to generate."""
         return self._reason is not None
-
-    @property
-    def has_prefilled(self) -> bool:
-        """Whether the prompt has been read."""
-        return self._watch.has_prefilled
-
-    @property
-    def prefill_token_s(self) -> float:
-        """Seconds that one computed token of the prompt took; 0 if none was computed."""
-        rate = self._stats().prefill_rate
-        return 1 / rate if rate else 0.0
 
     def prefilled(self, progress: PrefillProgress) -> Sequence[Event]:
         """A Prefill event."""

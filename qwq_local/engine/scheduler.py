@@ -53,7 +53,7 @@ E = TypeVar("E")
 class GenerationJob:
     """What one generation needs: the tokens to prefill, its window, and how it is sampled.
 
-    `window` is the number of tokens that prompt and reply may have together; so many cells are reserved.
+    `window` is the number of tokens of prompt and reply together; the scheduler reserves as many cells.
     `n_logprobs` None computes no log-probabilities, n also the n likeliest. Setting `abort` stops it.
     """
 
